@@ -1,0 +1,34 @@
+# `make demo` and `make test` are all a newcomer needs; each installs what is missing into .venv.
+PYTHON ?= python3.11
+TORCH  ?= torch==2.13.0
+BIN    := .venv/bin
+
+.PHONY: demo test test-all lint clean
+
+demo: .venv/installed
+	mkdir -p out
+	$(BIN)/latentsync generate examples/face.mp4 examples/speech.wav -o out/demo.mp4 --model demo
+
+test: .venv/installed lint
+	$(BIN)/pytest -m "not slow and not gpu and not weights"
+
+# What `test` leaves out for its weight: full-size nets and long runs.
+test-all: .venv/installed
+	$(BIN)/pytest -m slow --timeout 1800
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# torch in a call of its own, so that nothing else picks a build of it; insightface without its
+# dependencies, because opencv-python would replace the headless cv2 (its needs are in pyproject).
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps insightface==2.1
+	touch $@
+
+clean:
+	rm -rf .venv out .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,270 @@
+"""The command line: `latentsync generate`, `info`, `download`.
+
+One line for every error. Exit codes: 2 bad usage or input, 1 failure, 130 interrupted.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from latentsync.downloads import Download
+from latentsync.errors import InputError, LatentSyncError, OptionError, WeightsMismatch
+from latentsync.types import Progress, Result
+
+if TYPE_CHECKING:
+    from latentsync.media import MediaFacts
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Lip-sync by latent diffusion: a clip and a voice in, the same clip speaking it out.",
+)
+console = Console(stderr=True)
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+STAGES = {"detect": "finding the face", "generate": "speaking", "finish": "finishing"}
+# How users of the published scripts spell options; understood, and not shown in help.
+PUBLISHED_SPELLINGS = {
+    "inference_steps": "steps",
+    "guidance_scale": "guidance-scale",
+    "video_out_path": "output",
+}
+
+
+def main() -> None:
+    """Entry point: runs the command and turns every error into one line and an exit code."""
+    debug = "--debug" in sys.argv
+    given = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        # Not standalone: typer raises what is wrong with the usage, and returns exit codes.
+        code = app(given or ["--help"], standalone_mode=False) or 0
+        line = "interrupted" if code == INTERRUPTED else ""
+    except Exception as error:  # noqa: BLE001 - a person gets one line, a developer --debug
+        if debug:
+            console.print_exception()
+        line, code = _explained(error)
+    if line:
+        # For people and scripts alike: without colours, and on one line whatever a name holds.
+        sys.stderr.write(f"latentsync: error: {' '.join(line.splitlines())}\n")
+    sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """An error's line and exit code."""
+    if isinstance(error, typer.TyperException):
+        return error.format_message(), BAD_INPUT
+    if isinstance(error, LatentSyncError):
+        return str(error), BAD_INPUT if isinstance(error, InputError) else FAILED
+    reason = " ".join(str(error).split())
+    bug = "this is a bug: please report it with the output of --debug"
+    return f"{type(error).__name__}: {reason} ({bug})", FAILED
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what is done and chosen, and why.")
+    ] = False,
+    debug: Annotated[  # noqa: ARG001 - main takes it out, wherever it stands
+        bool, typer.Option("--debug", help="Show where an error comes from.")
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    if not verbose:
+        warnings.simplefilter("ignore")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
+
+
+@app.command(
+    context_settings={"token_normalize_func": lambda name: PUBLISHED_SPELLINGS.get(name, name)}
+)
+def generate(
+    video: Annotated[Path | None, typer.Argument(help="A clip or a picture.")] = None,
+    audio: Annotated[Path | None, typer.Argument(help="The voice: sound, or a video's.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The mp4 to write.")] = None,
+    model: Annotated[
+        str, typer.Option(help="v1.6 (512 px), v1.5 (256 px), demo, or a folder training wrote.")
+    ] = "v1.6",
+    guidance_scale: Annotated[
+        float, typer.Option(help="0-10; above 1, speech counts for more.")
+    ] = 1.0,
+    steps: Annotated[int, typer.Option(help="1-50 denoising steps.")] = 20,
+    seed: Annotated[int, typer.Option(help="0 draws one; the one used is printed.")] = 0,
+    crf: Annotated[int, typer.Option(help="0 (lossless) - 51, quality of the encode.")] = 17,
+    published: Annotated[
+        bool, typer.Option("--published", help="Every choice of the published code.")
+    ] = False,
+    detector: Annotated[
+        str | None, typer.Option(help="insightface, yunet or builtin; default the model's own.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    attention: Annotated[str, typer.Option(help="native or xformers.")] = "native",
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    video_path: Annotated[Path | None, typer.Option("--video_path", hidden=True)] = None,
+    audio_path: Annotated[Path | None, typer.Option("--audio_path", hidden=True)] = None,
+) -> None:
+    """Make VIDEO speak AUDIO."""
+    video, audio = video or video_path, audio or audio_path
+    if video is None or audio is None or output is None:
+        wanted = {"VIDEO": video, "AUDIO": audio, "--output": output}
+        missing = ", ".join(name for name, value in wanted.items() if value is None)
+        raise OptionError(f"{missing} missing; see `latentsync generate --help`")
+    from latentsync.config import Options
+    from latentsync.media import check_output, open_media
+    from latentsync.pipeline import LipSync
+
+    choices: dict[str, Any] = {
+        "guidance_scale": guidance_scale,
+        "steps": steps,
+        "seed": seed,
+        "crf": crf,
+    }
+    options = Options.published(**choices) if published else Options(**choices)
+    # What can be seen at once is said before gigabytes are loaded.
+    check_output(output, (video, audio))
+    for path in (video, audio):
+        open_media(path).close()
+    lipsync = LipSync.load(
+        model,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+        detector=detector,
+        attention=attention,  # type: ignore[arg-type]  # checked there, with the allowed names
+    )
+    with _bars() as bars:
+        result = lipsync.run(video, audio, output, options=options, progress=_shown_on(bars))
+    if as_json:
+        _print_json(result)
+    else:
+        typer.echo(result.path)
+        typer.echo(_summary(result))
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="Any clip, picture or sound.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a media file is."""
+    from latentsync.media import probe
+
+    facts = probe(file)
+    if as_json:
+        _print_json(facts)
+        return
+    for name, value in asdict(facts).items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{k.replace('_', ' ')} {v}" for k, v in value.items())
+        typer.echo(f"{name.replace('_', ' '):<10} {value}")
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="v1.6, v1.5, buffalo_l, yunet, train or eval.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
+    ] = None,
+) -> None:
+    """Fetch published weights; what is there stays, and a broken transfer is resumed."""
+    from latentsync.weights import download as fetch
+    from latentsync.weights import root
+
+    def show(item: Download) -> None:
+        typer.echo(f"{root(weights) / item.target}   licence: {item.licence}")
+
+    fetch(name, weights, show)
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="v1.6, v1.5, demo, or a folder training wrote.")],
+    clip: Annotated[Path | None, typer.Argument(help="Default the drawn example.")] = None,
+    voice: Annotated[Path | None, typer.Argument(help="Default the spoken example.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder of weights.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    detector: Annotated[str | None, typer.Option(help="insightface, yunet or builtin.")] = None,
+    steps: Annotated[int, typer.Option(help="1-50 denoising steps.")] = 20,
+    seconds: Annotated[float, typer.Option(help="How much of the voice is used.")] = 4.0,
+) -> None:
+    """Check a model's files, load it strictly, run it: one table for a bug report."""
+    from latentsync.verify import verify as checks
+
+    wrong = 0
+    for check in checks(
+        model,
+        clip,
+        voice,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+        detector=detector,
+        steps=steps,
+        seconds=seconds,
+    ):
+        verdict = {True: "ok", False: "WRONG", None: ""}[check.good]
+        wrong += check.good is False
+        typer.echo(f"{verdict:<6} {check.what:<42} {check.found}")
+    if wrong:
+        raise WeightsMismatch(f"{wrong} of these checks went wrong; run `latentsync download`")
+
+
+def _print_json(facts: "Result | MediaFacts") -> None:
+    typer.echo(json.dumps(asdict(facts), indent=2, default=str))
+
+
+def _bars() -> Bars:
+    return Bars(
+        TextColumn("{task.description:>16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not sys.stderr.isatty() or os.environ.get("TERM") == "dumb",
+    )
+
+
+def _shown_on(bars: Bars) -> Any:  # noqa: ANN401 - a ProgressCallback
+    tasks: dict[str, Any] = {}
+
+    def show(progress: Progress) -> None:
+        if progress.stage not in tasks:
+            tasks[progress.stage] = bars.add_task(STAGES.get(progress.stage, progress.stage))
+        bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
+
+    return show
+
+
+def _summary(result: Result) -> str:
+    untouched = sum(stop - start for start, stop in result.passed_through)
+    return (
+        f"{result.frames} frames, {result.seconds:.2f} s, {result.width}x{result.height}; "
+        f"face in {result.faces_found} of {result.source_frames} source frames, "
+        f"{untouched} frames untouched; model {result.model}, detector {result.detector}, "
+        f"{result.device} {result.dtype}, seed {result.seed}; "
+        f"took {result.timings['total']:.1f} s"
+    )

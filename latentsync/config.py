@@ -1,0 +1,179 @@
+"""What a model is (`ModelConfig` and its presets) and what one call asks for (`Options`).
+
+Presets are Python, each built from the one before it by `replace`; a checkpoint that this project
+trains carries its config beside it as JSON (`to_json`, `from_json`).
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from latentsync.errors import OptionError
+
+__all__ = ["PRESETS", "ModelConfig", "Options", "UNetConfig", "VAEConfig", "WhisperConfig"]
+
+MAX_GUIDANCE = 10
+MAX_STEPS = 50
+MAX_CRF = 51
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Size of the U-Net; the defaults are the published stage 2 (SD 1.5's layout, 1.27 G numbers).
+
+    Channels and shapes: https://github.com/bytedance/LatentSync/blob/a229c39/configs/unet/stage2.yaml
+    """
+
+    in_channels: int = 13  # noisy 4, mask 1, masked 4, reference 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    attention_heads: int = 8  # the published config calls this number attention_head_dim
+    cross_attention_dim: int = 384  # width of a Whisper-tiny state
+    norm_num_groups: int = 32
+    motion: Literal["none", "all", "decoder"] = "all"  # where temporal modules stand
+    motion_heads: int = 8
+    motion_norm_groups: int = 32
+    motion_max_frames: int = 24  # length of the temporal position table
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Size of the image autoencoder; the defaults are stabilityai/sd-vae-ft-mse."""
+
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215  # Stable Diffusion 1's, fidelity to the published pipeline
+    shift_factor: float = 0.0
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent cell along one side."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """Size of the speech encoder; the defaults are openai/whisper tiny.
+
+    Only the encoder is used. States = layers + 1 (the embedding, then each block's output).
+    """
+
+    n_mels: int = 80
+    n_audio_ctx: int = 1500  # tokens in a 30 s window
+    n_audio_state: int = 384
+    n_audio_head: int = 6
+    n_audio_layer: int = 4
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model: its nets, the side of its face crop, and the face detector it is used with."""
+
+    name: str
+    resolution: int  # px, side of the square face crop
+    detector: str  # "insightface", "yunet" or "builtin"
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    whisper: WhisperConfig = field(default_factory=WhisperConfig)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelConfig":
+        raw = json.loads(text)
+        parts = {"unet": UNetConfig, "vae": VAEConfig, "whisper": WhisperConfig}
+        for key, part in parts.items():
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in raw[key].items()}
+            raw[key] = part(**values)
+        return cls(**raw)
+
+
+_V16 = ModelConfig(name="v1.6", resolution=512, detector="insightface")
+_V15 = replace(_V16, name="v1.5", resolution=256)
+# The same classes, small enough for the repository and for two CPU cores.
+_DEMO = replace(
+    _V15,
+    name="demo",
+    resolution=64,
+    detector="builtin",
+    unet=UNetConfig(
+        block_out_channels=(32, 64, 64, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=96,
+    ),
+    vae=VAEConfig(
+        block_out_channels=(16, 32, 32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+    ),
+    whisper=WhisperConfig(n_audio_state=96, n_audio_head=4, n_audio_layer=2),
+)
+PRESETS: dict[str, ModelConfig] = {config.name: config for config in (_V16, _V15, _DEMO)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one call asks for. `Options.published()` names every choice of the published code.
+
+    Raises:
+        OptionError: a value out of its range.
+    """
+
+    guidance_scale: float = 1.0  # 0-10; at most 1: no classifier-free guidance (CFG)
+    steps: int = 20  # 1-50 DDIM steps
+    seed: int = 0  # 0: draw one; the one used is in Result
+    crf: int = 17  # 0 (lossless) - 51, x264's constant rate factor
+    # Where ours and the published choice differ, ours is the default.
+    turn: Literal["bounce", "pingpong"] = "bounce"  # pingpong shows the turning frame twice
+    length: Literal["exact", "published"] = "exact"  # ceil(seconds * 25), or floor(T / 2) + 2
+    speech_windows: Literal["overlap", "disjoint"] = "overlap"  # disjoint: a seam every 30 s
+    groups: Literal["even", "short_tail"] = "even"  # 17 frames: 9 + 8, or 16 + 1
+    vae_posterior: Literal["mean", "sample"] = "mean"
+    to_uint8: Literal["round", "truncate"] = "round"  # grey levels of crops and pasted frames
+    landmarks: Literal["subpixel", "rounded"] = "subpixel"
+
+    def __post_init__(self) -> None:
+        _in_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE, whole=False)
+        _in_range("steps", self.steps, 1, MAX_STEPS)
+        _in_range("seed", self.seed, 0, MAX_SEED)
+        _in_range("crf", self.crf, 0, MAX_CRF)
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise OptionError(
+                    f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}"
+                )
+
+    @classmethod
+    def published(cls, **changes: Any) -> "Options":  # noqa: ANN401 - the fields above, by name
+        """The published pipeline's choices, each by name; `changes` are laid over them."""
+        choices: dict[str, Any] = {
+            "turn": "pingpong",
+            "length": "published",
+            "speech_windows": "disjoint",
+            "groups": "short_tail",
+            "vae_posterior": "sample",
+            "to_uint8": "truncate",
+            "landmarks": "rounded",
+        }
+        return cls(**(choices | changes))
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    name: get_args(hint)
+    for name, hint in get_type_hints(Options).items()
+    if get_origin(hint) is Literal
+}
+
+
+def _in_range(name: str, value: object, low: int, high: int, *, whole: bool = True) -> None:
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        number = "a whole number" if whole else "a number"
+        raise OptionError(f"{name} is {value!r}; it must be {number} from {low} to {high}")

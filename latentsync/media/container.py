@@ -1,0 +1,215 @@
+"""Opening and describing media files that come from outside, whatever their names say."""
+
+from __future__ import annotations  # PyAV's Packet is generic for type checkers only
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.video.frame import VideoFrame as RawFrame
+from av.video.stream import VideoStream
+
+from latentsync.errors import MediaError
+from latentsync.media.frame import Orientation
+
+__all__ = [
+    "AudioFacts",
+    "MediaFacts",
+    "VideoFacts",
+    "audio_stream",
+    "decode",
+    "demux",
+    "is_image",
+    "open_media",
+    "probe",
+    "shown",
+    "video_stream",
+]
+
+logger = logging.getLogger(__name__)
+F = TypeVar("F", RawFrame, AudioFrame)
+
+_PICTURES = ("bmp_pipe", "jpeg_pipe", "png_pipe", "webp_pipe")
+_CONTAINERS = (
+    *("mov", "matroska", "webm", "avi", "flv", "mpegts", "mpeg", "asf", "ogg"),
+    *("wav", "w64", "aiff", "mp3", "aac", "flac", "gif", "apng"),
+    *_PICTURES,
+)
+# Only both lists together keep playlists and concat lists from opening further files.
+_GUARD = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+
+
+class _Nameless:
+    """A file of which FFmpeg sees the content only: the name can't sway what it is taken for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def shown(path: Path | str) -> str:
+    """A path as messages show it: quoted, in one line, whatever characters it holds."""
+    return repr(str(path))
+
+
+def open_media(path: Path | str) -> InputContainer:
+    """Open a media file by its content; the one way in for everything from outside.
+
+    The name is only ever a local file's name, never a pattern, a URL or a protocol.
+    Raises MediaError when the file is not there or is none of the containers we read.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            what = "is not a file" if path.exists() else "does not exist"
+            raise MediaError(f"{shown(path)} {what}: give a video, picture or sound file")
+        with path.open("rb") as file:
+            seen = av.open(_Nameless(file), "r", options=_GUARD, metadata_errors="replace")
+            container = seen.format.name.split(",")[0]
+            seen.close()
+        return av.open(
+            f"file:{path.absolute()}",
+            "r",
+            format=container,
+            options=_GUARD,
+            metadata_errors="replace",
+        )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediaError(
+            f"{shown(path)} can't be read as media ({reason}):"
+            " give a video, picture or sound file that a player opens"
+        ) from error
+
+
+def is_image(container: InputContainer) -> bool:
+    """Whether the file is a still picture."""
+    return container.format.name in _PICTURES
+
+
+def video_stream(container: InputContainer) -> VideoStream | None:
+    """The main picture stream; a cover picture inside a sound file is none."""
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.codec_context is None:
+        return None
+    return None if stream.disposition & Disposition.attached_pic else stream
+
+
+def audio_stream(container: InputContainer) -> AudioStream | None:
+    """The main sound stream."""
+    stream = container.streams.best("audio")
+    if not isinstance(stream, AudioStream) or stream.codec_context is None:
+        return None
+    return stream
+
+
+def demux(container: InputContainer, stream: Stream) -> Iterator[Packet[Stream]]:
+    """The stream's packets, then an empty one to flush; damage is logged and ends nothing else."""
+    name = shown(container.name.removeprefix("file:"))
+    warned = False
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt and not warned:
+                warned = True
+                logger.warning("%s is damaged or cut short: its good frames are used", name)
+            yield packet
+    except av.FFmpegError as error:
+        logger.warning("%s is damaged (%s): what comes before is used", name, error.strerror)
+        flush: Packet[Stream] = Packet()
+        flush.stream = stream
+        yield flush
+
+
+def decode(packet: Packet[Stream], kind: type[F]) -> list[F]:
+    """The good frames a packet gives; a damaged packet gives none."""
+    try:
+        frames = packet.decode()
+    except av.FFmpegError as error:
+        logger.debug("a damaged packet at pts %s was skipped: %s", packet.pts, error.strerror)
+        return []
+    return [frame for frame in frames if isinstance(frame, kind) and not frame.is_corrupt]
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a file's picture stream is, in the file's own terms."""
+
+    codec: str
+    width: int  # px, before rotation
+    height: int  # px, before rotation
+    fps: Fraction | None  # mean, as the file claims; None for a picture
+    frames: int  # counted
+    pixel_format: str
+    rotation: int  # degrees clockwise that a player turns it by
+
+
+@dataclass(frozen=True)
+class AudioFacts:
+    """What a file's sound stream is."""
+
+    codec: str
+    sample_rate: int  # Hz
+    channels: int
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What a file is; `video` or `audio` is None where it has no such stream."""
+
+    path: Path
+    container: str
+    duration_seconds: float | None
+    video: VideoFacts | None
+    audio: AudioFacts | None
+    comment: str | None
+
+
+def probe(path: Path | str) -> MediaFacts:
+    """Describe any media file; frames are counted by walking its packets, nothing is guessed.
+
+    Raises MediaError when it is not media or holds neither pictures nor sound.
+    """
+    with open_media(path) as container:
+        video, audio = video_stream(container), audio_stream(container)
+        if video is None and audio is None:
+            raise MediaError(f"{shown(path)} holds neither pictures nor sound")
+        duration = container.duration
+        return MediaFacts(
+            path=Path(path),
+            container=container.format.name,
+            duration_seconds=None if duration is None else duration / 1e6,
+            video=None if video is None else _video_facts(container, video),
+            audio=None if audio is None else _audio_facts(audio),
+            comment=container.metadata.get("comment"),
+        )
+
+
+def _video_facts(container: InputContainer, stream: VideoStream) -> VideoFacts:
+    frames, orientation = 0, None
+    for packet in demux(container, stream):
+        frames += packet.size > 0 and not packet.is_discard
+        if orientation is None and (decoded := decode(packet, RawFrame)):
+            orientation = Orientation.of(decoded[0])
+    context = stream.codec_context
+    return VideoFacts(
+        codec=context.codec.canonical_name,
+        width=context.width,
+        height=context.height,
+        fps=None if is_image(container) else stream.average_rate,
+        frames=frames,
+        pixel_format=context.pix_fmt or "unknown",
+        rotation=0 if orientation is None else orientation.degrees,
+    )
+
+
+def _audio_facts(stream: AudioStream) -> AudioFacts:
+    context = stream.codec_context
+    return AudioFacts(context.codec.canonical_name, context.sample_rate, context.channels)

@@ -1,0 +1,362 @@
+"""One picture: its YUV planes as they were decoded, RGB on demand, changes written in place."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import cast
+
+import numpy as np
+from av.filter import Graph
+from av.video.frame import VideoFrame as RawFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from numpy.typing import NDArray
+
+from latentsync.types import Box, Frame
+
+__all__ = ["PIXEL_FORMAT", "Colour", "Orientation", "VideoFrame", "as_raw", "even_box", "from_raw"]
+
+PIXEL_FORMAT = "yuv420p"
+Plane = NDArray[np.uint8]
+"""(H, W) or, for chroma, (ceil(H / 2), ceil(W / 2)) uint8."""
+
+# Without these three flags swscale moves 92 % of the luma samples by a level on the way and back.
+_EXACT = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.BITEXACT
+)
+# Chroma is interpolated over 4 luma pixels each way; with this margin (even) a region converts to
+# the same values as inside the whole picture.
+_MARGIN = 8
+_UNSAID = 2  # "unspecified" in ITU-T H.273, for matrix, primaries and transfer
+_MATRICES = {
+    1: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+    10: Colorspace.BT2020,
+}
+_TOO_NEW = range(28, 36)  # kinds of side data that FFmpeg has and PyAV 18 has no name for
+_HD_HEIGHT = 720  # px; from here on untagged video is BT.709, below BT.601
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How to make a decoded picture upright: swap its axes first, then mirror."""
+
+    swap: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @classmethod
+    def of(cls, frame: RawFrame) -> "Orientation":
+        """Read the display matrix that rides on a frame; x' = a x + c y, y' = b x + d y."""
+        matrix = _display_matrix(frame)
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = np.frombuffer(cast(bytes, matrix), np.int32)[:5].tolist()
+        if abs(b) > abs(a):
+            return cls(True, c < 0, b < 0)
+        return cls(False, a < 0, d < 0)
+
+    @property
+    def degrees(self) -> int:
+        """Turn clockwise, mirroring aside: 0, 90, 180 or 270."""
+        if self.swap:
+            return 90 if self.mirror_x else 270
+        return 180 if self.mirror_x and self.mirror_y else 0
+
+
+@dataclass(frozen=True)
+class Colour:
+    """What a clip's samples stand for: its tags, numbered as in ITU-T H.273."""
+
+    matrix: int = _UNSAID
+    primaries: int = _UNSAID
+    transfer: int = _UNSAID
+    range: int = 0  # 0 not said (read as limited), 1 limited 16..235, 2 full 0..255
+    pixel_aspect: Fraction = Fraction(1)  # width / height of one pixel
+
+    @classmethod
+    def of(cls, raw: RawFrame, height: int, pixel_aspect: Fraction) -> "Colour":
+        """The tags of a decoded picture that is `height` px high when upright.
+
+        RGB has no matrix yet: it gets the usual one for its height, in limited range.
+        """
+        if _is_rgb(raw):
+            matrix = 1 if height >= _HD_HEIGHT else 6
+            return cls(matrix, raw.color_primaries, raw.color_trc, 1, pixel_aspect)
+        full = raw.format.name.startswith("yuvj") or (_is_grey(raw) and raw.color_range == 0)
+        levels = int(ColorRange.JPEG) if full else raw.color_range
+        return cls(raw.colorspace, raw.color_primaries, raw.color_trc, levels, pixel_aspect)
+
+    def space(self, height: int) -> Colorspace:
+        """The matrix to convert with, for a picture `height` px high."""
+        untagged = Colorspace.ITU709 if height >= _HD_HEIGHT else Colorspace.ITU601
+        return _MATRICES.get(self.matrix, untagged)
+
+    @property
+    def levels(self) -> ColorRange:
+        """The range to convert with."""
+        return ColorRange.JPEG if self.range == ColorRange.JPEG else ColorRange.MPEG
+
+
+class VideoFrame:
+    """A picture as 8-bit YUV 4:2:0 planes that never change; a change makes another VideoFrame."""
+
+    __slots__ = ("_planes", "colour", "height", "width")
+
+    def __init__(self, planes: tuple[Plane, Plane, Plane], colour: Colour) -> None:
+        """Take over (H, W), (ceil(H / 2), ceil(W / 2)) twice; uint8 arrays, made read-only."""
+        self.height, self.width = planes[0].shape
+        half = ((self.height + 1) // 2, (self.width + 1) // 2)
+        if not planes[1].shape == planes[2].shape == half:
+            raise ValueError(f"chroma of {planes[1].shape}, {planes[2].shape} where {half} is due")
+        for plane in planes:
+            plane.flags.writeable = False
+        self._planes = planes
+        self.colour = colour
+
+    @classmethod
+    def from_rgb(cls, rgb: Frame, colour: Colour | None = None) -> "VideoFrame":
+        """A picture from (H, W, 3) uint8 RGB; for drawn material, chroma is halved."""
+        colour = colour or Colour()
+        return cls(_to_yuv(rgb, colour, rgb.shape[0]), colour)
+
+    def __repr__(self) -> str:
+        return f"<VideoFrame {self.width} x {self.height}>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the planes."""
+        return sum(plane.nbytes for plane in self._planes)
+
+    def planes(self) -> tuple[Plane, Plane, Plane]:
+        """The luma and the two chroma planes, read-only."""
+        return self._planes
+
+    def rgb(self, box: Box | None = None) -> Frame:
+        """The picture, or a region of it, as (h, w, 3) uint8 RGB; the cost follows the region.
+
+        A region holds the very values of the whole picture there. Its edges are even or the
+        picture's own (see `even_box`), else ValueError.
+        """
+        box = box or Box(0, 0, self.width, self.height)
+        self._check(box)
+        around = self._around(box)
+        raw = as_raw(self._cut(around))
+        converted = raw.reformat(
+            format="rgb24",
+            interpolation=_EXACT,
+            src_colorspace=self.colour.space(self.height),
+            dst_colorspace=self.colour.space(self.height),
+            src_color_range=self.colour.levels,
+            dst_color_range=ColorRange.JPEG,
+            threads=1,
+        )
+        pixels = _plane(converted, 0, around.height, 3 * around.width)
+        inner = pixels.reshape(around.height, around.width, 3)[_within(box, around)]
+        return np.ascontiguousarray(inner)
+
+    def pasted(self, box: Box, rgb: Frame) -> "VideoFrame":
+        """A copy that shows `rgb`, (h, w, 3) uint8, in `box`.
+
+        Samples whose pixels (for chroma any of their 2 x 2) equal `self.rgb(box)` keep the
+        decoded values exactly, and so does everything outside the box.
+        """
+        self._check(box)
+        if rgb.shape != (box.height, box.width, 3) or rgb.dtype != np.uint8:
+            raise ValueError(f"{rgb.dtype} {rgb.shape} does not fill {box} with uint8 RGB")
+        around = self._around(box)
+        picture = self.rgb(around)
+        inside = picture[_within(box, around)]
+        changed = (inside != rgb).any(axis=2)
+        inside[...] = rgb
+        fresh = VideoFrame(_to_yuv(picture, self.colour, self.height), self.colour)
+        inner = Box(
+            *(box.left - around.left, box.top - around.top),
+            *(box.right - around.left, box.bottom - around.top),
+        )
+        planes = tuple(plane.copy() for plane in self._planes)
+        masks = (changed, _blocks(changed), _blocks(changed))
+        for target, source, mask in zip(_cut(planes, box), fresh._cut(inner), masks, strict=True):
+            np.copyto(target, source, where=mask)
+        return VideoFrame((planes[0], planes[1], planes[2]), self.colour)
+
+    def _check(self, box: Box) -> None:
+        aligned = (
+            box.left % 2 == box.top % 2 == 0
+            and (box.right % 2 == 0 or box.right == self.width)
+            and (box.bottom % 2 == 0 or box.bottom == self.height)
+        )
+        inside = 0 <= box.left < box.right <= self.width
+        if not (aligned and inside and 0 <= box.top < box.bottom <= self.height):
+            raise ValueError(f"{box} is not an even-aligned region of {self!r}")
+
+    def _around(self, box: Box) -> Box:
+        return Box(
+            max(box.left - _MARGIN, 0),
+            max(box.top - _MARGIN, 0),
+            min(box.right + _MARGIN, self.width),
+            min(box.bottom + _MARGIN, self.height),
+        )
+
+    def _cut(self, box: Box) -> tuple[Plane, ...]:
+        return _cut(self._planes, box)
+
+
+def even_box(rect: tuple[float, float, float, float], *, width: int, height: int) -> Box | None:
+    """The smallest region with even edges that holds `rect` (left, top, right, bottom; px).
+
+    It is cut to the picture, so that at an odd right or bottom edge it ends there.
+    None when `rect` lies outside the picture.
+    """
+    left, top = (max(0, math.floor(edge / 2) * 2) for edge in rect[:2])
+    right = min(width, math.ceil(rect[2] / 2) * 2)
+    bottom = min(height, math.ceil(rect[3] / 2) * 2)
+    if left >= right or top >= bottom:
+        return None
+    return Box(left, top, right, bottom)
+
+
+def from_raw(
+    raw: RawFrame, size: tuple[int, int], orientation: Orientation, colour: Colour
+) -> VideoFrame:
+    """A decoded picture of any format as an upright VideoFrame of `size` (width, height).
+
+    8-bit 4:2:0 keeps its samples; everything else is converted, with matrix and range stated.
+    """
+    width, height = size[::-1] if orientation.swap else size
+    if _is_grey(raw):
+        grey = raw.reformat(width=width, height=height, format="gray", interpolation=_EXACT)
+        luma = _plane(grey, 0, height, width)
+        chroma = np.full(((height + 1) // 2, (width + 1) // 2), 128, np.uint8)
+        planes = (luma, chroma, chroma.copy())
+    elif _is_rgb(raw):
+        rgb = raw.reformat(width=width, height=height, format="rgb24", interpolation=_EXACT)
+        pixels = _plane(rgb, 0, height, 3 * width).reshape(height, width, 3)
+        planes = _to_yuv(pixels, colour, size[1])
+    else:
+        planes = planes_of(_as_420(raw, width, height, colour, size[1]))
+    upright = [_turned(plane, orientation) for plane in planes]
+    return VideoFrame((upright[0], upright[1], upright[2]), colour)
+
+
+def _as_420(raw: RawFrame, width: int, height: int, colour: Colour, upright: int) -> RawFrame:
+    unchanged = raw.format.name in (PIXEL_FORMAT, "yuvj420p")
+    if unchanged and (raw.width, raw.height) == (width, height):
+        return raw
+    return raw.reformat(
+        width=width,
+        height=height,
+        format=PIXEL_FORMAT,
+        interpolation=_EXACT,
+        src_colorspace=colour.space(upright),
+        dst_colorspace=colour.space(upright),
+        src_color_range=colour.levels,
+        dst_color_range=colour.levels,
+        threads=1,
+    )
+
+
+def _display_matrix(raw: RawFrame) -> object:
+    try:
+        return raw.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 lists none where one is too new for it, as a photograph's EXIF is
+        graph = Graph()
+        nodes = [
+            graph.add_buffer(
+                width=raw.width, height=raw.height, format=raw.format, time_base=Fraction(1, 25)
+            ),
+            *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in _TOO_NEW),
+            graph.add("buffersink"),
+        ]
+        graph.link_nodes(*nodes).configure()
+        graph.vpush(raw)
+        return graph.vpull().side_data.get("DISPLAYMATRIX")
+
+
+def _turned(plane: Plane, orientation: Orientation) -> Plane:
+    if orientation == Orientation():
+        return plane
+    plane = plane.T if orientation.swap else plane
+    plane = plane[:, ::-1] if orientation.mirror_x else plane
+    return np.ascontiguousarray(plane[::-1] if orientation.mirror_y else plane)
+
+
+def _is_rgb(raw: RawFrame) -> bool:
+    """Whether the samples are full-range RGB, a palette, or black and white."""
+    return raw.format.is_rgb or raw.format.has_palette or raw.format.name.startswith("mono")
+
+
+def _is_grey(raw: RawFrame) -> bool:
+    """Whether there is luma only (and perhaps alpha); swscale would misread its range."""
+    return raw.format.name.startswith(("gray", "ya"))
+
+
+def planes_of(raw: RawFrame) -> tuple[Plane, Plane, Plane]:
+    """Views of a 4:2:0 picture's three planes, without the padding."""
+    half = ((raw.height + 1) // 2, (raw.width + 1) // 2)
+    return (_plane(raw, 0, raw.height, raw.width), _plane(raw, 1, *half), _plane(raw, 2, *half))
+
+
+def as_raw(planes: tuple[Plane, ...]) -> RawFrame:
+    """A new PyAV picture holding copies of the planes, its size made even by repeating an edge.
+
+    At an odd size swscale would stretch the chroma, and H.264 has no odd sizes.
+    """
+    raw = RawFrame(2 * planes[1].shape[1], 2 * planes[1].shape[0], PIXEL_FORMAT)
+    luma, *chroma = planes_of(raw)
+    rows, columns = planes[0].shape
+    luma[:rows, :columns] = planes[0]
+    luma[:rows, columns:] = planes[0][:, -1:]
+    luma[rows:] = luma[rows - 1]
+    chroma[0][...], chroma[1][...] = planes[1:]
+    return raw
+
+
+def _to_yuv(rgb: Frame, colour: Colour, height: int) -> tuple[Plane, Plane, Plane]:
+    """Planes for (h, w, 3) RGB that is part of a picture `height` px high."""
+    rows, columns = rgb.shape[:2]
+    even = np.pad(rgb, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
+    raw = RawFrame(even.shape[1], even.shape[0], "rgb24")
+    _plane(raw, 0, even.shape[0], 3 * even.shape[1])[...] = even.reshape(even.shape[0], -1)
+    converted = raw.reformat(
+        format=PIXEL_FORMAT,
+        interpolation=_EXACT,
+        src_colorspace=colour.space(height),
+        dst_colorspace=colour.space(height),
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=colour.levels,
+        threads=1,
+    )
+    luma, *chroma = planes_of(converted)
+    return luma[:rows, :columns], chroma[0], chroma[1]
+
+
+def _plane(raw: RawFrame, index: int, rows: int, row_bytes: int) -> Plane:
+    plane = raw.planes[index]
+    samples = np.frombuffer(cast(bytes, plane), np.uint8)  # a buffer, though its stub hides it
+    return samples.reshape(-1, plane.line_size)[:rows, :row_bytes]
+
+
+def _cut(planes: tuple[Plane, ...], box: Box) -> tuple[Plane, ...]:
+    """Views of a region in each plane; chroma rounds outwards at an odd edge."""
+    halved = slice(box.top // 2, (box.bottom + 1) // 2), slice(box.left // 2, (box.right + 1) // 2)
+    return planes[0][box.top : box.bottom, box.left : box.right], *(p[halved] for p in planes[1:])
+
+
+def _within(box: Box, around: Box) -> tuple[slice, slice]:
+    top, left = box.top - around.top, box.left - around.left
+    return slice(top, top + box.height), slice(left, left + box.width)
+
+
+def _blocks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(h, w) -> (ceil(h / 2), ceil(w / 2)): whether any pixel of a 2 x 2 block is set."""
+    padded = np.pad(mask, ((0, mask.shape[0] % 2), (0, mask.shape[1] % 2)))
+    rows, columns = padded.shape[0] // 2, padded.shape[1] // 2
+    return np.logical_or.reduce(padded.reshape(rows, 2, columns, 2), axis=(1, 3))

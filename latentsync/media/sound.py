@@ -1,0 +1,217 @@
+"""Sound of any file on one timeline: mono samples for the network, packets for the output."""
+
+import logging
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.filter import Graph
+
+from latentsync.errors import MediaError
+from latentsync.media.container import audio_stream, decode, demux, open_media, shown, video_stream
+from latentsync.types import FloatArray
+
+__all__ = ["AudioReader", "Sound", "sound_stream", "trimmed"]
+
+logger = logging.getLogger(__name__)
+
+_FULL_SCALE = 32768  # of 16-bit samples
+_LAYOUTS = {"1 channels": "mono", "2 channels": "stereo"}  # where a file doesn't say
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A file's sound stream, and where its timeline begins."""
+
+    path: Path
+    codec: str
+    sample_rate: int  # Hz
+    channels: int
+    layout: str
+    origin: Fraction  # s in the file's own time: where its first picture or sound starts
+
+    @classmethod
+    def of(cls, path: Path | str) -> "Sound":
+        """Look at a file; MediaError when it isn't media or has no sound in it."""
+        with open_media(path) as container:
+            stream = sound_stream(container, Path(path))
+            first = next(_decoded(container, stream), None)
+            if first is None:
+                raise MediaError(
+                    f"{shown(path)} has a sound stream without a single sample:"
+                    " give a file with sound in it"
+                )
+            pictures = video_stream(container)
+            starts = [_seconds(first)]
+            if pictures is not None and pictures.start_time is not None and pictures.time_base:
+                starts.append(pictures.start_time * pictures.time_base)
+            return cls(
+                path=Path(path),
+                codec=stream.codec_context.codec.canonical_name,
+                sample_rate=first.sample_rate,
+                channels=first.layout.nb_channels,
+                layout=_LAYOUTS.get(first.layout.name, first.layout.name),
+                origin=min(starts),
+            )
+
+    def resampled(
+        self, rate: int, layout: str, sample_format: str, block: int
+    ) -> Generator[AudioFrame, None, None]:
+        """The sound from time 0 on, in frames of `block` samples (the last one may be shorter).
+
+        Sound that starts late is preceded by silence, gaps of more than 0.1 s are filled with it,
+        and what a codec adds in front (priming) is dropped, as the decoder says.
+        """
+        graph, spec, done = None, None, 0
+        with open_media(self.path) as container:
+            stream = sound_stream(container, self.path)
+            for frame in _decoded(container, stream):
+                now = frame.sample_rate, frame.layout.name, frame.format.name
+                if graph is None or now != spec:
+                    for out in _drained(graph):
+                        done += out.samples
+                        yield out
+                    graph, spec = _graph(now, (rate, layout, sample_format), block, done), now
+                frame.pts = round((_seconds(frame) - self.origin) * frame.sample_rate)
+                frame.time_base = Fraction(1, frame.sample_rate)
+                graph.push(frame)
+                for out in _pulled(graph):
+                    done += out.samples
+                    yield out
+            yield from _drained(graph)
+
+
+class AudioReader:
+    """The sound of a file (wav, mp3, aac, m4a, flac, ogg, or a video's), told by its content.
+
+    Nothing stays open between calls and the waveform is never held. Raises MediaError when the
+    file is no media or holds no sound.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._sound = Sound.of(path)
+        self._counts: dict[int, int] = {}
+
+    @property
+    def codec(self) -> str:
+        return self._sound.codec
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the file, in Hz."""
+        return self._sound.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Of the file."""
+        return self._sound.channels
+
+    def chunks(self, rate: int = 16000) -> Iterator[FloatArray]:
+        """Mono sound at `rate` Hz as (n,) float32 in [-1, 1), a second at a time.
+
+        Time 0 is where the file's first picture or sound starts. The values are 16-bit steps, as
+        of `ffmpeg -i FILE -f s16le -ac 1 -ar RATE`. Each call starts anew.
+        """
+        count = 0
+        for frame in self._sound.resampled(rate, "mono", "s16", rate):
+            count += frame.samples
+            yield frame.to_ndarray()[0].astype(np.float32) / _FULL_SCALE
+        self._counts[rate] = count
+
+    def sample_count(self, rate: int = 16000) -> int:
+        """How many samples `chunks(rate)` gives: counted by decoding once, then remembered."""
+        if rate not in self._counts:
+            for _ in self.chunks(rate):
+                pass
+        return self._counts[rate]
+
+
+def sound_stream(container: InputContainer, path: Path) -> AudioStream:
+    stream = audio_stream(container)
+    if stream is None:
+        raise MediaError(f"{shown(path)} has no sound: give a file with a sound stream")
+    return stream
+
+
+def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """Frames with sound in them, each with a time; padding behind the last one is cut off."""
+    due, held = 0, None
+    for packet in demux(container, stream):
+        for frame in decode(packet, AudioFrame):
+            if frame.samples == 0:
+                continue
+            if frame.pts is None:
+                frame.pts = due
+            length = Fraction(frame.samples, frame.sample_rate)
+            due = frame.pts + round(length / (frame.time_base or Fraction(1, frame.sample_rate)))
+            if held is not None:
+                yield held
+            held = frame
+    if held is not None:
+        yield _unpadded(held)
+
+
+def _unpadded(last: AudioFrame) -> AudioFrame:
+    """The last frame without the padding that an mp4 tells by a shorter duration."""
+    in_samples = last.time_base == Fraction(1, last.sample_rate)
+    if not (in_samples and last.format.is_planar and 0 < last.duration < last.samples):
+        return last
+    return trimmed(last, last.duration)
+
+
+def trimmed(frame: AudioFrame, samples: int) -> AudioFrame:
+    """The first `samples` of a frame with planar samples."""
+    kept: FloatArray = np.ascontiguousarray(frame.to_ndarray()[:, :samples])
+    short = AudioFrame.from_ndarray(kept, frame.format.name, frame.layout.name)
+    short.sample_rate, short.pts, short.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return short
+
+
+def _seconds(frame: AudioFrame) -> Fraction:
+    return (frame.pts or 0) * (frame.time_base or Fraction(1, frame.sample_rate))
+
+
+def _graph(
+    given: tuple[int, str, str], wanted: tuple[int, str, str], block: int, start: int
+) -> Graph:
+    """A chain from one (rate, layout, sample format) to another; its first sample is `start`."""
+    graph = Graph()
+    source = graph.add_abuffer(
+        sample_rate=given[0], layout=given[1], format=given[2], time_base=Fraction(1, given[0])
+    )
+    rate, layout, sample_format = wanted
+    nodes = [
+        graph.add("aresample", f"{rate}:async=1:first_pts={start}"),
+        graph.add(
+            "aformat",
+            f"sample_rates={rate}:channel_layouts={layout}:sample_fmts={sample_format}",
+        ),
+        graph.add("asetnsamples", f"n={block}:p=0"),
+        graph.add("abuffersink"),
+    ]
+    graph.link_nodes(source, *nodes).configure()
+    return graph
+
+
+def _pulled(graph: Graph) -> Iterator[AudioFrame]:
+    while True:
+        try:
+            frame = graph.pull()
+        except (av.BlockingIOError, av.EOFError):
+            return
+        if isinstance(frame, AudioFrame):
+            yield frame
+
+
+def _drained(graph: Graph | None) -> Iterable[AudioFrame]:
+    if graph is None:
+        return
+    graph.push(None)
+    yield from _pulled(graph)

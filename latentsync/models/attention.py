@@ -1,0 +1,86 @@
+"""Multi-head attention and the feed-forward net, and which kernel computes the attention."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentsync.errors import BackendUnavailable, OptionError
+
+__all__ = ["Attend", "Attention", "FeedForward", "attention_backend"]
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(query, key, value), each (n, heads, tokens, head_dim) -> (n, heads, tokens, head_dim)."""
+
+
+class Attention(nn.Module):
+    """Queries from x, keys and values from the context; only the output has a bias."""
+
+    def __init__(self, width: int, context_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_width, width, bias=False)
+        self.to_v = nn.Linear(context_width, width, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.attend: Attend = F.scaled_dot_product_attention
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x: (n, tokens, width); context: (n, context tokens, context_width)."""
+        query, key, value = self.to_q(x), self.to_k(context), self.to_v(context)
+        split = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)]
+        return self.to_out[0](self.attend(*split).transpose(1, 2).flatten(-2))
+
+
+class GEGLU(nn.Module):
+    """A linear layer gated by GELU, https://arxiv.org/abs/2002.05202."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # The identity keeps the checkpoint's numbering, where a dropout stands.
+        self.net = nn.ModuleList(
+            [GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+def attention_backend(name: Literal["native", "xformers"]) -> Attend:
+    """The kernel called `name`: PyTorch's own fused attention, or xformers' where it is installed.
+
+    Raises:
+        BackendUnavailable: xformers was asked for and can't be loaded.
+        OptionError: an unknown name.
+    """
+    if name == "native":
+        return F.scaled_dot_product_attention
+    if name != "xformers":
+        raise OptionError(f"attention is {name!r}; it must be 'native' or 'xformers'")
+    try:
+        from xformers.ops import memory_efficient_attention
+    except (ImportError, OSError) as error:
+        raise BackendUnavailable(
+            f"attention 'xformers' was asked for, but it can't be loaded ({error}); "
+            "install the xformers build made for your torch, or use attention 'native'"
+        ) from error
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # xformers wants (n, tokens, heads, head_dim)
+        out = memory_efficient_attention(*(t.transpose(1, 2) for t in (query, key, value)))
+        return out.transpose(1, 2)
+
+    return attend

@@ -1,0 +1,440 @@
+"""The video U-Net: Stable Diffusion 1.5's layout, Whisper cross-attention, motion modules.
+
+Names here ARE the published checkpoint's keys, so every load is strict. Inside, frames stay folded
+into the batch, `(batch * frames, channels, height, width)`; only two things look across frames:
+
+    FrameSharedGroupNorm   statistics over all frames of a group (all resnets, and the output)
+    MotionModule           self-attention along time at each pixel
+
+Structure and constants: LatentSync, https://arxiv.org/abs/2412.09262 and
+https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/models/unet.py; Stable Diffusion,
+https://arxiv.org/abs/2112.10752; motion modules, AnimateDiff, https://arxiv.org/abs/2307.04725.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from latentsync.config import UNetConfig
+from latentsync.models.attention import Attention, FeedForward
+
+__all__ = ["UNet"]
+
+RESNET_EPS = 1e-5
+TRANSFORMER_EPS = 1e-6  # GroupNorm at the entry of a transformer, as in Stable Diffusion
+MAX_PERIOD = 10_000.0  # of the sinusoids, https://arxiv.org/abs/1706.03762
+
+
+class UNet(nn.Module):
+    """Predicts the noise in a group of latent frames from 13 channels, a timestep and speech."""
+
+    def __init__(self, config: UNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or UNetConfig()
+        widths = config.block_out_channels
+        time_dim = 4 * widths[0]
+        last = len(widths) - 1
+
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(widths[0], time_dim)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(
+                config,
+                widths[max(i - 1, 0)],
+                width,
+                time_dim,
+                attention=i < last,
+                downsample=i < last,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.mid_block = MidBlock(config, widths[-1], time_dim)
+        # The decoder meets the encoder's outputs in reverse: one a layer and one a downsampler.
+        skips = [widths[0]]
+        for i, width in enumerate(widths):
+            skips += [width] * (config.layers_per_block + (i < last))
+        self.up_blocks = nn.ModuleList()
+        for i, width in enumerate(reversed(widths)):
+            block_skips = [skips.pop() for _ in range(config.layers_per_block + 1)]
+            before = widths[min(last - i + 1, last)]
+            self.up_blocks.append(
+                UpBlock(
+                    config,
+                    before,
+                    width,
+                    block_skips,
+                    time_dim,
+                    attention=i > 0,
+                    upsample=i < last,
+                )
+            )
+        self.conv_norm_out = FrameSharedGroupNorm(config.norm_num_groups, widths[0], RESNET_EPS)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]  # the stub says optional
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, audio: Tensor | None) -> Tensor:
+        """Predict noise.
+
+        Args:
+            sample: (b, 13, f, h, w) latents, h and w multiples of 2 per downsampler (8).
+            timestep: 0-d, (1,) or (b,), in [0, 1000).
+            audio: (b * f, tokens, cross_attention_dim) or (b, f, tokens, cross_attention_dim);
+                None leaves the cross-attention out.
+
+        Returns:
+            (b, 4, f, h, w), of the sample's dtype.
+        """
+        batch, _, frames, height, width = sample.shape
+        stride = 2 ** (len(self.config.block_out_channels) - 1)
+        if height % stride or width % stride:
+            raise ValueError(f"latents are {height}x{width}; both must be multiples of {stride}")
+        if self.config.motion != "none" and frames > self.config.motion_max_frames:
+            raise ValueError(
+                f"a group has {frames} frames; at most {self.config.motion_max_frames} fit"
+            )
+        if audio is not None and audio.dim() == 4:
+            audio = audio.flatten(0, 1)
+        time = self.time_embedding(timestep_sinusoid(timestep, batch, self.conv_in.out_channels))
+        time = time.repeat_interleave(frames, dim=0)  # (b * f, time_dim)
+
+        x = self.conv_in(sample.transpose(1, 2).flatten(0, 1))
+        skips = [x]
+        for block in self.down_blocks:
+            x = block(x, time, audio, frames, skips)
+        x = self.mid_block(x, time, audio, frames)
+        for block in self.up_blocks:
+            x = block(x, time, audio, frames, skips)
+        x = self.conv_out(F.silu(self.conv_norm_out(x, frames)))
+        return x.unflatten(0, (batch, frames)).transpose(1, 2)
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Trade compute for memory in training: keep only each layer's input."""
+        for module in self.modules():
+            if isinstance(module, _Block):
+                module.checkpointing = enabled
+
+    def set_attention(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        """Use `attend` in every attention; see `latentsync.models.attention.attention_backend`."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.attend = attend
+
+
+class _Block(nn.Module):
+    """Layers of (resnet, attention, motion module); the last two are optional."""
+
+    resnets: nn.ModuleList
+    attentions: nn.ModuleList
+    motion_modules: nn.ModuleList
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpointing = False
+
+    def _layer(self, i: int, x: Tensor, time: Tensor, audio: Tensor | None, frames: int) -> Tensor:
+        x = self._run(self.resnets[i], x, time, frames)
+        if i < len(self.attentions):
+            x = self._run(self.attentions[i], x, audio)
+        if i < len(self.motion_modules):
+            x = self._run(self.motion_modules[i], x, frames)
+        return x
+
+    def _run(self, module: nn.Module, *args: Any) -> Tensor:  # noqa: ANN401 - tensors and ints
+        if self.checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(module, *args, use_reentrant=False)
+        else:
+            out = module(*args)
+        return out
+
+
+class DownBlock(_Block):
+    """`layers_per_block` layers, then a halving of the side."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        before: int,
+        width: int,
+        time_dim: int,
+        *,
+        attention: bool,
+        downsample: bool,
+    ) -> None:
+        super().__init__()
+        layers = range(config.layers_per_block)
+        self.resnets = nn.ModuleList(
+            Resnet(config, before if i == 0 else width, width, time_dim) for i in layers
+        )
+        self.attentions = nn.ModuleList(Transformer(config, width) for _ in layers if attention)
+        self.motion_modules = nn.ModuleList(
+            MotionModule(config, width) for _ in layers if config.motion == "all"
+        )
+        self.downsamplers = nn.ModuleList([Downsample(width)] if downsample else [])
+
+    def forward(
+        self, x: Tensor, time: Tensor, audio: Tensor | None, frames: int, skips: list[Tensor]
+    ) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self._layer(i, x, time, audio, frames)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            skips.append(x)
+        return x
+
+
+class MidBlock(_Block):
+    """Resnet, attention, resnet at the smallest side; never a motion module."""
+
+    def __init__(self, config: UNetConfig, width: int, time_dim: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(Resnet(config, width, width, time_dim) for _ in range(2))
+        self.attentions = nn.ModuleList([Transformer(config, width)])
+        self.motion_modules = nn.ModuleList()
+
+    def forward(self, x: Tensor, time: Tensor, audio: Tensor | None, frames: int) -> Tensor:
+        x = self._layer(0, x, time, audio, frames)
+        return self._layer(1, x, time, audio, frames)
+
+
+class UpBlock(_Block):
+    """`layers_per_block + 1` layers, each joined by an output of the encoder, then a doubling."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        before: int,
+        width: int,
+        skips: list[int],
+        time_dim: int,
+        *,
+        attention: bool,
+        upsample: bool,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            Resnet(config, (before if i == 0 else width) + skip, width, time_dim)
+            for i, skip in enumerate(skips)
+        )
+        self.attentions = nn.ModuleList(Transformer(config, width) for _ in skips if attention)
+        self.motion_modules = nn.ModuleList(
+            MotionModule(config, width) for _ in skips if config.motion != "none"
+        )
+        self.upsamplers = nn.ModuleList([Upsample(width)] if upsample else [])
+
+    def forward(
+        self, x: Tensor, time: Tensor, audio: Tensor | None, frames: int, skips: list[Tensor]
+    ) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self._layer(i, torch.cat([x, skips.pop()], dim=1), time, audio, frames)
+        for upsample in self.upsamplers:
+            x = upsample(x)
+        return x
+
+
+class Resnet(nn.Module):
+    """Two 3x3 convolutions with the timestep added between them, and a residual."""
+
+    def __init__(self, config: UNetConfig, before: int, width: int, time_dim: int) -> None:
+        super().__init__()
+        self.norm1 = FrameSharedGroupNorm(config.norm_num_groups, before, RESNET_EPS)
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, width)
+        self.norm2 = FrameSharedGroupNorm(config.norm_num_groups, width, RESNET_EPS)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        if before != width:
+            self.conv_shortcut = nn.Conv2d(before, width, 1)
+
+    def forward(self, x: Tensor, time: Tensor, frames: int) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x, frames)))
+        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h, frames)))
+        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+
+
+class Transformer(nn.Module):
+    """Attention within a frame: to itself, then to the speech heard at that frame."""
+
+    def __init__(self, config: UNetConfig, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_num_groups, width, TRANSFORMER_EPS)
+        self.proj_in = nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(config, width)])
+        self.proj_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, audio: Tensor | None) -> Tensor:
+        height, width = x.shape[-2:]
+        h = _to_tokens(self.proj_in(self.norm(x)))
+        for block in self.transformer_blocks:
+            h = block(h, audio)
+        return x + self.proj_out(_to_grid(h, height, width))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to speech, feed-forward; pre-normalised residuals."""
+
+    def __init__(self, config: UNetConfig, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, width, config.attention_heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, config.cross_attention_dim, config.attention_heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, audio: Tensor | None) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        if audio is not None:
+            x = x + self.attn2(self.norm2(x), audio)
+        return x + self.ff(self.norm3(x))
+
+
+class MotionModule(nn.Module):
+    """Attention along time at each pixel. Starts as the identity: `proj_out` is zero at first."""
+
+    def __init__(self, config: UNetConfig, width: int) -> None:
+        super().__init__()
+        self.temporal_transformer = TemporalTransformer(config, width)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return self.temporal_transformer(x, frames)
+
+
+class TemporalTransformer(nn.Module):
+    def __init__(self, config: UNetConfig, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.motion_norm_groups, width, TRANSFORMER_EPS)
+        self.proj_in = nn.Linear(width, width)
+        self.transformer_blocks = nn.ModuleList([TemporalBlock(config, width)])
+        self.proj_out = nn.Linear(width, width)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        height, width = x.shape[-2:]
+        h = self.proj_in(_to_tokens(self.norm(x))).unflatten(0, (-1, frames))  # (b, f, h*w, c)
+        for block in self.transformer_blocks:
+            h = block(h)
+        return x + _to_grid(self.proj_out(h).flatten(0, 1), height, width)
+
+
+class TemporalBlock(nn.Module):
+    """Two self-attentions along time and a feed-forward, on (b, f, pixels, c)."""
+
+    def __init__(self, config: UNetConfig, width: int) -> None:
+        super().__init__()
+        self.attention_blocks = nn.ModuleList(
+            TemporalAttention(width, config.motion_heads, config.motion_max_frames)
+            for _ in range(2)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.ff = FeedForward(width)
+        self.ff_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
+            x = x + attention(norm(x))
+        return x + self.ff(self.ff_norm(x))
+
+
+class TemporalAttention(Attention):
+    """Self-attention over the frames of (b, f, pixels, c), positions added to its input."""
+
+    def __init__(self, width: int, heads: int, max_frames: int) -> None:
+        super().__init__(width, width, heads)
+        self.pos_encoder = PositionTable(width, max_frames)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        assert context is None
+        batch, _, pixels, _ = x.shape
+        x = (x + self.pos_encoder(x.shape[1])[:, :, None]).transpose(1, 2).flatten(0, 1)
+        return super().forward(x, x).unflatten(0, (batch, pixels)).transpose(1, 2)
+
+
+class PositionTable(nn.Module):
+    """Sinusoids, (1, max_frames, c): a buffer that published checkpoints carry."""
+
+    pe: Tensor
+
+    def __init__(self, width: int, max_frames: int) -> None:
+        super().__init__()
+        position = torch.arange(max_frames)[:, None]
+        frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(MAX_PERIOD) / width))
+        table = torch.stack([torch.sin(position * frequency), torch.cos(position * frequency)], -1)
+        self.register_buffer("pe", table.flatten(1)[None])
+
+    def forward(self, frames: int) -> Tensor:
+        return self.pe[:, :frames]
+
+
+class FrameSharedGroupNorm(nn.GroupNorm):
+    """GroupNorm whose statistics run over all frames of a group, (c / groups, f, h, w).
+
+    The published net normalises 5-D tensors: how a clip is cut into groups is part of its result.
+    Statistics and scaling are in float32, so half precision is safe.
+    """
+
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        grouped = x.float().unflatten(0, (-1, frames)).unflatten(2, (self.num_groups, -1))
+        variance, mean = torch.var_mean(grouped, dim=(1, 3, 4, 5), correction=0)  # (b, groups)
+        per_group = self.num_channels // self.num_groups
+        scale = torch.rsqrt(variance + self.eps).repeat_interleave(per_group, 1) * self.weight
+        shift = self.bias - mean.repeat_interleave(per_group, 1) * scale  # (b, c)
+        out = x.unflatten(0, (-1, frames)) * scale[:, None, :, None, None]
+        return (out + shift[:, None, :, None, None]).flatten(0, 1).to(x.dtype)
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, width: int, time_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, time_dim)
+        self.linear_2 = nn.Linear(time_dim, time_dim)
+
+    def forward(self, sinusoid: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(sinusoid.to(self.linear_1.weight))))
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def timestep_sinusoid(timestep: Tensor | float, batch: int, width: int) -> Tensor:
+    """(batch, width) float32: cosines, then sines, of the timestep. width is even."""
+    if isinstance(timestep, Tensor):
+        t = timestep.float().reshape(-1).expand(batch)
+    else:
+        t = torch.full((batch,), float(timestep))
+    half = torch.arange(width // 2, dtype=torch.float32, device=t.device)
+    angle = t[:, None] * torch.exp(half * (-math.log(MAX_PERIOD) / (width // 2)))
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """(n, c, h, w) -> (n, h * w, c); a view when x is channels_last."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _to_grid(x: Tensor, height: int, width: int) -> Tensor:
+    """(n, h * w, c) -> (n, c, h, w), channels_last in memory."""
+    return x.transpose(1, 2).unflatten(2, (height, width))

@@ -1,0 +1,132 @@
+"""The nouns that modules hand to each other: frozen, with shape, dtype and unit by each field."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Box",
+    "Face",
+    "FaceTrack",
+    "FloatArray",
+    "Frame",
+    "IntArray",
+    "Progress",
+    "ProgressCallback",
+    "Result",
+    "Segment",
+    "VideoInfo",
+]
+
+Frame = NDArray[np.uint8]
+"""(H, W, 3) uint8 RGB."""
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of whole pixels in a frame: columns [left, right), rows [top, bottom)."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a clip is, as it will be read: upright, at `fps`."""
+
+    path: Path
+    width: int  # px, after rotation
+    height: int  # px, after rotation
+    fps: Fraction  # frames per second handed out by the reader (25), not the file's own
+    source_fps: Fraction | None  # what the file claims; None for a still image
+    duration_seconds: float | None  # what the file claims; None when it doesn't say
+    codec: str
+    pixel_format: str  # the file's own, "yuv420p10le" for instance
+    is_image: bool
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face in one frame, in frame pixels."""
+
+    box: tuple[float, float, float, float]  # left, top, right, bottom
+    score: float  # 0..1
+    points: FloatArray  # (3, 2) x, y: the brow at the picture's left, the other one, nose base
+
+    @property
+    def area(self) -> float:
+        left, top, right, bottom = self.box
+        return max(0.0, right - left) * max(0.0, bottom - top)
+
+
+@dataclass(frozen=True)
+class FaceTrack:
+    """Where the face is in every source frame; 25 bytes a frame, so an hour is 2 MB."""
+
+    affine: FloatArray  # (n, 2, 3) frame px -> crop px; zeros where no face was found
+    found: NDArray[np.bool_]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Output frames handled together: one group of the network, or frames passed through."""
+
+    start: int  # first output frame
+    stop: int  # one past the last
+    source: IntArray  # (stop - start,) the source frame shown at each
+    passthrough: bool  # True: no face here, the frames go to the output untouched
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is; `total` is None while nobody knows yet."""
+
+    stage: str  # "detect", "generate" or "finish"
+    done: int  # frames
+    total: int | None  # frames
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run did."""
+
+    path: Path
+    frames: int  # in the output
+    fps: float  # frames per second
+    seconds: float  # of output
+    width: int  # px
+    height: int  # px
+    faces_found: int  # source frames with a face
+    source_frames: int  # source frames looked at
+    passed_through: tuple[tuple[int, int], ...]  # output frames [start, stop) left untouched
+    model: str
+    detector: str
+    device: str
+    dtype: str
+    seed: int  # the one used, never 0
+    timings: dict[str, float] = field(default_factory=dict)  # seconds by stage

@@ -1,0 +1,301 @@
+"""How weights get into the nets: strictly, by the published names.
+
+    weights/                        or the folder named by $LATENTSYNC_WEIGHTS
+      demo/                         a folder in our own form, committed: config.json and
+                                    unet, vae, whisper .safetensors
+      v1.5/, v1.6/                  latentsync_unet.pt, as published
+      whisper/tiny.pt               as published
+      vae/                          stabilityai/sd-vae-ft-mse, diffusers' layout
+      auxiliary/models/buffalo_l/   InsightFace's detector and landmarks
+
+The published project's own `checkpoints/` folder does as well: a latentsync_unet.pt that lies
+directly in it serves whichever version is asked for, and the VAE is looked for in the hub's cache.
+Our own form is what training writes; `load_nets` takes such a folder by its path.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from zipfile import is_zipfile
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from latentsync.config import PRESETS, ModelConfig, UNetConfig
+from latentsync.downloads import Download, fetch_set
+from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
+from latentsync.models.unet import UNet
+from latentsync.models.vae import VAE
+from latentsync.speech import SpeechEncoder
+
+__all__ = ["Nets", "download", "load_nets", "load_unet", "root", "save"]
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+Net = TypeVar("Net", bound=nn.Module)
+
+PUBLISHED = ("v1.6", "v1.5")
+UNET, WHISPER = "latentsync_unet.pt", "whisper/tiny.pt"
+VAE_REPOSITORY, VAE_FILE = "stabilityai/sd-vae-ft-mse", "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Nets:
+    """A loaded model: three nets on one device, ready for inference; speech stays in float32."""
+
+    config: ModelConfig
+    unet: UNet
+    vae: VAE
+    speech: SpeechEncoder
+
+
+def root(folder: Path | str | None = None) -> Path:
+    """The weights folder: the one given, $LATENTSYNC_WEIGHTS, or `weights/` of the checkout."""
+    chosen = folder or os.environ.get("LATENTSYNC_WEIGHTS")
+    return Path(chosen) if chosen else Path(__file__).resolve().parent.parent / "weights"
+
+
+def download(
+    name: str, folder: Path | str | None = None, report: Callable[[Download], None] | None = None
+) -> None:
+    """Fetch what `latentsync.downloads` lists under `name` into the weights folder; see there."""
+    fetch_set(name, root(folder), report)
+
+
+def load_nets(
+    name: str | Path,
+    *,
+    folder: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Nets:
+    """Load a model by preset name, or by the path of a folder in our own form.
+
+    Raises:
+        OptionError: neither a preset nor a folder.
+        WeightsMissing: a file is not there; the message names it and what to do.
+        WeightsMismatch: a file holds another model.
+    """
+    base = root(folder)
+    own = base / "demo" if str(name) == "demo" else Path(name)
+    if str(name) in PUBLISHED:
+        nets = _load_published(PRESETS[str(name)], base, half=dtype != torch.float32)
+    elif (own / "config.json").is_file():
+        nets = _load_own(own)
+    elif str(name) == "demo":
+        raise WeightsMissing(f"{own / 'config.json'} is missing; it is part of the repository")
+    else:
+        known = ", ".join(PRESETS)
+        raise OptionError(
+            f"model is {str(name)!r}; it must be one of {known}, or a folder with a config.json"
+        )
+    # Whisper's norms compute in float32 and want their weights so; it is little work anyway.
+    precisions = ((nets.unet, dtype), (nets.vae, dtype), (nets.speech, torch.float32))
+    for net, precision in precisions:
+        net.to(device, precision).eval().requires_grad_(False)
+    return nets
+
+
+def load_unet(path: Path, config: UNetConfig) -> UNet:
+    """A U-Net, strictly, from a published .pt ({"global_step", "state_dict"}) or our safetensors.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsMismatch: another net is in it: a 1.0 checkpoint, another width, another stage.
+    """
+    state = _read(path, "state_dict")
+    found = _describe_unet(state)
+    wanted = _describe_unet(_shapes(lambda: UNet(config)))
+    if found != wanted:
+        fits = "; it fits the v1.5 and v1.6 models" if found == _PUBLISHED_UNET else ""
+        raise WeightsMismatch(f"{path} holds {found}, but {wanted} is wanted{fits}")
+    return _filled(lambda: UNet(config), state, path)
+
+
+def _load_own(folder: Path) -> Nets:
+    file = folder / "config.json"
+    try:
+        config = ModelConfig.from_json(file.read_text())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise WeightsMismatch(
+            f"{file} is no model's configuration ({type(error).__name__}: {_reason(error)}); it "
+            "must be what training wrote beside the weights"
+        ) from error
+    vae = folder / "vae.safetensors"
+    speech = folder / "whisper.safetensors"
+    return Nets(
+        config=config,
+        unet=load_unet(folder / "unet.safetensors", config.unet),
+        vae=_filled(lambda: VAE(config.vae), _read(vae), vae),
+        speech=_filled(lambda: SpeechEncoder(config.whisper), _read(speech), speech),
+    )
+
+
+def _load_published(config: ModelConfig, base: Path, *, half: bool) -> Nets:
+    unet, vae, whisper = _published_files(config.name, base)
+    encoder = {
+        key: value
+        for key, value in _read(whisper, "model_state_dict").items()
+        if key.startswith("encoder.")
+    }
+    return Nets(
+        config=config,
+        unet=load_unet(_in_half(unet, config.unet) if half else unet, config.unet),
+        vae=_filled(lambda: VAE(config.vae), _vae_state(_read(vae)), vae),
+        speech=_filled(lambda: SpeechEncoder(config.whisper), encoder, whisper),
+    )
+
+
+def _published_files(name: str, base: Path) -> tuple[Path, Path, Path]:
+    """Where the U-Net, the VAE and Whisper lie, in our layout or in the published project's."""
+    places: dict[str, list[Path | None]] = {
+        "unet": [base / name / UNET, base / UNET],
+        "vae": [base / "vae" / VAE_FILE, _cached(VAE_REPOSITORY, VAE_FILE)],
+        "whisper": [base / WHISPER],
+    }
+    found = {
+        key: next((path for path in paths if path and path.is_file()), None)
+        for key, paths in places.items()
+    }
+    missing = [str(places[key][0]) for key, path in found.items() if path is None]
+    if missing:
+        raise WeightsMissing(
+            f"model {name!r} has no {missing[0]}"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            + f"; run `latentsync download {name}`, or use `--model demo`"
+        )
+    unet, vae, whisper = (path for path in found.values() if path)
+    return unet, vae, whisper
+
+
+def _cached(repository: str, file: str) -> Path | None:
+    """The file in the hub's own cache, if it lies there."""
+    path = try_to_load_from_cache(repository, file)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _in_half(path: Path, config: UNetConfig) -> Path:
+    """A float16 copy beside a published U-Net, made once: half as large, and mapped, not unpickled.
+
+    Where the folder can't be written, the published file itself.
+    """
+    half = path.with_suffix(".fp16.safetensors")
+    if half.is_file() and half.stat().st_mtime >= path.stat().st_mtime:
+        return half
+    log.info("making %s of %s, once", half.name, path)
+    state = {k: v.half().contiguous() for k, v in load_unet(path, config).state_dict().items()}
+    temporary = half.with_name(f".{half.name}.{os.getpid()}")
+    try:
+        save_file(state, temporary)
+        temporary.replace(half)
+    except (OSError, SafetensorError) as error:
+        log.warning("%s can't be written (%s); loading %s instead", half, error, path.name)
+        return path
+    finally:
+        temporary.unlink(missing_ok=True)
+    return half
+
+
+def _read(path: Path, entry: str = "") -> State:
+    """The tensors of a .safetensors file, or those in one entry of a .pt file."""
+    if not path.is_file():
+        raise WeightsMissing(f"{path} is missing; put it there, or use `--model demo`")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Files from before torch 1.6 are no zip archives and can't be mapped into memory.
+        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever it stumbles over
+        raise WeightsMismatch(
+            f"{path} can't be read as weights ({_reason(error)}); fetch it again"
+        ) from error
+    state = raw.get(entry) if isinstance(raw, Mapping) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsMismatch(
+            f"{path} is a checkpoint of another kind, without tensors under {entry!r}; "
+            "fetch it again"
+        )
+    return state
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, shortened."""
+    return (str(error).strip() or "it is empty").splitlines()[0][:200]
+
+
+def _filled(make: Callable[[], Net], state: State, path: Path) -> Net:
+    """A net holding `state`, nothing missing and nothing over; never initialised twice."""
+    with torch.device("meta"):
+        net = make()
+    try:
+        net.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise WeightsMismatch(
+            f"{path} does not fit a {type(net).__name__} of this model: {lines[0][:300]}"
+        ) from error
+    return net
+
+
+def _shapes(make: Callable[[], nn.Module]) -> State:
+    with torch.device("meta"):
+        return make().state_dict()
+
+
+def _describe_unet(state: Mapping[str, Tensor]) -> str:
+    """What kind of U-Net a state dict is, in words."""
+    if "conv_in.weight" not in state:
+        return f"no U-Net ({len(state)} tensors, first {next(iter(state), 'none')!r})"
+    if any(".audio_cross_attn." in key for key in state):
+        return "a LatentSync 1.0 U-Net (audio_cross_attn layers, other key names)"
+    motion = {key.split(".")[0] for key in state if ".motion_modules." in key}
+    stage = {(): "none", ("up_blocks",): "decoder only"}.get(tuple(sorted(motion)), "everywhere")
+    widths = [
+        state[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0]
+        for i in range(len(state))
+        if f"down_blocks.{i}.resnets.0.conv1.weight" in state
+    ]
+    layers = len({k.split(".")[3] for k in state if k.startswith("down_blocks.0.resnets.")})
+    audio = [value for key, value in state.items() if key.endswith("attn2.to_k.weight")]
+    return (
+        f"a U-Net of widths {'/'.join(map(str, widths))}, {layers} layers a block, "
+        f"{state['conv_in.weight'].shape[1]} input channels, "
+        f"speech width {audio[0].shape[1] if audio else 'none'}, motion modules {stage}"
+    )
+
+
+_PUBLISHED_UNET = (
+    "a U-Net of widths 320/640/1280/1280, 2 layers a block, 13 input channels, "
+    "speech width 384, motion modules everywhere"
+)
+
+# The attention layers of the VAE's file carry names from before diffusers 0.17.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _vae_state(state: State) -> State:
+    """The published VAE's tensors under the names of today's AutoencoderKL."""
+    renamed = {}
+    for key, value in state.items():
+        *path, layer, kind = key.split(".")
+        renamed[".".join(["net", *path, _OLD_NAMES.get(layer, layer), kind])] = value
+    return renamed
+
+
+def save(nets: Nets, folder: Path) -> None:
+    """Write a model in our own form: config.json and three fp16 safetensors files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"unet": nets.unet, "vae": nets.vae, "whisper": nets.speech}
+    for part, net in parts.items():
+        state = {k: v.half().contiguous().cpu() for k, v in net.state_dict().items()}
+        save_file(state, folder / f"{part}.safetensors")
+    (folder / "config.json").write_text(nets.config.to_json())

@@ -1,0 +1,107 @@
+"""Cog's door to latentsync: one request in, one `LipSync.run`, one file out.
+
+Cog reads this file as text to make the request's schema: bounds, defaults and descriptions are
+single literals. Served are the model $LATENTSYNC_MODEL (default v1.6) and the weights in
+$LATENTSYNC_WEIGHTS (default weights/).
+"""
+# ruff: noqa: B008 - Cog declares inputs by calls in the signature
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from pathlib import Path as LocalPath
+
+from cog import BasePredictor, Input, Path
+
+from latentsync import LipSync, Progress
+from latentsync.downloads import SETS
+from latentsync.errors import WeightsMissing
+from latentsync.weights import download
+
+log = logging.getLogger("latentsync.predict")
+
+
+class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
+    """One loaded model, one prediction at a time."""
+
+    def setup(self) -> None:
+        """Load everything once; published weights that are not there yet are fetched first."""
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        logging.getLogger("latentsync").setLevel(logging.INFO)
+        self.folder: LocalPath | None = None
+        model = os.environ.get("LATENTSYNC_MODEL", "v1.6")
+        try:
+            self.lipsync = LipSync.load(model)
+        except WeightsMissing:
+            if model not in SETS:
+                raise
+            download(model)
+            self.lipsync = LipSync.load(model)
+
+    def predict(
+        self,
+        video: Path = Input(description="The face: a clip or a picture.", accept="video/*,image/*"),
+        audio: Path = Input(
+            description="The voice: a sound file, or a clip whose sound is taken.",
+            accept="audio/*,video/*",
+        ),
+        guidance_scale: float = Input(
+            description="How much the voice counts; above 1 a step takes about twice as long.",
+            ge=0,
+            le=10,
+            default=1,
+        ),
+        seed: int = Input(
+            description="Equal seeds give equal results; 0 draws one, shown in the log.",
+            ge=0,
+            default=0,
+        ),
+        inference_steps: int = Input(
+            description="Denoising steps: more take longer.", ge=1, le=50, default=20
+        ),
+    ) -> Path:
+        """Make the face speak the voice."""
+        self.forget()  # the answer before this one; by now Cog has sent it
+        self.folder = LocalPath(tempfile.mkdtemp(prefix="latentsync-"))
+        try:
+            result = self.lipsync.run(
+                str(video),  # a path that is no upload arrives as a str; run checks it
+                str(audio),
+                self.folder / f"{uuid.uuid4().hex}.mp4",  # a store tells uploads apart by this name
+                guidance_scale=float(guidance_scale),  # JSON's 2 arrives as int, its 5.0 as float
+                seed=int(seed),
+                steps=int(inference_steps),
+                progress=_Tenths(),
+            )
+        except BaseException as error:  # a cancellation is no Exception
+            self.forget()
+            log.info("stopped: %s", type(error).__name__, exc_info=isinstance(error, Exception))
+            raise
+        self.record_metric("frames", result.frames)
+        self.record_metric("faces", result.faces_found)
+        self.record_metric("seed", result.seed)
+        for stage, seconds in result.timings.items():
+            self.record_metric(f"timing.{stage}", round(seconds, 3))
+        return Path(result.path)
+
+    def forget(self) -> None:
+        """Delete the last prediction's file; Cog leaves it to us."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
+
+
+class _Tenths:
+    """Logs each stage's start and every tenth of it."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, int] | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        tenth = 10 * progress.done // progress.total if progress.total else 0
+        if (progress.stage, tenth) != self._last:
+            self._last = (progress.stage, tenth)
+            log.info("%s: %d of %s", progress.stage, progress.done, progress.total or "?")

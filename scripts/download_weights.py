@@ -1,0 +1,14 @@
+"""Fetch what the container bakes in: python scripts/download_weights.py [v1.6|v1.5|...]"""
+
+import sys
+
+from latentsync.weights import download
+
+
+def main() -> None:
+    for name in sys.argv[1:] or ["v1.6"]:
+        download(name, report=lambda item: print(f"{item.target}   licence: {item.licence}"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Affines, crops and pasted frames against the published numbers, and at the frame's edges."""
+
+import numpy as np
+import pytest
+import torch
+
+from latentsync import align
+from latentsync.mask import keep_mask
+from latentsync.types import Box
+from tests.golden.golden_rule import f32, image
+from tests.tiny import golden
+
+RESOLUTIONS = [256, 512]
+
+
+@pytest.fixture(scope="module", params=RESOLUTIONS)
+def case(request):
+    arrays = golden(f"align_{request.param}")
+    height, width = arrays["hw"]
+    track = align.face_track(
+        arrays["landmarks3"].astype(np.float32), np.ones(5, dtype=bool), request.param
+    )
+    return request.param, arrays, int(height), int(width), track
+
+
+def at_most_a_level(ours, expected, share=0.001):
+    """At most one grey level off, on at most 0.1 % of the values."""
+    difference = np.abs(ours.astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= share
+
+
+def cut(frame, affine, resolution, **options):
+    height, width = frame.shape[:2]
+    box = align.face_box(affine, resolution, width, height)
+    region = frame[box.top : box.bottom, box.left : box.right]
+    return align.cut_face(region, box, affine, resolution, (width, height), **options)
+
+
+def paste(frame, face, affine, **options):
+    height, width = frame.shape[:2]
+    box = align.face_box(affine, face.shape[-1], width, height)
+    out = frame.copy()
+    region = frame[box.top : box.bottom, box.left : box.right]
+    out[box.top : box.bottom, box.left : box.right] = align.paste_face(
+        region, box, face, affine, (width, height), **options
+    )
+    return out
+
+
+def test_template_and_size_are_the_published_ones(case):
+    resolution, arrays, *_ = case
+    np.testing.assert_allclose(align.template(resolution), arrays["face_template"])
+    assert align.crop_size(resolution) == tuple(arrays["face_size_wh"])
+
+
+def test_affines_are_the_published_ones(case):
+    resolution, arrays, _, _, track = case
+    np.testing.assert_allclose(track.affine, arrays["M_smooth1"], atol=1e-4, rtol=1e-6)
+    assert track.found.all()
+    alone = [
+        align.face_track(points[None].astype(np.float32), np.ones(1, dtype=bool), resolution)
+        for points in arrays["landmarks3"]
+    ]
+    for i, single in enumerate(alone):
+        unsmoothed = arrays["M_smooth0"][i].copy()
+        np.testing.assert_allclose(single.affine[0][:, :2], unsmoothed[:, :2], atol=1e-5)
+    first = alone[0].affine[0][:, 2] - arrays["p_bias"][0]
+    np.testing.assert_allclose(first, arrays["M_smooth0"][0][:, 2], atol=1e-4)
+
+
+def test_crops_are_the_published_ones(case):
+    resolution, arrays, height, width, track = case
+    for key in (key for key in arrays if key.startswith("face_") and "every" in key):
+        _, index, every = key.split("_")
+        step = int(every.removeprefix("every"))
+        frame = image(height, width, int(arrays["seed"]), f"frame{index}")
+        face = cut(frame, track.affine[int(index)], resolution, truncate=True)
+        at_most_a_level(face[::step, ::step], arrays[key])
+
+
+def test_restored_frames_are_the_published_ones(case):
+    resolution, arrays, height, width, track = case
+    frame = image(height, width, int(arrays["seed"]), "frame2")
+    face = torch.from_numpy(f32((3, resolution, resolution), int(arrays["seed"]), "gen2", 0.6))
+    restored = paste(frame, face, track.affine[2], truncate=True)
+    assert np.abs(restored.astype(int) - frame).mean() > 5  # the face is really there
+    at_most_a_level(restored, arrays["restored_2"])
+
+
+def test_work_is_confined_to_the_face(case):
+    resolution, _, height, width, track = case
+    frame = image(height, width, 1, "any")
+    face = torch.zeros(3, resolution, resolution)
+    box = align.face_box(track.affine[0], resolution, width, height)
+    changed = (paste(frame, face, track.affine[0]) != frame).any(axis=2)
+    rows, columns = np.where(changed)
+    assert box.top <= rows.min()
+    assert rows.max() < box.bottom
+    assert box.left <= columns.min()
+    assert columns.max() < box.right
+    assert box.width * box.height < 0.9 * height * width
+
+
+CENTRES = {
+    "left": (0, 90), "right": (159, 90), "top": (80, 0), "bottom": (80, 179),
+    "top left": (0, 0), "top right": (159, 0), "bottom left": (0, 179), "bottom right": (159, 179),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", CENTRES)
+@pytest.mark.parametrize("size", [(180, 160), (179, 161)], ids=["even", "odd"])
+def test_a_face_across_the_frames_edge_equals_whole_frame_work(where, size):
+    """The region's result is the whole frame's, bit for bit but for a rare last level."""
+    height, width = size
+    x, y = CENTRES[where]
+    points = np.array([[[x - 18, y - 12], [x + 20, y - 9], [x, y + 14]]], dtype=np.float32)
+    track = align.face_track(points, np.ones(1, dtype=bool), 64)
+    frame = image(height, width, 9, where)
+    face = torch.from_numpy(f32((3, 64, 64), 9, where, 0.6))
+    box = align.face_box(track.affine[0], 64, width, height)
+    whole = Box(0, 0, width, height)
+    assert box.left % 2 == box.top % 2 == 0
+    assert box.right % 2 == 0 or box.right == width
+    assert box.bottom % 2 == 0 or box.bottom == height
+    assert (box.width, box.height) != (width, height)
+    at_most_a_level(
+        cut(frame, track.affine[0], 64),
+        align.cut_face(frame, whole, track.affine[0], 64, (width, height)),
+    )
+    ours = paste(frame, face, track.affine[0])
+    at_most_a_level(ours, align.paste_face(frame, whole, face, track.affine[0], (width, height)))
+    assert (ours != frame).any()
+
+
+def test_outside_the_frame_the_crop_is_grey():
+    points = np.array([[[-40, 20], [-20, 20], [-30, 35]]], dtype=np.float32)
+    track = align.face_track(points, np.ones(1, dtype=bool), 64)
+    frame = np.full((100, 100, 3), 200, dtype=np.uint8)
+    face = cut(frame, track.affine[0], 64)
+    assert face.shape == (64, 64, 3)
+    assert (face[:, :30] == 127).all()
+
+
+def test_a_crop_beyond_the_frame_changes_nothing():
+    points = np.array([[[900, 900], [920, 900], [910, 915]]], dtype=np.float32)
+    track = align.face_track(points, np.ones(1, dtype=bool), 64)
+    assert align.face_box(track.affine[0], 64, 100, 99) == Box(98, 98, 100, 99)
+    frame = image(99, 100, 3, "any")
+    np.testing.assert_array_equal(paste(frame, torch.zeros(3, 64, 64), track.affine[0]), frame)
+    assert (cut(frame, track.affine[0], 64) == 127).all()
+
+
+def test_pasting_a_face_back_unchanged_gives_the_frame_back():
+    """Cut at high resolution and pasted at once, a smooth picture is hardly changed."""
+    yy, xx = np.mgrid[:240, :320]
+    frame = np.stack([xx * 0.6 + 20, yy * 0.8 + 10, 230 - yy * 0.5], axis=-1).astype(np.uint8)
+    points = np.array([[[120, 95], [180, 90], [150, 130]]], dtype=np.float32)
+    track = align.face_track(points, np.ones(1, dtype=bool), 256)
+    face = torch.from_numpy(cut(frame, track.affine[0], 256)).permute(2, 0, 1) / 127.5 - 1
+    difference = np.abs(paste(frame, face, track.affine[0]).astype(int) - frame)
+    assert difference.max() <= 2
+
+
+def test_smoothing_starts_anew_after_a_gap():
+    arrays = golden("align_256")
+    points = arrays["landmarks3"].astype(np.float32)
+    found = np.array([True, True, False, True, True])
+    track = align.face_track(points, found, 256)
+    fresh = align.face_track(points[3:], found[3:], 256)
+    np.testing.assert_array_equal(track.affine[3:], fresh.affine)
+    assert not track.found[2]
+    assert (track.affine[2] == 0).all()
+
+
+def test_coinciding_points_are_no_face():
+    track = align.face_track(np.full((1, 3, 2), 5, np.float32), np.ones(1, dtype=bool), 256)
+    assert not track.found.any()
+
+
+@pytest.mark.parametrize("resolution", [64, 128, 256, 512])
+def test_mask_is_the_published_one(resolution):
+    arrays = golden("mask")
+    ours = keep_mask(resolution)
+    np.testing.assert_array_equal(np.rint(ours * 255), arrays[f"mask_{resolution}_u8"])
+    latent = torch.nn.functional.interpolate(
+        torch.from_numpy(ours)[None, None], size=resolution // 8
+    )
+    np.testing.assert_array_equal(
+        np.rint(latent[0, 0].numpy() * 255), arrays[f"mask_{resolution}_latent_u8"]
+    )

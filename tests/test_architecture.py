@@ -1,0 +1,95 @@
+"""The layout as CONTRIBUTING.md draws it: imports point downwards, each room keeps its rules."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import latentsync
+
+PACKAGE = Path(latentsync.__file__).parent
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+LAYERS = [
+    {"errors", "types"},
+    {"config"},
+    {"media", "timeline", "align", "mask", "mel", "devices", "models", "reporter"},
+    {"diffusion", "downloads", "faces", "speech"},
+    {"weights"},
+    {"painter"},
+    {"pipeline"},
+    {"training", "evaluation", "preparation", "synthetic", "service"},
+    {"verify"},
+    {"cli", "app"},
+    {"__init__", "__main__"},
+]
+RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
+ONLY = {"av": "media", "insightface": "faces", "whisper": "speech"}  # library -> its one importer
+MAX_LINES, MAX_FUNCTION = 500, 60
+
+
+def room(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of everything imported, anywhere in the file."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_room(path):
+    text = (PACKAGE / path).read_text()
+    tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
+    assert len(text.splitlines()) <= MAX_LINES
+    for name in imports(tree):
+        library, *rest = name.split(".")
+        if library == "latentsync" and rest and rest[0] in RANK and rest[0] != room(path):
+            assert RANK[rest[0]] < RANK[room(path)], f"{path} imports {name}, which is not below it"
+        assert ONLY.get(library, room(path)) == room(path), f"{path} imports {library}"
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef) and room(path) != "training":
+            length = (node.end_lineno or 0) - node.lineno + 1
+            options = len(node.args.args) + len(node.args.kwonlyargs)
+            assert length - options <= MAX_FUNCTION, f"{path}:{node.lineno} {node.name} is long"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"{path}:{node.lineno} prints"
+        if isinstance(node, ast.keyword) and node.arg == "shell":
+            raise AssertionError(f"{path}:{node.lineno} uses a shell")
+        if isinstance(node, ast.Constant) and node.value == "cuda":
+            assert room(path) == "devices", f"{path}:{node.lineno} names a device"
+    exported = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    ]
+    for names in exported:
+        # ruff sorts constants first, then classes, then functions
+        assert names == sorted(names, key=lambda n: (not n.isupper(), not n[:1].isupper(), n))
+
+
+def test_every_room_has_its_layer():
+    assert {room(path) for path in FILES} <= set(RANK)
+
+
+def test_the_public_interface():
+    assert set(latentsync.__all__) == {
+        "LatentSyncError", "LipSync", "ModelConfig", "Options", "Progress", "Result", "load",
+    }  # fmt: skip
+    for name in latentsync.__all__:
+        assert getattr(latentsync, name) is not None
+
+
+def test_importing_the_library_says_nothing():
+    command = [sys.executable, "-c", "import latentsync, latentsync.cli"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout == done.stderr == b""

@@ -1,0 +1,115 @@
+"""Options and their ranges; models as data."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from latentsync.config import MAX_SEED, PRESETS, ModelConfig, Options
+from latentsync.errors import InputError, OptionError
+
+# Where the published code's choice is another than ours.
+PUBLISHED = {
+    "turn": "pingpong",
+    "length": "published",
+    "speech_windows": "disjoint",
+    "groups": "short_tail",
+    "vae_posterior": "sample",
+    "to_uint8": "truncate",
+    "landmarks": "rounded",
+}
+RANGES = {
+    "guidance_scale": (0, 10),
+    "steps": (1, 50),
+    "seed": (0, MAX_SEED),
+    "crf": (0, 51),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_number_out_of_its_range_is_refused_in_one_line_that_names_it(name):
+    low, high = RANGES[name]
+    for value in (low, high):
+        assert getattr(Options(**{name: value}), name) == value
+    for value in (low - 1, high + 1, math.nan, math.inf, True, None, "5", (low,)):
+        with pytest.raises(OptionError) as caught:
+            Options(**{name: value})
+        line = str(caught.value)
+        assert line.startswith(f"{name} is {value!r}; it must be a ")
+        assert line.endswith(f"number from {low} to {high}")
+
+
+@pytest.mark.parametrize("name", ["steps", "seed", "crf"])
+def test_counts_are_whole(name):
+    with pytest.raises(OptionError, match=rf"{name} is 2\.5; it must be a whole number"):
+        Options(**{name: 2.5})
+    assert Options(guidance_scale=2.5).guidance_scale == 2.5
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_choice_out_of_its_set_is_refused_with_the_set(name):
+    for value in ("", "all", None, 1):
+        with pytest.raises(OptionError) as caught:
+            Options(**{name: value})
+        line = str(caught.value)
+        assert line.startswith(f"{name} is {value!r}; it must be one of ")
+        assert repr(getattr(Options(), name)) in line
+        assert repr(PUBLISHED[name]) in line
+        assert "\n" not in line
+
+
+def test_published_names_every_choice_that_differs_and_only_those():
+    ours, published = Options(), Options.published()
+    differing = {
+        field.name: getattr(published, field.name)
+        for field in dataclasses.fields(Options)
+        if getattr(published, field.name) != getattr(ours, field.name)
+    }
+    assert differing == PUBLISHED
+
+
+def test_published_takes_changes():
+    options = Options.published(steps=3, turn="bounce")
+    assert (options.steps, options.turn, options.landmarks) == (3, "bounce", "rounded")
+    with pytest.raises(OptionError, match="steps is 51"):
+        Options.published(steps=51)
+
+
+def test_an_option_error_is_bad_input_and_a_value_error():
+    assert issubclass(OptionError, (InputError, ValueError))
+    with pytest.raises(ValueError, match="crf is 52"):
+        Options(crf=52)
+
+
+def test_defaults():
+    options = Options()
+    assert (options.guidance_scale, options.steps, options.seed, options.crf) == (1.0, 20, 0, 17)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_model_goes_through_json(name):
+    config = PRESETS[name]
+    assert config.name == name
+    again = ModelConfig.from_json(config.to_json())
+    assert again == config
+    assert hash(again) == hash(config)  # tuples came back, not lists
+
+
+def test_json_is_for_people_too():
+    raw = json.loads(PRESETS["v1.6"].to_json())
+    assert raw["resolution"] == 512
+    assert raw["unet"]["block_out_channels"] == [320, 640, 1280, 1280]
+    assert PRESETS["demo"].to_json().endswith("}\n")
+
+
+def test_presets_are_the_published_models_and_the_demo():
+    assert [*PRESETS] == ["v1.6", "v1.5", "demo"]
+    v16, v15, demo = PRESETS.values()
+    assert (v16.resolution, v15.resolution, demo.resolution) == (512, 256, 64)
+    assert (v16.detector, v15.detector, demo.detector) == ("insightface", "insightface", "builtin")
+    assert v16.unet == v15.unet
+    assert v16.vae.downsampling == 8
+    for config in PRESETS.values():
+        assert config.unet.cross_attention_dim == config.whisper.n_audio_state
+        assert config.unet.in_channels == 2 * config.unet.out_channels + 5

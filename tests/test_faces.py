@@ -1,0 +1,465 @@
+"""Detectors end to end: nets that answer with constants, and one real photograph."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage
+
+from latentsync import faces
+from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
+from latentsync.faces import Builtin, FaceFilter, InsightFace, YuNet, create, track
+from latentsync.types import Face, Frame, Progress
+from tests import onnx_nets
+
+PACK = Path("models", "buffalo_l")
+RED = np.full((512, 512, 3), (255, 0, 0), np.uint8)
+BLUE = np.full((512, 512, 3), (0, 0, 255), np.uint8)
+
+
+def solid(colour: tuple[int, int, int], height: int, width: int) -> Frame:
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+# What all detectors share
+
+
+def test_unknown_detector(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"'dlib'.*insightface, yunet, builtin"):
+        create("dlib", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"min_width": 0},
+        {"min_height": -1},
+        {"min_aspect": 2.0},
+        {"min_aspect": -0.1},
+        {"min_score": 1.1},
+        {"min_score": float("nan")},
+    ],
+)
+def test_filters_out_of_range(bounds: dict[str, float]) -> None:
+    with pytest.raises(OptionError):
+        FaceFilter(**bounds)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "score", "kept"),
+    [
+        (50, 80, 0.5, True),
+        (49, 80, 0.5, False),
+        (50, 79, 0.5, False),
+        (50, 80, 0.499, False),
+        (120, 80, 0.9, True),
+        (121, 80, 0.9, False),
+        (50, 250, 0.9, True),
+        (50, 251, 0.9, False),
+    ],
+)
+def test_published_filters(width: int, height: int, score: float, kept: bool) -> None:
+    boxes = np.array([[7, 9, 7 + width, 9 + height]], float)
+    assert faces.PUBLISHED.keep(boxes, np.array([score])) == ([0] if kept else [])
+
+
+def test_largest_first_and_ties_in_the_order_found() -> None:
+    boxes = np.array([[0, 0, 60, 100], [0, 0, 100, 90], [0, 0, 90, 100], [0, 0, 10, 10]], float)
+    assert faces.PUBLISHED.keep(boxes, np.ones(4)) == [1, 2, 0]
+
+
+class Scripted:
+    """A detector that answers what it was told."""
+
+    name = "scripted"
+
+    def __init__(self, answers: list[list[Face]]) -> None:
+        self.answers = iter(answers)
+        self.rounded: list[bool] = []
+
+    def describe(self) -> str:
+        return self.name
+
+    def detect(self, frame: Frame, *, rounded: bool = False) -> list[Face]:
+        assert frame.ndim == 3
+        self.rounded.append(rounded)
+        return next(self.answers)
+
+
+def a_face(x: float) -> Face:
+    return Face((0, 0, 60, 90), 0.9, np.full((3, 2), x, np.float32))
+
+
+def test_track_takes_the_first_face_of_every_frame() -> None:
+    heard: list[Progress] = []
+    detector = Scripted([[a_face(1.25), a_face(5)], [], [a_face(2)]])
+    result = track(iter([RED] * 3), detector, rounded=True, total=3, progress=heard.append)
+    assert result.found.tolist() == [True, False, True]
+    assert result.points[:, 0, 0].tolist() == [1.25, 0, 2]
+    assert result.points.dtype == np.float32
+    assert result.points.shape == (3, 3, 2)
+    assert detector.rounded == [True] * 3
+    assert heard == [Progress("detect", n, 3) for n in (1, 2, 3)]
+
+
+def test_track_of_nothing() -> None:
+    result = track([], Scripted([]))
+    assert result.found.shape == (0,)
+    assert result.points.shape == (0, 3, 2)
+
+
+def test_track_keeps_no_frame() -> None:
+    alive: list[int] = []
+
+    class Counted(np.ndarray):  # type: ignore[type-arg]
+        def __del__(self) -> None:
+            alive.remove(id(self))
+
+    def frames() -> Iterator[Frame]:
+        for _ in range(50):
+            frame = np.zeros((8, 8, 3), np.uint8).view(Counted)
+            alive.append(id(frame))
+            assert len(alive) <= 2
+            yield frame
+
+    assert track(frames(), Scripted([[a_face(0)]] * 50)).found.all()
+
+
+# insightface
+
+
+@pytest.fixture
+def insightface() -> None:
+    pytest.importorskip("insightface")
+
+
+# The published indices, written out once more.
+LEFT_BROW, RIGHT_BROW, NOSE_BASE = [43, 48, 49, 51, 50], range(101, 106), [74, 77, 83, 86]
+
+
+def marks_around(left: float, right: float, nose: float) -> np.ndarray:
+    """(106, 2): brows and nose at these x, spread about their centres; all others far away."""
+    marks = np.full((106, 2), 0.7)
+    spread = np.array([-0.02, -0.01, 0, 0.01, 0.02])
+    for group, x, y in (
+        (LEFT_BROW, left, -0.25),
+        (RIGHT_BROW, right, -0.3),
+        (NOSE_BASE, nose, 0.125),
+    ):
+        marks[list(group), 0] = x + (spread if len(group) == 5 else spread[[0, 1, 3, 4]])
+        marks[list(group), 1] = y
+    return marks
+
+
+def pack(root: Path, found: list[tuple[onnx_nets.Box, float]], marks: np.ndarray) -> Path:
+    onnx_nets.scrfd(root / PACK / faces.SCRFD_FILE, found)
+    onnx_nets.landmarks(root / PACK / faces.LANDMARK_FILE, marks)
+    return root
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_from_frame_to_points(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, large = (40.0, 40.0, 104.0, 140.0), (200.0, 100.0, 360.0, 300.0)
+    root = pack(tmp_path, [(small, 0.95), (large, 0.75)], marks_around(-0.2, 0.15, 0.05))
+    detector = create("insightface", root=root)
+    found = detector.detect(RED)
+    assert [face.box for face in found] == [large, small]
+    assert [face.score for face in found] == pytest.approx([0.75, 0.95])
+    # From the middle (280, 200) of the larger box, in its longer side of 200 px.
+    expected = [[280 - 40, 200 - 50], [280 + 30, 200 - 60], [280 + 10, 200 + 25]]
+    np.testing.assert_allclose(found[0].points, expected, atol=2e-3)
+    np.testing.assert_allclose(
+        found[1].points, [[72 - 20, 90 - 25], [72 + 15, 90 - 30], [72 + 5, 90 + 12.5]], atol=2e-3
+    )
+    assert found[0].points.dtype == np.float32
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_gets_rgb(tmp_path: Path) -> None:
+    """The library swaps red and blue, so an RGB frame reaches the nets with red last."""
+    root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.9)], marks_around(-0.2, 0.2, 0))
+    detector = InsightFace(root)
+    assert len(detector.detect(RED)) == 1
+    assert detector.detect(BLUE) == []
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_of_another_size_and_of_none(tmp_path: Path) -> None:
+    root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.9)], marks_around(-0.2, 0.2, 0))
+    detector = InsightFace(root)
+    wide = detector.detect(solid((255, 255, 255), 720, 1280))  # shown to the net at 512 x 288
+    assert wide[0].box == (500, 250, 900, 750)
+    for height, width in ((1, 1), (16, 16), (79, 500), (500, 49), (100, 20000)):
+        assert detector.detect(solid((255, 255, 255), height, width)) == []
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_boxes_are_cut_to_whole_pixels(tmp_path: Path) -> None:
+    """49.5 px from 10.75 to 60.25 count as 50."""
+    found = [((10.75, 20.0, 60.25, 120.0), 0.9), ((200.25, 20.0, 249.75, 120.0), 0.9)]
+    detector = InsightFace(pack(tmp_path, found, marks_around(-0.2, 0.2, 0)))
+    white = solid((255, 255, 255), 512, 512)
+    assert [face.box for face in detector.detect(white)] == [(10, 20, 60, 120)]
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_takes_a_lower_score_when_told(tmp_path: Path) -> None:
+    root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.3)], marks_around(-0.2, 0.2, 0))
+    assert InsightFace(root).detect(RED) == []
+    assert len(InsightFace(root, FaceFilter(min_score=0.25)).detect(RED)) == 1
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_rounds_as_published(tmp_path: Path) -> None:
+    """First each of the 106 points, then the three means, both half to even."""
+    marks = marks_around(-0.2, 0.15, 0.05)
+    box = (200.0, 100.0, 360.0, 300.0)
+    # In px from the middle (280, 200), the box's longer side being 200.
+    marks[list(NOSE_BASE), 1] = np.array([20.1, 20.1, 21.1, 21.1]) / 200
+    root = pack(tmp_path, [(box, 0.9)], marks)
+    white = solid((255, 255, 255), 512, 512)
+    detector = InsightFace(root)
+    exact = detector.detect(white)[0].points
+    rounded = detector.detect(white, rounded=True)[0].points
+    assert exact[2, 1] == pytest.approx(220.6, abs=2e-3)
+    assert rounded[2, 1] == 220  # 220.5 to the even number; unrounded marks would give 221
+    np.testing.assert_array_equal(rounded, np.round(rounded))
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_never_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from insightface.utils import storage
+
+    monkeypatch.setattr(storage, "download_file", lambda *_, **__: pytest.fail("a download"))
+    with pytest.raises(WeightsMissing, match=r"det_10g\.onnx.*latentsync download buffalo_l"):
+        InsightFace(tmp_path)
+    onnx_nets.scrfd(tmp_path / PACK / faces.SCRFD_FILE, [])
+    with pytest.raises(WeightsMissing, match=r"2d106det\.onnx"):
+        InsightFace(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == [faces.SCRFD_FILE]
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_refuses_other_files(tmp_path: Path) -> None:
+    root = pack(tmp_path, [], marks_around(0, 0, 0))
+    scrfd, landmark = root / PACK / faces.SCRFD_FILE, root / PACK / faces.LANDMARK_FILE
+    landmark.write_bytes(scrfd.read_bytes())
+    with pytest.raises(WeightsMismatch, match=r"2d106det\.onnx"):
+        InsightFace(root)
+    scrfd.write_bytes(b"<html>not found</html>")
+    with pytest.raises(WeightsMismatch, match=r"det_10g\.onnx"):
+        InsightFace(root)
+
+
+def test_insightface_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = pack(tmp_path, [], marks_around(0, 0, 0))
+    for module in [name for name in sys.modules if name.split(".")[0] == "insightface"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "insightface", None)
+    with pytest.raises(BackendUnavailable, match=r"pip install --no-deps insightface==2\.1"):
+        InsightFace(root)
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_says_where_it_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import onnxruntime
+
+    if faces.GPU_PROVIDER in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the GPU")
+    root = pack(tmp_path, [], marks_around(0, 0, 0))
+    with caplog.at_level(logging.INFO):
+        detector = create("insightface", root=root, gpu=True)
+    assert "on CPUExecutionProvider" in detector.describe()
+    assert "50x80 px" in detector.describe()
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "asked to run on the GPU but runs on CPUExecutionProvider" in warnings[0]
+    assert detector.describe() in caplog.text
+
+
+# yunet
+
+POINTS = (52.0, 64.0, 84.0, 64.0, 70.0, 80.0, 56.0, 96.0, 80.0, 96.0)  # px, eyes 32 apart
+
+
+def yunet(root: Path, score: float = 0.9) -> Path:
+    rows = [((40.0, 32.0, 96.0, 120.0), POINTS, score), ((128.0, 32.0, 256.0, 160.0), POINTS, 0.8)]
+    onnx_nets.yunet(root / faces.YUNET_FILE, rows, 320, 192)
+    return root
+
+
+def test_yunet_from_frame_to_points(tmp_path: Path) -> None:
+    detector = create("yunet", root=yunet(tmp_path))
+    found = detector.detect(solid((255, 255, 255), 192, 320))
+    np.testing.assert_allclose(
+        [face.box for face in found], [[128, 32, 256, 160], [40, 32, 96, 120]], atol=1
+    )
+    assert found[1].score == pytest.approx(0.9)
+    expected = [[52, 64 - 0.28 * 32], [84, 64 - 0.28 * 32], [68, 64 + 0.66 * 32]]
+    np.testing.assert_allclose(found[1].points, expected, atol=1e-3)
+    assert found[1].points.dtype == np.float32
+    rounded = detector.detect(solid((255, 255, 255), 192, 320), rounded=True)
+    np.testing.assert_array_equal(rounded[1].points, [[52, 55], [84, 55], [68, 85]])
+
+
+def test_yunet_gets_bgr(tmp_path: Path) -> None:
+    detector = YuNet(yunet(tmp_path))
+    assert len(detector.detect(solid((255, 0, 0), 192, 320))) == 2
+    assert detector.detect(solid((0, 0, 255), 192, 320)) == []
+
+
+def test_yunet_looks_at_a_smaller_picture(tmp_path: Path) -> None:
+    detector = YuNet(yunet(tmp_path), search_side=320)
+    found = detector.detect(solid((255, 255, 255), 768, 1280))
+    expected = [[208, 256 - 0.28 * 128], [336, 256 - 0.28 * 128], [272, 256 + 0.66 * 128]]
+    np.testing.assert_allclose(found[1].points, expected, atol=4e-3)
+    assert "longest side <= 320 px" in detector.describe()
+
+
+def test_yunet_filters(tmp_path: Path) -> None:
+    white = solid((255, 255, 255), 192, 320)
+    assert len(YuNet(yunet(tmp_path, score=0.49)).detect(white)) == 1
+    assert len(YuNet(yunet(tmp_path), FaceFilter(min_width=57)).detect(white)) == 1
+    assert YuNet(yunet(tmp_path)).detect(solid((255, 255, 255), 16, 16)) == []
+
+
+def test_points_follow_the_roll_of_the_face() -> None:
+    upright = faces._points_from_eyes(np.array([[-1.0, 0.0], [1.0, 0.0]]))
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])  # clockwise in the picture
+    turned = faces._points_from_eyes(np.array([[-1.0, 0.0], [1.0, 0.0]]) @ turn.T)
+    np.testing.assert_allclose(turned, upright @ turn.T, atol=1e-12)
+
+
+def test_yunet_files(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match=r"yunet_2023mar\.onnx.*latentsync download yunet"):
+        YuNet(tmp_path)
+    (tmp_path / faces.YUNET_FILE).write_bytes(b"<html>not found</html>")
+    with pytest.raises(WeightsMismatch, match=r"yunet_2023mar\.onnx"):
+        YuNet(tmp_path)
+
+
+# builtin
+
+PUPILS = np.array([[204.5, 100.5], [247.5, 102.0]])  # read off the photograph, 512 x 512
+
+
+@pytest.fixture(scope="module")
+def portrait() -> Frame:
+    """Eileen Collins, by NASA (public domain): one face among flag, suit, helmet and shuttle."""
+    picture = cv2.imread(str(Path(skimage.__file__).parent / "data" / "astronaut.png"))
+    assert picture is not None
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def moved(picture: Frame, matrix: np.ndarray, height: int, width: int) -> Frame:
+    return cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_AREA)
+
+
+def expected_points(matrix: np.ndarray) -> np.ndarray:
+    return faces._points_from_eyes(PUPILS @ matrix[:, :2].T + matrix[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("degrees", "scale", "shift"),
+    [
+        (0, 1.0, (0, 0)),
+        (0, 2.3, (0, 0)),
+        (0, 0.9, (11.3, 7.7)),
+        (8, 1.0, (0, 0)),
+        (-8, 1.4, (20, 30)),
+        (0, 1.0, (-180, -70)),  # the box reaches over the frame's left and upper edges
+        (0, 1.0, (240, 330)),  # and near its right and lower ones
+    ],
+)
+def test_builtin_finds_a_photographed_face(
+    portrait: Frame, degrees: float, scale: float, shift: tuple[float, float]
+) -> None:
+    matrix = cv2.getRotationMatrix2D((226, 120), degrees, scale)
+    matrix[:, 2] += np.array(shift) + (scale - 1) * np.array([226, 120])
+    side = int(512 * max(scale, 1))
+    found = Builtin().detect(moved(portrait, matrix, side, side))
+    assert len(found) >= 1
+    distance = np.linalg.norm(PUPILS[1] - PUPILS[0]) * scale
+    error = np.abs(found[0].points - expected_points(matrix)).max() / distance
+    assert error < 0.08
+    left, top, right, bottom = found[0].box
+    assert left < found[0].points[:, 0].min()
+    assert right > found[0].points[:, 0].max()
+    assert top < found[0].points[:, 1].min()
+    assert bottom > found[0].points[:, 1].max()
+    assert 0.5 <= found[0].score <= 1
+
+
+def test_builtin_is_subpixel_unless_asked(portrait: Frame) -> None:
+    detector = create("builtin", root=Path("no", "such", "folder"))
+    points = detector.detect(portrait)[0].points
+    assert np.abs(points - np.round(points)).max() > 0.05
+    np.testing.assert_array_equal(
+        detector.detect(portrait, rounded=True)[0].points, np.round(points)
+    )
+    assert detector.describe().startswith("builtin (OpenCV cascades")
+    assert "50x80 px" in detector.describe()
+
+
+@pytest.mark.parametrize("side", [31.0, 90.0])
+def test_close_up_keeps_places(side: float) -> None:
+    """In a picture whose grey level is its column, a patch shows the columns it claims to."""
+    ramp = np.tile(np.arange(200, dtype=np.float32), (200, 1))
+    patch, corner, scale = faces._close_up(ramp, np.array([100.0, 90.0, side]), 1.5, 64)
+    claimed = np.arange(64) / scale + corner[0]
+    inner = slice(8, 56)
+    np.testing.assert_allclose(patch[32, inner], claimed[inner], atol=0.05)
+
+
+def test_builtin_is_steady(portrait: Frame) -> None:
+    """A face that slides by fractions of a pixel is followed to 2 % of its eye distance."""
+    offsets = []
+    detector = Builtin()
+    for step in range(8):
+        matrix = np.array([[1.0, 0, 0.7 * step], [0, 1, 0.4 * step]])
+        points = detector.detect(moved(portrait, matrix, 512, 512))[0].points
+        offsets.append(points - expected_points(matrix))
+    assert np.std(offsets, axis=0).max() < 0.02 * np.linalg.norm(PUPILS[1] - PUPILS[0])
+
+
+def test_builtin_filters(portrait: Frame) -> None:
+    assert Builtin(FaceFilter(min_width=150)).detect(portrait) == []
+    assert Builtin(FaceFilter(min_score=0.99)).detect(portrait) == []
+    half = cv2.resize(portrait, None, fx=0.3, fy=0.3, interpolation=cv2.INTER_AREA)
+    assert Builtin().detect(half) == []
+    assert len(Builtin(FaceFilter(min_width=15, min_height=20)).detect(half)) == 1
+
+
+def test_builtin_sees_no_face_where_there_is_none(portrait: Frame) -> None:
+    rng = np.random.default_rng(7)
+    detector = Builtin()
+    noise = rng.integers(0, 256, (360, 640, 3), dtype=np.uint8)
+    soft = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 6), None, 0, 255, cv2.NORM_MINMAX)
+    ramp = np.broadcast_to(np.linspace(0, 255, 640, dtype=np.uint8)[None, :, None], (360, 640, 3))
+    text = np.full((360, 640, 3), 255, np.uint8)
+    for row in range(12):
+        line = "".join(chr(c) for c in rng.integers(33, 126, 40))
+        cv2.putText(text, line, (5, 30 * row + 25), row % 5, 0.8, (0, 0, 0), 2)
+    faceless = portrait[200:]
+    for picture in (noise, soft, np.ascontiguousarray(ramp), text, np.ascontiguousarray(faceless)):
+        assert detector.detect(picture) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (79, 400), (400, 49), (90, 12000)])
+def test_builtin_of_frames_too_small_for_a_face(size: tuple[int, int]) -> None:
+    assert Builtin().detect(solid((90, 90, 90), *size)) == []
+
+
+def test_builtin_is_quick_on_large_frames() -> None:
+    detector, blank = Builtin(), solid((90, 90, 90), 2160, 3840)
+    start = time.perf_counter()
+    assert detector.detect(blank) == []
+    assert time.perf_counter() - start < 2
