@@ -1,4 +1,4 @@
-"""The command line: `latentsync generate`, `info`, `download`.
+"""The command line: `latentsync generate`, `info`, `download`, `verify`, `synthesise`.
 
 One line for every error. Exit codes: 2 bad usage or input, 1 failure, 130 interrupted.
 """
@@ -35,7 +35,12 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-STAGES = {"detect": "finding the face", "generate": "speaking", "finish": "finishing"}
+STAGES = {
+    "detect": "finding the face",
+    "generate": "speaking",
+    "finish": "finishing",
+    "draw": "drawing",
+}
 # How users of the published scripts spell options; understood, and not shown in help.
 PUBLISHED_SPELLINGS = {
     "inference_steps": "steps",
@@ -231,16 +236,61 @@ def verify(
         raise WeightsMismatch(f"{wrong} of these checks went wrong; run `latentsync download`")
 
 
+@app.command()
+def synthesise(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")],
+    identities: Annotated[int, typer.Option(help="How many people, one clip each.")] = 200,
+    seconds: Annotated[float, typer.Option(help="0.2-3600, the length of each clip.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Equal seeds draw equal clips.")] = 1,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels, 64-4096 each.")] = "512x512",
+    languages: Annotated[
+        list[str] | None,
+        typer.Option(help="de,fr,...: a list, or repeated; default all that are spoken."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Clips drawn side by side.")] = 1,
+) -> None:
+    """Draw talking people, to train on: a clip each, and beside it the truth of every frame.
+
+    Finished clips are not drawn again. NAME.truth.jsonl has a line a frame:
+    its number and seconds, the mouth's opening, width and rounding, what the
+    mouth and the head do, and landmarks in pixels.
+    """
+    from latentsync.synthetic import synthesise as draw
+    from latentsync.synthetic.speech import LANGUAGES
+
+    chosen = [name.strip() for given in languages or () for name in given.split(",")]
+    with _bars("clips") as bars:
+        paths = draw(
+            output,
+            identities=identities,
+            seconds=seconds,
+            seed=seed,
+            size=_size(size),
+            languages=chosen or LANGUAGES,
+            workers=workers,
+            progress=_shown_on(bars),
+        )
+    typer.echo(f"{len(paths)} clips, {len(paths) * seconds:.1f} s in all, in {output}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(width, height) of "512x512"."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise OptionError(f"size is {text!r}; it must be WIDTHxHEIGHT in pixels, such as 512x512")
+    return int(width), int(height)
+
+
 def _print_json(facts: "Result | MediaFacts") -> None:
     typer.echo(json.dumps(asdict(facts), indent=2, default=str))
 
 
-def _bars() -> Bars:
+def _bars(unit: str = "frames") -> Bars:
     return Bars(
         TextColumn("{task.description:>16}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("frames"),
+        TextColumn(unit),
         TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -80,15 +80,14 @@ class LipSync:
         """
         attend = attention_backend(attention)
         place, precision = choose(device, dtype)
+        # Said before the long part: a container's setup log may lose what is said last.
+        log.info("loading model %s on %s in %s, %s attention", model, place, precision, attention)
         nets = load_nets(model, folder=weights, device=place, dtype=precision)
         nets.unet.set_attention(attend)
         finder = faces.create(
             detector or nets.config.detector,
             root=root(weights) / "auxiliary",
             gpu=place.type not in ("cpu", "mps"),  # onnxruntime knows CUDA
-        )
-        log.info(
-            "model %s on %s in %s, %s attention", nets.config.name, place, precision, attention
         )
         return cls(nets, finder)
 

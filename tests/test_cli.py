@@ -24,6 +24,7 @@ from latentsync.config import Options
 from latentsync.errors import WeightsMismatch
 from latentsync.media import probe
 from latentsync.pipeline import LipSync
+from latentsync.synthetic import synthesise
 from latentsync.types import Result
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
 
@@ -236,6 +237,22 @@ def test_info_describes_a_clip_a_sound_and_a_picture(latentsync, clip, voice, tm
     assert json.loads(latentsync("info", still, "--json")[1])["video"]["codec"] == "png"
 
 
+def test_synthesise_fills_a_folder_and_sums_up(latentsync, tmp_path):
+    folder = tmp_path / "raw"
+    arguments = ("-o", folder, "--identities", 2, "--seconds", 0.2, "--seed", 4)
+    chosen = ("--size", "64x80", "--languages", "de,fr", "--languages", "fi")
+    told = latentsync("synthesise", *arguments, *chosen)
+    assert told == (0, f"2 clips, 0.4 s in all, in {folder}\n", "")
+    names = ["004_00000.mp4", "004_00000.truth.jsonl", "004_00001.mp4", "004_00001.truth.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    video = probe(folder / names[2]).video
+    assert (video.width, video.height, video.frames) == (64, 80, 5)
+    same = {"seed": 4, "size": (64, 80), "languages": ("de", "fr", "fi")}
+    for path in synthesise(tmp_path / "same", identities=2, seconds=0.2, **same):
+        truth = path.with_suffix(".truth.jsonl")
+        assert truth.read_bytes() == (folder / truth.name).read_bytes()
+
+
 # ---- what does not -------------------------------------------------------------------------------
 
 
@@ -400,6 +417,12 @@ def test_a_bad_option_is_one_line(latentsync, clip, voice, out, arguments, words
         (["info", "missing.mp4"], "does not exist"),
         (["info", str(Path(__file__))], "can't be read as media"),
         (["download"], "NAME"),
+        (["synthesise"], "--output"),
+        (["synthesise", "-o", "raw", "--size", "512"], "'512'; it must be WIDTHxHEIGHT"),
+        (["synthesise", "-o", "raw", "--size", "-1x64"], "'-1x64'; it must be WIDTHxHEIGHT"),
+        (["synthesise", "-o", "raw", "--languages", "de,tlh"], "languages de, tlh; wanted some"),
+        (["synthesise", "-o", "raw", "--identities", "0"], "0 identities; wanted 1 or more"),
+        (["synthesise", "-o", __file__], "can't make the folder"),
         (["download", "v9"], "v1.6"),
     ],
 )
@@ -421,6 +444,13 @@ def test_without_weights_the_default_model_names_both_ways_out(
     assert str(tmp_path / "weights" / "v1.6" / "latentsync_unet.pt") in line
     assert "`latentsync download v1.6`" in line
     assert "`--model demo`" in line
+
+
+def test_without_espeak_the_extra_is_named(latentsync, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    told = latentsync("synthesise", "-o", tmp_path, "--identities", 1)
+    assert told[0] == 1
+    assert 'pip install "latentsync[train]"' in one_line(told)
 
 
 def test_weights_and_devices_that_fail_exit_with_1(
@@ -540,6 +570,47 @@ def test_ctrl_c_leaves_nothing_behind(out):
     assert stderr == "latentsync: error: interrupted\n"
     assert [p.name for p in out.parent.iterdir()] == ["out.mp4"]
     assert out.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("workers", "there"),
+    [(1, "raw/0*.truth.jsonl"), (2, "raw/0*.truth.jsonl"), (2, "raw")],  # "raw": workers start
+)
+def test_ctrl_c_leaves_whole_clips_and_starts_again(latentsync, tmp_path, workers, there):
+    folder = tmp_path / "raw"
+    arguments = ("--seconds", "0.4", "--size", "64x64", "-o", folder)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", MAIN, "synthesise", "--identities", "500", *arguments),
+            *("--workers", str(workers)),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(there)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.25)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    try:
+        stdout, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == "latentsync: error: interrupted\n"
+    clips = {path.stem for path in folder.glob("*.mp4")}
+    assert {path.name for path in folder.iterdir()} == (
+        {f"{name}.mp4" for name in clips} | {f"{name}.truth.jsonl" for name in clips}
+    )
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert latentsync("synthesise", "--identities", 3, *arguments)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {f"001_0000{n}.mp4" for n in range(3)} <= {path.name for path in folder.iterdir()}
 
 
 def test_bad_input_is_said_before_the_model_is_loaded(latentsync, monkeypatch, out, tmp_path):

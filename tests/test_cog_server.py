@@ -237,7 +237,8 @@ def test_health(server):
     health = server.health()
     assert health["status"] == "READY"
     assert health["setup"]["status"] == "succeeded"
-    assert "model demo on cpu in torch.float32" in health["setup"]["logs"]
+    # Cog 0.23.1 says READY without waiting for what was logged in setup's last moments.
+    assert "loading model demo on cpu in torch.float32" in health["setup"]["logs"]
     assert "Running without schema" not in health["setup"]["logs"]
 
 

@@ -1,6 +1,7 @@
 """Drawn heads: the same each time, and what is written down about them is what can be seen."""
 
 import json
+import signal
 import sys
 import wave
 from dataclasses import replace
@@ -9,14 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
-from latentsync.errors import BackendUnavailable, Cancelled, OptionError
-from latentsync.media import AudioReader, VideoReader
+from latentsync.errors import BackendUnavailable, Cancelled, OptionError, OutputError
+from latentsync.media import AudioReader, VideoReader, VideoWriter
 from latentsync.synthetic import (
     LANDMARKS,
     TRACKS,
     Identity,
     Mouth,
     Pose,
+    clips,
     crop_affine,
     draw,
     draw_crop,
@@ -26,6 +28,7 @@ from latentsync.synthetic import (
     measure,
     mouth_tracks,
     synthesise,
+    write_take,
     write_wave,
 )
 from latentsync.synthetic.geometry import TEMPLATE, chain, invert, project, scene_view, unproject
@@ -333,7 +336,7 @@ def test_clips_come_with_their_truth(tmp_path):
         tmp_path / "raw", identities=2, seconds=1.0, seed=3, size=(96, 80), progress=seen.append
     )
     assert [path.name for path in paths] == ["003_00000.mp4", "003_00001.mp4"]
-    assert [(p.done, p.total) for p in seen] == [(1, 2), (2, 2)]
+    assert [(p.done, p.total) for p in seen] == [(0, 2), (1, 2), (2, 2)]
     for path in paths:
         frames = [frame.rgb() for frame in VideoReader(path).frames()]
         truth = [
@@ -374,9 +377,118 @@ def test_cancel_keeps_whole_clips_only(tmp_path):
     assert len(list(tmp_path.glob("*.mp4"))) == 1
 
 
-def test_wishes_out_of_range_are_refused(tmp_path):
-    with pytest.raises(OptionError, match="0 identities"):
-        synthesise(tmp_path, identities=0)
+SHORT = {"identities": 2, "seconds": 0.2, "size": (64, 64)}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_finished_is_not_drawn_again(tmp_path, monkeypatch):
+    first, second = synthesise(tmp_path, **SHORT)
+    made = contents(tmp_path)
+    drawn = []
+    real = clips.write_take
+
+    def counted(take, path, size, **options):
+        drawn.append(path)
+        return real(take, path, size, **options)
+
+    monkeypatch.setattr(clips, "write_take", counted)
+
+    def again(**changes):
+        drawn.clear()
+        synthesise(tmp_path, **(SHORT | changes))
+        return list(drawn)
+
+    assert again() == []
+    first.with_suffix(".truth.jsonl").unlink()
+    assert again() == [first]
+    second.write_bytes(b"")
+    assert again() == [second]
+    truth = second.with_suffix(".truth.jsonl")
+    truth.write_text(truth.read_text()[:-20])
+    assert again() == [second]
+    assert contents(tmp_path) == made
+    for change in ({"size": (80, 64)}, {"seconds": 0.24}, {"languages": ("de",)}):
+        assert again(**change) == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), OutputError)],
+)
+def test_a_clip_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch, failure, raised):
+    synthesise(tmp_path, **SHORT)
+    before = contents(tmp_path)
+    drawn = []
+
+    def draw_and_fail(*arguments, **options):
+        drawn.append(1)
+        if len(drawn) == 3:
+            raise failure
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(clips, "draw", draw_and_fail)
+    with pytest.raises(raised, match="No space left" if raised is OutputError else None):
+        synthesise(tmp_path, **(SHORT | {"size": (80, 64)}))
+    assert contents(tmp_path) == before
+
+
+def test_an_interrupt_while_espeak_calls_back_is_not_lost(tmp_path, monkeypatch):
+    spoken = []
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        spoken.append(draw_take(*arguments, **options))  # uninterrupted
+        return spoken[-1]
+
+    monkeypatch.setattr(clips, "draw_take", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            synthesise(tmp_path, **SHORT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(spoken) == 1
+    assert contents(tmp_path) == {}
+
+
+def test_the_truth_is_never_there_without_its_clip(tmp_path, monkeypatch):
+    take, path = draw_take(1, 0, 0.2), tmp_path / "a.mp4"
+    write_take(take, path, (64, 64))
+    seen = []
+    real = VideoWriter._finish
+
+    def finish(writer):
+        seen.append(sorted(contents(tmp_path)))  # the old clip is about to be replaced
+        real(writer)
+        seen.append(sorted(contents(tmp_path)))
+
+    monkeypatch.setattr(VideoWriter, "_finish", finish)
+    write_take(take, path, (64, 64))
+    assert ["a.truth.jsonl" in names for names in seen] == [False, False]
+    assert sorted(contents(tmp_path)) == ["a.mp4", "a.truth.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"identities": 0}, "0 identities; wanted 1 or more"),
+        ({"seconds": 0.1}, "0.1 seconds; wanted 0.2 to 3600"),
+        ({"seconds": float("nan")}, "nan seconds"),
+        ({"seed": -1}, "seed -1; wanted 0 to"),
+        ({"size": (63, 64)}, "63 x 64; wanted both sides from 64"),
+        ({"size": (64, 5000)}, "64 x 5000"),
+        ({"workers": 0}, "0 workers"),
+        ({"languages": ("de", "tlh")}, "languages de, tlh; wanted some of en-us"),
+        ({"languages": ()}, "languages none"),
+    ],
+)
+def test_wishes_out_of_range_are_refused(tmp_path, wish, words):
+    with pytest.raises(OptionError, match=words):
+        synthesise(tmp_path / "raw", **wish)
+    assert not (tmp_path / "raw").exists()
 
 
 def test_waves_are_plain_wav(tmp_path):

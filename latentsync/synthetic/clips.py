@@ -1,23 +1,27 @@
 """Talking clips of drawn heads: an mp4 with sound, and beside it the truth of every frame."""
 
 import json
+import signal
 import tempfile
 import wave
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from latentsync.config import MAX_SEED
 from latentsync.errors import Cancelled, OptionError, OutputError
 from latentsync.media import VideoFrame, VideoWriter
-from latentsync.synthetic.geometry import Pose
-from latentsync.synthetic.heads import LANDMARKS, draw, measure
+from latentsync.synthetic.geometry import Pose, scene_view
+from latentsync.synthetic.heads import LANDMARKS, draw, landmarks, measure
 from latentsync.synthetic.identity import Identity
 from latentsync.synthetic.motion import draw_motion
 from latentsync.synthetic.mouth import Mouth
@@ -25,9 +29,19 @@ from latentsync.synthetic.speech import LANGUAGES, SAMPLE_RATE, Speech, draw_spe
 from latentsync.synthetic.visemes import mouth_tracks
 from latentsync.types import FloatArray, Frame, Progress, ProgressCallback
 
-__all__ = ["FPS", "Take", "draw_take", "frames_of", "synthesise", "write_take", "write_wave"]
+__all__ = [
+    "FPS",
+    "Take",
+    "draw_take",
+    "frames_of",
+    "synthesise",
+    "truth_of",
+    "write_take",
+    "write_wave",
+]
 
 FPS = 25
+_stop: Event | None = None  # in a process of `_run`: set when its clip is no longer wanted
 _SEEDS_APART = 1_000_000  # identities of two seeds never meet below this many clips
 
 
@@ -64,13 +78,14 @@ def draw_take(
     return Take(identity, speech, poses, mouths, float(rng.uniform(0.85, 1.25)), fps)
 
 
-def frames_of(take: Take, size: tuple[int, int]) -> Iterator[tuple[Frame, dict[str, object]]]:
-    """Each frame (height, width, 3) RGB and its truth, for JSON; `size` is (width, height)"""
+def truth_of(take: Take, size: tuple[int, int]) -> Iterator[dict[str, object]]:
+    """What is true of each frame, for JSON, without drawing it; `size` is (width, height)."""
+    view = scene_view(*size, take.zoom)
     for index, (pose, row) in enumerate(zip(take.poses, take.mouths, strict=True)):
         mouth = Mouth.from_track(row)
-        frame, points = draw(take.identity, pose, mouth, size, zoom=take.zoom)
+        points = landmarks(take.identity, pose, mouth, view)
         opening, width, rounding = measure(take.identity, mouth)
-        truth: dict[str, object] = {
+        yield {
             "frame": index,
             "seconds": index / take.fps,
             "opening": round(opening, 5),
@@ -80,7 +95,13 @@ def frames_of(take: Take, size: tuple[int, int]) -> Iterator[tuple[Frame, dict[s
             "pose": {name: round(value, 5) for name, value in asdict(pose).items()},
             "landmarks": dict(zip(LANDMARKS, points.astype(float).round(2).tolist(), strict=True)),
         }
-        yield frame, truth
+
+
+def frames_of(take: Take, size: tuple[int, int]) -> Iterator[tuple[Frame, dict[str, object]]]:
+    """Each frame (height, width, 3) RGB and its truth, for JSON; `size` is (width, height)."""
+    for pose, row, truth in zip(take.poses, take.mouths, truth_of(take, size), strict=True):
+        mouth = Mouth.from_track(row)
+        yield draw(take.identity, pose, mouth, size, zoom=take.zoom)[0], truth
 
 
 def write_wave(path: Path, speech: Speech) -> None:
@@ -92,20 +113,58 @@ def write_wave(path: Path, speech: Speech) -> None:
         file.writeframes(speech.wave.astype("<i2").tobytes())
 
 
-def write_take(take: Take, path: Path, size: tuple[int, int], *, crf: int = 17) -> Path:
-    """`path` (mp4) and `<name>.truth.jsonl` beside it, one line a frame; returns the latter."""
-    truth_path = path.with_suffix(".truth.jsonl")
-    with tempfile.TemporaryDirectory() as folder:
-        sound = Path(folder, "speech.wav")
-        write_wave(sound, take.speech)
-        with (
-            VideoWriter(path, audio=sound, fps=Fraction(take.fps), crf=crf) as video,
-            truth_path.open("w", encoding="utf-8") as truths,
-        ):
-            for frame, truth in frames_of(take, size):
-                video.write(VideoFrame.from_rgb(frame))
-                truths.write(json.dumps(truth) + "\n")
+def write_take(
+    take: Take,
+    path: Path,
+    size: tuple[int, int],
+    *,
+    crf: int = 17,
+    stopped: Callable[[], bool] | None = None,
+) -> Path:
+    """`path` (mp4) and `<name>.truth.jsonl` beside it, one line a frame; returns the latter.
+
+    Whatever goes wrong, both stand there finished or not at all, and never the truth alone.
+    Raises Cancelled when `stopped` says so between frames, OutputError when they can't be written.
+    """
+    truth_path = _truth_path(path)
+    waiting = truth_path.with_name(f".{truth_path.name}")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            sound = Path(folder, "speech.wav")
+            write_wave(sound, take.speech)
+            with VideoWriter(path, audio=sound, fps=Fraction(take.fps), crf=crf) as video:
+                waiting.write_text(_lines(truth_of(take, size)), encoding="utf-8")
+                for frame, _ in frames_of(take, size):
+                    if stopped is not None and stopped():
+                        raise Cancelled(f"stopped at frame {video.frames} of {path.name}")
+                    video.write(VideoFrame.from_rgb(frame))
+                truth_path.unlink(missing_ok=True)  # an older clip's, which is replaced now
+        waiting.replace(truth_path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} and its truth can't be written ({error}); check space and permissions"
+        ) from error
+    finally:
+        waiting.unlink(missing_ok=True)
     return truth_path
+
+
+def _truth_path(path: Path) -> Path:
+    return path.with_suffix(".truth.jsonl")
+
+
+def _lines(truth: Iterator[dict[str, object]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in truth)
+
+
+def _is_written(take: Take, path: Path, size: tuple[int, int]) -> bool:
+    """Whether `path` is this very take: its truth comes last, and holds all that was chosen."""
+    try:
+        if path.stat().st_size == 0:
+            return False
+        return _truth_path(path).read_bytes() == _lines(truth_of(take, size)).encode()
+    except OSError:
+        return False
 
 
 def _make(
@@ -118,8 +177,18 @@ def _make(
 ) -> Path:
     cv2.setNumThreads(1)  # the clips are what runs side by side
     path = out_dir / f"{seed:03d}_{index:05d}.mp4"
-    write_take(draw_take(seed, index, seconds, languages=languages), path, size)
+    # In a thread of its own, where Ctrl-C never arrives: espeak-ng calls back into Python, and an
+    # interrupt raised in there would be lost.
+    with ThreadPoolExecutor(1) as thread:
+        take = thread.submit(draw_take, seed, index, seconds, languages=languages).result()
+    if not _is_written(take, path, size):
+        write_take(take, path, size, stopped=None if _stop is None else _stop.is_set)
     return path
+
+
+def _start_worker(stop: Event) -> None:
+    global _stop
+    _stop = stop
 
 
 def synthesise(
@@ -137,14 +206,16 @@ def synthesise(
     """One clip of each of `identities` drawn people, `<seed>_<number>.mp4` with its truth.
 
     `size` is (width, height); `workers` processes draw side by side and change nothing in the
-    result. Raises OptionError for a count, duration or size out of range, OutputError when
-    `out_dir` can't be made, BackendUnavailable without espeak-ng, Cancelled between clips.
+    result. A clip that stands there finished, of the same choices, is not drawn again.
+
+    Raises:
+        OptionError: a count, duration, seed, size or language out of range.
+        OutputError: `out_dir` can't be made, or written into.
+        BackendUnavailable: there is no espeak-ng.
+        Cancelled: `cancel`, asked between clips, said so; as after every error or interrupt,
+            finished clips stay and nothing else does.
     """
-    if identities < 1 or workers < 1 or not 0.2 <= seconds <= 3600 or min(size) < 64:
-        raise OptionError(
-            f"got {identities} identities of {seconds} s at {size[0]} x {size[1]} by {workers}"
-            " workers; wanted at least 1 of 0.2 to 3600 s, both sides 64 px or more, 1 worker"
-        )
+    _check(identities, seconds, seed, size, languages, workers)
     folder = Path(out_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,23 +225,64 @@ def synthesise(
         _make, out_dir=folder, seconds=seconds, seed=seed, size=size, languages=languages
     )
     paths: list[Path] = []
-    for path in _run(make, identities, workers):
-        paths.append(path)
-        if progress is not None:
-            progress(Progress("draw", len(paths), identities))
-        if cancel is not None and cancel() and len(paths) < identities:
-            raise Cancelled(f"stopped after {len(paths)} of {identities} clips, which were kept")
+    report = progress or (lambda _: None)
+    report(Progress("draw", 0, identities))
+    with closing(_run(make, identities, workers)) as finished:
+        for path in finished:
+            paths.append(path)
+            report(Progress("draw", len(paths), identities))
+            if cancel is not None and cancel() and len(paths) < identities:
+                kept = f"{len(paths)} of {identities} clips, which were kept"
+                raise Cancelled(f"stopped after {kept}")
     return sorted(paths)
 
 
-def _run(make: Callable[[int], Path], count: int, workers: int) -> Iterator[Path]:
+def _check(
+    identities: int,
+    seconds: float,
+    seed: int,
+    size: tuple[int, int],
+    languages: Sequence[str],
+    workers: int,
+) -> None:
+    wanted = {
+        f"{identities} identities": (identities >= 1, "1 or more"),
+        f"{seconds} seconds": (0.2 <= seconds <= 3600, "0.2 to 3600"),
+        f"seed {seed}": (0 <= seed <= MAX_SEED, f"0 to {MAX_SEED}"),
+        f"a size of {size[0]} x {size[1]}": (
+            min(size) >= 64 and max(size) <= 4096,
+            "both sides from 64 to 4096 px",
+        ),
+        f"{workers} workers": (workers >= 1, "1 or more"),
+        f"languages {', '.join(languages) or 'none'}": (
+            bool(languages) and set(languages) <= set(LANGUAGES),
+            f"some of {', '.join(LANGUAGES)}",
+        ),
+    }
+    for got, (good, want) in wanted.items():
+        if not good:
+            raise OptionError(f"got {got}; wanted {want}")
+
+
+def _run(make: Callable[[int], Path], count: int, workers: int) -> Generator[Path, None, None]:
     if workers == 1:
         yield from map(make, range(count))
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(make, index) for index in range(count)]
+    context = get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(
+        min(workers, count), mp_context=context, initializer=_start_worker, initargs=(stop,)
+    ) as pool:
         try:
+            # Ctrl-C reaches every process. Workers inherit the block: a traceback would be all they
+            # have to say, and one that dies has the pool kill the others with files half-written.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                jobs = [pool.submit(make, index) for index in range(count)]
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             for job in as_completed(jobs):
                 yield job.result()
         finally:
+            stop.set()
             pool.shutdown(cancel_futures=True)
