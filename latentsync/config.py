@@ -10,7 +10,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from latentsync.errors import OptionError
 
-__all__ = ["PRESETS", "ModelConfig", "Options", "UNetConfig", "VAEConfig", "WhisperConfig"]
+__all__ = [
+    "PRESETS",
+    "ModelConfig",
+    "Options",
+    "TrainConfig",
+    "UNetConfig",
+    "UNetTrainConfig",
+    "VAEConfig",
+    "WhisperConfig",
+]
 
 MAX_GUIDANCE = 10
 MAX_STEPS = 50
@@ -36,6 +45,9 @@ class UNetConfig:
     motion_heads: int = 8
     motion_norm_groups: int = 32
     motion_max_frames: int = 24  # length of the temporal position table
+    # Not in the published nets: speech is normalised and its tokens are told apart by learned
+    # positions, so many of them; 0 leaves both out.
+    speech_positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,11 @@ class VAEConfig:
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215  # Stable Diffusion 1's, fidelity to the published pipeline
     shift_factor: float = 0.0
+    mid_attention: bool = True  # attention at the smallest side
+    # Not in the published nets: each channel of the latents is brought to mean 0 and deviation 1
+    # (then the two factors above are 1 and 0); empty leaves them as they are.
+    latents_mean: tuple[float, ...] = ()
+    latents_std: tuple[float, ...] = ()
 
     @property
     def downsampling(self) -> int:
@@ -95,26 +112,62 @@ class ModelConfig:
 
 _V16 = ModelConfig(name="v1.6", resolution=512, detector="insightface")
 _V15 = replace(_V16, name="v1.5", resolution=256)
-# The same classes, small enough for the repository and for two CPU cores.
+# The same classes, small enough for the repository and to be trained on two CPU cores.
 _DEMO = replace(
     _V15,
     name="demo",
-    resolution=64,
+    resolution=96,
     detector="builtin",
     unet=UNetConfig(
-        block_out_channels=(32, 64, 64, 64),
+        block_out_channels=(48, 96, 128),
         layers_per_block=1,
+        attention_heads=4,
         norm_num_groups=8,
-        cross_attention_dim=96,
+        cross_attention_dim=128,
+        motion="decoder",
+        motion_heads=4,
+        motion_norm_groups=8,
+        speech_positions=40,
     ),
     vae=VAEConfig(
-        block_out_channels=(16, 32, 32, 32),
+        block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
         norm_num_groups=8,
+        scaling_factor=1.0,
     ),
-    whisper=WhisperConfig(n_audio_state=96, n_audio_head=4, n_audio_layer=2),
+    whisper=WhisperConfig(n_audio_state=128, n_audio_head=4, n_audio_layer=3),
 )
 PRESETS: dict[str, ModelConfig] = {config.name: config for config in (_V16, _V15, _DEMO)}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of the training loop; checkpoints and figures carry its name."""
+
+    name: str
+    steps: int
+    batch: int  # samples a step
+    learning_rate: float  # AdamW's, after the warm-up; a cosine takes it down to nothing
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999  # of the average of the weights that is kept
+    clip_norm: float = 1.0
+    seed: int = 1
+    log_every: int = 100  # steps
+    validate_every: int = 500
+    checkpoint_every: int = 500
+
+
+@dataclass(frozen=True)
+class UNetTrainConfig(TrainConfig):
+    """A run that trains the U-Net; the defaults are the published choices."""
+
+    frames: int = 16  # of a training window
+    trainable: tuple[str, ...] = ()  # parts of the names of what is trained; () is everything
+    # Not in the published training:
+    loss_weighting: Literal["noise", "velocity"] = "noise"  # velocity: times 1 / alpha_bar
+    mask_weight: float = 0.0  # on top of 1, for latent cells under the mask
+    speech_dropout: float = 0.0  # share of windows that hear nothing, for guidance
 
 
 @dataclass(frozen=True)

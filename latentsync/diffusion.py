@@ -20,7 +20,21 @@ from torch import Tensor
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
 
-__all__ = ["Draw", "Latents", "decode", "denoise", "encode", "seeded_draw", "unet_input"]
+__all__ = [
+    "TIMESTEPS",
+    "Draw",
+    "Latents",
+    "add_noise",
+    "alpha_bar",
+    "decode",
+    "denoise",
+    "encode",
+    "predict_x0",
+    "seeded_draw",
+    "unet_input",
+]
+
+TIMESTEPS = 1000  # of the noise schedule
 
 Draw = Callable[[tuple[int, ...]], Tensor]
 """Shape -> standard normal float32 on the CPU, a new draw at every call."""
@@ -63,6 +77,7 @@ def unet_input(noisy: Tensor, mask: Tensor, latents: Latents) -> Tensor:
     Args:
         noisy: (b, 4, f, h, w).
         mask: (R, R), 1 = keep; every (R / h)th pixel is taken.
+        latents: of (f, 4, h, w), the same for the whole batch, or of (b, f, 4, h, w).
 
     Returns:
         (b, 13, f, h, w).
@@ -70,7 +85,7 @@ def unet_input(noisy: Tensor, mask: Tensor, latents: Latents) -> Tensor:
     batch, _, frames, height, width = noisy.shape
     small = F.interpolate(mask[None, None], size=(height, width), mode="nearest")
     small = small[:, :, None].expand(batch, 1, frames, height, width)
-    shown = [t.transpose(0, 1)[None].expand_as(noisy) for t in (latents.masked, latents.reference)]
+    shown = [t.transpose(-4, -3).expand_as(noisy) for t in (latents.masked, latents.reference)]
     return torch.cat([noisy, small, *shown], dim=1)
 
 
@@ -119,9 +134,27 @@ def decode(vae: VAE, latents: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
     return vae.decode(latents) * (1 - mask) + pixels * mask
 
 
+def alpha_bar(timesteps: Tensor) -> Tensor:
+    """(b,) int64 in [0, 1000) -> (b,) float32: the share of the signal's power that is left."""
+    bars: Tensor = _scheduler().alphas_cumprod
+    return bars.to(timesteps.device)[timesteps]
+
+
+def add_noise(clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """(b, ...) latents and noise of the same shape, (b,) timesteps -> noisy latents."""
+    bar = alpha_bar(timesteps).reshape(-1, *[1] * (clean.dim() - 1)).to(clean)
+    return bar.sqrt() * clean + (1 - bar).sqrt() * noise
+
+
+def predict_x0(noisy: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
+    """Clean latents in one step from the predicted noise; the inverse of `add_noise`."""
+    bar = alpha_bar(timesteps).reshape(-1, *[1] * (noisy.dim() - 1)).to(noisy)
+    return (noisy - (1 - bar).sqrt() * predicted) / bar.sqrt()
+
+
 def _scheduler() -> DDIMScheduler:
     return DDIMScheduler(
-        num_train_timesteps=1000,
+        num_train_timesteps=TIMESTEPS,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

@@ -9,6 +9,7 @@
     |-- WeightsError                  base of the next two
     |   |-- WeightsMissing            a file is not there
     |   `-- WeightsMismatch           a file is there, but holds another model
+    |-- TrainingError                 training can't go on: a loss is not finite
     |-- BackendUnavailable            a device or a back end that was asked for can't be used
     `-- Cancelled                     the caller's `cancel()` said so; nothing was left behind
 
@@ -24,6 +25,7 @@ __all__ = [
     "NoFaceFound",
     "OptionError",
     "OutputError",
+    "TrainingError",
     "WeightsError",
     "WeightsMismatch",
     "WeightsMissing",
@@ -64,6 +66,10 @@ class WeightsMissing(WeightsError):
 
 class WeightsMismatch(WeightsError):
     """A weight file holds another model than the one asked for."""
+
+
+class TrainingError(LatentSyncError):
+    """Training can't go on."""
 
 
 class BackendUnavailable(LatentSyncError):

@@ -62,12 +62,16 @@ class SpeechEncoder(nn.Module):
         filters: Tensor = whisper.audio.mel_filters("cpu", self.config.n_mels)
         return filters
 
-    def forward(self, columns: Tensor) -> Tensor:
-        """(b, mels, 3000) normalised log-mel -> (b, 1500, states, width)."""
+    def forward(self, columns: Tensor, first_token: int = 0) -> Tensor:
+        """(b, mels, 3000) normalised log-mel -> (b, 1500, states, width).
+
+        Training may give fewer columns, as tokens `first_token` and following of such a window.
+        """
         encoder = self.encoder
         x = nn.functional.gelu(encoder.conv1(columns))
         x = nn.functional.gelu(encoder.conv2(x)).transpose(1, 2)
-        x = (x + encoder.positional_embedding).to(x.dtype)
+        positions = encoder.positional_embedding[first_token : first_token + x.shape[1]]
+        x = (x + positions).to(x.dtype)
         states = [x]
         for block in encoder.blocks:
             states.append(block(states[-1]))

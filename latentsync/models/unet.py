@@ -41,6 +41,8 @@ class UNet(nn.Module):
         last = len(widths) - 1
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        if config.speech_positions:
+            self.speech_positions = SpeechPositions(config)
         self.time_embedding = TimeEmbedding(widths[0], time_dim)
         self.down_blocks = nn.ModuleList(
             DownBlock(
@@ -100,6 +102,8 @@ class UNet(nn.Module):
             )
         if audio is not None and audio.dim() == 4:
             audio = audio.flatten(0, 1)
+        if audio is not None and self.config.speech_positions:
+            audio = self.speech_positions(audio)
         time = self.time_embedding(timestep_sinusoid(timestep, batch, self.conv_in.out_channels))
         time = time.repeat_interleave(frames, dim=0)  # (b * f, time_dim)
 
@@ -124,6 +128,22 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.attend = attend
+
+
+class SpeechPositions(nn.Module):
+    """Normalised speech whose tokens are told apart by learned positions; a demo-size net wants it.
+
+    Silence that stands for "no speech" (all zeros) stays a place of its own: the positions alone.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.cross_attention_dim)
+        shape = (config.speech_positions, config.cross_attention_dim)
+        self.table = nn.Parameter(0.1 * torch.randn(shape))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.norm(audio) + self.table
 
 
 class _Block(nn.Module):
@@ -382,6 +402,9 @@ class FrameSharedGroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
+        if frames == 1:
+            alone = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
+            return alone.to(x.dtype)
         grouped = x.float().unflatten(0, (-1, frames)).unflatten(2, (self.num_groups, -1))
         variance, mean = torch.var_mean(grouped, dim=(1, 3, 4, 5), correction=0)  # (b, groups)
         per_group = self.num_channels // self.num_groups

@@ -26,6 +26,7 @@ class VAE(nn.Module):
             latent_channels=config.latent_channels,
             norm_num_groups=config.norm_num_groups,
             scaling_factor=config.scaling_factor,
+            mid_block_add_attention=config.mid_attention,
         )
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -42,12 +43,25 @@ class VAE(nn.Module):
         latents = posterior.mean
         if noise is not None:
             latents = latents + posterior.std * noise.to(latents)
-        return (latents - self.config.shift_factor) * self.config.scaling_factor
+        latents = (latents - self.config.shift_factor) * self.config.scaling_factor
+        if self.config.latents_mean:
+            mean, std = self._channels(latents)
+            latents = (latents - mean) / std
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """(f, 4, h, w) scaled latents -> (f, 3, 8 h, 8 w) pixels, about [-1, 1], not clamped."""
+        if self.config.latents_mean:
+            mean, std = self._channels(latents)
+            latents = latents * std + mean
         latents = latents / self.config.scaling_factor + self.config.shift_factor
         return cast(Tensor, self.net.decode(latents).sample)
+
+    def _channels(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(4, 1, 1) mean and standard deviation of each channel."""
+        values = (self.config.latents_mean, self.config.latents_std)
+        mean, std = (torch.tensor(value).to(like)[:, None, None] for value in values)
+        return mean, std
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of a square picture."""

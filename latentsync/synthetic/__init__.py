@@ -18,11 +18,20 @@ from latentsync.synthetic.heads import LANDMARKS, crop_affine, draw, draw_crop, 
 from latentsync.synthetic.identity import Identity
 from latentsync.synthetic.motion import draw_motion
 from latentsync.synthetic.mouth import Mouth
-from latentsync.synthetic.speech import Phoneme, Speech, Voice, draw_speech, draw_voice, speak
+from latentsync.synthetic.speech import (
+    LANGUAGES,
+    Phoneme,
+    Speech,
+    Voice,
+    draw_speech,
+    draw_voice,
+    speak,
+)
 from latentsync.synthetic.visemes import TRACKS, mouth_tracks
 
 __all__ = [
     "LANDMARKS",
+    "LANGUAGES",
     "TRACKS",
     "Identity",
     "Mouth",

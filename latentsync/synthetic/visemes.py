@@ -10,9 +10,9 @@ import numpy as np
 
 from latentsync.errors import OptionError
 from latentsync.synthetic.speech import Phoneme
-from latentsync.types import FloatArray
+from latentsync.types import FloatArray, IntArray
 
-__all__ = ["TRACKS", "mouth_tracks", "targets"]
+__all__ = ["SOUNDS", "TRACKS", "mouth_tracks", "sound_track", "targets"]
 
 TRACKS = ("open", "wide", "round", "bite", "tongue")
 """open 0..1; wide -1 (narrow) .. 1 (spread); round 0..1; bite: lower lip under the upper teeth,
@@ -88,6 +88,9 @@ _CONSONANTS: dict[str, Target] = {
     "q": (0.28, 0.0, 0.0, 0.0, 0.0),
     "?": (0.2, 0.0, 0.0, 0.0, 0.0),
 }
+SOUNDS = ("", *_VOWELS, *_CONSONANTS)
+"""Silence, then the first letters of the mnemonics that are told apart."""
+
 _CLOSED = "pbm"
 _FRICATIVES = "SZszfxF"
 _NEUTRAL: Target = (0.3, 0.1, 0.0, 0.0, 0.0)
@@ -155,3 +158,18 @@ def mouth_tracks(phonemes: Sequence[Phoneme], seconds: float, *, fps: float = 25
     index = np.minimum((np.arange(frames) / fps * _HZ).round().astype(int), samples - 1)
     limits = np.array([[0, -1, 0, 0, 0], [1, 1, 1, 1, 1]], np.float32)
     return np.clip(tracks[index], *limits).astype(np.float32)
+
+
+def sound_track(phonemes: Sequence[Phoneme], seconds: float, *, fps: float) -> IntArray:
+    """(frames,) int64: which of SOUNDS is heard at i / fps seconds; unknown ones are left as -1."""
+    frames = int(np.floor(seconds * fps + 1e-6))
+    track = np.zeros(frames, np.int64)
+    for phoneme in phonemes:
+        letter = phoneme.name.lstrip("',%=")[:1]
+        silent = phoneme.name.startswith("_")
+        if letter and letter in "(;:|!":
+            continue  # a mark: the sound before it goes on
+        known = "" if silent else letter
+        start = int(np.ceil(phoneme.start_seconds * fps))
+        track[start:] = SOUNDS.index(known) if known in SOUNDS else -1
+    return track

@@ -1,0 +1,87 @@
+"""Training the image autoencoder on crops, whole and with the mouth masked out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentsync.config import TrainConfig, VAEConfig
+from latentsync.mask import keep_mask
+from latentsync.models.vae import VAE
+from latentsync.training.crops import Pixels, pictures
+
+__all__ = ["AutoencoderTask", "Statistics", "latent_statistics"]
+
+MASKED_SHARE = 0.2  # of the pictures are shown with a hole, as the network's third input is
+MOUTH_WEIGHT = 2.0  # on top of 1, where the mask lies: there alone decoded pixels are shown
+EDGE_WEIGHT = 0.5  # of differences between neighbouring pixels: keeps lines sharp
+KL_WEIGHT = 1e-5
+LIGHT = 0.15  # standard deviation of a colour channel's gain, in half of the pictures
+
+
+class AutoencoderTask:
+    """A task of `loop.fit`: L1 on pixels and on their differences, and a little KL."""
+
+    def __init__(self, vae: VAE, crops: Pixels, held_out: Pixels, config: TrainConfig) -> None:
+        self.net = vae
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # lacks in the stub
+        self._crops, self._held_out, self._config = crops, held_out, config
+        self._mask = torch.from_numpy(keep_mask(crops.shape[-2]))
+        weight = 1 + MOUTH_WEIGHT * (1 - self._mask)
+        self._weight = weight / weight.mean()
+
+    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
+        count = self._config.batch
+        chosen = torch.randint(len(self._crops), (count,), generator=generator)
+        shown = pictures(self._crops[chosen.numpy()])
+        chance = torch.rand((3, count, 1, 1, 1), generator=generator)
+        gain = 1 + LIGHT * torch.randn((count, 3, 1, 1), generator=generator)
+        shown = torch.where(chance[0] < 0.5, shown.flip(-1), shown)
+        lit = ((shown + 1) * gain - 1).clamp(-1, 1)
+        shown = torch.where(chance[1] < 0.5, lit, shown)
+        shown = torch.where(chance[2] < MASKED_SHARE, shown * self._mask, shown)
+        posterior = self.net.net.encode(shown).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        seen = self.net.net.decode(posterior.mean + posterior.std * noise).sample
+        edges = zip(_differences(seen), _differences(shown), strict=True)
+        return {
+            "pixels": ((seen - shown).abs() * self._weight).mean(),
+            "edges": EDGE_WEIGHT * torch.stack([(a - b).abs().mean() for a, b in edges]).sum(),
+            "kl": KL_WEIGHT * posterior.kl().mean() / shown[0].numel(),
+        }
+
+    def validate(self) -> dict[str, float]:
+        """PSNR in dB of the whole picture and of the part under the mask."""
+        hole = self._mask < 0.5
+        whole, mouth = [], []
+        for start in range(0, len(self._held_out), 32):
+            shown = pictures(self._held_out[start : start + 32])
+            error = (self.net.decode(self.net.encode(shown)).clamp(-1, 1) - shown).square() / 4
+            whole.append(error.mean((1, 2, 3)))
+            mouth.append(error[..., hole].mean((1, 2)))
+        psnr = [-10 * torch.cat(errors).log10().mean() for errors in (whole, mouth)]
+        return {"psnr": float(psnr[0]), "mouth_psnr": float(psnr[1])}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of each channel of a VAE's latents: what `VAEConfig` may carry."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def latent_statistics(vae: VAE, crops: Pixels) -> Statistics:
+    """Measured on crops (n, R, R, 3), before any scaling."""
+    plain = VAE(VAEConfig(**{**vars(vae.config), "latents_mean": (), "latents_std": ()}))
+    plain.load_state_dict(vae.state_dict())
+    with torch.inference_mode():
+        parts = [plain.encode(pictures(part)) for part in np.array_split(crops, len(crops) // 32)]
+    latents = torch.cat(parts).transpose(0, 1).flatten(1)
+    mean, std = latents.mean(1).tolist(), latents.std(1).tolist()
+    return Statistics(tuple(round(v, 4) for v in mean), tuple(round(v, 4) for v in std))
+
+
+def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]

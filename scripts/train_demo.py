@@ -1,0 +1,228 @@
+"""Train the demo model from nothing: draw, listen, see, speak. `make train-demo` runs all of it.
+
+Each part leaves its result under --out and is skipped where that is complete; what was cut off goes
+on from its last checkpoint. Fixed seeds; the figures are in benchmarks/demo_training.md.
+"""
+
+import argparse
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from scipy.signal import resample_poly
+
+from latentsync import mel, weights
+from latentsync.config import PRESETS, ModelConfig, TrainConfig, UNetTrainConfig
+from latentsync.models.unet import UNet
+from latentsync.models.vae import VAE
+from latentsync.speech import SpeechEncoder
+from latentsync.synthetic import LANGUAGES, Speech, draw_speech, draw_take, draw_voice, mouth_tracks
+from latentsync.synthetic.crops import draw_crops
+from latentsync.synthetic.visemes import SOUNDS, sound_track
+from latentsync.training.autoencoder import AutoencoderTask, latent_statistics
+from latentsync.training.crops import Person
+from latentsync.training.loop import fit
+from latentsync.training.speech import SpeechTask, Utterance
+from latentsync.training.unet import Prepared, UNetTask, prepare
+from latentsync.types import FloatArray
+
+log = logging.getLogger("train_demo")
+
+DEMO = PRESETS["demo"]
+FACES_SEED, SPEECH_SEED = 1, 2  # everything drawn for training has a seed below 100
+HELD_OUT_LANGUAGE = "tr"  # never heard in training, to see what a new language does
+TRAINED_LANGUAGES = tuple(one for one in LANGUAGES if one != HELD_OUT_LANGUAGE)
+
+PEOPLE, HELD_OUT_PEOPLE = 600, 24
+CLIP_SECONDS, WINDOWS, WINDOW_FRAMES, JITTER = 8.0, 3, 16, 0.03
+UTTERANCES, HELD_OUT_UTTERANCES, UTTERANCE_SECONDS = 900, 16, 24.0
+
+SPEECH = TrainConfig("speech", steps=2400, batch=8, learning_rate=2e-3)
+AUTOENCODER = TrainConfig("autoencoder", steps=4000, batch=4, learning_rate=1.5e-3)
+SPEAK = UNetTrainConfig(  # single frames of many people: the mouth learns to follow the voice
+    "speak",
+    steps=9000,
+    batch=16,
+    learning_rate=1.2e-3,
+    frames=1,
+    loss_weighting="velocity",
+    mask_weight=3.0,
+    speech_dropout=0.1,
+)
+MOVE = replace(  # then whole groups of frames: the motion modules learn to keep them together
+    SPEAK, name="move", steps=500, batch=1, learning_rate=5e-4, frames=16, trainable=("motion_",)
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/train-demo"))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, datefmt="%H:%M:%S")
+    for part in options.parts:
+        started = time.monotonic()
+        PARTS[part](options.out, options.workers)
+        log.info("%s took %.0f s", part, time.monotonic() - started)
+
+
+# -- 1. Voices and faces ---------------------------------------------------------------------------
+
+
+def draw_utterances(out: Path, workers: int) -> None:
+    """Speech with the truth about the mouths that say it."""
+    _draw(_utterance, out / "speech", UTTERANCES + HELD_OUT_UTTERANCES, workers)
+
+
+def draw_people(out: Path, workers: int) -> None:
+    """Aligned crops of talking heads, in windows as long as the network's groups."""
+    _draw(_person, out / "people", PEOPLE + HELD_OUT_PEOPLE, workers)
+
+
+def _utterance(index: int, folder: Path) -> None:
+    rng = np.random.default_rng([SPEECH_SEED, index])
+    speech = draw_speech(rng, UTTERANCE_SECONDS, draw_voice(rng, TRAINED_LANGUAGES))
+    filters = SpeechEncoder(DEMO.whisper).filters()
+    columns = torch.cat(list(mel.log_mel([_wave(speech)], filters)), dim=1).numpy()
+    rate = mel.TOKENS_PER_SECOND
+    tracks = mouth_tracks(speech.phonemes, UTTERANCE_SECONDS, fps=rate)
+    sounds = sound_track(speech.phonemes, UTTERANCE_SECONDS, fps=rate)
+    tokens = min(columns.shape[1] // 2, len(tracks))
+    temporary, path = folder / f".{index:05d}.npz", folder / f"{index:05d}.npz"
+    np.savez(
+        temporary,
+        columns=columns[:, : 2 * tokens].astype(np.float16),
+        tracks=tracks[:tokens],
+        sounds=sounds[:tokens],
+    )
+    temporary.replace(path)
+
+
+def _person(index: int, folder: Path) -> None:
+    take = draw_take(FACES_SEED, index, CLIP_SECONDS, languages=TRAINED_LANGUAGES)
+    rng = np.random.default_rng([FACES_SEED, index, 1])
+    crops = draw_crops(
+        take, rng, windows=WINDOWS, frames=WINDOW_FRAMES, size=DEMO.resolution, jitter=JITTER
+    )
+    person = Person(crops.pixels, crops.frames, crops.mouths, _wave(take.speech))
+    person.save(folder / f"{index:05d}.npz")
+
+
+def _wave(speech: Speech) -> FloatArray:
+    """At 16 kHz, in [-1, 1]."""
+    return (resample_poly(speech.wave.astype(np.float32), 320, 441) / 32768).astype(np.float32)
+
+
+def _draw(make: Callable[..., None], folder: Path, count: int, workers: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [i for i in range(count) if not (folder / f"{i:05d}.npz").is_file()]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+        for done, _ in enumerate(pool.map(partial(make, folder=folder), missing), 1):
+            if done % 100 == 0:
+                log.info("%s: %d of %d", folder.name, done, len(missing))
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def people(out: Path) -> tuple[list[Person], list[Person]]:
+    """For training, and held out."""
+    paths = sorted((out / "people").glob("[0-9]*.npz"))
+    found = [Person.load(path) for path in paths]
+    return found[:PEOPLE], found[PEOPLE:]
+
+
+# -- 2. Listening ----------------------------------------------------------------------------------
+
+
+def train_speech(out: Path, _: int) -> None:
+    files = [np.load(path) for path in sorted((out / "speech").glob("[0-9]*.npz"))]
+    spoken = [Utterance(one["columns"], one["tracks"], one["sounds"]) for one in files]
+    torch.manual_seed(SPEECH.seed)
+    encoder = SpeechEncoder(DEMO.whisper)
+    task = SpeechTask(encoder, spoken[:UTTERANCES], spoken[UTTERANCES:], SPEECH, sounds=len(SOUNDS))
+    fit(task, SPEECH, out)
+    torch.save(encoder.state_dict(), out / "speech.pt")
+
+
+# -- 3. Seeing -------------------------------------------------------------------------------------
+
+
+def train_autoencoder(out: Path, _: int) -> None:
+    shown, held_out = (
+        np.concatenate([one.pixels.reshape(-1, *one.pixels.shape[-3:]) for one in part])
+        for part in people(out)
+    )
+    torch.manual_seed(AUTOENCODER.seed)
+    vae = VAE(DEMO.vae)
+    fit(AutoencoderTask(vae, shown, held_out[::4], AUTOENCODER), AUTOENCODER, out)
+    found = latent_statistics(vae, shown[::29])
+    config = replace(DEMO, vae=replace(DEMO.vae, latents_mean=found.mean, latents_std=found.std))
+    (out / "config.json").write_text(config.to_json())
+    torch.save(vae.state_dict(), out / "vae.pt")
+
+
+# -- 4. Speaking -----------------------------------------------------------------------------------
+
+
+def train_speaking(out: Path, _: int) -> None:
+    config, vae, encoder = _frozen(out)
+    train, held_out = (prepare(vae, encoder, part) for part in people(out))
+    torch.save([vars(train), vars(held_out)], out / "prepared.pt")
+    torch.manual_seed(SPEAK.seed)
+    unet = UNet(replace(config.unet, motion="none"))
+    fit(UNetTask(unet, train, held_out, config.resolution, SPEAK), SPEAK, out)
+    torch.save(unet.state_dict(), out / "speak.pt")
+
+
+def train_moving(out: Path, _: int) -> None:
+    config = _frozen(out)[0]
+    train, held_out = (Prepared(**one) for one in torch.load(out / "prepared.pt", mmap=True))
+    torch.manual_seed(MOVE.seed)
+    unet = UNet(config.unet)
+    unet.load_state_dict(torch.load(out / "speak.pt"), strict=False)  # all but the motion modules
+    fit(UNetTask(unet, train, held_out, config.resolution, MOVE), MOVE, out)
+    torch.save(unet.state_dict(), out / "unet.pt")
+
+
+def export(out: Path, _: int) -> None:
+    config, vae, encoder = _frozen(out)
+    unet = UNet(config.unet)
+    unet.load_state_dict(torch.load(out / "unet.pt"))
+    weights.save(weights.Nets(config, unet, vae, encoder), out / "demo")
+    log.info("the model is in %s; try it with --model %s", out / "demo", out / "demo")
+
+
+def _frozen(out: Path) -> tuple[ModelConfig, VAE, SpeechEncoder]:
+    """What was trained before the U-Net."""
+    config = ModelConfig.from_json((out / "config.json").read_text())
+    vae, encoder = VAE(config.vae).eval(), SpeechEncoder(config.whisper).eval()
+    vae.load_state_dict(torch.load(out / "vae.pt"))
+    encoder.load_state_dict(torch.load(out / "speech.pt"))
+    return config, vae, encoder
+
+
+PARTS: dict[str, Callable[[Path, int], None]] = {
+    "voices": draw_utterances,
+    "faces": draw_people,
+    "speech": train_speech,
+    "autoencoder": train_autoencoder,
+    "speak": train_speaking,
+    "move": train_moving,
+    "export": export,
+}
+
+if __name__ == "__main__":
+    main()
