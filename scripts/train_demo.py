@@ -32,7 +32,7 @@ from latentsync.training.autoencoder import AutoencoderTask, latent_statistics
 from latentsync.training.crops import Person
 from latentsync.training.loop import fit
 from latentsync.training.speech import SpeechTask, Utterance
-from latentsync.training.unet import Prepared, UNetTask, prepare
+from latentsync.training.unet import Prepared, UNetTask, hear, look
 from latentsync.types import FloatArray
 
 log = logging.getLogger("train_demo")
@@ -177,10 +177,20 @@ def train_autoencoder(out: Path, _: int) -> None:
 # -- 4. Speaking -----------------------------------------------------------------------------------
 
 
+def listen(out: Path, _: int) -> None:
+    """What the encoder hears at each frame, once for all steps."""
+    encoder = _encoder(out)
+    torch.save([hear(encoder, part) for part in people(out)], out / "heard.pt")
+
+
+def view(out: Path, _: int) -> None:
+    """The latents of each frame, once for all steps."""
+    vae = _autoencoder(out)
+    torch.save([look(vae, part) for part in people(out)], out / "seen.pt")
+
+
 def train_speaking(out: Path, _: int) -> None:
-    config, vae, encoder = _frozen(out)
-    train, held_out = (prepare(vae, encoder, part) for part in people(out))
-    torch.save([vars(train), vars(held_out)], out / "prepared.pt")
+    config, (train, held_out) = _config(out), _prepared(out)
     torch.manual_seed(SPEAK.seed)
     unet = UNet(replace(config.unet, motion="none"))
     fit(UNetTask(unet, train, held_out, config.resolution, SPEAK), SPEAK, out)
@@ -188,8 +198,7 @@ def train_speaking(out: Path, _: int) -> None:
 
 
 def train_moving(out: Path, _: int) -> None:
-    config = _frozen(out)[0]
-    train, held_out = (Prepared(**one) for one in torch.load(out / "prepared.pt", mmap=True))
+    config, (train, held_out) = _config(out), _prepared(out)
     torch.manual_seed(MOVE.seed)
     unet = UNet(config.unet)
     unet.load_state_dict(torch.load(out / "speak.pt"), strict=False)  # all but the motion modules
@@ -197,21 +206,38 @@ def train_moving(out: Path, _: int) -> None:
     torch.save(unet.state_dict(), out / "unet.pt")
 
 
+# -- 5. The model ----------------------------------------------------------------------------------
+
+
 def export(out: Path, _: int) -> None:
-    config, vae, encoder = _frozen(out)
+    config = _config(out)
     unet = UNet(config.unet)
     unet.load_state_dict(torch.load(out / "unet.pt"))
-    weights.save(weights.Nets(config, unet, vae, encoder), out / "demo")
+    nets = weights.Nets(config, unet, _autoencoder(out), _encoder(out))
+    weights.save(nets, out / "demo")
     log.info("the model is in %s; try it with --model %s", out / "demo", out / "demo")
 
 
-def _frozen(out: Path) -> tuple[ModelConfig, VAE, SpeechEncoder]:
-    """What was trained before the U-Net."""
-    config = ModelConfig.from_json((out / "config.json").read_text())
-    vae, encoder = VAE(config.vae).eval(), SpeechEncoder(config.whisper).eval()
-    vae.load_state_dict(torch.load(out / "vae.pt"))
+def _config(out: Path) -> ModelConfig:
+    return ModelConfig.from_json((out / "config.json").read_text())
+
+
+def _encoder(out: Path) -> SpeechEncoder:
+    encoder = SpeechEncoder(DEMO.whisper).eval()
     encoder.load_state_dict(torch.load(out / "speech.pt"))
-    return config, vae, encoder
+    return encoder
+
+
+def _autoencoder(out: Path) -> VAE:
+    vae = VAE(_config(out).vae).eval()
+    vae.load_state_dict(torch.load(out / "vae.pt"))
+    return vae
+
+
+def _prepared(out: Path) -> list[Prepared]:
+    """For training, and held out."""
+    parts = zip(torch.load(out / "seen.pt"), torch.load(out / "heard.pt"), strict=True)
+    return [Prepared(**seen, **heard) for seen, heard in parts]
 
 
 PARTS: dict[str, Callable[[Path, int], None]] = {
@@ -219,6 +245,8 @@ PARTS: dict[str, Callable[[Path, int], None]] = {
     "faces": draw_people,
     "speech": train_speech,
     "autoencoder": train_autoencoder,
+    "listen": listen,
+    "view": view,
     "speak": train_speaking,
     "move": train_moving,
     "export": export,

@@ -31,6 +31,7 @@ from latentsync.synthetic import (
     write_take,
     write_wave,
 )
+from latentsync.synthetic.crops import draw_crops
 from latentsync.synthetic.geometry import TEMPLATE, chain, invert, project, scene_view, unproject
 from latentsync.synthetic.identity import BEARDS, HAIR_STYLES
 from latentsync.synthetic.sentences import draw_sentence
@@ -44,6 +45,7 @@ from latentsync.synthetic.speech import (
     join,
     speak,
 )
+from latentsync.synthetic.visemes import SOUNDS, sound_track
 
 SIZE = (128, 128)
 SHUT, WIDE_OPEN = Mouth(), Mouth(open=1.0)
@@ -497,3 +499,28 @@ def test_waves_are_plain_wav(tmp_path):
     with wave.open(str(tmp_path / "a.wav")) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 22050)
         assert file.getnframes() == len(speech.wave)
+
+
+def test_what_is_said_at_each_moment():
+    said = [Phoneme(0.0, "_:"), Phoneme(0.1, "m"), Phoneme(0.2, "'a:"), Phoneme(0.3, "%$")]
+    track = sound_track(said, 0.4, fps=20)
+    names = [SOUNDS[i] if i >= 0 else None for i in track]
+    assert names == ["", "", "m", "m", "a", "a", None, None]
+
+
+def test_crops_are_windows_of_the_take():
+    take = draw_take(3, 1, 1.2, languages=("en-us",))
+    exact, loose = (
+        draw_crops(take, np.random.default_rng(7), windows=2, frames=3, size=48, jitter=jitter)
+        for jitter in (0.0, 0.05)
+    )
+    assert exact.pixels.shape == (2, 3, 48, 48, 3)
+    assert (np.diff(exact.frames, axis=1) == 1).all()
+    number = int(exact.frames[1, 2])
+    mouth = Mouth.from_track(take.mouths[number])
+    pixels, points = draw_crop(take.identity, take.poses[number], mouth, 48)
+    assert np.array_equal(exact.pixels[1, 2], pixels)
+    np.testing.assert_allclose(exact.points[1, 2], points, atol=1e-3)
+    np.testing.assert_allclose(exact.mouths[1, 2], measure(take.identity, mouth), atol=1e-6)
+    moved = np.linalg.norm(loose.points - exact.points, axis=-1)
+    assert 0.1 < moved.mean() < 3  # px

@@ -18,7 +18,7 @@ from latentsync.training.autoencoder import AutoencoderTask, latent_statistics
 from latentsync.training.crops import Person
 from latentsync.training.loop import fit
 from latentsync.training.speech import SpeechTask, Utterance, disturbed
-from latentsync.training.unet import Prepared, UNetTask, prepare
+from latentsync.training.unet import Prepared, UNetTask, hear, look
 
 RUN = TrainConfig(
     "line", steps=30, batch=4, learning_rate=0.05, warmup_steps=3, log_every=5, validate_every=10
@@ -219,7 +219,8 @@ ONE = UNetTrainConfig(
 @pytest.fixture(scope="module")
 def prepared():
     encoder = SpeechEncoder(WhisperConfig(n_audio_state=16, n_audio_head=2, n_audio_layer=1))
-    return prepare(small_vae().eval(), encoder.eval(), [person(i) for i in range(5)])
+    people = [person(i) for i in range(5)]
+    return Prepared(**look(small_vae().eval(), people), **hear(encoder.eval(), people))
 
 
 def unet(**changes):

@@ -186,3 +186,27 @@ def test_golden_inputs_are_the_ones_the_numbers_were_made_with():
     arrays = golden("unet_tiny_stage2")
     audio = f32(tuple(arrays["b1f16/audio_shape"]), int(arrays["seed"]), "stage2/b1f16/audio")
     assert hashlib.sha256(audio.tobytes()).hexdigest() == str(arrays["b1f16/audio_sha256"])
+
+
+def test_speech_positions_tell_tokens_apart_and_scale_away():
+    config = UNetConfig(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        attention_heads=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+        motion="none",
+        speech_positions=3,
+    )
+    torch.manual_seed(0)
+    unet = UNet(config)
+    torch.nn.init.normal_(unet.conv_out.weight)
+    sample, audio = torch.randn(1, 13, 2, 8, 8), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        out = unet(sample, 5, audio)
+        torch.testing.assert_close(unet(sample, 5, 7 * audio), out, atol=1e-3, rtol=1e-3)
+        assert (unet(sample, 5, audio.flip(1)) - out).abs().max() > 1e-2
+        del unet.speech_positions
+        unet.config = replace(config, speech_positions=0)
+        plain = unet(sample, 5, audio)
+        torch.testing.assert_close(unet(sample, 5, audio.flip(1)), plain, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,5 @@
 """Training the U-Net to predict the noise in the latents of talking faces."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,9 +15,7 @@ from latentsync.models.vae import VAE
 from latentsync.speech import SpeechEncoder, SpeechFeatures
 from latentsync.training.crops import Person, pictures
 
-__all__ = ["Prepared", "UNetTask", "prepare"]
-
-log = logging.getLogger(__name__)
+__all__ = ["Prepared", "UNetTask", "hear", "look"]
 
 FPS = Fraction(25)
 VELOCITY_CAP = 10.0  # of 1 / alpha_bar: without it the noisiest steps would be all that counts
@@ -37,23 +34,31 @@ class Prepared:
     person: Tensor  # (w,) whose window it is; windows of one person follow each other
 
 
-def prepare(vae: VAE, encoder: SpeechEncoder, people: Sequence[Person]) -> Prepared:
-    """Latents and speech of every window."""
+def look(vae: VAE, people: Sequence[Person]) -> dict[str, Tensor]:
+    """`Prepared.clean`, `.masked` and `.person` by name."""
     mask = torch.from_numpy(keep_mask(people[0].pixels.shape[-2]))
-    clean, masked, speech, person = [], [], [], []
+    clean, masked, person = [], [], []
     for number, one in enumerate(people):
-        windows, frames = one.frames.shape
         with torch.inference_mode():
             latents = diffusion.encode(vae, pictures(one.pixels), mask)
-        clean.append(latents.reference.unflatten(0, (windows, frames)).half())
-        masked.append(latents.masked.unflatten(0, (windows, frames)).half())
+        clean.append(latents.reference.unflatten(0, one.frames.shape).half())
+        masked.append(latents.masked.unflatten(0, one.frames.shape).half())
+        person += [number] * len(one.frames)
+    return {
+        "clean": torch.cat(clean),
+        "masked": torch.cat(masked),
+        "person": torch.tensor(person),
+    }
+
+
+def hear(encoder: SpeechEncoder, people: Sequence[Person]) -> dict[str, Tensor]:
+    """`Prepared.speech` by name: what is heard at each frame of each window."""
+    speech = []
+    for one in people:
         last = int(one.frames.max()) + 1
         features = SpeechFeatures(encoder, one, frames=last, fps=FPS)[0:last]
         speech.append(features[torch.from_numpy(one.frames)].half())
-        person += [number] * windows
-        if (number + 1) % 100 == 0:
-            log.info("prepared %d of %d people", number + 1, len(people))
-    return Prepared(torch.cat(clean), torch.cat(masked), torch.cat(speech), torch.tensor(person))
+    return {"speech": torch.cat(speech)}
 
 
 @dataclass(frozen=True)
