@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all train-demo lint clean
 
 demo: .venv/installed
 	mkdir -p out
 	$(BIN)/latentsync generate examples/face.mp4 examples/speech.wav -o out/demo.mp4 --model demo
+	$(BIN)/python scripts/demo_report.py
 
 test: .venv/installed lint
 	$(BIN)/pytest -m "not slow and not gpu and not weights"
@@ -15,6 +16,10 @@ test: .venv/installed lint
 # What `test` leaves out for its weight: full-size nets and long runs.
 test-all: .venv/installed
 	$(BIN)/pytest -m slow --timeout 1800
+
+# Draws, listens, sees, speaks: the model in weights/demo, from nothing; goes on where it was stopped.
+train-demo: .venv/installed
+	$(BIN)/python scripts/train_demo.py --out out/train-demo
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
