@@ -30,6 +30,7 @@ from latentsync.synthetic.crops import draw_crops
 from latentsync.synthetic.visemes import SOUNDS, sound_track
 from latentsync.training.autoencoder import AutoencoderTask, latent_statistics
 from latentsync.training.crops import Person
+from latentsync.training.curves import draw_curves
 from latentsync.training.loop import fit
 from latentsync.training.speech import SpeechTask, Utterance
 from latentsync.training.unet import Prepared, UNetTask, hear, look
@@ -47,6 +48,7 @@ CLIP_SECONDS, WINDOWS, WINDOW_FRAMES, JITTER = 8.0, 3, 16, 0.03
 UTTERANCES, HELD_OUT_UTTERANCES, UTTERANCE_SECONDS = 900, 16, 24.0
 
 SPEECH = TrainConfig("speech", steps=2400, batch=8, learning_rate=2e-3)
+SPEECH_AGAIN = replace(SPEECH, name="speech_again", steps=1500, learning_rate=1.2e-3, seed=2)
 AUTOENCODER = TrainConfig("autoencoder", steps=4000, batch=4, learning_rate=1.5e-3)
 SPEAK = UNetTrainConfig(  # single frames of many people: the mouth learns to follow the voice
     "speak",
@@ -154,6 +156,7 @@ def train_speech(out: Path, _: int) -> None:
     encoder = SpeechEncoder(DEMO.whisper)
     task = SpeechTask(encoder, spoken[:UTTERANCES], spoken[UTTERANCES:], SPEECH, sounds=len(SOUNDS))
     fit(task, SPEECH, out)
+    fit(task, SPEECH_AGAIN, out)  # the rate goes up once more: the ear is what limits the mouth
     torch.save(encoder.state_dict(), out / "speech.pt")
 
 
@@ -215,6 +218,8 @@ def export(out: Path, _: int) -> None:
     unet.load_state_dict(torch.load(out / "unet.pt"))
     nets = weights.Nets(config, unet, _autoencoder(out), _encoder(out))
     weights.save(nets, out / "demo")
+    runs = [SPEECH, SPEECH_AGAIN, AUTOENCODER, SPEAK, MOVE]
+    draw_curves([out / f"{run.name}.csv" for run in runs], out / "curves.png")
     log.info("the model is in %s; try it with --model %s", out / "demo", out / "demo")
 
 

@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,12 +11,13 @@ from torch import nn
 
 from latentsync import diffusion
 from latentsync.config import TrainConfig, UNetConfig, UNetTrainConfig, VAEConfig, WhisperConfig
-from latentsync.errors import Cancelled, OptionError, TrainingError
+from latentsync.errors import Cancelled, InputError, OptionError, TrainingError
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
 from latentsync.speech import SpeechEncoder
 from latentsync.training.autoencoder import AutoencoderTask, latent_statistics
 from latentsync.training.crops import Person
+from latentsync.training.curves import draw_curves
 from latentsync.training.loop import fit
 from latentsync.training.speech import SpeechTask, Utterance, disturbed
 from latentsync.training.unet import Prepared, UNetTask, hear, look
@@ -323,3 +325,21 @@ def test_noise_comes_off_as_it_went_on():
     )
     back = diffusion.predict_x0(noisy, noise, timesteps)
     torch.testing.assert_close(back, clean, atol=1e-3, rtol=1e-3)
+
+
+# -- Curves ----------------------------------------------------------------------------------------
+
+
+def test_curves_show_each_figure(tmp_path):
+    fit(Line(), RUN, tmp_path)
+    fit(Line(), replace(RUN, name="other"), tmp_path)
+    picture = tmp_path / "curves.png"
+    draw_curves([tmp_path / "line.csv", tmp_path / "other.csv"], picture)
+    drawn = cv2.imread(str(picture))
+    assert drawn.shape[0] > 400
+    rows, columns = (drawn[: drawn.shape[0] // 2], drawn[drawn.shape[0] // 2 :])
+    assert (rows < 128).any()
+    assert (columns < 128).any()
+    (tmp_path / "empty.csv").write_text("step,loss\n")
+    with pytest.raises(InputError, match="holds no row"):
+        draw_curves([tmp_path / "empty.csv"], picture)

@@ -1,0 +1,54 @@
+"""Pictures of what `loop.fit` wrote down."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentsync.errors import BackendUnavailable, InputError
+
+__all__ = ["draw_curves"]
+
+HIDDEN = ("step", "seconds", "learning_rate", "gradient_norm")
+LOGARITHMIC = 5  # times the smallest value: a figure that spans more is drawn on a log scale
+
+
+def draw_curves(tables: Sequence[Path], picture: Path) -> None:
+    """One row a table (`<name>.csv`), one plot a figure, over the steps; written as PNG.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+        InputError: a table without a row.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"curves can't be drawn ({error}); pip install 'latentsync[train]'"
+        ) from error
+    rows = [_columns(table) for table in tables]
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(3 * columns, 2.4 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, table, row in zip(axes, tables, rows, strict=True):
+        for axis in line[len(row) :]:
+            axis.set_axis_off()
+        for axis, (name, points) in zip(line, row.items(), strict=False):
+            axis.plot(*zip(*points, strict=True), linewidth=1)
+            axis.set_title(f"{table.stem}: {name}", fontsize=8)
+            axis.tick_params(labelsize=7)
+            values = [value for _, value in points]
+            if min(values) > 0 and max(values) > LOGARITHMIC * min(values):
+                axis.set_yscale("log")
+    figure.savefig(picture, dpi=90)
+
+
+def _columns(table: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of each figure of a table, where it has one."""
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise InputError(f"{table} holds no row; give what a training run of some steps wrote")
+    names = [name for name in rows[0] if name not in HIDDEN]
+    return {
+        name: [(int(row["step"]), float(row[name])) for row in rows if row[name]] for name in names
+    }
