@@ -68,7 +68,7 @@ def at(frame, point):
 
 
 def test_equal_sentences_are_equal_samples_whatever_was_said_between():
-    voice = Voice("en-us", "f2", rate=150)
+    voice = Voice("en-us", "f4", rate=150)
     first = speak("My mother bought a bumpy boat.", voice)
     speak("Der Hund schläft.", Voice("de", "m3", pitch=20))
     again = speak("My mother bought a bumpy boat.", voice)
