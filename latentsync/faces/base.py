@@ -1,0 +1,109 @@
+"""What all detectors share: the Protocol, which faces are acceptable, and how they are built."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
+from latentsync.types import Face, Frame
+
+__all__ = ["PUBLISHED", "Array", "Detector", "FaceFilter", "existing", "face", "mismatch", "shrunk"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FaceFilter:
+    """Which faces are acceptable; the defaults are the published ones.
+
+    Raises:
+        OptionError: a bound out of its range.
+    """
+
+    min_width: int = 50  # px of the frame
+    min_height: int = 80  # px of the frame
+    min_aspect: float = 0.2  # width / height
+    max_aspect: float = 1.5  # width / height
+    min_score: float = 0.5  # 0..1, each detector's own scale
+
+    def __post_init__(self) -> None:
+        sizes = min(self.min_width, self.min_height) >= 1
+        aspects = 0 <= self.min_aspect <= self.max_aspect
+        if not (sizes and aspects and 0 <= self.min_score <= 1):
+            wanted = "sizes from 1 px, width/height a range from 0 up, score 0-1"
+            raise OptionError(f"the face filter is ({self}); it must be ({wanted})")
+
+    def __str__(self) -> str:
+        return (
+            f"face >= {self.min_width}x{self.min_height} px, "
+            f"width/height {self.min_aspect:g}-{self.max_aspect:g}, score >= {self.min_score:g}"
+        )
+
+    def keep(self, boxes: Array, scores: Array) -> list[int]:
+        """Which boxes, (n, 4) left, top, right, bottom in whole px, to keep: largest first."""
+        width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+        aspect = width / np.maximum(height, 1)
+        good = (width >= self.min_width) & (height >= self.min_height)
+        good &= (aspect >= self.min_aspect) & (aspect <= self.max_aspect)
+        good &= scores >= self.min_score
+        # A stable sort: of two equal faces the one found first wins, as published.
+        order = np.argsort(-width * height, kind="stable")
+        return [int(i) for i in order if good[i]]
+
+    def fits(self, frame: Frame) -> bool:
+        """Whether the frame can hold an acceptable face (and is no line of pixels)."""
+        height, width = frame.shape[:2]
+        line = max(height, width) > 100 * min(height, width)
+        return height >= self.min_height and width >= self.min_width and not line
+
+
+PUBLISHED = FaceFilter()
+
+
+class Detector(Protocol):
+    """Finds faces in one frame. Not for two threads at once."""
+
+    name: str
+
+    def describe(self) -> str:
+        """One line for a log or an error: thresholds, sizes, and the device really in use."""
+        ...
+
+    def detect(self, frame: Frame, *, rounded: bool = False) -> list[Face]:
+        """The acceptable faces of a frame, largest first; an empty list where there is none.
+
+        Boxes are whole pixels. Points are sub-pixel, (0, 0) the centre of the frame's first pixel;
+        `rounded` puts them on whole pixels as published (half to even; insightface's 106 points
+        are rounded first).
+        """
+        ...
+
+
+def existing(path: Path, detector: str, download: str) -> Path:
+    if path.is_file():
+        return path
+    wanted = f"the {detector} detector wants it: run `latentsync download {download}`"
+    raise WeightsMissing(f"{path} is not there; {wanted}")
+
+
+def mismatch(path: Path, wanted: str, download: str) -> WeightsMismatch:
+    fix = f"delete it and run `latentsync download {download}`"
+    return WeightsMismatch(f"{path} is not {wanted}; {fix}")
+
+
+def face(box: Array, score: float, points: Array, rounded: bool) -> Face:
+    left, top, right, bottom = map(float, box)
+    points = np.round(points) if rounded else points
+    return Face((left, top, right, bottom), float(score), points.astype(np.float32))
+
+
+def shrunk(picture: Any, side: int, most: float = 1.0) -> tuple[Any, float]:  # noqa: ANN401
+    """The picture by a scale of at most 1 and `most` that makes its longest side `side` or less."""
+    scale = min(1.0, most, side / max(picture.shape[:2]))
+    if scale == 1:
+        return picture, scale
+    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), scale

@@ -1,0 +1,125 @@
+"""builtin: OpenCV's cascades say where a face may be, the project's own small net where it is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync.faces.base import PUBLISHED, Array, FaceFilter, face, shrunk
+from latentsync.faces.landmarks import ANCHORS, FILE, Landmarks, upright
+from latentsync.types import Face, Frame
+
+__all__ = ["Builtin"]
+
+SEARCH_SIDE = 480  # px, longest side of the picture that is searched
+SEARCH_BORDER = 12  # px added around it, so that a face may reach over the frame's edge
+SMALLEST_WINDOW = 24  # px, width of the smallest acceptable face's square in the searched picture
+SQUARE_TO_CROP = (0.565, 0.13)  # half a crop's side, and how far it lies below: in squares
+BOX_IN_CROP = np.array([-0.65, -0.96, 0.65, 0.78])  # brows to chin and cheek to cheek
+ROUNDS = 2  # looks after the first
+LIKELY = 0.01  # score at the first look below which there is no second
+
+Grey = NDArray[np.uint8]  # (h, w)
+Cascade = Any  # cv2.CascadeClassifier, untyped
+
+
+class Builtin:
+    """Haar cascades and a landmark net, on the CPU: upright faces seen about from the front.
+
+    The cascades answer in squares. The net looks into each, says how sure it is of a face, and
+    where its landmarks are; by these it looks again, closer. Where no square holds a face, the
+    frame is searched once more with its shades evened out, then by another cascade.
+
+    Raises as `Landmarks` does.
+    """
+
+    name = "builtin"
+
+    def __init__(
+        self,
+        filters: FaceFilter = PUBLISHED,
+        *,
+        file: Path = FILE,
+        search_side: int = SEARCH_SIDE,
+    ) -> None:
+        self.filters = filters
+        self.search_side = search_side
+        self._landmarks = Landmarks(file)
+        self._first, self._second = _cascade("frontalface_alt2"), _cascade("frontalface_default")
+        self._even = cv2.createCLAHE(clipLimit=4, tileGridSize=(4, 4))
+
+    def describe(self) -> str:
+        return (
+            f"builtin (OpenCV cascades and a landmark net, upright frontal faces, longest side <= "
+            f"{self.search_side} px, on the CPU; {self.filters})"
+        )
+
+    def detect(self, frame: Frame, *, rounded: bool = False) -> list[Face]:
+        if not self.filters.fits(frame):
+            return []
+        for squares in self._search(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)):
+            boxes, scores, points = self._look(frame, squares)
+            kept = self.filters.keep(boxes, scores)
+            if kept:
+                return [face(boxes[i], scores[i], points[i, ANCHORS], rounded) for i in kept]
+        return []
+
+    def _search(self, grey: Grey) -> Iterator[Array]:
+        """Squares (n, 3) that may hold a face, centre x, y and side in frame px; try by try."""
+        smallest = self.filters.min_width / (2 * SQUARE_TO_CROP[0] * 0.65)
+        small, scale = shrunk(grey, self.search_side, most=SMALLEST_WINDOW / smallest)
+        padded = cv2.copyMakeBorder(small, *(SEARCH_BORDER,) * 4, cv2.BORDER_REPLICATE)
+        for cascade, even in ((self._first, False), (self._first, True), (self._second, True)):
+            picture = self._even.apply(padded) if even else padded
+            found = cascade.detectMultiScale(picture, 1.2, 1, minSize=(int(smallest * scale),) * 2)
+            rows = np.asarray(found, np.float64).reshape(-1, 4)
+            # A window covers pixels x to x + width - 1, and (0, 0) is a pixel's centre.
+            squares = np.column_stack([rows[:, :2] + (rows[:, 2:] - 1) / 2, rows[:, 2]])
+            if len(squares):
+                yield (squares - [SEARCH_BORDER, SEARCH_BORDER, 0]) / scale
+
+    def _look(self, frame: Frame, squares: Array) -> tuple[Array, Array, Array]:
+        """Boxes (n, 4), scores (n,) and points (n, 12, 2) of what is in squares, each face once."""
+        half, below = SQUARE_TO_CROP
+        crops = np.stack([_crop(x, y + below * side, half * side) for x, y, side in squares])
+        points, scores = self._landmarks.look(frame, crops)
+        likely = scores > LIKELY
+        crops, points, scores = crops[likely], points[likely], scores[likely]
+        for _ in range(ROUNDS if len(crops) else 0):
+            crops = np.stack([upright(p) for p in points])
+            points, scores = self._landmarks.look(frame, crops)
+        boxes = np.array([_box(crop) for crop in crops]).reshape(-1, 4)
+        once = _distinct(boxes, scores)
+        return boxes[once], scores[once], points[once]
+
+
+def _crop(x: float, y: float, half: float) -> Array:
+    """Frame px -> [-1, 1] of an upright square around x, y."""
+    return np.array([[1 / half, 0, -x / half], [0, 1 / half, -y / half]])
+
+
+def _box(crop: Array) -> Array:
+    """The face's box, left, top, right, bottom in whole frame px, of the crop it stands in."""
+    half = 1 / np.sqrt(abs(np.linalg.det(crop[:, :2])))
+    centre = np.linalg.solve(crop[:, :2], BOX_IN_CROP.reshape(2, 2).mean(axis=0) - crop[:, 2])
+    size = half * (BOX_IN_CROP[2:] - BOX_IN_CROP[:2])
+    return np.trunc(np.concatenate([centre - size / 2, centre + size / 2]))
+
+
+def _distinct(boxes: Array, scores: Array) -> list[int]:
+    """Which boxes to keep, so that of those around one face only the surest stays."""
+    kept: list[int] = []
+    centres, widths = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0]
+    for i in np.argsort(-scores, kind="stable"):
+        apart = np.linalg.norm(centres[kept] - centres[i], axis=1)
+        if (apart > 0.5 * np.maximum(widths[kept], widths[i])).all():
+            kept.append(int(i))
+    return sorted(kept)
+
+
+def _cascade(name: str) -> Cascade:
+    folder = Path(cv2.__file__).parent / "data"
+    return cv2.CascadeClassifier(str(folder / f"haarcascade_{name}.xml"))
