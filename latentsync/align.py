@@ -153,6 +153,7 @@ def paste_face(
     affine: FloatArray,
     frame: Size,
     *,
+    share: Tensor | None = None,
     truncate: bool = False,
 ) -> Frame:
     """Lay a generated face over its region of the frame, with a soft edge.
@@ -161,25 +162,30 @@ def paste_face(
         region: (box height, box width, 3) uint8, the frame's pixels in `face_box`.
         face: (3, resolution, resolution) float32, about [-1, 1].
         frame: width and height of the whole frame.
+        share: (resolution, resolution) float32 in [0, 1], how much of each pixel of the face is
+            laid on; None is all of it, as published.
         truncate: cut grey levels down, as published, instead of rounding them.
 
     Returns:
         (box height, box width, 3) uint8; outside the soft edge the region's own values.
     """
     width, height = size = crop_size(face.shape[-1])
+    layers = face.float() if share is None else torch.cat([face.float(), share[None]])
     crop = F.interpolate(
-        face[None].float(), (height, width), mode="bicubic", antialias=True, align_corners=False
+        layers[None], (height, width), mode="bicubic", antialias=True, align_corners=False
     )[0]
     back = torch.linalg.inv(torch.vstack([torch.from_numpy(affine), torch.tensor([0.0, 0.0, 1.0])]))
     warped = _sample(
         torch.cat([crop, torch.ones_like(crop[:1])]), _grid(back[:2], frame, size, box)
     )
     # Outside the crop the published code fills with 127 in a range of [-1, 1], that is with white.
-    inside = warped[3].contiguous().numpy()
-    colour = (warped[:3] + (1 - warped[3:]) * FILL).mul(0.5).add(0.5).clamp(0, 1).mul(255)
+    inside = warped[-1].contiguous().numpy()
+    colour = (warped[:3] + (1 - warped[-1:]) * FILL).mul(0.5).add(0.5).clamp(0, 1).mul(255)
     hard, soft = _edges(inside)
     painted = torch.from_numpy(hard) * colour
     weight = torch.from_numpy(soft)
+    if share is not None:
+        weight = weight * warped[3].clamp(0, 1)
     original = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1).float()
     blended = weight * painted + (1 - weight) * original
     return _to_uint8(blended.permute(1, 2, 0), truncate)

@@ -12,8 +12,11 @@ from latentsync.errors import OptionError
 
 __all__ = [
     "PRESETS",
+    "SYNCNETS",
     "ModelConfig",
     "Options",
+    "SyncNetConfig",
+    "SyncNetTower",
     "TrainConfig",
     "UNetConfig",
     "UNetTrainConfig",
@@ -84,6 +87,67 @@ class WhisperConfig:
     n_audio_state: int = 384
     n_audio_head: int = 6
     n_audio_layer: int = 4
+
+
+@dataclass(frozen=True)
+class SyncNetTower:
+    """One of the two halves of a SyncNet: a row of residual blocks, down to a side of 1."""
+
+    in_channels: int
+    block_out_channels: tuple[int, ...]
+    strides: tuple[tuple[int, int], ...]  # of each block: height, width
+    attention: tuple[int, ...] = ()  # numbers of the blocks that an attention follows
+
+
+@dataclass(frozen=True)
+class SyncNetConfig:
+    """Size of StableSyncNet and what it is shown; the defaults are the published stable_syncnet.pt.
+
+    Three sizes were published, `SYNCNETS`:
+    https://github.com/bytedance/LatentSync/tree/a229c39/configs/syncnet
+    """
+
+    visual: SyncNetTower = SyncNetTower(
+        in_channels=48,  # 16 RGB frames
+        block_out_channels=(64, 128, 256, 256, 512, 1024, 2048, 2048),
+        strides=((1, 2), *[(2, 2)] * 7),
+        attention=(4, 5),
+    )
+    audio: SyncNetTower = SyncNetTower(
+        in_channels=1,
+        block_out_channels=(32, 64, 128, 256, 512, 1024, 2048),
+        strides=((2, 1), (2, 2), (2, 2), (1, 1), (2, 2), (2, 2), (2, 3)),
+        attention=(3, 4),
+    )
+    side: int = 256  # of the square of which it sees a half or all: px, or cells of latents
+    lower_half: bool = True
+    latent: bool = False  # it sees the VAE's latents in place of pixels
+
+
+_PIXEL_ATTN = SyncNetConfig()
+SYNCNETS: dict[str, SyncNetConfig] = {
+    "pixel_attn": _PIXEL_ATTN,
+    "pixel": replace(
+        _PIXEL_ATTN,
+        visual=replace(_PIXEL_ATTN.visual, attention=()),
+        audio=replace(_PIXEL_ATTN.audio, attention=()),
+    ),
+    "latent": SyncNetConfig(
+        visual=SyncNetTower(
+            in_channels=64,  # 16 frames of 4
+            block_out_channels=(64, 128, 256, 256, 512, 1024),
+            strides=((2, 2), (2, 2), (2, 2), (1, 1), (2, 2), (2, 2)),
+        ),
+        audio=SyncNetTower(
+            in_channels=1,
+            block_out_channels=(32, 64, 128, 256, 512, 1024),
+            strides=((2, 1), *[(2, 2)] * 4, (2, 3)),
+        ),
+        side=32,
+        lower_half=False,
+        latent=True,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -190,6 +254,7 @@ class Options:
     vae_posterior: Literal["mean", "sample"] = "mean"
     to_uint8: Literal["round", "truncate"] = "round"  # grey levels of crops and pasted frames
     landmarks: Literal["subpixel", "rounded"] = "subpixel"
+    paste: Literal["mouth", "crop"] = "mouth"  # crop also takes the eyes through the resize
 
     def __post_init__(self) -> None:
         _in_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE, whole=False)
@@ -214,6 +279,7 @@ class Options:
             "vae_posterior": "sample",
             "to_uint8": "truncate",
             "landmarks": "rounded",
+            "paste": "crop",
         }
         return cls(**(choices | changes))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from latentsync.types import FloatArray
 
-__all__ = ["keep_mask"]
+__all__ = ["keep_mask", "paste_share"]
 
 SIDE = 256  # px, the published picture
 CHEEK_ROWS = (95, 128)  # beside the nose: black on both cheeks
@@ -29,6 +29,7 @@ MOUTH = """
 237:93-168 238:95-166 239:99-164 240:104-160 241:108-156 242:131-152
 """
 LAST_ROW = 242
+PASTE_EDGE = 0.025  # of the crop's side, standard deviation of the soft edge
 
 
 def keep_mask(resolution: int) -> FloatArray:
@@ -47,3 +48,14 @@ def keep_mask(resolution: int) -> FloatArray:
         size = (resolution, resolution)
         picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_LANCZOS4))
     return picture.astype(np.float32) / np.float32(255)
+
+
+def paste_share(resolution: int) -> FloatArray:
+    """(resolution, resolution) float32 in [0, 1]: what is laid on the frame if only the mouth is.
+
+    The hole of `keep_mask` with a soft edge, so that neither a line nor a change of sharpness or
+    tint shows there. Pixels on either side of the edge fit: outside the hole the crop has the
+    frame's own.
+    """
+    hole = 1 - keep_mask(resolution)
+    return np.asarray(cv2.GaussianBlur(hole, (0, 0), resolution * PASTE_EDGE), dtype=np.float32)

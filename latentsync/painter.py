@@ -9,7 +9,7 @@ from torch import Tensor
 from latentsync import align, diffusion
 from latentsync.config import Options
 from latentsync.errors import LatentSyncError
-from latentsync.mask import keep_mask
+from latentsync.mask import keep_mask, paste_share
 from latentsync.reporter import Reporter
 from latentsync.types import Box, FaceTrack, FloatArray, Frame, Segment
 from latentsync.weights import Nets
@@ -43,6 +43,8 @@ class Painter:
         self._noise = draw(nets.vae.latent_shape(self._side)).to(self._like)
         self._draw = draw if options.vae_posterior == "sample" else None
         self._mask = torch.from_numpy(keep_mask(self._side)).to(self._like)
+        share = torch.from_numpy(paste_share(self._side))
+        self._share = share if options.paste == "mouth" else None
         self._known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def paint(
@@ -134,7 +136,9 @@ class Painter:
         frame = (picture.width, picture.height)
         box = align.face_box(affine, self._side, *frame)
         region = picture.rgb(box)
-        face = align.paste_face(region, box, crop, affine, frame, truncate=self._truncate)
+        face = align.paste_face(
+            region, box, crop, affine, frame, share=self._share, truncate=self._truncate
+        )
         return picture.pasted(box, face)
 
     @property

@@ -1,11 +1,12 @@
 """Affines, crops and pasted frames against the published numbers, and at the frame's edges."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from latentsync import align
-from latentsync.mask import keep_mask
+from latentsync.mask import keep_mask, paste_share
 from latentsync.types import Box
 from tests.golden.golden_rule import f32, image
 from tests.tiny import golden
@@ -160,6 +161,34 @@ def test_pasting_a_face_back_unchanged_gives_the_frame_back():
     face = torch.from_numpy(cut(frame, track.affine[0], 256)).permute(2, 0, 1) / 127.5 - 1
     difference = np.abs(paste(frame, face, track.affine[0]).astype(int) - frame)
     assert difference.max() <= 2
+
+
+def test_only_the_mouth_is_pasted():
+    """With a share, the face lies on the frame where the mask has its hole, and only there."""
+    side = 128
+    frame = image(240, 320, 8, "share")
+    points = np.array([[[130, 95], [190, 90], [160, 125]]], dtype=np.float32)
+    affine = align.face_track(points, np.ones(1, dtype=bool), side).affine[0]
+    box = align.face_box(affine, side, 320, 240)
+    region = np.ascontiguousarray(frame[box.top : box.bottom, box.left : box.right])
+    face = torch.ones(3, side, side)
+    share = paste_share(side)
+    hole = 1 - keep_mask(side)
+    assert share[hole > 0.5].min() > 0.2
+    assert share[80:100, 50:78].min() > 0.99
+    assert share[:40].max() < 0.01
+    assert ((share > 0.1) & (share < 0.9)).any()
+    whole = align.paste_face(region, box, face, affine, (320, 240))
+    mouth = align.paste_face(region, box, face, affine, (320, 240), share=torch.from_numpy(share))
+    (eyes, lips) = (
+        cv2.transform(np.float32([[at]]), cv2.invertAffineTransform(affine))[0, 0].round()
+        - (box.left, box.top)
+        for at in np.float32([[0.3, 0.2], [0.5, 0.7]]) * align.crop_size(side)
+    )
+    at_eyes, at_lips = ((slice(int(y) - 3, int(y) + 4), int(x)) for x, y in (eyes, lips))
+    assert (whole[at_eyes] == 255).all()
+    np.testing.assert_array_equal(mouth[at_eyes], region[at_eyes])
+    assert (mouth[at_lips] == 255).all()
 
 
 def test_smoothing_starts_anew_after_a_gap():

@@ -18,6 +18,7 @@ PUBLISHED = {
     "vae_posterior": "sample",
     "to_uint8": "truncate",
     "landmarks": "rounded",
+    "paste": "crop",
 }
 RANGES = {
     "guidance_scale": (0, 10),
@@ -106,7 +107,7 @@ def test_json_is_for_people_too():
 def test_presets_are_the_published_models_and_the_demo():
     assert [*PRESETS] == ["v1.6", "v1.5", "demo"]
     v16, v15, demo = PRESETS.values()
-    assert (v16.resolution, v15.resolution, demo.resolution) == (512, 256, 64)
+    assert (v16.resolution, v15.resolution, demo.resolution) == (512, 256, 96)
     assert (v16.detector, v15.detector, demo.detector) == ("insightface", "insightface", "builtin")
     assert v16.unet == v15.unet
     assert v16.vae.downsampling == 8
