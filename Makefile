@@ -17,22 +17,24 @@ test: .venv/installed lint
 test-all: .venv/installed
 	$(BIN)/pytest -m slow --timeout 1800
 
-# Draws, listens, sees, speaks: the model in weights/demo, from nothing; goes on where it was stopped.
+# What is in weights/demo, from nothing; goes on where it was stopped (what it draws is in out/).
 train-demo: .venv/installed
-	$(BIN)/python scripts/train_demo.py --out out/train-demo
+	$(BIN)/python scripts/train_measures.py
+	$(BIN)/python scripts/train_demo.py
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# torch in a call of its own, so that nothing else picks a build of it; insightface without its
-# dependencies, because opencv-python would replace the headless cv2 (its needs are in pyproject).
+# torch in a call of its own, so that nothing else picks a build of it. Two without what they ask
+# for (their needs are in pyproject): insightface, because opencv-python would replace the headless
+# cv2, and lpips, whose weights are all that is wanted, because torchvision may not fit this torch.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps insightface==2.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps insightface==2.1 lpips==0.1.4
 	touch $@
 
 clean:

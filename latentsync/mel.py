@@ -5,10 +5,16 @@
 Sizes: Whisper, https://arxiv.org/abs/2212.04356 and
 https://github.com/openai/whisper/blob/v20250625/whisper/audio.py; the ten tokens of a frame:
 https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/whisper/audio2feature.py.
+
+`sync_mel` and `sync_window` are what StableSyncNet hears in training, another mel altogether:
+Wav2Lip's, https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/audio.py with
+https://github.com/bytedance/LatentSync/blob/a229c39/configs/audio.yaml.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,6 +30,8 @@ __all__ = [
     "log_mel",
     "normalise",
     "published_frame_count",
+    "sync_mel",
+    "sync_window",
     "token_count",
     "windows",
 ]
@@ -39,6 +47,15 @@ TOKENS_PER_FRAME = TOKENS_BEFORE + 1 + TOKENS_AFTER
 FLOOR = 1e-10  # of a mel power, before the logarithm
 RANGE = 8.0  # decades below the loudest value of the whole file that are kept
 BLOCK_COLUMNS = 1000  # computed at a time: bounds the memory
+
+SYNC_FFT = 800  # samples, 50 ms
+SYNC_HOP = 200  # samples a column, 12.5 ms
+SYNC_MELS = 80
+SYNC_LOW, SYNC_HIGH = 55.0, 7600.0  # Hz
+PREEMPHASIS = 0.97
+REFERENCE, FLOOR_DB = 20.0, -100.0  # dB
+SYNC_LIMIT = 4.0  # the scale is [-4, 4]
+SYNC_COLUMNS_PER_FRAME = Fraction(SAMPLE_RATE, SYNC_HOP * 25)  # 3.2, at 25 fps
 
 
 def log_mel(chunks: Iterable[FloatArray], filters: Tensor) -> Iterator[Tensor]:
@@ -121,6 +138,66 @@ def frame_tokens(start: int, stop: int, fps: Fraction, tokens: int) -> IntArray:
     own = np.array([_own_token(frame, fps) for frame in range(start, stop)], dtype=np.int64)
     around = np.arange(-TOKENS_BEFORE, TOKENS_AFTER + 1)
     return np.clip(own[:, None] + around, 0, tokens - 1)
+
+
+def sync_mel(samples: FloatArray) -> Tensor:
+    """Log-mel of a whole sound for StableSyncNet, 80 columns a second.
+
+    Args:
+        samples: (n,) float32 in [-1, 1] at 16 kHz.
+
+    Returns:
+        (80, n // 200 + 1) float64 in [-4, 4].
+    """
+    sound = torch.from_numpy(samples.astype(np.float64))
+    sound = torch.cat([sound[:1], sound[1:] - PREEMPHASIS * sound[:-1]])
+    window = torch.hann_window(SYNC_FFT, dtype=torch.float64)
+    spectrum = torch.stft(
+        sound, SYNC_FFT, SYNC_HOP, window=window, pad_mode="constant", return_complex=True
+    )
+    loudness = 20 * (_slaney_filters() @ spectrum.abs()).clamp(min=10 ** (FLOOR_DB / 20)).log10()
+    level = (loudness - REFERENCE - FLOOR_DB) / -FLOOR_DB
+    return (2 * SYNC_LIMIT * level - SYNC_LIMIT).clamp(-SYNC_LIMIT, SYNC_LIMIT)
+
+
+def sync_window(columns: Tensor, first_frame: int, frames: int = 16) -> Tensor:
+    """The (1, 80, 52) columns of `sync_mel` beside 16 frames of a video of 25 fps.
+
+    Raises:
+        ValueError: the sound ends before these frames do.
+    """
+    start = int(first_frame * SYNC_COLUMNS_PER_FRAME)
+    stop = start + math.ceil(frames * SYNC_COLUMNS_PER_FRAME)
+    if stop > columns.shape[1]:
+        raise ValueError(
+            f"frames {first_frame} to {first_frame + frames} need {stop} columns of sound; "
+            f"there are {columns.shape[1]}"
+        )
+    return columns[None, :, start:stop]
+
+
+@cache
+def _slaney_filters() -> Tensor:
+    """(80, 401) triangles of equal area, linear below 1 kHz and logarithmic above.
+
+    As librosa 0.10 makes them by default, https://librosa.org/doc/0.10.2/generated/librosa.filters.mel.html,
+    which holds them in float32.
+    """
+    step, knee, mel_knee = 200 / 3, 1000.0, 15.0  # Hz a mel, Hz, mels
+    log_step = np.log(6.4) / 27  # a mel above the knee
+
+    def mel(hertz: float) -> float:
+        return hertz / step if hertz < knee else mel_knee + np.log(hertz / knee) / log_step
+
+    mels = np.linspace(mel(SYNC_LOW), mel(SYNC_HIGH), SYNC_MELS + 2)
+    corners = np.where(mels < mel_knee, mels * step, knee * np.exp(log_step * (mels - mel_knee)))
+    hertz = np.fft.rfftfreq(SYNC_FFT, 1 / SAMPLE_RATE)
+    width = np.diff(corners)[:, None]
+    rising = (hertz - corners[:-2, None]) / width[:-1]
+    falling = (corners[2:, None] - hertz) / width[1:]
+    filters = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    area = 2 / (corners[2:] - corners[:-2])[:, None]
+    return torch.from_numpy((filters * area).astype(np.float32).astype(np.float64))
 
 
 def _own_token(frame: int, fps: Fraction) -> int:

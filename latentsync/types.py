@@ -103,7 +103,7 @@ class Segment:
 class Progress:
     """How far a stage is; `total` is None while nobody knows yet."""
 
-    stage: str  # "detect", "generate" or "finish"
+    stage: str  # "detect", "generate", "finish"; "draw"; in training the name of the run
     done: int  # frames
     total: int | None  # frames
 

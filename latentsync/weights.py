@@ -17,8 +17,9 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from zipfile import is_zipfile
 
 import torch
@@ -27,14 +28,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from latentsync.config import PRESETS, ModelConfig, UNetConfig
+from latentsync.config import PRESETS, ModelConfig, SyncNetConfig, UNetConfig
 from latentsync.downloads import Download, fetch_set
-from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
+from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
+from latentsync.models.lpips import LPIPS
+from latentsync.models.syncnet import StableSyncNet
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
 from latentsync.speech import SpeechEncoder
 
-__all__ = ["Nets", "download", "load_nets", "load_unet", "root", "save"]
+if TYPE_CHECKING:
+    from latentsync.models.videomae import VideoMAE
+
+__all__ = [
+    "Nets",
+    "download",
+    "load_lpips",
+    "load_nets",
+    "load_syncnet",
+    "load_unet",
+    "load_videomae",
+    "root",
+    "save",
+]
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +59,8 @@ Net = TypeVar("Net", bound=nn.Module)
 
 PUBLISHED = ("v1.6", "v1.5")
 UNET, WHISPER = "latentsync_unet.pt", "whisper/tiny.pt"
+LPIPS_PACKAGE = "lpips==0.1.4"
+FETCH = "`latentsync download train` fetches it"
 VAE_REPOSITORY, VAE_FILE = "stabilityai/sd-vae-ft-mse", "diffusion_pytorch_model.safetensors"
 
 
@@ -117,6 +135,77 @@ def load_unet(path: Path, config: UNetConfig) -> UNet:
         fits = "; it fits the v1.5 and v1.6 models" if found == _PUBLISHED_UNET else ""
         raise WeightsMismatch(f"{path} holds {found}, but {wanted} is wanted{fits}")
     return _filled(lambda: UNet(config), state, path)
+
+
+def load_syncnet(
+    path: Path,
+    config: SyncNetConfig | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> StableSyncNet:
+    """StableSyncNet, strictly, from a published .pt ("state_dict") or safetensors; frozen.
+
+    Args:
+        config: one of `latentsync.config.SYNCNETS`; None: the published stable_syncnet.pt.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsMismatch: another net is in it.
+    """
+    net = _filled(lambda: StableSyncNet(config), _read(path, "state_dict", hint=FETCH), path)
+    return net.to(device, dtype).eval().requires_grad_(False)
+
+
+def load_lpips(
+    vgg: Path, linear: Path | None = None, *, device: torch.device | str = "cpu"
+) -> LPIPS:
+    """LPIPS in float32, strictly, from the two files that it lies in; frozen.
+
+    Args:
+        vgg: torchvision's vgg16-397923af.pth.
+        linear: weights/v0.1/vgg.pth of the lpips package; None: of the one that is installed. It
+            is never imported, for it needs torchvision.
+
+    Raises:
+        WeightsMissing: no such file, or no such package.
+        WeightsMismatch: something else is in one of them.
+    """
+    linear = linear or _lpips_package() / "weights/v0.1/vgg.pth"
+    features = {k: v for k, v in _read(vgg, hint=FETCH).items() if not k.startswith("classifier.")}
+    state = features | _read(linear, hint=f"it is part of {LPIPS_PACKAGE}")
+    return _filled(LPIPS, state, f"{vgg} with {linear}").to(device).eval()
+
+
+def load_videomae(
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> "VideoMAE":
+    """VideoMAE V2 (ViT-g/14), strictly, from the published .pth; frozen. float16 as published.
+
+    Raises:
+        BackendUnavailable: the package transformers is not installed.
+        WeightsMissing: no such file.
+        WeightsMismatch: another net is in it.
+    """
+    try:  # it takes seconds to import, and nothing but training needs it
+        from latentsync.models.videomae import VideoMAE, renamed
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"VideoMAE needs the package transformers, which can't be loaded ({_reason(error)}); "
+            "install latentsync[train]"
+        ) from error
+    state = renamed(_read(path, "model", "module", "", hint=FETCH))
+    return _filled(VideoMAE, state, path).to(device, dtype).eval()
+
+
+def _lpips_package() -> Path:
+    spec = find_spec("lpips")
+    if spec is None or spec.origin is None:
+        raise WeightsMissing(
+            "LPIPS' linear layers lie in the package lpips, which is not installed; "
+            f"run `pip install --no-deps {LPIPS_PACKAGE}`"
+        )
+    return Path(spec.origin).parent
 
 
 def _load_own(folder: Path) -> Nets:
@@ -203,10 +292,13 @@ def _in_half(path: Path, config: UNetConfig) -> Path:
     return half
 
 
-def _read(path: Path, entry: str = "") -> State:
-    """The tensors of a .safetensors file, or those in one entry of a .pt file."""
+def _read(path: Path, *entries: str, hint: str = "put it there, or use `--model demo`") -> State:
+    """The tensors of a .safetensors file, or those in a .pt file.
+
+    There they lie in the first of `entries` that it has; none, or "", is the file itself.
+    """
     if not path.is_file():
-        raise WeightsMissing(f"{path} is missing; put it there, or use `--model demo`")
+        raise WeightsMissing(f"{path} is missing; {hint}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -218,11 +310,12 @@ def _read(path: Path, entry: str = "") -> State:
         raise WeightsMismatch(
             f"{path} can't be read as weights ({_reason(error)}); fetch it again"
         ) from error
-    state = raw.get(entry) if isinstance(raw, Mapping) else None
+    found = {"": raw, **raw} if isinstance(raw, Mapping) else {}
+    state = next((found[entry] for entry in entries or [""] if entry in found), None)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        place = " or ".join(repr(entry) for entry in entries if entry) or "a name each"
         raise WeightsMismatch(
-            f"{path} is a checkpoint of another kind, without tensors under {entry!r}; "
-            "fetch it again"
+            f"{path} is a checkpoint of another kind, without tensors under {place}; fetch it again"
         )
     return state
 
@@ -232,7 +325,7 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or "it is empty").splitlines()[0][:200]
 
 
-def _filled(make: Callable[[], Net], state: State, path: Path) -> Net:
+def _filled(make: Callable[[], Net], state: State, path: Path | str) -> Net:
     """A net holding `state`, nothing missing and nothing over; never initialised twice."""
     with torch.device("meta"):
         net = make()

@@ -39,6 +39,7 @@ from latentsync.types import FloatArray
 log = logging.getLogger("train_demo")
 
 DEMO = PRESETS["demo"]
+WEIGHTS = Path(__file__).parent.parent / "weights" / "demo"
 FACES_SEED, SPEECH_SEED = 1, 2  # everything drawn for training has a seed below 100
 HELD_OUT_LANGUAGE = "tr"  # never heard in training, to see what a new language does
 TRAINED_LANGUAGES = tuple(one for one in LANGUAGES if one != HELD_OUT_LANGUAGE)
@@ -52,7 +53,7 @@ SPEECH_AGAIN = replace(SPEECH, name="speech_again", steps=1500, learning_rate=1.
 AUTOENCODER = TrainConfig("autoencoder", steps=4000, batch=4, learning_rate=1.5e-3)
 SPEAK = UNetTrainConfig(  # single frames of many people: the mouth learns to follow the voice
     "speak",
-    steps=9000,
+    steps=10000,
     batch=16,
     learning_rate=1.2e-3,
     frames=1,
@@ -217,10 +218,10 @@ def export(out: Path, _: int) -> None:
     unet = UNet(config.unet)
     unet.load_state_dict(torch.load(out / "unet.pt"))
     nets = weights.Nets(config, unet, _autoencoder(out), _encoder(out))
-    weights.save(nets, out / "demo")
+    weights.save(nets, WEIGHTS)
     runs = [SPEECH, SPEECH_AGAIN, AUTOENCODER, SPEAK, MOVE]
     draw_curves([out / f"{run.name}.csv" for run in runs], out / "curves.png")
-    log.info("the model is in %s; try it with --model %s", out / "demo", out / "demo")
+    log.info("the model is in %s, its curves in %s", WEIGHTS, out / "curves.png")
 
 
 def _config(out: Path) -> ModelConfig:

@@ -2,7 +2,8 @@
 
 speech.py and sentences.py speak (espeak-ng, extra `[train]`); visemes.py turns phonemes into mouth
 tracks; identity.py and motion.py draw lots; heads.py draws frames and crops from them with the
-help of geometry, mouth, canvas, skin, hair, eyes and room; clips.py writes clips and their truth.
+help of geometry, mouth, canvas, skin, hair, eyes and room; clips.py writes clips and their truth;
+crops.py and scenes.py draw what the networks and the face detector are trained on.
 """
 
 from latentsync.synthetic.clips import (

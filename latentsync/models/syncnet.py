@@ -1,0 +1,168 @@
+"""StableSyncNet, the net that supervises lip-sync in training: 16 frames and their sound.
+
+Both become unit vectors; their cosine is read as the chance that they belong together. Attribute
+names are the keys of the published `stable_syncnet.pt`; layers as in
+https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/models/stable_syncnet.py, the idea
+in https://arxiv.org/abs/2412.09262, section 3.3.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from latentsync.config import SyncNetConfig, SyncNetTower
+from latentsync.models.attention import Attention, FeedForward
+
+__all__ = ["StableSyncNet", "cosine_loss", "stacked"]
+
+GROUPS = 32
+EPS = 1e-6  # of every GroupNorm
+HEADS = 8
+
+
+class StableSyncNet(nn.Module):
+    """Two towers of residual blocks; nothing in it depends on train or eval mode."""
+
+    def __init__(self, config: SyncNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SyncNetConfig()
+        self.audio_encoder = Tower(config.audio)
+        self.visual_encoder = Tower(config.visual)
+
+    def forward(self, frames: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed pictures and sound; gradients reach both.
+
+        Args:
+            frames: (b, 48, 128, 256) in [-1, 1], or (b, 64, 32, 32) latents, as `stacked` gives.
+            mel: (b, 1, 80, 52), as `latentsync.mel.sync_window` gives.
+
+        Returns:
+            Two times (b, width): of the frames and of the sound, each of length 1.
+        """
+        return self.visual_encoder(frames), self.audio_encoder(mel)
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Trade compute for memory in training: keep only each block's input."""
+        self.audio_encoder.checkpointing = self.visual_encoder.checkpointing = enabled
+
+
+def stacked(video: Tensor, config: SyncNetConfig) -> Tensor:
+    """What the visual tower sees of a video: its frames in channels, the lower half of each.
+
+    Pixels of another side than the net's are resized first, bicubically and without antialiasing,
+    as published, https://github.com/bytedance/LatentSync/blob/a229c39/scripts/train_unet.py.
+
+    Args:
+        video: (b, c, f, h, w): 3 channels in [-1, 1], or the VAE's scaled latents.
+
+    Returns:
+        (b, f * c, side / 2, side), or (b, f * c, side, side) where the net sees all of it.
+
+    Raises:
+        ValueError: the net was made for another number of frames, or for latents of another side.
+    """
+    channels, frames, height, width = video.shape[1:]
+    side = config.side
+    if frames * channels != config.visual.in_channels:
+        raise ValueError(
+            f"a video has {frames} frames of {channels} channels; "
+            f"together they must be the {config.visual.in_channels} that the SyncNet takes"
+        )
+    x = video.transpose(1, 2).flatten(1, 2)
+    if (height, width) != (side, side):
+        if config.latent:
+            raise ValueError(f"latents are {height}x{width}; the SyncNet takes {side}x{side}")
+        x = F.interpolate(x, size=(side, side), mode="bicubic")
+    return x[:, :, side // 2 :] if config.lower_half else x
+
+
+def cosine_loss(visual: Tensor, audio: Tensor, in_sync: Tensor | None = None) -> Tensor:
+    """(b,) cross-entropy of the cosines of two (b, width) embeddings; call it outside autocast.
+
+    Args:
+        in_sync: (b,) 1 where picture and sound belong together, else 0; None: all do.
+    """
+    cosine = F.cosine_similarity(visual.float(), audio.float())
+    cosine = cosine.clamp(0, 1)  # rounding may lift it above 1, which the next line refuses
+    target = torch.ones_like(cosine) if in_sync is None else in_sync.to(cosine)
+    return F.binary_cross_entropy(cosine, target, reduction="none")
+
+
+class Tower(nn.Module):
+    """Residual blocks, some followed by attention; (b, in_channels, h, w) -> (b, width)."""
+
+    def __init__(self, config: SyncNetTower) -> None:
+        super().__init__()
+        widths = config.block_out_channels
+        self.checkpointing = False
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for i, (width, stride) in enumerate(zip(widths, config.strides, strict=True)):
+            self.down_blocks.append(ResidualBlock(widths[max(i - 1, 0)], width, stride))
+            if i in config.attention:
+                self.down_blocks.append(AttentionBlock(width))
+        self.norm_out = nn.GroupNorm(GROUPS, widths[-1], EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return F.normalize(F.relu(self.norm_out(x)).flatten(1))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a residual, then a third that shrinks by the stride, if any."""
+
+    def __init__(self, before: int, width: int, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(GROUPS, before, EPS)
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(GROUPS, width, EPS)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        if before != width:
+            self.conv_shortcut = nn.Conv2d(before, width, 1)
+        if stride != (1, 1):
+            self.downsample_conv = nn.Conv2d(width, width, 3, stride)
+            # left, right, top, bottom; an axis that keeps its length is padded on both ends
+            self.padding = (int(stride[1] == 1), 1, int(stride[0] == 1), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        h = h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+        if hasattr(self, "downsample_conv"):
+            h = self.downsample_conv(F.pad(h, self.padding))
+        return h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all places, and a feed-forward net, as one residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(GROUPS, width, EPS)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+        self.conv_in = nn.Conv2d(width, width, 1)
+        self.conv_out = nn.Conv2d(width, width, 1)
+        self.attn = BiasedAttention(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(self.norm1(x)).flatten(2).transpose(1, 2)  # (b, h * w, width)
+        normed = self.norm2(h)
+        h = h + self.attn(normed, normed)
+        h = h + self.ff(self.norm3(h))
+        return x + self.conv_out(h.transpose(1, 2).reshape(x.shape))
+
+
+class BiasedAttention(Attention):
+    """The U-Net's attention, except that queries, keys and values have a bias here."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, HEADS)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
