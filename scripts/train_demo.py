@@ -8,7 +8,7 @@ import argparse
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -28,8 +28,8 @@ from latentsync.speech import SpeechEncoder
 from latentsync.synthetic import LANGUAGES, Speech, draw_speech, draw_take, draw_voice, mouth_tracks
 from latentsync.synthetic.crops import draw_crops
 from latentsync.synthetic.visemes import SOUNDS, sound_track
-from latentsync.training.autoencoder import AutoencoderTask, latent_statistics
-from latentsync.training.crops import Person
+from latentsync.training.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
+from latentsync.training.crops import Person, Pixels
 from latentsync.training.curves import draw_curves
 from latentsync.training.loop import fit
 from latentsync.training.speech import SpeechTask, Utterance
@@ -64,6 +64,7 @@ SPEAK = UNetTrainConfig(  # single frames of many people: the mouth learns to fo
 MOVE = replace(  # then whole groups of frames: the motion modules learn to keep them together
     SPEAK, name="move", steps=500, batch=1, learning_rate=5e-4, frames=16, trainable=("motion_",)
 )
+POLISH = TrainConfig("polish", steps=1300, batch=8, learning_rate=8e-4, ema_decay=0.995)
 
 
 def main() -> None:
@@ -165,10 +166,7 @@ def train_speech(out: Path, _: int) -> None:
 
 
 def train_autoencoder(out: Path, _: int) -> None:
-    shown, held_out = (
-        np.concatenate([one.pixels.reshape(-1, *one.pixels.shape[-3:]) for one in part])
-        for part in people(out)
-    )
+    shown, held_out = (_crops(part) for part in people(out))
     torch.manual_seed(AUTOENCODER.seed)
     vae = VAE(DEMO.vae)
     fit(AutoencoderTask(vae, shown, held_out[::4], AUTOENCODER), AUTOENCODER, out)
@@ -210,18 +208,34 @@ def train_moving(out: Path, _: int) -> None:
     torch.save(unet.state_dict(), out / "unet.pt")
 
 
-# -- 5. The model ----------------------------------------------------------------------------------
+# -- 5. Lips ---------------------------------------------------------------------------------------
+
+
+def polish(out: Path, _: int) -> None:
+    """The decoder learns on, now that the latents have their final meaning."""
+    vae = _autoencoder(out)
+    shown, held_out = (_crops(part) for part in people(out))
+    latents = torch.load(out / "seen.pt")[0]["clean"].flatten(0, 1)
+    fit(DecoderTask(vae, latents, shown, held_out[::4], POLISH), POLISH, out)
+    torch.save(vae.state_dict(), out / "polished.pt")
+
+
+# -- 6. The model ----------------------------------------------------------------------------------
 
 
 def export(out: Path, _: int) -> None:
     config = _config(out)
     unet = UNet(config.unet)
     unet.load_state_dict(torch.load(out / "unet.pt"))
-    nets = weights.Nets(config, unet, _autoencoder(out), _encoder(out))
+    nets = weights.Nets(config, unet, _autoencoder(out, "polished.pt"), _encoder(out))
     weights.save(nets, WEIGHTS)
-    runs = [SPEECH, SPEECH_AGAIN, AUTOENCODER, SPEAK, MOVE]
+    runs = [SPEECH, SPEECH_AGAIN, AUTOENCODER, SPEAK, MOVE, POLISH]
     draw_curves([out / f"{run.name}.csv" for run in runs], out / "curves.png")
     log.info("the model is in %s, its curves in %s", WEIGHTS, out / "curves.png")
+
+
+def _crops(part: Sequence[Person]) -> Pixels:
+    return np.concatenate([one.pixels.reshape(-1, *one.pixels.shape[-3:]) for one in part])
 
 
 def _config(out: Path) -> ModelConfig:
@@ -234,9 +248,9 @@ def _encoder(out: Path) -> SpeechEncoder:
     return encoder
 
 
-def _autoencoder(out: Path) -> VAE:
+def _autoencoder(out: Path, file: str = "vae.pt") -> VAE:
     vae = VAE(_config(out).vae).eval()
-    vae.load_state_dict(torch.load(out / "vae.pt"))
+    vae.load_state_dict(torch.load(out / file))
     return vae
 
 
@@ -255,6 +269,7 @@ PARTS: dict[str, Callable[[Path, int], None]] = {
     "view": view,
     "speak": train_speaking,
     "move": train_moving,
+    "polish": polish,
     "export": export,
 }
 

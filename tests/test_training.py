@@ -15,7 +15,7 @@ from latentsync.errors import Cancelled, InputError, OptionError, TrainingError
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
 from latentsync.speech import SpeechEncoder
-from latentsync.training.autoencoder import AutoencoderTask, latent_statistics
+from latentsync.training.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
 from latentsync.training.crops import Person
 from latentsync.training.curves import draw_curves
 from latentsync.training.loop import fit
@@ -198,6 +198,24 @@ def test_the_autoencoder_learns_and_its_latents_are_brought_to_one_scale(tmp_pat
         torch.testing.assert_close(scaled.decode(latents), vae.decode(vae.encode(pixels)))
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-2, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-2, rtol=0)
+
+
+def test_the_decoder_learns_on_from_latents_that_stay(tmp_path):
+    crops = np.concatenate([person(i).pixels.reshape(-1, SIDE, SIDE, 3) for i in range(8)])
+    vae = small_vae()
+    pixels = torch.from_numpy(crops).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        latents = vae.encode(pixels)
+    run = TrainConfig(
+        "polish", steps=40, batch=4, learning_rate=5e-3, warmup_steps=5, ema_decay=0.9
+    )
+    task = DecoderTask(vae, latents, crops, crops[:8], run)
+    with torch.no_grad():
+        before = task.validate()
+    fit(task, run, tmp_path)
+    with torch.no_grad():
+        assert task.validate()["mouth_psnr"] > before["mouth_psnr"] + 3
+        torch.testing.assert_close(vae.encode(pixels), latents)
 
 
 # -- The U-Net -------------------------------------------------------------------------------------
