@@ -27,10 +27,11 @@ def main() -> None:
     model = latentsync.load("demo")
     result = model.run(photo, ROOT / "examples/speech.wav", clip, seed=1)
     frames = np.linspace(0, result.frames - 1, MOMENTS + 2).round().astype(int)[1:-1].tolist()
-    track = ruler.find_track(clip, model.detector)
+    track = ruler.find_track(photo, model.detector)
+    mouth = pictures.mouth_picture(next(iter(ruler.aligned_crops(photo, track))))
     crops = list(ruler.aligned_crops(clip, track))
     whole = next(VideoReader(clip).frames(frames[:1])).rgb()
-    before = [astronaut()] * (MOMENTS + 1)
+    before = [astronaut(), *[mouth] * MOMENTS]
     after = [whole, *(pictures.mouth_picture(crops[i]) for i in frames)]
     sheet = pictures.sheet([before, after], ["before", "after"], SHEET_WIDTH)
     cv2.imwrite(str(OUT / "real.png"), sheet[..., ::-1])
