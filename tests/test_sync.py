@@ -234,7 +234,7 @@ def weights(tmp_path):
 
 
 def looked_up(weights, seconds):
-    checks = verify("demo", weights=weights, device="cpu", detector="builtin", steps=1,
+    checks = verify("demo", weights=weights, device="cpu", detector="builtin", steps=4,
                     seconds=seconds)  # fmt: skip
     return next(check for check in checks if check.what == "sync confidence (local crop)")
 
@@ -246,6 +246,7 @@ def test_verify_measures_it(weights, net):
     )
     torch.save(net.state_dict(), file)
     check = looked_up(weights, 1.2)
+    assert " at offset " in check.found, check.found
     confidence, offset = check.found.split(" at offset ")
     assert check.good is None
     assert 0 <= float(confidence) < 1000
