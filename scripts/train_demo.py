@@ -1,7 +1,8 @@
 """Train the demo model from nothing: draw, listen, see, speak. `make train-demo` runs all of it.
 
-Each part leaves its result under --out and is skipped where that is complete; what was cut off goes
-on from its last checkpoint. Fixed seeds; the figures are in benchmarks/demo_training.md.
+Each part leaves its result under --out; what was cut off goes on from there, from the last clip
+drawn or the last checkpoint. Fixed seeds; the figures are in benchmarks/demo_training.md.
+`--scale 0.005 --weights out/try` tries all of it in a few minutes, on hardly any data.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,7 +32,7 @@ from latentsync.synthetic.visemes import SOUNDS, sound_track
 from latentsync.training.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
 from latentsync.training.crops import Person, Pixels
 from latentsync.training.curves import draw_curves
-from latentsync.training.loop import fit
+from latentsync.training.loop import Task, fit
 from latentsync.training.speech import SpeechTask, Utterance
 from latentsync.training.unet import Prepared, UNetTask, hear, look
 from latentsync.types import FloatArray
@@ -67,30 +68,51 @@ MOVE = replace(  # then whole groups of frames: the motion modules learn to keep
 POLISH = TrainConfig("polish", steps=1300, batch=8, learning_rate=8e-4, ema_decay=0.995)
 
 
+@dataclass(frozen=True)
+class Job:
+    """Where to, and how much of it all."""
+
+    out: Path
+    weights: Path
+    workers: int
+    scale: float
+
+    def count(self, full: int, least: int = 2) -> int:
+        return max(least, round(full * self.scale))
+
+    def fit(self, task: Task, config: TrainConfig) -> None:
+        fit(task, replace(config, steps=self.count(config.steps)), self.out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/train-demo"))
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--scale", type=float, default=1.0, help="of data and steps; 1 is the real")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, datefmt="%H:%M:%S")
+    job = Job(options.out, options.weights, options.workers, options.scale)
     for part in options.parts:
         started = time.monotonic()
-        PARTS[part](options.out, options.workers)
+        PARTS[part](job)
         log.info("%s took %.0f s", part, time.monotonic() - started)
 
 
 # -- 1. Voices and faces ---------------------------------------------------------------------------
 
 
-def draw_utterances(out: Path, workers: int) -> None:
+def draw_utterances(job: Job) -> None:
     """Speech with the truth about the mouths that say it."""
-    _draw(_utterance, out / "speech", UTTERANCES + HELD_OUT_UTTERANCES, workers)
+    count = job.count(UTTERANCES) + job.count(HELD_OUT_UTTERANCES)
+    _draw(_utterance, job.out / "speech", count, job.workers)
 
 
-def draw_people(out: Path, workers: int) -> None:
+def draw_people(job: Job) -> None:
     """Aligned crops of talking heads, in windows as long as the network's groups."""
-    _draw(_person, out / "people", PEOPLE + HELD_OUT_PEOPLE, workers)
+    count = job.count(PEOPLE) + job.count(HELD_OUT_PEOPLE)
+    _draw(_person, job.out / "people", count, job.workers)
 
 
 def _utterance(index: int, folder: Path) -> None:
@@ -141,126 +163,129 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def people(out: Path) -> tuple[list[Person], list[Person]]:
+def people(job: Job) -> tuple[list[Person], list[Person]]:
     """For training, and held out."""
-    paths = sorted((out / "people").glob("[0-9]*.npz"))
-    found = [Person.load(path) for path in paths]
-    return found[:PEOPLE], found[PEOPLE:]
+    paths = sorted((job.out / "people").glob("[0-9]*.npz"))
+    found, known = [Person.load(path) for path in paths], job.count(PEOPLE)
+    return found[:known], found[known:]
 
 
 # -- 2. Listening ----------------------------------------------------------------------------------
 
 
-def train_speech(out: Path, _: int) -> None:
-    files = [np.load(path) for path in sorted((out / "speech").glob("[0-9]*.npz"))]
+def train_speech(job: Job) -> None:
+    files = [np.load(path) for path in sorted((job.out / "speech").glob("[0-9]*.npz"))]
     spoken = [Utterance(one["columns"], one["tracks"], one["sounds"]) for one in files]
+    known = job.count(UTTERANCES)
     torch.manual_seed(SPEECH.seed)
     encoder = SpeechEncoder(DEMO.whisper)
-    task = SpeechTask(encoder, spoken[:UTTERANCES], spoken[UTTERANCES:], SPEECH, sounds=len(SOUNDS))
-    fit(task, SPEECH, out)
-    fit(task, SPEECH_AGAIN, out)  # the rate goes up once more: the ear is what limits the mouth
-    torch.save(encoder.state_dict(), out / "speech.pt")
+    task = SpeechTask(encoder, spoken[:known], spoken[known:], SPEECH, sounds=len(SOUNDS))
+    job.fit(task, SPEECH)
+    job.fit(task, SPEECH_AGAIN)  # the rate goes up once more: the ear is what limits the mouth
+    torch.save(encoder.state_dict(), job.out / "speech.pt")
 
 
 # -- 3. Seeing -------------------------------------------------------------------------------------
 
 
-def train_autoencoder(out: Path, _: int) -> None:
-    shown, held_out = (_crops(part) for part in people(out))
+def train_autoencoder(job: Job) -> None:
+    shown, held_out = (_crops(part) for part in people(job))
     torch.manual_seed(AUTOENCODER.seed)
     vae = VAE(DEMO.vae)
-    fit(AutoencoderTask(vae, shown, held_out[::4], AUTOENCODER), AUTOENCODER, out)
+    job.fit(AutoencoderTask(vae, shown, held_out[::4], AUTOENCODER), AUTOENCODER)
     found = latent_statistics(vae, shown[::29])
     config = replace(DEMO, vae=replace(DEMO.vae, latents_mean=found.mean, latents_std=found.std))
-    (out / "config.json").write_text(config.to_json())
-    torch.save(vae.state_dict(), out / "vae.pt")
+    (job.out / "config.json").write_text(config.to_json())
+    torch.save(vae.state_dict(), job.out / "vae.pt")
 
 
 # -- 4. Speaking -----------------------------------------------------------------------------------
 
 
-def listen(out: Path, _: int) -> None:
+def listen(job: Job) -> None:
     """What the encoder hears at each frame, once for all steps."""
-    encoder = _encoder(out)
-    torch.save([hear(encoder, part) for part in people(out)], out / "heard.pt")
+    encoder = _encoder(job)
+    torch.save([hear(encoder, part) for part in people(job)], job.out / "heard.pt")
 
 
-def view(out: Path, _: int) -> None:
+def view(job: Job) -> None:
     """The latents of each frame, once for all steps."""
-    vae = _autoencoder(out)
-    torch.save([look(vae, part) for part in people(out)], out / "seen.pt")
+    vae = _autoencoder(job)
+    torch.save([look(vae, part) for part in people(job)], job.out / "seen.pt")
 
 
-def train_speaking(out: Path, _: int) -> None:
-    config, (train, held_out) = _config(out), _prepared(out)
+def train_speaking(job: Job) -> None:
+    config, (train, held_out) = _config(job), _prepared(job)
     torch.manual_seed(SPEAK.seed)
     unet = UNet(replace(config.unet, motion="none"))
-    fit(UNetTask(unet, train, held_out, config.resolution, SPEAK), SPEAK, out)
-    torch.save(unet.state_dict(), out / "speak.pt")
+    job.fit(UNetTask(unet, train, held_out, config.resolution, SPEAK), SPEAK)
+    torch.save(unet.state_dict(), job.out / "speak.pt")
 
 
-def train_moving(out: Path, _: int) -> None:
-    config, (train, held_out) = _config(out), _prepared(out)
+def train_moving(job: Job) -> None:
+    config, (train, held_out) = _config(job), _prepared(job)
     torch.manual_seed(MOVE.seed)
     unet = UNet(config.unet)
-    unet.load_state_dict(torch.load(out / "speak.pt"), strict=False)  # all but the motion modules
-    fit(UNetTask(unet, train, held_out, config.resolution, MOVE), MOVE, out)
-    torch.save(unet.state_dict(), out / "unet.pt")
+    unet.load_state_dict(
+        torch.load(job.out / "speak.pt"), strict=False
+    )  # all but the motion modules
+    job.fit(UNetTask(unet, train, held_out, config.resolution, MOVE), MOVE)
+    torch.save(unet.state_dict(), job.out / "unet.pt")
 
 
 # -- 5. Lips ---------------------------------------------------------------------------------------
 
 
-def polish(out: Path, _: int) -> None:
+def polish(job: Job) -> None:
     """The decoder learns on, now that the latents have their final meaning."""
-    vae = _autoencoder(out)
-    shown, held_out = (_crops(part) for part in people(out))
-    latents = torch.load(out / "seen.pt")[0]["clean"].flatten(0, 1)
-    fit(DecoderTask(vae, latents, shown, held_out[::4], POLISH), POLISH, out)
-    torch.save(vae.state_dict(), out / "polished.pt")
+    vae = _autoencoder(job)
+    shown, held_out = (_crops(part) for part in people(job))
+    latents = torch.load(job.out / "seen.pt")[0]["clean"].flatten(0, 1)
+    job.fit(DecoderTask(vae, latents, shown, held_out[::4], POLISH), POLISH)
+    torch.save(vae.state_dict(), job.out / "polished.pt")
 
 
 # -- 6. The model ----------------------------------------------------------------------------------
 
 
-def export(out: Path, _: int) -> None:
-    config = _config(out)
+def export(job: Job) -> None:
+    config = _config(job)
     unet = UNet(config.unet)
-    unet.load_state_dict(torch.load(out / "unet.pt"))
-    nets = weights.Nets(config, unet, _autoencoder(out, "polished.pt"), _encoder(out))
-    weights.save(nets, WEIGHTS)
+    unet.load_state_dict(torch.load(job.out / "unet.pt"))
+    nets = weights.Nets(config, unet, _autoencoder(job, "polished.pt"), _encoder(job))
+    weights.save(nets, job.weights)
     runs = [SPEECH, SPEECH_AGAIN, AUTOENCODER, SPEAK, MOVE, POLISH]
-    draw_curves([out / f"{run.name}.csv" for run in runs], out / "curves.png")
-    log.info("the model is in %s, its curves in %s", WEIGHTS, out / "curves.png")
+    draw_curves([job.out / f"{run.name}.csv" for run in runs], job.out / "curves.png")
+    log.info("the model is in %s, its curves in %s", job.weights, job.out / "curves.png")
 
 
 def _crops(part: Sequence[Person]) -> Pixels:
     return np.concatenate([one.pixels.reshape(-1, *one.pixels.shape[-3:]) for one in part])
 
 
-def _config(out: Path) -> ModelConfig:
-    return ModelConfig.from_json((out / "config.json").read_text())
+def _config(job: Job) -> ModelConfig:
+    return ModelConfig.from_json((job.out / "config.json").read_text())
 
 
-def _encoder(out: Path) -> SpeechEncoder:
+def _encoder(job: Job) -> SpeechEncoder:
     encoder = SpeechEncoder(DEMO.whisper).eval()
-    encoder.load_state_dict(torch.load(out / "speech.pt"))
+    encoder.load_state_dict(torch.load(job.out / "speech.pt"))
     return encoder
 
 
-def _autoencoder(out: Path, file: str = "vae.pt") -> VAE:
-    vae = VAE(_config(out).vae).eval()
-    vae.load_state_dict(torch.load(out / file))
+def _autoencoder(job: Job, file: str = "vae.pt") -> VAE:
+    vae = VAE(_config(job).vae).eval()
+    vae.load_state_dict(torch.load(job.out / file))
     return vae
 
 
-def _prepared(out: Path) -> list[Prepared]:
+def _prepared(job: Job) -> list[Prepared]:
     """For training, and held out."""
-    parts = zip(torch.load(out / "seen.pt"), torch.load(out / "heard.pt"), strict=True)
+    parts = zip(torch.load(job.out / "seen.pt"), torch.load(job.out / "heard.pt"), strict=True)
     return [Prepared(**seen, **heard) for seen, heard in parts]
 
 
-PARTS: dict[str, Callable[[Path, int], None]] = {
+PARTS: dict[str, Callable[[Job], None]] = {
     "voices": draw_utterances,
     "faces": draw_people,
     "speech": train_speech,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,7 +123,7 @@ def latent_statistics(vae: VAE, crops: Pixels) -> Statistics:
     plain = VAE(VAEConfig(**{**vars(vae.config), "latents_mean": (), "latents_std": ()}))
     plain.load_state_dict(vae.state_dict())
     with torch.inference_mode():
-        parts = [plain.encode(pictures(part)) for part in np.array_split(crops, len(crops) // 32)]
+        parts = [plain.encode(pictures(crops[i : i + 32])) for i in range(0, len(crops), 32)]
     latents = torch.cat(parts).transpose(0, 1).flatten(1)
     mean, std = latents.mean(1).tolist(), latents.std(1).tolist()
     return Statistics(tuple(round(v, 4) for v in mean), tuple(round(v, 4) for v in std))
