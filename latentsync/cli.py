@@ -1,11 +1,10 @@
-"""The command line: `latentsync generate`, `info`, `download`, `verify`, `synthesise`.
+"""The command line: `latentsync generate`, `info`, `download`, `verify`, `synthesise`, `train`.
 
 One line for every error. Exit codes: 2 bad usage or input, 1 failure, 130 interrupted.
 """
 
 import json
 import logging
-import os
 import sys
 import warnings
 from dataclasses import asdict
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
+from latentsync.bars import bars, console, shown_on
+from latentsync.cli_train import train
 from latentsync.downloads import Download
 from latentsync.errors import InputError, LatentSyncError, OptionError, WeightsMismatch
-from latentsync.types import Progress, Result
+from latentsync.types import Result
 
 if TYPE_CHECKING:
     from latentsync.media import MediaFacts
@@ -32,15 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Lip-sync by latent diffusion: a clip and a voice in, the same clip speaking it out.",
 )
-console = Console(stderr=True)
+app.add_typer(train, name="train")
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-STAGES = {
-    "detect": "finding the face",
-    "generate": "speaking",
-    "finish": "finishing",
-    "draw": "drawing",
-}
 # How users of the published scripts spell options; understood, and not shown in help.
 PUBLISHED_SPELLINGS = {
     "inference_steps": "steps",
@@ -158,8 +150,8 @@ def generate(
         detector=detector,
         attention=attention,  # type: ignore[arg-type]  # checked there, with the allowed names
     )
-    with _bars() as bars:
-        result = lipsync.run(video, audio, output, options=options, progress=_shown_on(bars))
+    with bars() as drawn:
+        result = lipsync.run(video, audio, output, options=options, progress=shown_on(drawn))
     if as_json:
         _print_json(result)
     else:
@@ -259,7 +251,7 @@ def synthesise(
     from latentsync.synthetic.speech import LANGUAGES
 
     chosen = [name.strip() for given in languages or () for name in given.split(",")]
-    with _bars("clips") as bars:
+    with bars("clips") as drawn:
         paths = draw(
             output,
             identities=identities,
@@ -268,7 +260,7 @@ def synthesise(
             size=_size(size),
             languages=chosen or LANGUAGES,
             workers=workers,
-            progress=_shown_on(bars),
+            progress=shown_on(drawn),
         )
     typer.echo(f"{len(paths)} clips, {len(paths) * seconds:.1f} s in all, in {output}")
 
@@ -283,30 +275,6 @@ def _size(text: str) -> tuple[int, int]:
 
 def _print_json(facts: "Result | MediaFacts") -> None:
     typer.echo(json.dumps(asdict(facts), indent=2, default=str))
-
-
-def _bars(unit: str = "frames") -> Bars:
-    return Bars(
-        TextColumn("{task.description:>16}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not sys.stderr.isatty() or os.environ.get("TERM") == "dumb",
-    )
-
-
-def _shown_on(bars: Bars) -> Any:  # noqa: ANN401 - a ProgressCallback
-    tasks: dict[str, Any] = {}
-
-    def show(progress: Progress) -> None:
-        if progress.stage not in tasks:
-            tasks[progress.stage] = bars.add_task(STAGES.get(progress.stage, progress.stage))
-        bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
-
-    return show
 
 
 def _summary(result: Result) -> str:

@@ -13,6 +13,7 @@ from latentsync.errors import OptionError
 __all__ = [
     "PRESETS",
     "SYNCNETS",
+    "UNET_RUNS",
     "ModelConfig",
     "Options",
     "SyncNetConfig",
@@ -220,6 +221,10 @@ class TrainConfig:
     log_every: int = 100  # steps
     validate_every: int = 500
     checkpoint_every: int = 500
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
+    beta2: float = 0.99  # of AdamW; a shorter memory than 0.999 suits runs of some thousand steps
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of the nets' arithmetic
+    accumulate: int = 1  # parts in which each process takes its share of a batch, one by one
 
 
 @dataclass(frozen=True)
@@ -228,10 +233,77 @@ class UNetTrainConfig(TrainConfig):
 
     frames: int = 16  # of a training window
     trainable: tuple[str, ...] = ()  # parts of the names of what is trained; () is everything
+    resolution: int = 0  # px, side of the face crops; 0: that of the model it starts from
+    motion: Literal["none", "decoder", "all"] = "all"  # what it has at least; none: has none
+    gradient_checkpointing: bool = False  # less memory for more work
+    # Weights of the losses on pixels, beside 1 for the noise; each needs a net to be fetched.
+    sync_weight: float = 0.0  # StableSyncNet's
+    lpips_weight: float = 0.0  # of the lower half
+    trepa_weight: float = 0.0
     # Not in the published training:
     loss_weighting: Literal["noise", "velocity"] = "noise"  # velocity: times 1 / alpha_bar
     mask_weight: float = 0.0  # on top of 1, for latent cells under the mask
     speech_dropout: float = 0.0  # share of windows that hear nothing, for guidance
+
+
+# https://github.com/bytedance/LatentSync/tree/a229c39/configs/unet; steps are a bound there.
+_STAGE1 = UNetTrainConfig(
+    name="stage1",
+    steps=100_000,
+    batch=1,
+    learning_rate=1e-5,
+    warmup_steps=0,
+    seed=1247,
+    schedule="constant",
+    beta2=0.999,
+    precision="float16",
+    validate_every=1000,
+    checkpoint_every=1000,
+    resolution=256,
+    motion="none",
+    gradient_checkpointing=True,
+)
+_STAGE2 = replace(
+    _STAGE1,
+    name="stage2",
+    motion="all",
+    trainable=("motion_modules.", "attentions."),
+    sync_weight=0.05,
+    lpips_weight=0.1,
+    trepa_weight=10.0,
+)
+_STAGE2_EFFICIENT = replace(
+    _STAGE2, name="stage2_efficient", motion="decoder", trainable=("motion_modules.", "attn2.")
+)
+# Not published: the demo model goes on learning, on a CPU, as scripts/train_demo.py taught it.
+_DEMO_RUN = replace(
+    _STAGE1,
+    name="demo",
+    steps=1000,
+    learning_rate=1e-4,
+    warmup_steps=20,
+    precision="float32",
+    log_every=20,
+    validate_every=200,
+    checkpoint_every=100,
+    resolution=0,
+    motion="decoder",
+    gradient_checkpointing=False,
+    loss_weighting="velocity",
+    mask_weight=3.0,
+    speech_dropout=0.1,
+)
+UNET_RUNS: dict[str, UNetTrainConfig] = {
+    run.name: run
+    for run in (
+        _STAGE1,
+        _STAGE2,
+        _STAGE2_EFFICIENT,
+        replace(_STAGE1, name="stage1_512", resolution=512),
+        replace(_STAGE2, name="stage2_512", resolution=512),
+        _DEMO_RUN,
+    )
+}
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types"},
     {"config"},
-    {"media", "timeline", "align", "mask", "mel", "devices", "models", "reporter"},
+    {"media", "timeline", "align", "mask", "mel", "devices", "models", "reporter", "bars"},
     {"diffusion", "downloads", "faces", "speech"},
     {"weights"},
     {"painter"},
     {"pipeline"},
     {"training", "evaluation", "preparation", "synthetic", "service"},
     {"verify"},
+    {"cli_train"},
     {"cli", "app"},
     {"__init__", "__main__"},
 ]

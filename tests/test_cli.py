@@ -25,7 +25,7 @@ from latentsync.errors import WeightsMismatch
 from latentsync.media import probe
 from latentsync.pipeline import LipSync
 from latentsync.synthetic import synthesise
-from latentsync.types import Result
+from latentsync.types import Progress, Result
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +81,7 @@ class Fake:
 
     def run(self, video, audio, output, *, options, progress):
         self.ran, self.options = (video, audio, output), options
-        progress(cli.Progress("detect", 1, None))
+        progress(Progress("detect", 1, None))
         return Result(
             path=output,
             frames=1234,

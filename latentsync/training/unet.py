@@ -1,6 +1,6 @@
 """Training the U-Net to predict the noise in the latents of talking faces."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -13,7 +13,9 @@ from latentsync.mask import keep_mask
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
 from latentsync.speech import SpeechEncoder, SpeechFeatures
+from latentsync.training.batches import WHOLE, Batch, Part, Windows
 from latentsync.training.crops import Person, pictures
+from latentsync.training.pixels import PixelLosses
 
 __all__ = ["Prepared", "UNetTask", "hear", "look"]
 
@@ -32,6 +34,38 @@ class Prepared:
     masked: Tensor  # (w, f, 4, h, w), of the crops with the mouth masked out
     speech: Tensor  # (w, f, tokens, width)
     person: Tensor  # (w,) whose window it is; windows of one person follow each other
+
+    @property
+    def latent_side(self) -> int:
+        return self.clean.shape[-1]
+
+    def draw(
+        self, count: int, frames: int, generator: torch.Generator, part: Part = WHOLE
+    ) -> Batch:
+        """Windows by chance, each with a reference out of another window of the same person."""
+        whole, mine = self.clean.shape[1], part.of(count)
+
+        def chance(high: int) -> Tensor:
+            return torch.randint(high, (count,), generator=generator)
+
+        window = chance(len(self.person))
+        first = chance(whole - frames + 1)
+        people = self.person
+        starts = torch.searchsorted(people, people[window])
+        stops = torch.searchsorted(people, people[window], right=True)
+        others = (stops - starts - 1).clamp(min=1)
+        step = 1 + (torch.rand(count, generator=generator) * others).long()
+        other = (starts + (window - starts + step) % (stops - starts))[mine, None]
+        elsewhere = (chance(whole - frames + 1)[:, None] + torch.arange(frames))[mine]
+        at, window = (first[:, None] + torch.arange(frames))[mine], window[mine, None]
+        return Batch(
+            clean=self.clean[window, at].float().transpose(1, 2),
+            shown=diffusion.Latents(
+                masked=self.masked[window, at].float(),
+                reference=self.clean[other, elsewhere].float(),
+            ),
+            speech=self.speech[window, at].float(),
+        )
 
 
 def look(vae: VAE, people: Sequence[Person]) -> dict[str, Tensor]:
@@ -62,22 +96,31 @@ def hear(encoder: SpeechEncoder, people: Sequence[Person]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    clean: Tensor  # (b, 4, f, h, w)
-    shown: diffusion.Latents  # of (b, f, 4, h, w)
-    speech: Tensor  # (b, f, tokens, width)
+class _Guess:
+    noise: Tensor  # all of (b, 4, f, h, w)
+    noisy: Tensor
+    predicted: Tensor
 
 
 class UNetTask:
-    """A task of `loop.fit`: the squared error of the predicted noise, weighted as configured."""
+    """A task of `loop.fit`: the squared error of the predicted noise, weighted as configured.
+
+    Args:
+        mask_side: px, side of the crops.
+        pixel_losses: on the picture that the prediction gives, added to that error.
+        show: asked for more figures at every validation, of the net as it is.
+    """
 
     def __init__(
         self,
         unet: UNet,
-        train: Prepared,
-        held_out: Prepared,
+        train: Windows,
+        held_out: Windows,
         mask_side: int,
         config: UNetTrainConfig,
+        *,
+        pixel_losses: PixelLosses | None = None,
+        show: Callable[[], dict[str, float]] | None = None,
     ) -> None:
         # A sixth faster on a CPU; where only some weights are trained, torch 2.13 crashes with it.
         self.net = unet
@@ -86,73 +129,77 @@ class UNetTask:
         for name, parameter in unet.named_parameters():
             wanted = not config.trainable or any(part in name for part in config.trainable)
             parameter.requires_grad_(wanted)
+        unet.enable_gradient_checkpointing(config.gradient_checkpointing)
         self._train, self._held_out, self._config = train, held_out, config
-        self._mask = torch.from_numpy(keep_mask(mask_side))
-        side = train.clean.shape[-1]
-        hole = 1 - self._mask[:: mask_side // side, :: mask_side // side]
-        weight = 1 + config.mask_weight * hole
+        self._pixel_losses, self._show = pixel_losses, show
+        self._device = unet.conv_in.weight.device
+        self._mask = torch.from_numpy(keep_mask(mask_side)).to(self._device)
+        step = mask_side // train.latent_side
+        weight = 1 + config.mask_weight * (1 - self._mask[::step, ::step])
         self._weight = weight / weight.mean()
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = self._draw(self._train, self._config.batch, generator)
-        count = len(batch.clean)
+        return self.part_losses(generator, WHOLE)
+
+    def part_losses(self, generator: torch.Generator, part: Part) -> dict[str, Tensor]:
+        """Of one part of the batch; their mean over all parts is that of the whole batch."""
+        count = self._config.batch
+        batch = self._draw(self._train, count, generator, part)
         timesteps = torch.randint(diffusion.TIMESTEPS, (count,), generator=generator)
         silent = torch.rand((count, 1, 1, 1), generator=generator) < self._config.speech_dropout
-        speech = torch.where(silent, torch.zeros(()), batch.speech)
-        error = self._error(batch, speech, timesteps, generator).mean((1, 2, 3, 4))
+        timesteps, silent = (x[part.of(count)].to(self._device) for x in (timesteps, silent))
+        speech = torch.where(silent, torch.zeros((), device=self._device), batch.speech)
+        guess = self._guess(batch, speech, timesteps, generator, part)
+        error = self._error(guess).mean((1, 2, 3, 4))
         if self._config.loss_weighting == "velocity":
             error = error * (1 / diffusion.alpha_bar(timesteps)).clamp(max=VELOCITY_CAP)
-        return {"noise": error.mean()}
+        losses = {"noise": error.mean()}
+        if self._pixel_losses is not None:
+            clean = diffusion.predict_x0(guess.noisy, guess.predicted.float(), timesteps)
+            losses |= self._pixel_losses(clean, batch)
+        return losses
 
     def validate(self) -> dict[str, float]:
         """Error at one timestep with the right speech, and with that of another window.
 
         The gap between the two is how much the net listens.
         """
-        generator = torch.Generator().manual_seed(0)
-        batch = self._draw(self._held_out, VALIDATION_WINDOWS, generator)
-        timesteps = torch.full((VALIDATION_WINDOWS,), VALIDATION_TIMESTEP)
-        found = {}
-        for name, speech in (("right", batch.speech), ("wrong", batch.speech.roll(1, 0))):
-            again = torch.Generator().manual_seed(1)
-            found[f"noise_{name}"] = float(self._error(batch, speech, timesteps, again).mean())
-        return found
+        parts = VALIDATION_WINDOWS // 2 if self._config.frames > 1 else 1  # memory
+        found = {"noise_right": 0.0, "noise_wrong": 0.0}
+        for part in (Part(i, parts) for i in range(parts)):
+            generator = torch.Generator().manual_seed(0)
+            batch = self._draw(self._held_out, VALIDATION_WINDOWS, generator, part)
+            timesteps = torch.full((len(batch.clean),), VALIDATION_TIMESTEP, device=self._device)
+            for name, speech in (("right", batch.speech), ("wrong", batch.speech.roll(1, 0))):
+                again = torch.Generator().manual_seed(1)
+                error = self._error(self._guess(batch, speech, timesteps, again, part))
+                found[f"noise_{name}"] += error.mean().item() / parts
+        return found | (self._show() if self._show else {})
 
-    def _error(
-        self, batch: _Batch, speech: Tensor, timesteps: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """(b, 4, f, h, w) squared error of the noise, weighted by place."""
-        own = torch.randn(batch.clean.shape, generator=generator)
+    def _draw(
+        self, data: Windows, count: int, generator: torch.Generator, part: Part = WHOLE
+    ) -> Batch:
+        return data.draw(count, self._config.frames, generator, part).to(self._device)
+
+    def _guess(
+        self,
+        batch: Batch,
+        speech: Tensor,
+        timesteps: Tensor,
+        generator: torch.Generator,
+        part: Part,
+    ) -> _Guess:
+        """What the net makes of a part of a batch; noise is drawn on the CPU for all of it."""
+        size, *window = batch.clean.shape
+        own = torch.randn((size * part.count, *window), generator=generator)
         shared = torch.randn(own[:, :, :1].shape, generator=generator)
         noise = own if self._config.frames == 1 else SHARED * (own + shared)
+        noise = noise[part.of(len(noise))].to(self._device)
         noisy = diffusion.add_noise(batch.clean, noise, timesteps)
         sample = diffusion.unet_input(noisy, self._mask, batch.shown)
-        predicted = self.net(sample, timesteps, speech)
-        error: Tensor = (predicted - noise).square() * self._weight
+        return _Guess(noise, noisy, self.net(sample, timesteps, speech))
+
+    def _error(self, guess: _Guess) -> Tensor:
+        """(b, 4, f, h, w) squared error of the noise, weighted by place."""
+        error: Tensor = (guess.predicted.float() - guess.noise).square() * self._weight
         return error
-
-    def _draw(self, data: Prepared, count: int, generator: torch.Generator) -> _Batch:
-        """Windows by chance, each with a reference out of another window of the same person."""
-        whole, frames = data.clean.shape[1], self._config.frames
-
-        def chance(high: int) -> Tensor:
-            return torch.randint(high, (count,), generator=generator)
-
-        window = chance(len(data.person))
-        first = chance(whole - frames + 1)
-        people = data.person
-        starts = torch.searchsorted(people, people[window])
-        stops = torch.searchsorted(people, people[window], right=True)
-        others = (stops - starts - 1).clamp(min=1)
-        step = 1 + (torch.rand(count, generator=generator) * others).long()
-        other = starts + (window - starts + step) % (stops - starts)
-        at = first[:, None] + torch.arange(frames)
-        elsewhere = chance(whole - frames + 1)[:, None] + torch.arange(frames)
-        return _Batch(
-            clean=data.clean[window[:, None], at].float().transpose(1, 2),
-            shown=diffusion.Latents(
-                masked=data.masked[window[:, None], at].float(),
-                reference=data.clean[other[:, None], elsewhere].float(),
-            ),
-            speech=data.speech[window[:, None], at].float(),
-        )

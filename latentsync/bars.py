@@ -1,0 +1,47 @@
+"""How far a command is, drawn on a terminal; nothing where stderr is no terminal."""
+
+import os
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from latentsync.types import Progress, ProgressCallback
+
+__all__ = ["bars", "console", "shown_on"]
+
+console = Console(stderr=True)
+
+STAGES = {
+    "detect": "finding the face",
+    "generate": "speaking",
+    "finish": "finishing",
+    "draw": "drawing",
+    "prepare": "preparing",
+}
+
+
+def bars(unit: str = "frames") -> Bars:
+    return Bars(
+        TextColumn("{task.description:>16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not sys.stderr.isatty() or os.environ.get("TERM") == "dumb",
+    )
+
+
+def shown_on(drawn: Bars) -> ProgressCallback:
+    """A callback that moves a bar for each stage."""
+    tasks = {}
+
+    def show(progress: Progress) -> None:
+        if progress.stage not in tasks:
+            tasks[progress.stage] = drawn.add_task(STAGES.get(progress.stage, progress.stage))
+        drawn.update(tasks[progress.stage], completed=progress.done, total=progress.total)
+
+    return show

@@ -1,0 +1,178 @@
+"""The command line of training: `latentsync train unet`.
+
+On many devices: `accelerate launch --module latentsync train unet ...`.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import typer
+
+from latentsync.bars import bars, shown_on
+from latentsync.errors import Cancelled, OptionError
+
+if TYPE_CHECKING:
+    from latentsync.config import UNetTrainConfig
+    from latentsync.faces import Detector
+    from latentsync.weights import Nets
+
+__all__ = ["train"]
+
+INTERRUPTED = 130
+
+train = typer.Typer(no_args_is_help=True, help="Train the nets on clips of your own.")
+
+
+@train.callback()
+def _root() -> None:
+    """Train the nets on clips of your own."""
+
+
+@train.command()
+def unet(
+    data: Annotated[Path, typer.Option(help="A folder of clips with sound and a face each.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")],
+    preset: Annotated[
+        str,
+        typer.Option(help="stage1, stage2, stage2_efficient, stage1_512, stage2_512 or demo."),
+    ] = "stage2",
+    init: Annotated[
+        str, typer.Option(help="What to start from: v1.6, v1.5, demo, or a folder training wrote.")
+    ] = "v1.6",
+    steps: Annotated[
+        int | None, typer.Option(help="Default, here and below: the preset's.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows a step, on all devices.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts in which a device takes its share of the batch.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's.")] = None,
+    speech_dropout: Annotated[
+        float | None, typer.Option(help="0-1, windows that hear nothing; published: 0.")
+    ] = None,
+    sync_weight: Annotated[float | None, typer.Option(help="Of the SyncNet loss.")] = None,
+    lpips_weight: Annotated[float | None, typer.Option(help="Of the LPIPS loss.")] = None,
+    trepa_weight: Annotated[float | None, typer.Option(help="Of the TREPA loss.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is drawn by chance.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    log_every: Annotated[int | None, typer.Option(help="Steps to a line of figures.")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Steps, a multiple of --log-every.")
+    ] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where prepared clips lie; default OUTPUT/cache.")
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="insightface, yunet or builtin; default the model's own.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    show: Annotated[bool, typer.Option(help="Make a clip at each validation.")] = True,
+) -> None:
+    """Train the U-Net; the same command again goes on where it was stopped.
+
+    OUTPUT gets model/ (for --model and latentsync.load), PRESET.csv,
+    PRESET.checkpoint.pt, curves.png, and validation/ with a clip each.
+    """
+    given = dict(locals())  # the options, by name
+    run = _configured(preset, given)
+    from latentsync.training.main import train_unet
+
+    try:
+        with bars("steps") as drawn, _stopping() as asked:
+            model = train_unet(
+                run,
+                data,
+                output,
+                init=init,
+                cache=cache,
+                weights_folder=weights,
+                detector=detector,
+                cpu=cpu,
+                show=_speak if show else None,
+                progress=shown_on(drawn),
+                cancel=asked,
+            )
+    except Cancelled as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(INTERRUPTED) from stopped
+    typer.echo(model)
+
+
+def _configured(preset: str, given: dict[str, Any]) -> "UNetTrainConfig":
+    """The preset, with what was given laid over it.
+
+    Raises:
+        OptionError: no such preset, or a value that can't be.
+    """
+    from latentsync.config import UNET_RUNS, UNetTrainConfig
+
+    if preset not in UNET_RUNS:
+        known = ", ".join(UNET_RUNS)
+        raise OptionError(f"preset is {preset!r}; it must be one of {known}")
+    hints = get_type_hints(UNetTrainConfig)
+    changes = {name: v for name, v in given.items() if name in hints and v is not None}
+    for name, value in changes.items():
+        if hints[name] is int and value < (0 if name == "seed" else 1):
+            raise OptionError(f"{name} is {value}; it must be a whole number from 1 on")
+        if hints[name] is float and not 0 <= value < float("inf"):
+            raise OptionError(f"{name} is {value}; it must be a number from 0 on")
+        if name == "precision" and value not in (allowed := get_args(hints[name])):
+            raise OptionError(f"precision is {value!r}; it must be one of {', '.join(allowed)}")
+    run = replace(UNET_RUNS[preset], **changes)
+    if run.validate_every % run.log_every:
+        raise OptionError(
+            f"validate_every is {run.validate_every}; it must be a multiple of log_every, "
+            f"{run.log_every}"
+        )
+    return run
+
+
+def _speak(
+    nets: "Nets", detector: "Detector", face: Path, voice: Path, output: Path
+) -> dict[str, float]:
+    """What the model makes of a face and another's voice, and how its mouth follows that voice.
+
+    The truth is the mouth of the voice's own clip. The ruler that reads both knows drawn faces; on
+    filmed ones its figure is a hint, no measurement.
+    """
+    from latentsync.evaluation.lips import lip_correlation
+    from latentsync.evaluation.ruler import Ruler, find_track, mouth_track
+    from latentsync.pipeline import LipSync
+
+    LipSync(nets, detector).run(face, voice, output, seed=1247, guidance_scale=1.5)
+    ruler = Ruler.load()
+    shown = mouth_track(output, ruler, detector, track=find_track(face, detector))[:, 0]
+    truth = mouth_track(voice, ruler, detector)[:, 0]
+    both = min(len(shown), len(truth))
+    return {"lip_correlation": lip_correlation(shown[:both], truth[:both]).at_zero}
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C or SIGTERM is only noted, the second one ends the program."""
+    noted: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(one) for one in signals]
+
+    def note(number: int, _frame: object) -> None:
+        noted.append(number)
+        restore()
+
+    def restore() -> None:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)
+
+    for one in signals:
+        signal.signal(one, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        restore()

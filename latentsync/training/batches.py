@@ -1,0 +1,94 @@
+"""What a step of the U-Net's training is shown, and which part of it one process takes."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from latentsync.diffusion import Latents
+
+__all__ = ["WHOLE", "Ahead", "Batch", "Part", "Windows"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` equal parts of a batch; all of them together are what one process draws."""
+
+    index: int
+    count: int
+
+    def of(self, samples: int) -> slice:
+        """Where this part lies in a batch of so many samples, a multiple of `count`."""
+        size = samples // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+WHOLE = Part(0, 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of f frames, b of them."""
+
+    clean: Tensor  # (b, 4, f, h, w) latents
+    shown: Latents  # of (b, f, 4, h, w); the reference is another window of the same person
+    speech: Tensor  # (b, f, tokens, width)
+    pixels: Tensor | None = None  # (b, 3, f, R, R) in [-1, 1], where losses on pixels want them
+    mel: Tensor | None = None  # (b, 1, 80, 52), likewise
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        shown = Latents(self.shown.masked.to(device), self.shown.reference.to(device))
+        return replace(self, shown=shown, **moved)
+
+
+class Windows(Protocol):
+    """What windows are drawn from: `unet.Prepared` in memory, `dataset.ClipWindows` on disk."""
+
+    @property
+    def latent_side(self) -> int:
+        """Cells along a side of the latents."""
+        ...
+
+    def draw(
+        self, count: int, frames: int, generator: torch.Generator, part: Part = WHOLE
+    ) -> Batch:
+        """A part of `count` windows by chance; the generator moves on as for all of them."""
+        ...
+
+
+class Ahead:
+    """The same windows, drawn while the step before is computed.
+
+    That can be because chance is a function of the generator's seed, which goes up by one a step;
+    a draw must be the first thing that its generator is used for.
+    """
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+        self._thread = ThreadPoolExecutor(1)
+        self._drawn: dict[tuple[int, Part], Future[tuple[Batch, Tensor]]] = {}
+
+    @property
+    def latent_side(self) -> int:
+        return self._windows.latent_side
+
+    def draw(
+        self, count: int, frames: int, generator: torch.Generator, part: Part = WHOLE
+    ) -> Batch:
+        def drawn(seed: int) -> tuple[Batch, Tensor]:
+            own = torch.Generator().manual_seed(seed)
+            return self._windows.draw(count, frames, own, part), own.get_state()
+
+        seed = generator.initial_seed()
+        ready = self._drawn.pop((seed, part), None)
+        batch, state = ready.result() if ready else drawn(seed)
+        generator.set_state(state)
+        self._drawn[seed + 1, part] = self._thread.submit(drawn, seed + 1)
+        return batch

@@ -1,0 +1,103 @@
+"""What training looks at in the picture itself: lips by SyncNet, looks by LPIPS, motion by TREPA.
+
+The picture is what one step predicts, decoded. Losses and their weights:
+https://arxiv.org/abs/2412.09262, sections 3.3 and 3.4.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latentsync.config import UNetTrainConfig
+from latentsync.models.lpips import LPIPS
+from latentsync.models.syncnet import StableSyncNet, cosine_loss, stacked
+from latentsync.models.vae import VAE
+from latentsync.training.batches import Batch
+from latentsync.weights import load_lpips, load_syncnet, load_videomae, root
+
+if TYPE_CHECKING:
+    from latentsync.models.videomae import VideoMAE
+
+__all__ = ["PixelLosses", "load_pixel_losses"]
+
+
+@dataclass(frozen=True)
+class PixelLosses:
+    """The losses whose net is there, each times its weight; the nets are frozen."""
+
+    vae: VAE
+    config: UNetTrainConfig
+    syncnet: StableSyncNet | None = None
+    lpips: LPIPS | None = None
+    videomae: "VideoMAE | None" = None
+
+    def __call__(self, clean: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars.
+
+        Args:
+            clean: (b, 4, f, h, w) latents as predicted; gradients reach them.
+            batch: what they should be, with pixels and mel.
+        """
+        assert batch.pixels is not None
+        assert batch.mel is not None
+        frames = clean.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
+        seen = self.vae.decode(frames).unflatten(0, (len(clean), -1)).transpose(1, 2)
+        target, losses = batch.pixels, {}
+        # Each net has a precision of its own; half of it is too coarse for LPIPS and for cosines.
+        with torch.autocast(clean.device.type, enabled=False):
+            if self.syncnet is not None:
+                like = next(self.syncnet.parameters())
+                shown = stacked(seen.float(), self.syncnet.config)
+                embedded = self.syncnet(shown.to(like), batch.mel.to(like))
+                losses["sync"] = self.config.sync_weight * cosine_loss(*embedded).mean()
+            if self.lpips is not None:
+                found = self.lpips(_lower_half(seen), _lower_half(target))
+                losses["lpips"] = self.config.lpips_weight * found.mean()
+            if self.videomae is not None:
+                from latentsync.models.videomae import trepa_loss
+
+                found = trepa_loss(self.videomae, seen.float(), target)
+                losses["trepa"] = self.config.trepa_weight * found
+        return losses
+
+
+def load_pixel_losses(
+    vae: VAE,
+    config: UNetTrainConfig,
+    weights: Path | str | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> PixelLosses | None:
+    """Those whose weight is above 0, from the weights folder; None where there are none.
+
+    Raises:
+        WeightsMissing: a net's file is not there; the message names the download.
+        WeightsMismatch: something else is in it.
+        BackendUnavailable: TREPA wants the package transformers.
+    """
+    if not (config.sync_weight or config.lpips_weight or config.trepa_weight):
+        return None
+    base = root(weights)
+    auxiliary = base / "auxiliary"
+    syncnet = lpips = videomae = None
+    if config.sync_weight:
+        syncnet = load_syncnet(base / "stable_syncnet.pt", device=device, dtype=dtype)
+        syncnet.enable_gradient_checkpointing(config.gradient_checkpointing)
+    if config.lpips_weight:
+        lpips = load_lpips(auxiliary / "vgg16-397923af.pth", device=device)
+    if config.trepa_weight:
+        file = auxiliary / "vit_g_hybrid_pt_1200e_ssv2_ft.pth"
+        videomae = load_videomae(file, device=device, dtype=dtype)
+        videomae.enable_gradient_checkpointing(config.gradient_checkpointing)
+    if config.gradient_checkpointing:
+        vae.net.enable_gradient_checkpointing()
+    return PixelLosses(vae, config, syncnet, lpips, videomae)
+
+
+def _lower_half(video: Tensor) -> Tensor:
+    """(b, 3, f, h, w) -> (b * f, 3, h / 2, w) float32."""
+    return video[..., video.shape[-2] // 2 :, :].transpose(1, 2).flatten(0, 1).float()

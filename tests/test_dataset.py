@@ -1,0 +1,242 @@
+"""A folder of clips becomes training data: what is kept of each, and which are left out."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from latentsync import diffusion, mel
+from latentsync.errors import Cancelled, InputError, TrainingError
+from latentsync.mask import keep_mask
+from latentsync.media import AudioReader
+from latentsync.speech import SpeechFeatures
+from latentsync.training import dataset
+from latentsync.training.batches import WHOLE, Ahead, Part
+from latentsync.training.crops import pictures
+from latentsync.training.dataset import (
+    Clip,
+    ClipWindows,
+    Preparer,
+    find_clips,
+    prepare,
+    split,
+    window_and_reference,
+)
+from tests.clips import babble
+from tests.stubs import TINY, StubDetector, numbered_clip, tiny_nets
+
+SIDE = TINY.resolution
+
+
+def clip(path, frames=60, seconds=None, **options):
+    sound = babble(frames / 25 if seconds is None else seconds, 48000)
+    return numbered_clip(path, frames, sound=sound, **options)
+
+
+@pytest.fixture(scope="module")
+def nets():
+    return tiny_nets()
+
+
+@pytest.fixture
+def make(tmp_path, nets):
+    def preparer(faces=lambda _: True):
+        return Preparer(nets, StubDetector(faces), tmp_path / "cache")
+
+    return preparer
+
+
+def test_what_is_prepared_is_what_a_run_would_hear_and_see(tmp_path, nets, make):
+    path = clip(tmp_path / "a.mp4")
+    found = make(lambda number: number >= 5).clip(path)
+    assert (found.path, found.first, len(found)) == (path, 5, 55)
+    crops = found.crops(10, 26, SIDE)
+    assert crops.shape == (16, SIDE, SIDE, 3)
+    again = found.crops(0, 55, SIDE)[10:26]
+    assert np.array_equal(crops, again)  # a window is cut from its own frames
+    kept = found.latents(10, 26)
+    with torch.inference_mode():
+        wanted = diffusion.encode(nets.vae, pictures(crops), torch.from_numpy(keep_mask(SIDE)))
+    torch.testing.assert_close(kept.reference, wanted.reference, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(kept.masked, wanted.masked, atol=1e-3, rtol=1e-3)
+    heard = SpeechFeatures(nets.speech, AudioReader(path), frames=60)[15:31]
+    torch.testing.assert_close(found.speech(10, 26), heard, atol=1e-2, rtol=1e-2)
+    wave = np.concatenate(list(AudioReader(path).chunks()))
+    columns = mel.sync_window(mel.sync_mel(wave), 15).float()
+    assert torch.equal(found.mel(10, 16), columns)
+    assert found.mel(39, 16).shape == (1, 80, 52)  # the last window there is
+
+
+def test_a_clip_is_prepared_once_whatever_its_name(tmp_path, make):
+    path = clip(tmp_path / "a.mp4")
+    first = make().clip(path)
+    path = path.rename(tmp_path / "b.mp4")
+    later = make()
+    second = later.clip(path)
+    assert later.detector.seen == []
+    assert (second.folder, second.path) == (first.folder, path)
+    other = clip(tmp_path / "c.mp4", 61)
+    assert make().clip(other).folder != first.folder
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == sorted(
+        {first.folder.name, make().clip(other).folder.name}
+    )
+
+
+def test_other_weights_make_another_cache(tmp_path, make):
+    other = Preparer(tiny_nets(seed=1), StubDetector(), tmp_path / "cache")
+    assert other.settings != make().settings
+
+
+def test_the_longest_stretch_with_a_face_is_taken(tmp_path, make):
+    found = make(lambda number: number not in (3, 60)).clip(clip(tmp_path / "a.mp4", 80))
+    assert (found.first, len(found)) == (4, 56)
+
+
+def test_the_sound_may_end_first(tmp_path, make):
+    found = make().clip(clip(tmp_path / "a.mp4", 70, seconds=2.0))
+    assert len(found) in (50, 51)  # the coder fills its last block up
+    assert found.mel(len(found) - 16, 16).shape == (1, 80, 52)
+
+
+def test_short_clips_are_left_out_without_a_word(tmp_path, make):
+    paths = [clip(tmp_path / "a.mp4", 47), clip(tmp_path / "b.mp4", 48)]
+    assert [one.path.name for one in prepare(paths, make())] == ["b.mp4"]
+    with pytest.raises(TrainingError, match="none of 1 clips has 48 frames"):
+        prepare(paths[:1], make())
+
+
+def test_a_few_bad_clips_are_skipped_and_many_are_an_error(tmp_path, make, monkeypatch):
+    good = clip(tmp_path / "good.mp4", 48)
+    broken, silent, faceless = (tmp_path / f"{name}.mp4" for name in ("broken", "silent", "none"))
+    broken.write_bytes(b"no clip at all")
+    numbered_clip(silent, 48)
+    clip(faceless, 49)  # other content than the good one
+    blind = make(lambda _: False)
+    told = []
+    clips = prepare([good] * 19 + [broken], make(), told.append)
+    assert len(clips) == 19
+    assert all(isinstance(one, Clip) for one in clips)
+    assert (told[-1].stage, told[-1].done, told[-1].total) == ("prepare", 20, 20)
+    with pytest.raises(TrainingError, match=r"2 of 3 .* more than 5%: broken.mp4 .*silent.mp4"):
+        prepare([good, broken, silent], make())
+    assert "no face" in blind.clip(faceless)
+    monkeypatch.setattr(dataset, "BAD_SHARE", 1.0)
+    assert len(prepare([good, broken, silent], make())) == 1
+
+
+def test_preparing_can_be_stopped(tmp_path, make):
+    paths = [clip(tmp_path / f"{i}.mp4", 48 + i) for i in range(2)]
+    with pytest.raises(Cancelled, match="after preparing 1 of 2 clips; they are kept"):
+        prepare(paths, make(), cancel=lambda: True)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_some_clips_are_held_out(tmp_path):
+    clips = [Clip(tmp_path / str(i), tmp_path, 0, 48) for i in range(120)]
+    shown, held_out = split(clips)
+    assert [one.path.name for one in held_out] == ["0", "50", "100"]
+    assert sorted(map(id, shown + held_out)) == sorted(map(id, clips))
+    assert split(clips[:2]) == ([clips[1]], [clips[0]])
+    assert split(clips[:1]) == (clips[:1], clips[:1])
+
+
+def test_a_clip_that_was_cut_off_is_prepared_anew(tmp_path, make, monkeypatch):
+    path = clip(tmp_path / "a.mp4", 48)
+    with monkeypatch.context() as patch:
+        patch.setattr(mel, "sync_mel", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            make().clip(path)
+    found = make().clip(path)
+    assert len(found) == 48
+    assert json.loads((found.folder / "facts.json").read_text())["clip"] == "a.mp4"
+
+
+def test_a_folder_is_searched_to_its_end(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.MP4", "a.mkv", "deep/c.webm", "b.truth.jsonl", "d.wav"):
+        (tmp_path / name).touch()
+    assert [p.name for p in find_clips(tmp_path)] == ["a.mkv", "b.MP4", "c.webm"]
+    with pytest.raises(InputError, match="holds no clip"):
+        find_clips(tmp_path / "nowhere")
+
+
+# -- Windows ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [48, 49, 63, 200])
+def test_a_window_and_its_reference_have_no_common_frame(length):
+    chances = np.linspace(0, 1 - 1e-9, 97)
+    drawn = {window_and_reference(length, 16, a, b) for a in chances for b in chances}
+    for start, other in drawn:
+        assert 0 <= start <= length - 16
+        assert 0 <= other <= length - 16
+        assert abs(start - other) >= 16
+    assert {0, length - 16} <= {start for start, _ in drawn}
+    assert {0, length - 16} <= {other for _, other in drawn}
+
+
+@pytest.fixture
+def windows(tmp_path, make):
+    paths = [clip(tmp_path / f"{i}.mp4", 48 + i) for i in range(2)]
+    return ClipWindows(prepare(paths, make()), pixels=SIDE)
+
+
+def test_a_batch_is_a_function_of_its_generator(windows):
+    first, again, other = (
+        windows.draw(3, 16, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert first.clean.shape == (3, 4, 16, 8, 8)
+    assert first.shown.masked.shape == first.shown.reference.shape == (3, 16, 4, 8, 8)
+    assert first.speech.shape == (3, 16, 20, 32)
+    assert first.pixels.shape == (3, 3, 16, SIDE, SIDE)
+    assert first.mel.shape == (3, 1, 80, 52)
+    assert torch.equal(first.clean, again.clean)
+    assert torch.equal(first.shown.reference, again.shown.reference)
+    assert not torch.equal(first.clean, other.clean)
+
+
+def test_a_batch_holds_what_belongs_together(windows, nets):
+    batch = windows.draw(2, 16, torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        latents = nets.vae.encode(batch.pixels.transpose(1, 2).flatten(0, 1))
+    clean = batch.clean.transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(clean, latents, atol=1e-3, rtol=1e-3)
+    assert not torch.equal(batch.clean.transpose(1, 2), batch.shown.reference)
+
+
+def test_crops_are_cut_in_full_precision_whatever_the_nets_compute_in(windows):
+    wanted = windows.draw(1, 16, torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = windows.draw(1, 16, torch.Generator().manual_seed(1))
+    assert torch.equal(found.pixels, wanted.pixels)
+
+
+def test_parts_of_a_batch_are_the_batch(windows):
+    whole, *parts = (
+        windows.draw(4, 16, torch.Generator().manual_seed(1), part)
+        for part in (Part(0, 1), Part(0, 2), Part(1, 2))
+    )
+    assert torch.equal(torch.cat([part.clean for part in parts]), whole.clean)
+    assert torch.equal(torch.cat([part.mel for part in parts]), whole.mel)
+
+
+def test_windows_drawn_ahead_are_those_that_would_be_drawn(windows):
+    seeds, draw = [], windows.draw
+
+    class Watched:
+        def draw(self, count, frames, generator, part):
+            seeds.append(generator.initial_seed())
+            return draw(count, frames, generator, part)
+
+    ahead = Ahead(Watched())
+    for seed in (5, 6, 7, 3):  # the last one out of turn
+        for part in (Part(0, 2), Part(1, 2)):
+            one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
+            found, wanted = ahead.draw(2, 16, one, part), draw(2, 16, other, part)
+            assert torch.equal(found.clean, wanted.clean)
+            assert torch.equal(found.pixels, wanted.pixels)
+            assert torch.equal(torch.randn(3, generator=one), torch.randn(3, generator=other))
+    ahead._thread.shutdown()
+    assert seeds.count(6) == seeds.count(7) == seeds.count(8) == 2  # each once a part
+    assert WHOLE.of(4) == slice(0, 4)

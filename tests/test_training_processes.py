@@ -1,0 +1,145 @@
+"""Training in processes of its own: killed and started again, and two that share each batch."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from latentsync import weights
+from latentsync.config import TrainConfig
+from latentsync.training.fleet import Fleet, accelerated
+from latentsync.training.loop import fit
+from tests.clips import babble
+from tests.stubs import numbered_clip, tiny_nets
+from tests.training_process import RUN
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """The arguments of a training process but for its output: data, init, cache."""
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "data").mkdir()
+    for i in range(3):
+        sound = babble(2.1, 48000, seed=i)
+        numbered_clip(folder / "data" / f"{i}.mp4", 48 + i, sound=sound)
+    weights.save(tiny_nets(), folder / "init")
+    return [str(folder / name) for name in ("data", "init", "cache")]
+
+
+def started(*arguments, **environment):
+    command = [sys.executable, "-m", "tests.training_process", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+
+
+def ended(process):
+    wrong = process.communicate(timeout=200)[1].decode()
+    return process.returncode, wrong
+
+
+@pytest.fixture(scope="module")
+def whole(given, tmp_path_factory):
+    """A run of one process that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, wrong = ended(started(*given, folder))
+    assert code == 0, wrong
+    return folder
+
+
+def rows(folder):
+    with (folder / f"{RUN.name}.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def checkpoint(folder):
+    return torch.load(folder / f"{RUN.name}.checkpoint.pt", weights_only=True)
+
+
+def test_a_killed_run_ends_as_the_unbroken_one_to_the_bit(given, whole, tmp_path):
+    code, _ = ended(started(*given, tmp_path, 5))
+    assert code == -signal.SIGKILL
+    assert checkpoint(tmp_path)["step"] == 3  # between two rows of figures
+    code, wrong = ended(started(*given, tmp_path))
+    assert code == 0, wrong
+    assert rows(tmp_path) == rows(whole)
+    killed, unbroken = checkpoint(tmp_path), checkpoint(whole)
+    for part in ("net", "average"):
+        for name, value in unbroken[part].items():
+            assert torch.equal(killed[part][name], value), name
+    model = (tmp_path / "model" / "unet.safetensors").read_bytes()
+    assert model == (whole / "model" / "unet.safetensors").read_bytes()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_two_processes_do_what_one_does(given, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    cache = tmp_path / "cache"  # each prepares its share of the clips
+    processes = [
+        started(*given[:2], cache, tmp_path / "out", RANK=rank, LOCAL_RANK=rank, **both)
+        for rank in ("0", "1")
+    ]
+    for process in processes:
+        code, wrong = ended(process)
+        assert code == 0, wrong
+    assert len(list(cache.iterdir())) == 3
+    found, wanted = rows(tmp_path / "out"), rows(whole)
+    assert len(found) == len(wanted) == 4
+    for one, other in zip(found, wanted, strict=True):
+        for name in ("noise", "gradient_norm"):
+            assert float(one[name]) == pytest.approx(float(other[name]), rel=1e-3), name
+    assert float(found[0]["noise"]) == pytest.approx(float(wanted[0]["noise"]), rel=1e-5)
+
+
+def test_the_scaler_of_float16_is_kept():
+    fleets = [
+        Fleet(SimpleNamespace(scaler=scaler, process_index=0, num_processes=1))
+        for scaler in (torch.amp.GradScaler("cpu", init_scale=8.0), torch.amp.GradScaler("cpu"))
+    ]
+    assert fleets[0].state()["scale"] == 8
+    fleets[1].load_state(fleets[0].state())
+    assert fleets[1].state() == fleets[0].state()
+    assert Fleet().state() == {}
+    fleets[1].load_state({})  # a checkpoint of a run without one
+
+
+class Line:
+    """A task of two numbers, y = 3 x - 1; in one step its gradient is more than a scaler takes."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.net = torch.nn.Linear(1, 1)
+        self.weights = []
+
+    def losses(self, generator):
+        self.weights.append(self.net.weight.item())
+        x = torch.randn((4, 1), generator=generator)
+        steep = 1e38 if len(self.weights) == 3 else 1.0
+        return {"squares": steep * (self.net(x) - 3 * x + 1).abs().mean()}
+
+    def validate(self):
+        return {}
+
+
+def test_a_step_that_overflows_is_left_out_and_the_scale_goes_down(tmp_path):
+    accelerator = accelerated("float32", cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    task = Line()
+    config = TrainConfig("line", steps=6, batch=4, learning_rate=0.01, warmup_steps=0)
+    fit(task, config, tmp_path, accelerator=accelerator)
+    moved = [a != b for a, b in zip(task.weights, task.weights[1:], strict=False)]
+    assert moved == [True, True, False, True, True]
+    kept = torch.load(tmp_path / "line.checkpoint.pt", weights_only=True)
+    assert kept["scaler"]["scale"] == 512
+
+
+def test_float16_is_not_for_a_cpu():
+    assert accelerated("float16", cpu=True).mixed_precision == "no"
