@@ -1,14 +1,14 @@
-"""The command line of training: `latentsync train unet`.
+"""The command line of training: `latentsync train unet` and `latentsync train syncnet`.
 
 On many devices: `accelerate launch --module latentsync train unet ...`.
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -16,13 +16,15 @@ from latentsync.bars import bars, shown_on
 from latentsync.errors import Cancelled, OptionError
 
 if TYPE_CHECKING:
-    from latentsync.config import UNetTrainConfig
+    from latentsync.config import TrainConfig
     from latentsync.faces import Detector
     from latentsync.weights import Nets
 
 __all__ = ["train"]
 
 INTERRUPTED = 130
+
+Run = TypeVar("Run", bound="TrainConfig")
 
 train = typer.Typer(no_args_is_help=True, help="Train the nets on clips of your own.")
 
@@ -55,6 +57,13 @@ def unet(
         float | None, typer.Option(help="0-1, windows that hear nothing; published: 0.")
     ] = None,
     sync_weight: Annotated[float | None, typer.Option(help="Of the SyncNet loss.")] = None,
+    syncnet_file: Annotated[
+        Path | None,
+        typer.Option("--syncnet", help="What `train syncnet` wrote; default the published one."),
+    ] = None,
+    syncnet_preset: Annotated[
+        str, typer.Option(help="Of that file: pixel_attn, pixel, latent or small.")
+    ] = "pixel_attn",
     lpips_weight: Annotated[float | None, typer.Option(help="Of the LPIPS loss.")] = None,
     trepa_weight: Annotated[float | None, typer.Option(help="Of the TREPA loss.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is drawn by chance.")] = None,
@@ -82,42 +91,116 @@ def unet(
     PRESET.checkpoint.pt, curves.png, and validation/ with a clip each.
     """
     given = dict(locals())  # the options, by name
-    run = _configured(preset, given)
+    from latentsync.config import SYNCNET_RUNS, UNET_RUNS
+
+    run = _configured(UNET_RUNS, preset, given)
+    judge = _named(SYNCNET_RUNS, syncnet_preset, "syncnet_preset").net
     from latentsync.training.main import train_unet
 
+    _trained(
+        train_unet,
+        run,
+        data,
+        output,
+        init=init,
+        syncnet_file=syncnet_file,
+        syncnet_config=judge,
+        cache=cache,
+        weights_folder=weights,
+        detector=detector,
+        cpu=cpu,
+        show=_speak if show else None,
+    )
+
+
+@train.command()
+def syncnet(
+    data: Annotated[Path, typer.Option(help="A folder of clips with sound and a face each.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")],
+    preset: Annotated[
+        str,
+        typer.Option(help="pixel_attn, pixel, latent, or small (demo's latents, for a CPU)."),
+    ] = "pixel",
+    model: Annotated[
+        str, typer.Option(help="Whose VAE prepares the clips: v1.6, v1.5, demo, or a folder.")
+    ] = "v1.6",
+    steps: Annotated[
+        int | None, typer.Option(help="Default, here and below: the preset's.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Windows a step, every second one with a wrong sound.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts in which a device takes its share of the batch.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is drawn by chance.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    log_every: Annotated[int | None, typer.Option(help="Steps to a line of figures.")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Steps, a multiple of --log-every.")
+    ] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where prepared clips lie; default OUTPUT/cache.")
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="insightface, yunet or builtin; default the model's own.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+) -> None:
+    """Train the net that judges lip-sync; the same command again goes on where it was stopped.
+
+    OUTPUT gets syncnet.safetensors (for `train unet --syncnet`), PRESET.csv with the
+    accuracy on held-out clips, PRESET.checkpoint.pt and curves.png.
+    """
+    given = dict(locals())  # the options, by name
+    from latentsync.config import SYNCNET_RUNS
+
+    run = _configured(SYNCNET_RUNS, preset, given)
+    from latentsync.training.main import train_syncnet
+
+    _trained(
+        train_syncnet,
+        run,
+        data,
+        output,
+        model=model,
+        cache=cache,
+        weights_folder=weights,
+        detector=detector,
+        cpu=cpu,
+    )
+
+
+def _trained(training: Callable[..., Path], *arguments: object, **options: object) -> None:
+    """Run it with bars and a way to stop, and tell what it wrote."""
     try:
         with bars("steps") as drawn, _stopping() as asked:
-            model = train_unet(
-                run,
-                data,
-                output,
-                init=init,
-                cache=cache,
-                weights_folder=weights,
-                detector=detector,
-                cpu=cpu,
-                show=_speak if show else None,
-                progress=shown_on(drawn),
-                cancel=asked,
-            )
+            result = training(*arguments, **options, progress=shown_on(drawn), cancel=asked)
     except Cancelled as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(INTERRUPTED) from stopped
-    typer.echo(model)
+    typer.echo(result)
 
 
-def _configured(preset: str, given: dict[str, Any]) -> "UNetTrainConfig":
+def _named(presets: Mapping[str, Run], name: str, option: str = "preset") -> Run:
+    if name not in presets:
+        raise OptionError(f"{option} is {name!r}; it must be one of {', '.join(presets)}")
+    return presets[name]
+
+
+def _configured(presets: Mapping[str, Run], preset: str, given: dict[str, Any]) -> Run:
     """The preset, with what was given laid over it.
 
     Raises:
         OptionError: no such preset, or a value that can't be.
     """
-    from latentsync.config import UNET_RUNS, UNetTrainConfig
-
-    if preset not in UNET_RUNS:
-        known = ", ".join(UNET_RUNS)
-        raise OptionError(f"preset is {preset!r}; it must be one of {known}")
-    hints = get_type_hints(UNetTrainConfig)
+    run = _named(presets, preset)
+    hints = get_type_hints(type(run))
     changes = {name: v for name, v in given.items() if name in hints and v is not None}
     for name, value in changes.items():
         if hints[name] is int and value < (0 if name == "seed" else 1):
@@ -126,7 +209,7 @@ def _configured(preset: str, given: dict[str, Any]) -> "UNetTrainConfig":
             raise OptionError(f"{name} is {value}; it must be a number from 0 on")
         if name == "precision" and value not in (allowed := get_args(hints[name])):
             raise OptionError(f"precision is {value!r}; it must be one of {', '.join(allowed)}")
-    run = replace(UNET_RUNS[preset], **changes)
+    run = replace(run, **changes)
     if run.validate_every % run.log_every:
         raise OptionError(
             f"validate_every is {run.validate_every}; it must be a multiple of log_every, "

@@ -13,11 +13,13 @@ from latentsync.errors import OptionError
 __all__ = [
     "PRESETS",
     "SYNCNETS",
+    "SYNCNET_RUNS",
     "UNET_RUNS",
     "ModelConfig",
     "Options",
     "SyncNetConfig",
     "SyncNetTower",
+    "SyncNetTrainConfig",
     "TrainConfig",
     "UNetConfig",
     "UNetTrainConfig",
@@ -302,6 +304,54 @@ UNET_RUNS: dict[str, UNetTrainConfig] = {
         replace(_STAGE1, name="stage1_512", resolution=512),
         replace(_STAGE2, name="stage2_512", resolution=512),
         _DEMO_RUN,
+    )
+}
+
+
+@dataclass(frozen=True)
+class SyncNetTrainConfig(TrainConfig):
+    """A run that trains StableSyncNet."""
+
+    net: SyncNetConfig = field(default_factory=SyncNetConfig)
+
+
+# What the net is was published; lengths of the runs are this project's own, untried at full size.
+_PIXEL_RUN = SyncNetTrainConfig(
+    name="pixel_attn",
+    steps=100_000,
+    batch=256,
+    learning_rate=1e-5,
+    schedule="constant",
+    beta2=0.999,
+    precision="float16",
+    validate_every=1000,
+    checkpoint_every=1000,
+    net=SYNCNETS["pixel_attn"],
+)
+# Not published: for the demo model's latents, small enough for a CPU.
+_SMALL_RUN = SyncNetTrainConfig(
+    name="small",
+    steps=2000,
+    batch=32,
+    learning_rate=3e-4,
+    log_every=50,
+    validate_every=200,
+    checkpoint_every=200,
+    net=SyncNetConfig(
+        visual=SyncNetTower(64, (64, 96, 128, 256), ((1, 1), (2, 2), (2, 2), (2, 2))),
+        audio=SyncNetTower(1, (32, 32, 64, 64, 128, 256), ((2, 1), *[(2, 2)] * 4, (2, 3))),
+        side=12,
+        lower_half=False,
+        latent=True,
+    ),
+)
+SYNCNET_RUNS: dict[str, SyncNetTrainConfig] = {
+    run.name: run
+    for run in (
+        _PIXEL_RUN,
+        replace(_PIXEL_RUN, name="pixel", net=SYNCNETS["pixel"]),
+        replace(_PIXEL_RUN, name="latent", net=SYNCNETS["latent"]),
+        _SMALL_RUN,
     )
 }
 

@@ -1,16 +1,19 @@
-"""`latentsync train unet`, read from top to bottom; the command line only gives the arguments."""
+"""`latentsync train`, each net read from top to bottom; the command line only gives arguments."""
 
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 
 from latentsync import faces, weights
-from latentsync.config import UNetTrainConfig
+from latentsync.config import SyncNetConfig, SyncNetTrainConfig, UNetTrainConfig
 from latentsync.errors import LatentSyncError
+from latentsync.models.syncnet import StableSyncNet
 from latentsync.training.batches import Ahead
 from latentsync.training.curves import draw_curves
 from latentsync.training.dataset import Clip, ClipWindows, Preparer, find_clips, prepare, split
@@ -18,6 +21,7 @@ from latentsync.training.fleet import accelerated
 from latentsync.training.loop import fit
 from latentsync.training.pixels import load_pixel_losses
 from latentsync.training.start import start
+from latentsync.training.syncnet import ClipPairs, SyncNetTask
 from latentsync.training.unet import UNetTask
 from latentsync.types import ProgressCallback
 from latentsync.weights import Nets
@@ -25,7 +29,7 @@ from latentsync.weights import Nets
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Show", "train_unet"]
+__all__ = ["Show", "train_syncnet", "train_unet"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ def train_unet(
     output: Path,
     *,
     init: str | Path,
+    syncnet_file: Path | None = None,
+    syncnet_config: SyncNetConfig | None = None,
     cache: Path | None = None,
     weights_folder: Path | str | None = None,
     detector: str | None = None,
@@ -51,6 +57,9 @@ def train_unet(
     """Train a U-Net on a folder of clips; called again, it goes on from its last checkpoint.
 
     Started in several processes by `accelerate launch`, they share each batch.
+
+    Args:
+        syncnet_file: of the loss on lip-sync, and what is in it: see `load_pixel_losses`.
 
     Returns:
         The folder of the model, which `latentsync.load` takes.
@@ -75,13 +84,16 @@ def train_unet(
         net.to(device)
     half = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     judges = load_pixel_losses(
-        nets.vae, run, weights_folder, device=device, dtype=half[accelerator.mixed_precision]
+        nets.vae,
+        run,
+        weights_folder,
+        side=side,
+        syncnet_file=syncnet_file,
+        syncnet_config=syncnet_config,
+        device=device,
+        dtype=half[accelerator.mixed_precision],
     )
-    finder = faces.create(
-        detector or nets.config.detector,
-        root=weights.root(weights_folder) / "auxiliary",
-        gpu=device.type not in ("cpu", "mps"),
-    )
+    finder = _finder(detector or nets.config.detector, weights_folder, device)
 
     # -- The clips ---------------------------------------------------------------------------------
     preparer = Preparer(nets, finder, cache or output / "cache")
@@ -123,6 +135,73 @@ def train_unet(
         _export(nets, output / "model")
         draw_curves([output / f"{run.name}.csv"], output / "curves.png")
     return output / "model"
+
+
+def train_syncnet(
+    run: SyncNetTrainConfig,
+    data: Path,
+    output: Path,
+    *,
+    model: str | Path,
+    cache: Path | None = None,
+    weights_folder: Path | str | None = None,
+    detector: str | None = None,
+    cpu: bool = False,
+    progress: ProgressCallback | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> Path:
+    """Train a StableSyncNet on a folder of clips; called again, it goes on where it was.
+
+    Args:
+        model: whose VAE and detector prepare the clips, at the side that the SyncNet sees; a U-Net
+            run of that model and side can use the same cache.
+
+    Returns:
+        The file, which `weights.load_syncnet` takes with `run.net`.
+
+    Raises:
+        LatentSyncError: one of those of `train_unet`.
+    """
+    # -- The nets: the model's only prepare the clips ----------------------------------------------
+    paths = find_clips(data)
+    accelerator = accelerated(run.precision, cpu=cpu)
+    device = accelerator.device
+    main = accelerator.is_main_process
+    nets = weights.load_nets(model, folder=weights_folder)
+    side = run.net.side * (nets.vae.config.downsampling if run.net.latent else 1)
+    nets = replace(nets, config=replace(nets.config, resolution=side))
+    for frozen in (nets.vae, nets.speech):
+        frozen.to(device)
+    torch.manual_seed(run.seed)
+    net = StableSyncNet(run.net).to(device)
+
+    # -- The clips ---------------------------------------------------------------------------------
+    finder = _finder(detector or nets.config.detector, weights_folder, device)
+    preparer = Preparer(nets, finder, cache or output / "cache")
+    clips = _prepared(paths, preparer, accelerator, progress if main else None, cancel)
+    seen, held_out = (
+        ClipPairs(part, pixels=None if run.net.latent else side) for part in split(clips)
+    )
+
+    # -- The run, and the result -------------------------------------------------------------------
+    file = output / "syncnet.safetensors"
+
+    def keep() -> None:
+        temporary = file.with_name(f".{file.name}")
+        save_file({k: v.cpu().contiguous() for k, v in net.state_dict().items()}, temporary)
+        temporary.replace(file)
+
+    task = SyncNetTask(net, seen, held_out, run, keep=keep if main else None)
+    fit(task, run, output, progress=progress, cancel=cancel, accelerator=accelerator)
+    if main:
+        keep()
+        draw_curves([output / f"{run.name}.csv"], output / "curves.png")
+    return file
+
+
+def _finder(name: str, weights_folder: Path | str | None, device: torch.device) -> faces.Detector:
+    auxiliary = weights.root(weights_folder) / "auxiliary"
+    return faces.create(name, root=auxiliary, gpu=device.type not in ("cpu", "mps"))
 
 
 def _prepared(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from latentsync.config import UNetTrainConfig
+from latentsync.config import SyncNetConfig, UNetTrainConfig
+from latentsync.errors import OptionError
 from latentsync.models.lpips import LPIPS
 from latentsync.models.syncnet import StableSyncNet, cosine_loss, stacked
 from latentsync.models.vae import VAE
@@ -50,7 +51,8 @@ class PixelLosses:
         with torch.autocast(clean.device.type, enabled=False):
             if self.syncnet is not None:
                 like = next(self.syncnet.parameters())
-                shown = stacked(seen.float(), self.syncnet.config)
+                own = self.syncnet.config
+                shown = stacked((clean if own.latent else seen).float(), own)
                 embedded = self.syncnet(shown.to(like), batch.mel.to(like))
                 losses["sync"] = self.config.sync_weight * cosine_loss(*embedded).mean()
             if self.lpips is not None:
@@ -69,23 +71,41 @@ def load_pixel_losses(
     config: UNetTrainConfig,
     weights: Path | str | None = None,
     *,
+    side: int = 0,
+    syncnet_file: Path | None = None,
+    syncnet_config: SyncNetConfig | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PixelLosses | None:
     """Those whose weight is above 0, from the weights folder; None where there are none.
 
+    Args:
+        side: px, of the crops that will be judged; 0: not known yet, and not checked.
+        syncnet_file: a SyncNet of one's own; None: the published stable_syncnet.pt.
+        syncnet_config: what is in that file; None: what was published.
+
     Raises:
+        OptionError: a SyncNet that nothing uses, or that sees latents of another side.
         WeightsMissing: a net's file is not there; the message names the download.
         WeightsMismatch: something else is in it.
         BackendUnavailable: TREPA wants the package transformers.
     """
+    if syncnet_file and not config.sync_weight:
+        raise OptionError(f"sync_weight is 0, so {syncnet_file} has no use; give a --sync-weight")
     if not (config.sync_weight or config.lpips_weight or config.trepa_weight):
         return None
     base = root(weights)
     auxiliary = base / "auxiliary"
     syncnet = lpips = videomae = None
     if config.sync_weight:
-        syncnet = load_syncnet(base / "stable_syncnet.pt", device=device, dtype=dtype)
+        file = syncnet_file or base / "stable_syncnet.pt"
+        syncnet = load_syncnet(file, syncnet_config, device=device, dtype=dtype)
+        wanted = syncnet.config.side * vae.config.downsampling
+        if syncnet.config.latent and side not in (0, wanted):
+            raise OptionError(
+                f"{file} sees latents of crops of {wanted} px; this run's crops have {side} px; "
+                "give a SyncNet of pixels, or one of such latents"
+            )
         syncnet.enable_gradient_checkpointing(config.gradient_checkpointing)
     if config.lpips_weight:
         lpips = load_lpips(auxiliary / "vgg16-397923af.pth", device=device)

@@ -1,0 +1,292 @@
+"""`latentsync train syncnet`: what it is shown, that it learns, and that a U-Net can use it."""
+
+import csv
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from latentsync import cli, faces, weights
+from latentsync.config import SYNCNET_RUNS, SyncNetConfig, SyncNetTower, SyncNetTrainConfig
+from latentsync.errors import Cancelled, OptionError, WeightsMismatch
+from latentsync.models.syncnet import StableSyncNet, cosine_loss, stacked
+from latentsync.training import dataset
+from latentsync.training.batches import WHOLE, Part
+from latentsync.training.crops import pictures
+from latentsync.training.dataset import Clip, Preparer, prepare
+from latentsync.training.loop import fit
+from latentsync.training.main import train_syncnet
+from latentsync.training.pixels import load_pixel_losses
+from latentsync.training.syncnet import ClipPairs, Pairs, SyncNetTask, accuracies
+from latentsync.weights import load_syncnet
+from tests.clips import babble
+from tests.stubs import TINY, StubDetector, numbered_clip, tiny_nets
+
+LATENT = SyncNetConfig(
+    visual=SyncNetTower(64, (32, 64), ((2, 2), (4, 4))),
+    audio=SyncNetTower(1, (32, 64), ((16, 13), (5, 4))),
+    side=8,
+    lower_half=False,
+    latent=True,
+)
+PIXEL = replace(
+    LATENT, visual=SyncNetTower(48, (32, 64), ((8, 8), (4, 8))), side=TINY.resolution,
+    latent=False, lower_half=True,
+)  # fmt: skip
+RUN = SyncNetTrainConfig(
+    "tiny", 4, 4, 1e-3, warmup_steps=0, log_every=2, validate_every=2, checkpoint_every=2,
+    net=LATENT,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(3):
+        numbered_clip(folder / f"{i}.mp4", 48 + i, sound=babble(2.1, 48000, seed=i))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    weights.save(tiny_nets(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def stub(monkeypatch):
+    """A detector that takes the clips for faces, little to validate on, and tiny presets."""
+    monkeypatch.setattr(faces, "create", lambda *_, **__: StubDetector())
+    monkeypatch.setattr("latentsync.training.syncnet.VALIDATION_WINDOWS", 8)
+    monkeypatch.setattr("latentsync.training.unet.VALIDATION_WINDOWS", 4)
+    monkeypatch.setitem(SYNCNET_RUNS, "latent", replace(RUN, name="latent"))
+    monkeypatch.setitem(SYNCNET_RUNS, "pixel", replace(RUN, name="pixel", net=PIXEL))
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, cache, data):
+    def run(what, output, *arguments):
+        given = ["--data", data, "-o", output, "--cache", cache, "--cpu", *arguments]
+        monkeypatch.setattr(sys, "argv", ["latentsync", "train", what, *map(str, given)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code, *capfd.readouterr()
+
+    return run
+
+
+def rows(folder, name):
+    with (folder / f"{name}.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+# -- What it is shown ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clips(data, cache):
+    return prepare(dataset.find_clips(data), Preparer(tiny_nets(), StubDetector(), cache))
+
+
+@pytest.mark.parametrize("frames", [48, 49, 90])
+def test_a_wrong_sound_is_of_another_place_of_the_same_clip(tmp_path, monkeypatch, frames):
+    places = []
+
+    def latents(_, start, stop):
+        places.append([start])
+        empty = torch.zeros(stop - start, 4, 8, 8)
+        return dataset.diffusion.Latents(empty, empty)
+
+    def mel(_, start, frames):
+        assert frames == 16
+        places[-1].append(start)
+        return torch.zeros(1, 80, 52)
+
+    class InOrder:  # in place of threads
+        __enter__ = __exit__ = lambda self, *_: self
+        map = staticmethod(map)
+
+    monkeypatch.setattr("latentsync.training.syncnet.ThreadPoolExecutor", InOrder)
+    monkeypatch.setattr(Clip, "latents", latents)
+    monkeypatch.setattr(Clip, "mel", mel)
+    windows = ClipPairs([Clip(tmp_path, tmp_path, 0, frames)])
+    pairs = windows.draw(400, torch.Generator().manual_seed(0))
+    assert pairs.in_sync.sum() == 200
+    for (seen, heard), together in zip(places, pairs.in_sync.tolist(), strict=True):
+        assert 0 <= min(seen, heard) <= max(seen, heard) <= frames - 16
+        assert seen == heard if together else abs(seen - heard) >= 16
+    assert {seen for seen, _ in places} >= {0, frames - 16}
+
+
+@pytest.mark.parametrize("side", [None, TINY.resolution])
+def test_windows_and_sounds_are_those_of_the_clip(clips, side):
+    clip = clips[0]
+    pairs = ClipPairs(clips[:1], side).draw(4, torch.Generator().manual_seed(1))
+    starts = range(len(clip) - 15)
+    if side:
+        frames = pictures(clip.crops(0, len(clip), side))
+    else:
+        frames = clip.latents(0, len(clip)).reference
+    shown = [frames[start : start + 16].transpose(0, 1) for start in starts]
+    sounds = [clip.mel(start, 16) for start in starts]
+    for seen, mel, together in zip(pairs.seen, pairs.mel, pairs.in_sync.tolist(), strict=True):
+        (start,) = (i for i, one in enumerate(shown) if torch.equal(one, seen))
+        (heard,) = (i for i, one in enumerate(sounds) if torch.equal(one, mel))
+        assert start == heard if together else abs(start - heard) >= 16
+
+
+def test_parts_of_a_batch_are_the_batch(clips):
+    windows = ClipPairs(clips)
+    whole, *parts = (
+        windows.draw(4, torch.Generator().manual_seed(1), part)
+        for part in (WHOLE, Part(0, 2), Part(1, 2))
+    )
+    for name in ("seen", "mel", "in_sync"):
+        assert torch.equal(torch.cat([getattr(one, name) for one in parts]), getattr(whole, name))
+    assert whole.in_sync.tolist() == [True, False, True, False]
+
+
+# -- That it learns --------------------------------------------------------------------------------
+
+
+class Gestures:
+    """The upper or the lower half lights up, each with a pitch; or with the pitch of the other."""
+
+    def draw(self, count, generator, part=WHOLE):
+        in_sync = torch.arange(count) % 2 == 0
+        shown = torch.randint(2, (count,), generator=generator)
+        heard = torch.where(in_sync, shown, 1 - shown)
+        seen = 0.3 * torch.randn((count, 4, 16, 8, 8), generator=generator)
+        mel = 0.3 * torch.randn((count, 1, 80, 52), generator=generator)
+        for i in range(count):
+            seen[i, :, :, 4 * shown[i] : 4 * shown[i] + 4] += 1
+            mel[i, :, 40 * heard[i] : 40 * heard[i] + 40] += 2
+        mine = part.of(count)
+        return Pairs(seen[mine], mel[mine], in_sync[mine])
+
+
+def test_it_learns_what_belongs_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentsync.training.syncnet.VALIDATION_WINDOWS", 64)
+    torch.manual_seed(0)
+    run = replace(
+        RUN, steps=30, batch=8, learning_rate=2e-3, ema_decay=0.8, log_every=30,
+        validate_every=30, checkpoint_every=30,
+    )  # fmt: skip
+    task = SyncNetTask(StableSyncNet(LATENT), Gestures(), Gestures(), run)
+    before = task.validate()
+    fit(task, run, tmp_path)
+    after = task.validate()
+    assert before["accuracy"] <= 0.7
+    assert after["accuracy"] >= 0.9
+    assert after["best_accuracy"] >= after["accuracy"]
+
+
+def test_its_loss_is_the_cross_entropy_of_both_kinds():
+    net = StableSyncNet(LATENT)
+    task = SyncNetTask(net, Gestures(), Gestures(), RUN)
+    found = task.losses(torch.Generator().manual_seed(3))["sync"]
+    pairs = Gestures().draw(RUN.batch, torch.Generator().manual_seed(3))
+    embedded = net(stacked(pairs.seen, LATENT), pairs.mel)
+    wanted = cosine_loss(*embedded, torch.tensor([1.0, 0, 1, 0])).mean()
+    torch.testing.assert_close(found, wanted)
+
+
+def test_accuracies():
+    in_sync = torch.tensor([True, False, True, False])
+    assert accuracies(torch.tensor([0.9, 0.1, 0.6, 0.4]), in_sync) == (1, 1)
+    assert accuracies(torch.tensor([0.9, 0.7, 0.8, 0.6]), in_sync) == (0.5, 1)
+    assert accuracies(torch.tensor([0.1, 0.2, 0.3, 0.4]), in_sync) == (0.5, 0.5)
+    assert accuracies(torch.full((4,), 0.2), in_sync) == (0.5, 0.5)
+
+
+def test_the_small_preset_fits_the_demo_models_latents():
+    net = StableSyncNet(SYNCNET_RUNS["small"].net)
+    video = torch.zeros(2, 4, 16, 12, 12)
+    visual, audio = net(stacked(video, net.config), torch.zeros(2, 1, 80, 52))
+    assert visual.shape == audio.shape == (2, 256)
+    assert sum(p.numel() for p in net.parameters()) < 5e6
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["latent", "pixel"])
+def test_clips_become_a_judge_of_a_run(command, model, tmp_path, preset):
+    out = tmp_path / "sync"
+    given = ["--model", model, "--preset", preset, "--steps", 2]
+    code, told, wrong = command("syncnet", out, *given)
+    file = out / "syncnet.safetensors"
+    assert (code, told, wrong) == (0, f"{file}\n", "")
+    assert {p.name for p in out.iterdir()} == {
+        file.name, f"{preset}.csv", f"{preset}.checkpoint.pt", "curves.png",
+    }  # fmt: skip
+    (row,) = rows(out, preset)
+    assert 0 <= float(row["accuracy"]) <= float(row["best_accuracy"]) <= 1
+    net = load_syncnet(file, SYNCNET_RUNS[preset].net)
+    kept = torch.load(out / f"{preset}.checkpoint.pt", weights_only=True)["average"]
+    assert all(torch.equal(value, kept[name]) for name, value in net.state_dict().items())
+    given = ["--init", model, "--preset", "demo", "--steps", 1, "--log-every", 1, "--no-show"]
+    judge = ["--sync-weight", 0.05, "--syncnet", file, "--syncnet-preset", preset]
+    code, _, wrong = command("unet", tmp_path / "unet", *given, "--validate-every", 1, *judge)
+    assert (code, wrong) == (0, "")
+    assert float(rows(tmp_path / "unet", "demo")[0]["sync"]) > 0
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, model, cache, tmp_path):
+    def train(folder, cancel=None):
+        return train_syncnet(
+            RUN, data, tmp_path / folder, model=model, cache=cache, cpu=True, cancel=cancel
+        )
+
+    asked = iter([False] * 3 + [True])  # three times when the clips are prepared
+    with pytest.raises(Cancelled):
+        train("a", lambda: next(asked))
+    kept = torch.load(tmp_path / "a" / "tiny.checkpoint.pt", weights_only=True)
+    assert kept["step"] == 1
+    for folder in ("a", "b"):
+        train(folder)
+    assert rows(tmp_path / "a", "tiny") == rows(tmp_path / "b", "tiny")
+    found, wanted = (load_syncnet(tmp_path / f / "syncnet.safetensors", LATENT) for f in "ab")
+    for name, value in wanted.state_dict().items():
+        np.testing.assert_array_equal(found.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "line"),
+    [
+        ("syncnet", ["--preset", "huge"], "preset is 'huge'; it must be one of pixel_attn"),
+        ("syncnet", ["--batch", 0], "batch is 0"),
+        ("unet", ["--syncnet-preset", "huge"], "syncnet_preset is 'huge'; it must be one of"),
+    ],
+)
+def test_what_can_t_be_is_said_in_one_line(command, tmp_path, what, given, line):
+    code, told, wrong = command(what, tmp_path / "out", *given)
+    assert (code, told) == (2, "")
+    assert line in wrong
+    assert wrong.count("\n") == 1
+
+
+def test_a_judge_that_does_not_fit_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    from latentsync.config import UNetTrainConfig
+
+    file, vae = tmp_path / "syncnet.safetensors", tiny_nets().vae
+    save_file(StableSyncNet(LATENT).state_dict(), file)
+    run = UNetTrainConfig("sync", 1, 1, 1e-5, sync_weight=0.05)
+    own = {"syncnet_file": file, "syncnet_config": LATENT}
+    assert load_pixel_losses(vae, run, side=64, **own) is not None
+    with pytest.raises(OptionError, match="of crops of 64 px; this run's crops have 96 px"):
+        load_pixel_losses(vae, run, side=96, **own)
+    with pytest.raises(OptionError, match="sync_weight is 0, so"):
+        load_pixel_losses(vae, replace(run, sync_weight=0.0), **own)
+    with pytest.raises(WeightsMismatch):
+        load_pixel_losses(vae, run, syncnet_file=file, syncnet_config=PIXEL)
