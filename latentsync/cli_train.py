@@ -34,10 +34,33 @@ def _root() -> None:
     """Train the nets on clips of your own."""
 
 
+# Options of both commands.
+Data = Annotated[Path, typer.Option(help="A folder of clips with sound and a face each.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")]
+Steps = Annotated[int | None, typer.Option(help="Default, here and below: the preset's.")]
+Accumulate = Annotated[
+    int | None, typer.Option(help="Parts in which a device takes its share of the batch.")
+]
+LearningRate = Annotated[float | None, typer.Option(help="AdamW's.")]
+Seed = Annotated[int | None, typer.Option(help="Of all that is drawn by chance.")]
+Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
+LogEvery = Annotated[int | None, typer.Option(help="Steps to a line of figures.")]
+ValidateEvery = Annotated[int | None, typer.Option(help="Steps, a multiple of --log-every.")]
+CheckpointEvery = Annotated[int | None, typer.Option(help="Steps.")]
+Cache = Annotated[Path | None, typer.Option(help="Where prepared clips lie; default OUTPUT/cache.")]
+DetectorName = Annotated[
+    str | None, typer.Option(help="insightface, yunet or builtin; default the model's own.")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
+]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Use no GPU.")]
+
+
 @train.command()
 def unet(
-    data: Annotated[Path, typer.Option(help="A folder of clips with sound and a face each.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")],
+    data: Data,
+    output: Output,
     preset: Annotated[
         str,
         typer.Option(help="stage1, stage2, stage2_efficient, stage1_512, stage2_512 or demo."),
@@ -45,14 +68,10 @@ def unet(
     init: Annotated[
         str, typer.Option(help="What to start from: v1.6, v1.5, demo, or a folder training wrote.")
     ] = "v1.6",
-    steps: Annotated[
-        int | None, typer.Option(help="Default, here and below: the preset's.")
-    ] = None,
+    steps: Steps = None,
     batch: Annotated[int | None, typer.Option(help="Windows a step, on all devices.")] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(help="Parts in which a device takes its share of the batch.")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW's.")] = None,
+    accumulate: Accumulate = None,
+    learning_rate: LearningRate = None,
     speech_dropout: Annotated[
         float | None, typer.Option(help="0-1, windows that hear nothing; published: 0.")
     ] = None,
@@ -66,23 +85,15 @@ def unet(
     ] = "pixel_attn",
     lpips_weight: Annotated[float | None, typer.Option(help="Of the LPIPS loss.")] = None,
     trepa_weight: Annotated[float | None, typer.Option(help="Of the TREPA loss.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all that is drawn by chance.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    log_every: Annotated[int | None, typer.Option(help="Steps to a line of figures.")] = None,
-    validate_every: Annotated[
-        int | None, typer.Option(help="Steps, a multiple of --log-every.")
-    ] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where prepared clips lie; default OUTPUT/cache.")
-    ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="insightface, yunet or builtin; default the model's own.")
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
-    ] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    seed: Seed = None,
+    precision: Precision = None,
+    log_every: LogEvery = None,
+    validate_every: ValidateEvery = None,
+    checkpoint_every: CheckpointEvery = None,
+    cache: Cache = None,
+    detector: DetectorName = None,
+    weights: Weights = None,
+    cpu: Cpu = False,
     show: Annotated[bool, typer.Option(help="Make a clip at each validation.")] = True,
 ) -> None:
     """Train the U-Net; the same command again goes on where it was stopped.
@@ -115,8 +126,8 @@ def unet(
 
 @train.command()
 def syncnet(
-    data: Annotated[Path, typer.Option(help="A folder of clips with sound and a face each.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")],
+    data: Data,
+    output: Output,
     preset: Annotated[
         str,
         typer.Option(help="pixel_attn, pixel, latent, or small (demo's latents, for a CPU)."),
@@ -124,33 +135,21 @@ def syncnet(
     model: Annotated[
         str, typer.Option(help="Whose VAE prepares the clips: v1.6, v1.5, demo, or a folder.")
     ] = "v1.6",
-    steps: Annotated[
-        int | None, typer.Option(help="Default, here and below: the preset's.")
-    ] = None,
+    steps: Steps = None,
     batch: Annotated[
         int | None, typer.Option(help="Windows a step, every second one with a wrong sound.")
     ] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(help="Parts in which a device takes its share of the batch.")
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all that is drawn by chance.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    log_every: Annotated[int | None, typer.Option(help="Steps to a line of figures.")] = None,
-    validate_every: Annotated[
-        int | None, typer.Option(help="Steps, a multiple of --log-every.")
-    ] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where prepared clips lie; default OUTPUT/cache.")
-    ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="insightface, yunet or builtin; default the model's own.")
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
-    ] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    accumulate: Accumulate = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    log_every: LogEvery = None,
+    validate_every: ValidateEvery = None,
+    checkpoint_every: CheckpointEvery = None,
+    cache: Cache = None,
+    detector: DetectorName = None,
+    weights: Weights = None,
+    cpu: Cpu = False,
 ) -> None:
     """Train the net that judges lip-sync; the same command again goes on where it was stopped.
 
