@@ -2,7 +2,7 @@
 
 Cog reads this file as text to make the request's schema: bounds, defaults and descriptions are
 single literals. Served are the model $LATENTSYNC_MODEL (default v1.6) and the weights in
-$LATENTSYNC_WEIGHTS (default weights/).
+$LATENTSYNC_WEIGHTS (default weights/), or what train.py answered, when $COG_WEIGHTS names it.
 """
 # ruff: noqa: B008 - Cog declares inputs by calls in the signature
 
@@ -12,13 +12,16 @@ import shutil
 import sys
 import tempfile
 import uuid
+from functools import partial
 from pathlib import Path as LocalPath
 
 from cog import BasePredictor, Input, Path
 
 from latentsync import LipSync, Progress
+from latentsync.archives import fetch_model
 from latentsync.downloads import SETS
 from latentsync.errors import WeightsMissing
+from latentsync.reporter import interruptible
 from latentsync.weights import download
 
 log = logging.getLogger("latentsync.predict")
@@ -27,11 +30,18 @@ log = logging.getLogger("latentsync.predict")
 class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
     """One loaded model, one prediction at a time."""
 
-    def setup(self) -> None:
-        """Load everything once; published weights that are not there yet are fetched first."""
+    def setup(self, weights: Path | str | None = None) -> None:
+        """Load everything once; published weights that are not there yet are fetched first.
+
+        `weights`, Cog's $COG_WEIGHTS: a trained model's zip, its folder, or the zip's address.
+        """
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("latentsync").setLevel(logging.INFO)
         self.folder: LocalPath | None = None
+        if weights:
+            with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
+                self.lipsync = LipSync.load(fetch_model(str(weights), LocalPath(folder)))
+            return
         model = os.environ.get("LATENTSYNC_MODEL", "v1.6")
         try:
             self.lipsync = LipSync.load(model)
@@ -62,20 +72,45 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
         inference_steps: int = Input(
             description="Denoising steps: more take longer.", ge=1, le=50, default=20
         ),
+        sync_mode: str = Input(
+            description="What becomes of a clip that is not as long as the voice.",
+            choices=["bounce", "pingpong", "loop", "freeze", "cut_off", "silence", "remap"],
+            default="bounce",
+        ),
+        fps: str = Input(
+            description="25 frames a second, or every frame of the clip at its own time.",
+            choices=["25", "source"],
+            default="25",
+        ),
+        face: str = Input(
+            description="largest, left, right, center, all, or a place x,y@seconds in px.",
+            default="largest",
+        ),
+        on_missing: str = Input(
+            description="Frames without the face: pass them through, or fail.",
+            choices=["keep", "error"],
+            default="keep",
+        ),
     ) -> Path:
         """Make the face speak the voice."""
         self.forget()  # the answer before this one; by now Cog has sent it
         self.folder = LocalPath(tempfile.mkdtemp(prefix="latentsync-"))
         try:
-            result = self.lipsync.run(
+            run = partial(
+                self.lipsync.run,
                 str(video),  # a path that is no upload arrives as a str; run checks it
                 str(audio),
                 self.folder / f"{uuid.uuid4().hex}.mp4",  # a store tells uploads apart by this name
                 guidance_scale=float(guidance_scale),  # JSON's 2 arrives as int, its 5.0 as float
                 seed=int(seed),
                 steps=int(inference_steps),
-                progress=_Tenths(),
+                sync_mode=sync_mode,
+                fps=fps,
+                face=face,
+                on_missing=on_missing,
+                progress=Tenths(),
             )
+            result = interruptible(lambda cancelled: run(cancelled=cancelled))
         except BaseException as error:  # a cancellation is no Exception
             self.forget()
             log.info("stopped: %s", type(error).__name__, exc_info=isinstance(error, Exception))
@@ -94,8 +129,8 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
             self.folder = None
 
 
-class _Tenths:
-    """Logs each stage's start and every tenth of it."""
+class Tenths:
+    """Progress for the log: each stage's start and every tenth of it."""
 
     def __init__(self) -> None:
         self._last: tuple[str, int] | None = None

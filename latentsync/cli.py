@@ -9,11 +9,12 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latentsync.bars import bars, console, shown_on
+from latentsync.cli_generate import PUBLISHED_SPELLINGS, generate
 from latentsync.cli_train import train
 from latentsync.downloads import Download
 from latentsync.errors import InputError, LatentSyncError, OptionError, WeightsMismatch
@@ -30,15 +31,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Lip-sync by latent diffusion: a clip and a voice in, the same clip speaking it out.",
 )
+app.command(
+    context_settings={"token_normalize_func": lambda name: PUBLISHED_SPELLINGS.get(name, name)}
+)(generate)
 app.add_typer(train, name="train")
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-# How users of the published scripts spell options; understood, and not shown in help.
-PUBLISHED_SPELLINGS = {
-    "inference_steps": "steps",
-    "guidance_scale": "guidance-scale",
-    "video_out_path": "output",
-}
 
 
 def main() -> None:
@@ -87,76 +85,6 @@ def _root(
     if not verbose:
         warnings.simplefilter("ignore")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
-
-
-@app.command(
-    context_settings={"token_normalize_func": lambda name: PUBLISHED_SPELLINGS.get(name, name)}
-)
-def generate(
-    video: Annotated[Path | None, typer.Argument(help="A clip or a picture.")] = None,
-    audio: Annotated[Path | None, typer.Argument(help="The voice: sound, or a video's.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The mp4 to write.")] = None,
-    model: Annotated[
-        str, typer.Option(help="v1.6 (512 px), v1.5 (256 px), demo, or a folder training wrote.")
-    ] = "v1.6",
-    guidance_scale: Annotated[
-        float, typer.Option(help="0-10; above 1, speech counts for more.")
-    ] = 1.0,
-    steps: Annotated[int, typer.Option(help="1-50 denoising steps.")] = 20,
-    seed: Annotated[int, typer.Option(help="0 draws one; the one used is printed.")] = 0,
-    crf: Annotated[int, typer.Option(help="0 (lossless) - 51, quality of the encode.")] = 17,
-    published: Annotated[
-        bool, typer.Option("--published", help="Every choice of the published code.")
-    ] = False,
-    detector: Annotated[
-        str | None, typer.Option(help="insightface, yunet or builtin; default the model's own.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    attention: Annotated[str, typer.Option(help="native or xformers.")] = "native",
-    weights: Annotated[
-        Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    video_path: Annotated[Path | None, typer.Option("--video_path", hidden=True)] = None,
-    audio_path: Annotated[Path | None, typer.Option("--audio_path", hidden=True)] = None,
-) -> None:
-    """Make VIDEO speak AUDIO."""
-    video, audio = video or video_path, audio or audio_path
-    if video is None or audio is None or output is None:
-        wanted = {"VIDEO": video, "AUDIO": audio, "--output": output}
-        missing = ", ".join(name for name, value in wanted.items() if value is None)
-        raise OptionError(f"{missing} missing; see `latentsync generate --help`")
-    from latentsync.config import Options
-    from latentsync.media import check_output, open_media
-    from latentsync.pipeline import LipSync
-
-    choices: dict[str, Any] = {
-        "guidance_scale": guidance_scale,
-        "steps": steps,
-        "seed": seed,
-        "crf": crf,
-    }
-    options = Options.published(**choices) if published else Options(**choices)
-    # What can be seen at once is said before gigabytes are loaded.
-    check_output(output, (video, audio))
-    for path in (video, audio):
-        open_media(path).close()
-    lipsync = LipSync.load(
-        model,
-        weights=weights,
-        device=device,
-        dtype=dtype,
-        detector=detector,
-        attention=attention,  # type: ignore[arg-type]  # checked there, with the allowed names
-    )
-    with bars() as drawn:
-        result = lipsync.run(video, audio, output, options=options, progress=shown_on(drawn))
-    if as_json:
-        _print_json(result)
-    else:
-        typer.echo(result.path)
-        typer.echo(_summary(result))
 
 
 @app.command()
@@ -275,14 +203,3 @@ def _size(text: str) -> tuple[int, int]:
 
 def _print_json(facts: "Result | MediaFacts") -> None:
     typer.echo(json.dumps(asdict(facts), indent=2, default=str))
-
-
-def _summary(result: Result) -> str:
-    untouched = sum(stop - start for start, stop in result.passed_through)
-    return (
-        f"{result.frames} frames, {result.seconds:.2f} s, {result.width}x{result.height}; "
-        f"face in {result.faces_found} of {result.source_frames} source frames, "
-        f"{untouched} frames untouched; model {result.model}, detector {result.detector}, "
-        f"{result.device} {result.dtype}, seed {result.seed}; "
-        f"took {result.timings['total']:.1f} s"
-    )

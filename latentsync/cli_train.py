@@ -137,7 +137,7 @@ def syncnet(
     ] = "v1.6",
     steps: Steps = None,
     batch: Annotated[
-        int | None, typer.Option(help="Windows a step, every second one with a wrong sound.")
+        int | None, typer.Option(help="Clips a step, on all devices; two windows of each.")
     ] = None,
     accumulate: Accumulate = None,
     learning_rate: LearningRate = None,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from latentsync.errors import OptionError
+from latentsync.types import SyncMode
 
 __all__ = [
     "PRESETS",
@@ -31,6 +32,25 @@ MAX_GUIDANCE = 10
 MAX_STEPS = 50
 MAX_CRF = 51
 MAX_SEED = 2**32 - 1
+MIN_SIDE, MAX_SIDE = 16, 16384  # px
+MAX_LEAD = 3600  # s
+MAX_FADE = 25  # frames
+MAX_SMOOTH = 51  # frames
+
+
+Codec = Literal["h264", "hevc", "h264_nvenc", "hevc_nvenc"]
+Preset = Literal[  # x264's names, of all encoders
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+]
 
 
 @dataclass(frozen=True)
@@ -310,16 +330,17 @@ UNET_RUNS: dict[str, UNetTrainConfig] = {
 
 @dataclass(frozen=True)
 class SyncNetTrainConfig(TrainConfig):
-    """A run that trains StableSyncNet."""
+    """A run that trains StableSyncNet; its batch counts clips, and each gives two windows."""
 
     net: SyncNetConfig = field(default_factory=SyncNetConfig)
+    contrast_weight: float = 0.0  # of a loss that is not published, see training/syncnet.py
 
 
 # What the net is was published; lengths of the runs are this project's own, untried at full size.
 _PIXEL_RUN = SyncNetTrainConfig(
     name="pixel_attn",
     steps=100_000,
-    batch=256,
+    batch=128,
     learning_rate=1e-5,
     schedule="constant",
     beta2=0.999,
@@ -331,17 +352,19 @@ _PIXEL_RUN = SyncNetTrainConfig(
 # Not published: for the demo model's latents, small enough for a CPU.
 _SMALL_RUN = SyncNetTrainConfig(
     name="small",
-    steps=2000,
-    batch=32,
-    learning_rate=3e-4,
+    steps=1200,
+    batch=20,
+    learning_rate=1e-3,
+    ema_decay=0.99,
     log_every=50,
-    validate_every=200,
-    checkpoint_every=200,
+    validate_every=100,
+    checkpoint_every=100,
+    contrast_weight=0.5,
     net=SyncNetConfig(
-        visual=SyncNetTower(64, (64, 96, 128, 256), ((1, 1), (2, 2), (2, 2), (2, 2))),
-        audio=SyncNetTower(1, (32, 32, 64, 64, 128, 256), ((2, 1), *[(2, 2)] * 4, (2, 3))),
+        visual=SyncNetTower(64, (96, 128, 256), ((1, 2), (2, 2), (3, 3))),
+        audio=SyncNetTower(1, (32, 64, 128, 256), ((4, 2), (4, 4), (2, 3), (3, 3))),
         side=12,
-        lower_half=False,
+        lower_half=True,
         latent=True,
     ),
 )
@@ -367,9 +390,20 @@ class Options:
     guidance_scale: float = 1.0  # 0-10; at most 1: no classifier-free guidance (CFG)
     steps: int = 20  # 1-50 DDIM steps
     seed: int = 0  # 0: draw one; the one used is in Result
-    crf: int = 17  # 0 (lossless) - 51, x264's constant rate factor
+    codec: Codec = "h264"
+    crf: int = 17  # 0 (lossless) - 51, the encoder's constant rate factor
+    preset: Preset = "medium"  # how long the encoder searches
+    max_side: int | None = None  # 16-16384 px, larger pictures are scaled down to it
+    lead_in: float = 0.0  # 0-3600 s of the clip before the voice
+    lead_out: float = 0.0  # 0-3600 s of it after the voice
+    fps: Literal["25", "source"] = "25"  # source: every frame of the clip, at its own time
+    face: str = "largest"  # or left, right, center, all, a place or a picture: faces.FaceChoice
+    on_missing: Literal["keep", "error"] = "keep"  # keep: frames without the face pass through
+    smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
     # Where ours and the published choice differ, ours is the default.
-    turn: Literal["bounce", "pingpong"] = "bounce"  # pingpong shows the turning frame twice
+    follow: Literal["person", "frame"] = "person"  # frame: each by itself, no second look
+    sync_mode: SyncMode = "bounce"  # a clip shorter or longer than the voice: timeline.lay_out
+    fade: int = 3  # 0-25 frames over which the mouth comes and goes beside untouched frames
     length: Literal["exact", "published"] = "exact"  # ceil(seconds * 25), or floor(T / 2) + 2
     speech_windows: Literal["overlap", "disjoint"] = "overlap"  # disjoint: a seam every 30 s
     groups: Literal["even", "short_tail"] = "even"  # 17 frames: 9 + 8, or 16 + 1
@@ -383,6 +417,14 @@ class Options:
         _in_range("steps", self.steps, 1, MAX_STEPS)
         _in_range("seed", self.seed, 0, MAX_SEED)
         _in_range("crf", self.crf, 0, MAX_CRF)
+        _in_range("lead_in", self.lead_in, 0, MAX_LEAD, whole=False)
+        _in_range("lead_out", self.lead_out, 0, MAX_LEAD, whole=False)
+        _in_range("fade", self.fade, 0, MAX_FADE)
+        _in_range("smooth", self.smooth, 0, MAX_SMOOTH)
+        if self.smooth and self.smooth % 2 == 0:
+            raise OptionError(f"smooth is {self.smooth}; it must be 0 or an odd number of frames")
+        if self.max_side is not None:
+            _in_range("max_side", self.max_side, MIN_SIDE, MAX_SIDE)
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -394,7 +436,9 @@ class Options:
     def published(cls, **changes: Any) -> "Options":  # noqa: ANN401 - the fields above, by name
         """The published pipeline's choices, each by name; `changes` are laid over them."""
         choices: dict[str, Any] = {
-            "turn": "pingpong",
+            "sync_mode": "pingpong",
+            "follow": "frame",
+            "fade": 0,
             "length": "published",
             "speech_windows": "disjoint",
             "groups": "short_tail",

@@ -98,6 +98,7 @@ def denoise(
     *,
     steps: int,
     guidance_scale: float,
+    before_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """DDIM from one noise map shared by all frames.
 
@@ -108,6 +109,7 @@ def denoise(
         steps: 1 to 1000.
         guidance_scale: above 1, the prediction with speech is pushed away from the one without
             (classifier-free guidance), at twice the cost; at most 1, there is no second one.
+        before_step: called before each step; what it raises ends the call.
 
     Returns:
         (f, 4, h, w) latents, of the noise's dtype.
@@ -120,6 +122,8 @@ def denoise(
         audio = torch.cat([torch.zeros_like(audio), audio])
     x = noise[None, :, None].expand(1, -1, frames, -1, -1)
     for timestep in scheduler.timesteps:
+        if before_step:
+            before_step()
         sample = unet_input(x, mask, latents)
         predicted = unet(sample.repeat(2, 1, 1, 1, 1) if guided else sample, timestep, audio)
         if guided:

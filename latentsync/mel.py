@@ -29,10 +29,12 @@ __all__ = [
     "frame_tokens",
     "log_mel",
     "normalise",
+    "own_tokens",
     "published_frame_count",
     "sync_mel",
     "sync_window",
     "token_count",
+    "tokens_around",
     "windows",
 ]
 
@@ -133,9 +135,24 @@ def published_frame_count(tokens: int, fps: Fraction) -> int:
     return frame + 1
 
 
+def own_tokens(times: IntArray, tick: Fraction) -> IntArray:
+    """(n,) the token that sounds when each frame begins.
+
+    Args:
+        times: (n,) ticks since the sound began; negative before it.
+        tick: seconds.
+    """
+    rate = tick * TOKENS_PER_SECOND  # tokens a tick
+    return times * rate.numerator // rate.denominator
+
+
 def frame_tokens(start: int, stop: int, fps: Fraction, tokens: int) -> IntArray:
     """(stop - start, 10) token indices that video frames [start, stop) hear, clamped."""
-    own = np.array([_own_token(frame, fps) for frame in range(start, stop)], dtype=np.int64)
+    return tokens_around(own_tokens(np.arange(start, stop, dtype=np.int64), 1 / fps), tokens)
+
+
+def tokens_around(own: IntArray, tokens: int) -> IntArray:
+    """(n, 10) the tokens heard around each frame's own, (n,), clamped to the `tokens` there are."""
     around = np.arange(-TOKENS_BEFORE, TOKENS_AFTER + 1)
     return np.clip(own[:, None] + around, 0, tokens - 1)
 

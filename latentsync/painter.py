@@ -69,9 +69,10 @@ class Painter:
                     f"{self._side} px in {self._like.dtype}; free some, use dtype float16, or use "
                     "the smaller model v1.5"
                 ) from error
-        for picture, crop, affine in zip(shown, crops, affines, strict=True):
+        drawn = zip(shown, crops, affines, segment.strength, strict=True)
+        for picture, crop, affine, strength in drawn:
             with self._reporter.timed("paste"):
-                pasted = self._paste(picture, crop, affine)
+                pasted = self._paste(picture, crop, affine, float(strength))
             yield pasted
 
     @torch.inference_mode()
@@ -92,6 +93,7 @@ class Painter:
             audio.to(self._like),
             steps=self._options.steps,
             guidance_scale=self._options.guidance_scale,
+            before_step=self._reporter.check,
         )
         crops = diffusion.decode(self._nets.vae, denoised, pixels, self._mask).float().cpu()
         if not torch.isfinite(crops).all():
@@ -132,12 +134,17 @@ class Painter:
         region = picture.rgb(box)
         return align.cut_face(region, box, affine, self._side, frame, truncate=self._truncate)
 
-    def _paste(self, picture: Picture, crop: Tensor, affine: FloatArray) -> Picture:
+    def _paste(
+        self, picture: Picture, crop: Tensor, affine: FloatArray, strength: float
+    ) -> Picture:
         frame = (picture.width, picture.height)
         box = align.face_box(affine, self._side, *frame)
         region = picture.rgb(box)
+        share = self._share
+        if strength < 1:
+            share = strength * (torch.ones_like(crop[0]) if share is None else share)
         face = align.paste_face(
-            region, box, crop, affine, frame, share=self._share, truncate=self._truncate
+            region, box, crop, affine, frame, share=share, truncate=self._truncate
         )
         return picture.pasted(box, face)
 

@@ -17,23 +17,33 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from latentsync import align, faces, mel, timeline
 from latentsync.config import MAX_SEED, Options
 from latentsync.devices import choose
 from latentsync.errors import NoFaceFound
-from latentsync.media import AudioReader, VideoReader, VideoWriter, check_output
+from latentsync.faces import FaceChoice
+from latentsync.media import (
+    AudioReader,
+    VideoReader,
+    VideoWriter,
+    check_codec,
+    check_output,
+    output_size,
+)
 from latentsync.models.attention import attention_backend
+from latentsync.pace import FPS, Pace
 from latentsync.painter import Painter
 from latentsync.reporter import Reporter
 from latentsync.speech import SpeechFeatures
+from latentsync.timeline import Voice
 from latentsync.types import FaceTrack, Progress, ProgressCallback, Result, Segment, VideoInfo
 from latentsync.weights import Nets, load_nets, root
 
 __all__ = ["Clip", "LipSync"]
 
 log = logging.getLogger(__name__)
-
-FPS = Fraction(25)  # the rate the published nets were trained at
 
 
 class Clip(Protocol):
@@ -107,7 +117,7 @@ class LipSync:
         Args:
             options: what to do; `changes` are laid over it: `run(..., seed=7)`.
             progress: called with every step forward, from this thread.
-            cancelled: asked before every frame of pass 1 and every group of pass 2.
+            cancelled: asked before every frame of pass 1 and every denoising step of pass 2.
 
         Raises:
             InputError: a file can't be used, no face is found, the output can't be written.
@@ -118,23 +128,54 @@ class LipSync:
         options = replace(options, seed=options.seed or 1 + secrets.randbelow(MAX_SEED))
         reporter = Reporter(progress, cancelled)
         check_output(output, (video, audio))
+        check_codec(options.codec)
         with reporter.timed("read"):
-            clip, sound = VideoReader(video), AudioReader(audio)
+            sound = AudioReader(audio)
+            clip = VideoReader(video, used_seconds=_seconds_used(sound, options))
+        with clip:
+            return self._run(clip, sound, Path(output), options, reporter)
+
+    def _run(
+        self,
+        clip: VideoReader,
+        sound: AudioReader,
+        output: Path,
+        options: Options,
+        reporter: Reporter,
+    ) -> Result:
+        _size(clip.info, options)
         with reporter.timed("speech"):
             speech = self.listen(sound, options)
         log.info("%d frames, %s, detector %s", len(speech), options, self.detector.describe())
+        voice = _voice(sound, len(speech), options)
+        with reporter.timed("read"):
+            pace = Pace.of(clip, options.fps)
         with reporter.timed("detect"):
-            total = _frames_to_look_at(clip.info, len(speech))
-            track = self.find_faces(clip, len(speech), options, reporter, total=total)
-        source = timeline.source_frames(len(speech), len(track), options.turn)
-        plan = timeline.segments(source, track.found, options.groups)
-        with VideoWriter(output, audio=audio, fps=FPS, crf=options.crf) as writer:
-            for frame in self.generate(clip, speech, track, plan, options, reporter):
+            wanted = pace.frames_in(voice.clip_needed(options.sync_mode))
+            total = _frames_to_look_at(clip.info, pace, wanted)
+            tracks = self.find_faces(pace, wanted, options, reporter, total=total, fps=pace.fps)
+        begins = pace.begins(len(tracks[0]))
+        shown = timeline.lay_out(begins, pace.tick, voice, options.sync_mode)
+        plans = [_plan(shown, track, options) for track in tracks]
+        speech = speech.beside(shown.begins[:-1], shown.tick, after=voice.after)
+        with VideoWriter(
+            output,
+            audio=sound.path,
+            audio_at=voice.after,
+            fps=pace.fps,
+            time_base=pace.tick,
+            codec=options.codec,
+            crf=options.crf,
+            preset=options.preset,
+            max_side=options.max_side,
+        ) as writer:
+            frames = self.generate(pace, speech, tracks, plans, options, reporter)
+            for frame, begin in zip(frames, shown.begins, strict=False):
                 with reporter.timed("write"):
-                    writer.write(frame)
+                    writer.write(frame, None if pace.own is None else int(begin) * shown.tick)
             reporter.step("finish", 0, 1)
         reporter.tell(Progress("finish", 1, 1))
-        return self._result(Path(output), clip.info, track, plan, options, reporter)
+        return self._result(output, clip.info, tracks, plans, shown, options, reporter)
 
     def listen(self, sound: AudioReader, options: Options) -> SpeechFeatures:
         """The speech at each frame of the output; their number is the output's length.
@@ -160,84 +201,125 @@ class LipSync:
     def find_faces(
         self,
         clip: Clip,
-        at_most: int,
+        at_most: int | None,
         options: Options,
         reporter: Reporter | None = None,
         *,
         total: int | None = None,
-    ) -> FaceTrack:
-        """Pass 1: where the face is in each of the clip's first `at_most` frames.
+        fps: Fraction = FPS,
+    ) -> list[FaceTrack]:
+        """Pass 1: where the chosen faces are in each of the clip's first `at_most` frames.
 
-        `total` is for the reporter: how many frames the clip will give, where that is known.
+        Args:
+            total: for the reporter, how many frames the clip will give, where that is known.
+            fps: of the clip.
 
         Raises:
-            NoFaceFound: in none of them.
+            NoFaceFound: in none of them, or with on_missing "error" not in all.
+            InputError: the choice fits no face.
         """
         reporter = reporter or Reporter()
-        found = faces.track(
+        choice = FaceChoice.parse(options.face)
+        followed = faces.follow(
             (frame.rgb() for frame in islice(clip.frames(), at_most)),
             self.detector,
+            choice,
             rounded=options.landmarks == "rounded",
+            published=options.follow == "frame",
             total=total,
+            fps=float(fps),
             progress=reporter,
         )
-        reporter.step("detect", len(found.found), len(found.found))
-        track = align.face_track(found.points, found.found, self.nets.config.resolution)
-        if not track.found.any():
-            seconds = float(len(track) / FPS)
-            raise NoFaceFound(
-                f"no face in the {len(track)} frames looked at (0-{seconds:.2f} s of the clip) "
-                f"by {self.detector.describe()}; give a clip with a larger or "
-                "more frontal face, or choose another detector"
-            )
-        if not track.found.all():
-            log.info("no face in %d of %d source frames", (~track.found).sum(), len(track))
-        return track
+        count = len(followed[0].found)
+        reporter.step("detect", count, count)
+        tracks = [self._placed(one, options) for one in followed]
+        tracks = [track for track in tracks if track.found.any()]
+        if not tracks:
+            raise NoFaceFound(faces.no_face(self.detector, count, choice, float(fps)))
+        for start, stop, reason in tracks[0].lost:
+            said = f"source frames {start}-{stop - 1} ({float(start / fps):.2f} s on): {reason}"
+            if options.on_missing == "error":
+                raise NoFaceFound(f"{said}; on_missing keep passes such frames through")
+            log.info("%s; they pass through", said)
+        return tracks
+
+    def _placed(self, face: faces.Track, options: Options) -> FaceTrack:
+        resolution = self.nets.config.resolution
+        track = align.face_track(face.points, face.found, resolution, face.cut, options.smooth)
+        return replace(
+            track,
+            cut=face.cut,
+            lost=tuple((lost.start, lost.stop, lost.reason) for lost in face.reasons),
+        )
 
     def generate(
         self,
         clip: Clip,
         speech: SpeechFeatures,
-        track: FaceTrack,
-        plan: list[Segment],
+        tracks: list[FaceTrack],
+        plans: list[list[Segment]],
         options: Options,
         reporter: Reporter | None = None,
     ) -> Iterator[Any]:
-        """Pass 2: the output's frames, in order; those without a face are the source's own."""
+        """Pass 2: the output's frames, in order; those without a face are the source's own.
+
+        Each face is painted, by its own plan, onto what came of the one before.
+        """
         reporter = reporter or Reporter()
+        wanted = (int(i) for segment in plans[0] for i in segment.source)
+        pictures = reporter.each("decode", clip.frames(wanted))
+        for track, plan in zip(tracks, plans, strict=True):
+            last = track is tracks[-1]
+            pictures = self._painted(pictures, speech, track, plan, options, reporter, told=last)
+        return pictures
+
+    def _painted(
+        self,
+        pictures: Iterator[Any],
+        speech: SpeechFeatures,
+        track: FaceTrack,
+        plan: list[Segment],
+        options: Options,
+        reporter: Reporter,
+        *,
+        told: bool,
+    ) -> Iterator[Any]:
         painter = Painter(self.nets, options, options.seed, reporter)
-        pictures = clip.frames(int(i) for segment in plan for i in segment.source)
         for segment in plan:
-            reporter.step("generate", segment.start, plan[-1].stop)
-            with reporter.timed("decode"):
-                shown = list(islice(pictures, len(segment)))
+            if told:
+                reporter.step("generate", segment.start, plan[-1].stop)
+            shown = list(islice(pictures, len(segment)))
             if segment.passthrough:
                 yield from shown
             else:
                 audio = speech[segment.start : segment.stop]
                 yield from painter.paint(shown, segment, track, audio)
-        reporter.step("generate", plan[-1].stop, plan[-1].stop)
+        if told:
+            reporter.step("generate", plan[-1].stop, plan[-1].stop)
 
     def _result(
         self,
         path: Path,
         clip: VideoInfo,
-        track: FaceTrack,
-        plan: list[Segment],
+        tracks: list[FaceTrack],
+        plans: list[list[Segment]],
+        shown: timeline.Timeline,
         options: Options,
         reporter: Reporter,
     ) -> Result:
-        frames = plan[-1].stop
+        frames = len(shown.source)
+        width, height = _size(clip, options)
         return Result(
             path=path,
             frames=frames,
-            fps=float(FPS),
-            seconds=float(frames / FPS),
-            width=clip.width + clip.width % 2,  # H.264 has no odd sizes
-            height=clip.height + clip.height % 2,
-            faces_found=int(track.found.sum()),
-            source_frames=len(track),
-            passed_through=timeline.passed_through(plan),
+            fps=float(frames / shown.seconds),
+            seconds=float(shown.seconds),
+            width=width,
+            height=height,
+            faces_found=int(np.any([track.found for track in tracks], axis=0).sum()),
+            source_frames=len(tracks[0]),
+            passed_through=timeline.passed_through(plans),
+            lost=tracks[0].lost,
             model=self.nets.config.name,
             detector=self.detector.name,
             device=str(self.device),
@@ -247,8 +329,42 @@ class LipSync:
         )
 
 
-def _frames_to_look_at(clip: VideoInfo, at_most: int) -> int | None:
+def _plan(shown: timeline.Timeline, track: FaceTrack, options: Options) -> list[Segment]:
+    """The output in groups: where this face is found and the voice sounds, it speaks."""
+    speaks = shown.speaks & track.found[shown.source]
+    cut = None if track.cut is None else timeline.new_shots(shown.source, track.cut)
+    return timeline.segments(shown.source, speaks, options.groups, cut=cut, fade=options.fade)
+
+
+def _seconds(sound: AudioReader) -> Fraction:
+    return Fraction(sound.sample_count(sound.sample_rate), sound.sample_rate)
+
+
+def _seconds_used(sound: AudioReader, options: Options) -> float | None:
+    """How much of a clip will be looked at, at most."""
+    needed = _voice(sound, 0, replace(options, length="exact")).clip_needed(options.sync_mode)
+    return None if needed is None else float(needed) + 1  # the published length is 2 frames longer
+
+
+def _size(clip: VideoInfo, options: Options) -> tuple[int, int]:
+    """Of the output; OutputError when the codec can't hold it."""
+    return output_size(clip.width, clip.height, codec=options.codec, max_side=options.max_side)
+
+
+def _voice(sound: AudioReader, frames: int, options: Options) -> Voice:
+    """The sound, `frames` long at 25 fps, and the time around it."""
+    return Voice(
+        seconds=frames / FPS if options.length == "published" else _seconds(sound),
+        after=Fraction(options.lead_in).limit_denominator(1000),
+        then=Fraction(options.lead_out).limit_denominator(1000),
+    )
+
+
+def _frames_to_look_at(clip: VideoInfo, pace: Pace, at_most: int | None) -> int | None:
     """How many frames pass 1 will see; None where only reading to the end will tell."""
     if clip.is_image:
         return 1
-    return at_most if (clip.duration_seconds or 0) * FPS >= at_most else None
+    if pace.own is not None:
+        return len(pace.own) - 1 if at_most is None else at_most
+    enough = at_most is not None and (clip.duration_seconds or 0) * FPS >= at_most
+    return at_most if enough else None

@@ -1,14 +1,23 @@
-"""What a run tells its caller while it lasts, and where its time goes."""
+"""What a run tells its caller while it lasts, where its time goes, and how it is stopped."""
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import copy_context
+from typing import TypeVar
 
 from latentsync.errors import Cancelled
 from latentsync.types import Progress, ProgressCallback
 
-__all__ = ["Reporter"]
+__all__ = ["Reporter", "interruptible"]
+
+LOOK_EVERY = 0.05  # seconds
+
+Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 
 
 class Reporter:
@@ -22,12 +31,18 @@ class Reporter:
         self._progress, self._cancelled = progress, cancelled
         self._started = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
+        self._at = Progress("read", 0, None)
 
     def __call__(self, progress: Progress) -> None:
         """Pass one step on. Raises Cancelled when the caller wants to stop."""
-        if self._cancelled and self._cancelled():
-            raise Cancelled(f"cancelled at frame {progress.done} of stage {progress.stage!r}")
+        self._at = progress
+        self.check()
         self.tell(progress)
+
+    def check(self) -> None:
+        """Raise Cancelled when the caller wants to stop."""
+        if self._cancelled and self._cancelled():
+            raise Cancelled(f"cancelled at frame {self._at.done} of stage {self._at.stage!r}")
 
     def step(self, stage: str, done: int, total: int | None) -> None:
         self(Progress(stage, done, total))
@@ -45,6 +60,48 @@ class Reporter:
         finally:
             self._spent[stage] += time.perf_counter() - start
 
+    def each(self, stage: str, items: Iterator[Item]) -> Iterator[Item]:
+        """The items, and the time that making each takes."""
+        while True:
+            with self.timed(stage):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
+
     def timings(self) -> dict[str, float]:
         """Seconds by stage, and of the whole run so far."""
         return {**self._spent, "total": time.perf_counter() - self._started}
+
+
+def interruptible(work: Callable[[Callable[[], bool]], Answer]) -> Answer:
+    """The answer of `work(cancelled)`, which runs in a thread of its own.
+
+    Ctrl-C and Cog's cancellation are exceptions that are thrown into the main thread wherever it
+    is, and PyAV loses those that come while it makes an error of its own. So this thread waits in
+    plain Python; once something is thrown, `cancelled` says so, and it goes on when `work` ended.
+    """
+    stop = threading.Event()
+    answer: Future[Answer] = Future()
+    ended: list[bool] = []  # and no lock, which an exception at the wrong place would leave locked
+
+    def run() -> None:
+        try:
+            answer.set_result(work(stop.is_set))
+        except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
+            answer.set_exception(error)
+        ended.append(True)
+
+    thread = threading.Thread(target=copy_context().run, args=[run])
+    try:
+        thread.start()
+        while not ended:
+            time.sleep(LOOK_EVERY)
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        if thread.is_alive():
+            thread.join()
+    return answer.result()

@@ -3,11 +3,13 @@
 The only importer of openai-whisper, and of that only the encoder and the mel filter bank.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 import whisper.audio
 import whisper.model
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from latentsync import mel
 from latentsync.config import WhisperConfig
 from latentsync.errors import MediaError
-from latentsync.types import FloatArray
+from latentsync.types import FloatArray, IntArray
 
 __all__ = ["SpeechEncoder", "SpeechFeatures", "SpeechSource"]
 
@@ -109,25 +111,41 @@ class SpeechFeatures:
     ) -> None:
         self._encoder = encoder
         self._source = source
-        self._fps = fps
         self._filters = encoder.filters()
         self._hop = OVERLAP_HOP if windows == "overlap" else mel.WINDOW_COLUMNS
         self._edge = OVERLAP_EDGE if windows == "overlap" else 0
         self._loudest, columns = self._measure()
         self.tokens = mel.token_count(columns)
-        self._frames = frames(self.tokens) if callable(frames) else frames
+        count = frames(self.tokens) if callable(frames) else frames
+        self._own = mel.own_tokens(np.arange(count, dtype=np.int64), 1 / fps)
         self._states: dict[int, Tensor] = {}  # window -> (tokens kept, states, width)
         self._stream: Iterator[tuple[int, Tensor]] = iter(())
 
     def __len__(self) -> int:
-        return self._frames
+        return len(self._own)
 
     def __getitem__(self, frames: slice) -> Tensor:
         start, stop, step = frames.indices(len(self))
         assert step == 1
-        indices = mel.frame_tokens(start, stop, self._fps, self.tokens)
+        indices = mel.tokens_around(self._own[start:stop], self.tokens)
         rows = [self._token(int(index)) for index in indices.ravel()]
         return torch.stack(rows).unflatten(0, indices.shape).flatten(1, 2)
+
+    def beside(
+        self, begins: IntArray, tick: Fraction, *, after: Fraction = Fraction(0)
+    ) -> "SpeechFeatures":
+        """The same sound beside other frames.
+
+        Args:
+            begins: (n,) ticks at which each frame begins.
+            tick: seconds.
+            after: seconds of frames before the sound begins.
+        """
+        other = copy.copy(self)
+        fine = tick / after.denominator  # the sound begins at a whole number of these
+        late = round(after / fine)
+        other._own = mel.own_tokens(begins * after.denominator - late, fine)
+        return other
 
     def _token(self, token: int) -> Tensor:
         """(states, width) of one token."""

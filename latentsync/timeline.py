@@ -1,65 +1,207 @@
-"""Which source frame plays when, and in which group: integers only."""
+"""Which source frame plays when, for how long, who speaks, and in which group: whole numbers only.
 
+the clip's frames + the voice's length -> lay_out -> Timeline -> segments -> groups of 16
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.types import IntArray, Segment
+from latentsync.types import IntArray, Segment, SyncMode
 
-__all__ = ["GROUP", "passed_through", "segments", "source_frames"]
+__all__ = [
+    "GROUP",
+    "Timeline",
+    "Voice",
+    "lay_out",
+    "new_shots",
+    "passed_through",
+    "segments",
+    "source_frames",
+]
 
 GROUP = 16  # frames the network sees together, as published
 
 
-def source_frames(
-    output: int, available: int, turn: Literal["bounce", "pingpong"] = "bounce"
-) -> IntArray:
-    """(output,) the source frame shown at each output frame, played to and fro as long as needed.
+@dataclass(frozen=True)
+class Voice:
+    """How long it sounds, and for how long nobody speaks around it."""
 
-    "bounce" turns without showing the turning frame twice (0 1 2 1 0 1); "pingpong", as published,
-    shows it twice (0 1 2 2 1 0 0 1).
+    seconds: Fraction
+    after: Fraction = Fraction(0)  # seconds of pictures before it begins
+    then: Fraction = Fraction(0)  # seconds of pictures when it has ended
+
+    @property
+    def end(self) -> Fraction:
+        """Seconds."""
+        return self.after + self.seconds
+
+    @property
+    def whole(self) -> Fraction:
+        """Seconds, with what is around it."""
+        return self.end + self.then
+
+    def clip_needed(self, mode: SyncMode) -> Fraction | None:
+        """How many seconds of a clip may play beside it; None: all there are."""
+        return None if mode in ("silence", "remap") else self.whole
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What the output shows when."""
+
+    source: IntArray  # (n,) the source frame shown at each output frame
+    begins: IntArray  # (n + 1,) ticks: when each output frame begins, and when the last one ends
+    tick: Fraction  # seconds
+    speaks: NDArray[np.bool_]  # (n,) whether the voice sounds when an output frame begins
+
+    @property
+    def seconds(self) -> Fraction:
+        return int(self.begins[-1]) * self.tick
+
+
+def source_frames(output: int, available: int, mode: SyncMode = "bounce") -> IntArray:
+    """(output,) the source frame shown at each output frame.
+
+    "bounce" plays to and fro without showing the turning frame twice (0 1 2 1 0 1), and so do
+    "cut_off" and "silence" as long as they are asked; "pingpong", as published, shows it twice
+    (0 1 2 2 1 0 0 1); "loop" starts again (0 1 2 0 1); "freeze" stays (0 1 2 2 2); "remap" spreads
+    the clip over the output (0 0 1 1 2 2, or 0 2 4).
     """
     assert available > 0
+    if mode == "freeze":
+        return np.minimum(np.arange(output, dtype=np.int64), available - 1)
+    if mode == "remap":
+        return np.arange(output, dtype=np.int64) * available // output
+    return np.resize(_round(available, mode), output)
+
+
+def lay_out(begins: IntArray, tick: Fraction, voice: Voice, mode: SyncMode = "bounce") -> Timeline:
+    """Lay the clip out beside the voice.
+
+        mode       voice longer than the clip     voice shorter
+        bounce     to and fro                     the clip is cut
+        pingpong   the same, the turning frame
+                   twice (as published)           the clip is cut
+        loop       again from the start           the clip is cut
+        freeze     the last frame stays           the clip is cut
+        cut_off    ends with the clip             the clip is cut
+        silence    to and fro                     the whole clip, its own mouth after the voice
+        remap      the clip is slowed down        the clip is sped up
+
+    Each frame plays as long as it does in the clip; remap's frames, the clip's mean. The output
+    ends with the frame that is shown when the voice and the time around it are over.
+
+    Args:
+        begins: (frames + 1,) ticks: when each frame of the clip begins and the last one ends.
+        tick: seconds.
+    """
+    frames, lasts = len(begins) - 1, np.diff(begins)
+    clip = int(begins[-1] - begins[0])
+    if mode == "remap":
+        tick, lasts = tick * clip / frames, np.ones_like(lasts)
+        source = source_frames(math.ceil(voice.whole / tick), frames, mode)
+    else:
+        wanted = math.ceil(voice.whole / tick)  # ticks
+        if mode == "cut_off":
+            wanted = min(wanted, clip)
+        elif mode == "silence":
+            wanted = max(wanted, clip)
+        source = _lasting(wanted, lasts, mode)
+    shown = np.concatenate([[0], np.cumsum(lasts[source])]).astype(np.int64)
+    begins = shown[:-1]
+    speaks = (begins >= math.ceil(voice.after / tick)) & (begins < math.ceil(voice.end / tick))
+    return Timeline(source, shown, tick, speaks)
+
+
+def _round(available: int, mode: SyncMode) -> IntArray:
+    """The frames of one round, after which it starts again."""
     there = np.arange(available, dtype=np.int64)
-    back = there[::-1] if turn == "pingpong" else there[-2:0:-1]
-    return np.resize(np.concatenate([there, back]), output)
+    back = {"loop": there[:0], "pingpong": there[::-1]}.get(mode, there[-2:0:-1])
+    return np.concatenate([there, back])
+
+
+def _lasting(ticks: int, lasts: IntArray, mode: SyncMode) -> IntArray:
+    """The fewest source frames that, one after the other, last so many ticks."""
+    if mode == "freeze":
+        more = max(0, ticks - int(lasts.sum()))
+        source = source_frames(len(lasts) + -(-more // int(lasts[-1])), len(lasts), mode)
+    else:
+        once = _round(len(lasts), mode)
+        source = np.tile(once, -(-ticks // int(lasts[once].sum())))
+    return source[: int(np.searchsorted(np.cumsum(lasts[source]), ticks)) + 1]
 
 
 def segments(
     source: IntArray,
-    found: NDArray[np.bool_],
+    speaks: NDArray[np.bool_],
     grouping: Literal["even", "short_tail"] = "even",
+    *,
+    cut: NDArray[np.bool_] | None = None,
+    fade: int = 0,
 ) -> list[Segment]:
-    """Cut the output into groups of at most 16 frames; none bridges a frame without a face.
+    """Cut the output into groups of at most 16 frames; none bridges a frame that doesn't speak.
 
     Args:
         source: (n,) source frame of each output frame.
-        found: (source frames,) whether there is a face.
+        speaks: (n,) whether the mouth is drawn there.
         grouping: "even" splits a run into groups of nearly equal length (17: 9 + 8), because the
             frames of a group share statistics; "short_tail", as published, cuts off 16 at a time.
+        cut: (n,) whether a new shot begins at an output frame; no group bridges that either.
+        fade: frames over which the drawn mouth comes and goes beside frames that don't speak.
     """
-    faces = found[source]
-    borders = [0, *(np.flatnonzero(np.diff(faces)) + 1).tolist(), len(source)]
-    cut: list[Segment] = []
+    starts = np.diff(speaks) if cut is None else np.diff(speaks) | cut[1:]
+    borders = [0, *(np.flatnonzero(starts) + 1).tolist(), len(source)]
+    strength = _strength(speaks, fade)
+    groups: list[Segment] = []
     for start, stop in pairwise(borders):
         edges = _edges(start, stop, grouping)
-        cut += [Segment(a, b, source[a:b], not faces[start]) for a, b in pairwise(edges)]
-    return cut
+        groups += [
+            Segment(a, b, source[a:b], not speaks[start], strength[a:b]) for a, b in pairwise(edges)
+        ]
+    return groups
 
 
-def passed_through(cut: list[Segment]) -> tuple[tuple[int, int], ...]:
-    """The ranges of output frames without a face, [start, stop), neighbours joined."""
-    ranges: list[tuple[int, int]] = []
-    for segment in cut:
-        if not segment.passthrough:
-            continue
-        if ranges and ranges[-1][1] == segment.start:
-            ranges[-1] = (ranges[-1][0], segment.stop)
-        else:
-            ranges.append((segment.start, segment.stop))
-    return tuple(ranges)
+def new_shots(source: IntArray, cut: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(n,) whether an output frame belongs to another shot than the one before it.
+
+    Args:
+        source: (n,) source frame of each output frame; a step back by more than one is a jump.
+        cut: (source frames,) whether a shot begins.
+    """
+    shot = np.cumsum(cut)[source]
+    jump = (np.diff(shot) != 0) | (np.diff(source) < -1)
+    return np.concatenate([[False], jump])
+
+
+def passed_through(plans: list[list[Segment]]) -> tuple[tuple[int, int], ...]:
+    """The ranges of output frames that no plan touches, [start, stop)."""
+    untouched = np.ones(plans[0][-1].stop, dtype=bool)
+    for segment in (segment for plan in plans for segment in plan if not segment.passthrough):
+        untouched[segment.start : segment.stop] = False
+    borders = np.flatnonzero(np.diff(untouched, prepend=False, append=False))
+    return tuple((int(start), int(stop)) for start, stop in borders.reshape(-1, 2))
+
+
+def _strength(speaks: NDArray[np.bool_], fade: int) -> NDArray[np.float32]:
+    """(n,) how much of a drawn mouth is laid on: 1, less within `fade` frames of an untouched one.
+
+    The clip's own ends are no edges.
+    """
+    away = np.full(len(speaks), fade + 1, dtype=np.int64)  # frames to the next untouched one
+    silent = np.flatnonzero(~speaks)
+    if len(silent):
+        at = np.arange(len(speaks))
+        after = np.searchsorted(silent, at)
+        right = silent[np.minimum(after, len(silent) - 1)]
+        left = silent[np.maximum(after - 1, 0)]
+        away = np.minimum(np.abs(right - at), np.abs(at - left))
+    return np.minimum(away / (fade + 1), 1).astype(np.float32)
 
 
 def _edges(start: int, stop: int, grouping: Literal["even", "short_tail"]) -> list[int]:

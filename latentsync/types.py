@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ __all__ = [
     "ProgressCallback",
     "Result",
     "Segment",
+    "SyncMode",
     "VideoInfo",
 ]
 
@@ -26,6 +28,8 @@ Frame = NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
+SyncMode = Literal["bounce", "pingpong", "loop", "freeze", "cut_off", "silence", "remap"]
+"""What becomes of a clip that is not as long as the voice; see `timeline.lay_out`."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,12 @@ class Face:
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """Where the face is in every source frame; 25 bytes a frame, so an hour is 2 MB."""
+    """Where one face is in every source frame; 26 bytes a frame, so an hour is 2 MB."""
 
     affine: FloatArray  # (n, 2, 3) frame px -> crop px; zeros where no face was found
     found: NDArray[np.bool_]  # (n,)
+    cut: NDArray[np.bool_] | None = None  # (n,) whether a new shot begins; None: nobody looked
+    lost: tuple[tuple[int, int, str], ...] = ()  # frames [start, stop) without it, and why
 
     def __len__(self) -> int:
         return len(self.found)
@@ -93,7 +99,8 @@ class Segment:
     start: int  # first output frame
     stop: int  # one past the last
     source: IntArray  # (stop - start,) the source frame shown at each
-    passthrough: bool  # True: no face here, the frames go to the output untouched
+    passthrough: bool  # True: nobody speaks here, the frames go to the output untouched
+    strength: FloatArray  # (stop - start,) 0..1, how much of the drawn mouth is laid on
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -124,6 +131,7 @@ class Result:
     faces_found: int  # source frames with a face
     source_frames: int  # source frames looked at
     passed_through: tuple[tuple[int, int], ...]  # output frames [start, stop) left untouched
+    lost: tuple[tuple[int, int, str], ...]  # source frames [start, stop) without a face, and why
     model: str
     detector: str
     device: str

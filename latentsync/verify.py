@@ -142,7 +142,7 @@ def _fingerprint(output: Path) -> str:
 def _outside(lipsync: LipSync, source: Path, output: Path, result: Result) -> Check:
     """PSNR of the luma outside the face, where nothing but the encode may have changed it."""
     clip, options = VideoReader(source), Options(seed=SEED)
-    track = lipsync.find_faces(clip, result.frames, options)
+    (track,) = lipsync.find_faces(clip, result.frames, options)
     error, count = 0.0, 0
     shown = range(min(len(track), result.frames))
     pairs = zip(clip.frames(shown), VideoReader(output).frames(shown), strict=True)
@@ -172,7 +172,7 @@ def _sync(lipsync: LipSync, output: Path, result: Result, weights: Path) -> Chec
     clip = VideoReader(output)
     try:
         net = load_eval_syncnet(weights, lipsync.device)
-        track = lipsync.find_faces(clip, result.frames, Options(seed=SEED))
+        (track,) = lipsync.find_faces(clip, result.frames, Options(seed=SEED))
         sound = np.concatenate(list(AudioReader(output).chunks(SAMPLE_RATE)))
         score = sync_conf_local(net, clip, track, lipsync.nets.config.resolution, sound)
     except InputError as error:  # too short, or no face left in it

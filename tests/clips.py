@@ -1,5 +1,6 @@
 """Small clips, pictures and sounds that tests make for themselves."""
 
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import av
 import cv2
+import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
@@ -175,3 +177,24 @@ def fps_filtered(path: Path, fps: int = 25) -> list[int]:
                     break
                 numbers.append(number_of(out.to_ndarray(format="rgb24")))
     return numbers
+
+
+def ffmpeg(*arguments: object) -> bytes:
+    """What FFmpeg's binary writes to stdout: another reader and writer than ours."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y"]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, check=True).stdout
+
+
+def ffmpeg_says(path: Path) -> str:
+    """The line in which FFmpeg's binary describes a file's pictures."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-i", f"file:{path}"]
+    said = subprocess.run(command, capture_output=True, check=False, text=True).stderr
+    return next(line.strip() for line in said.splitlines() if "Video:" in line)
+
+
+def ffmpeg_times(path: Path) -> list[Fraction]:
+    """When FFmpeg's binary shows each frame of a file, in seconds, as the file says."""
+    arguments = ("-copyts", "-i", f"file:{path}", "-fps_mode", "passthrough")
+    text = ffmpeg(*arguments, "-enc_time_base", "1:90000", "-f", "framecrc", "-").decode()
+    rows = [line.split(",") for line in text.splitlines() if line.startswith("0,")]
+    return [Fraction(int(row[2]), 90000) for row in rows]

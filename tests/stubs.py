@@ -58,7 +58,7 @@ class StubDetector:
     def describe(self) -> str:
         return "stub (score >= 0.5)"
 
-    def detect(self, frame, *, rounded=False):  # noqa: ARG002
+    def detect(self, frame, *, rounded=False, near=None):  # noqa: ARG002
         self.seen.append(number_of(frame))
         return [Face((40, 32, 92, 102), 1.0, self.points)] if self.faces(self.seen[-1]) else []
 

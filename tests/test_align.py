@@ -202,6 +202,51 @@ def test_smoothing_starts_anew_after_a_gap():
     assert (track.affine[2] == 0).all()
 
 
+def test_smoothing_starts_anew_after_a_cut():
+    points = golden("align_256")["landmarks3"].astype(np.float32)
+    found, cut = np.ones(5, dtype=bool), np.array([False, False, False, True, False])
+    for smooth in (0, 5):
+        track = align.face_track(points, found, 256, cut, smooth)
+        parts = [align.face_track(points[p], found[p], 256, smooth=smooth) for p in (PAST, NEXT)]
+        np.testing.assert_array_equal(track.affine, np.concatenate([p.affine for p in parts]))
+        assert (track.affine[3:] != align.face_track(points, found, 256).affine[3:]).any()
+
+
+PAST, NEXT = slice(0, 3), slice(3, 5)
+
+
+def nose(track):
+    """(found frames, 2) frame px where the template's nose base is pasted."""
+    affine = track.affine[track.found].astype(float)
+    return np.linalg.solve(affine[:, :, :2], (align.template(64)[2] - affine[:, :, 2])[..., None])
+
+
+def test_the_smoother_has_no_lag_and_takes_the_trembling():
+    """A head on a parabola stays there, ends included; of noise about it little is left."""
+    rng = np.random.default_rng(4)
+    t = np.arange(40)[:, None, None]
+    still = np.array([[130, 95], [190, 95], [160, 125]])
+    path = (still + [3, -2] * t + [0.1, 0.05] * t**2).astype(np.float32)
+    noise = rng.normal(0, 0.5, path.shape).astype(np.float32)
+    found = np.ones(40, dtype=bool)
+    found[17] = False
+    for odd in (9, 12):
+        kept = align.face_track(path, found, 64, smooth=odd).affine
+        np.testing.assert_allclose(kept, align.face_track(path, found, 64).affine, atol=2e-2)
+    truth = nose(align.face_track(path, found, 64))
+    trembles = [
+        np.square(nose(align.face_track(path + noise, found, 64, smooth=n)) - truth).mean()
+        for n in (0, 3, 9)
+    ]
+    assert trembles[1] == trembles[0]
+    assert trembles[2] < 0.4 * trembles[0]
+    raw, steady = (align.face_track(path + noise, found, 64, smooth=n).affine for n in (0, 9))
+    assert (raw != steady).any(axis=(1, 2))[found].all()
+    short = np.zeros(40, dtype=bool)
+    short[[3, 4, 5, 6, 9]] = True
+    assert align.face_track(path + noise, short, 64, smooth=9).found.sum() == 5
+
+
 def test_coinciding_points_are_no_face():
     track = align.face_track(np.full((1, 3, 2), 5, np.float32), np.ones(1, dtype=bool), 256)
     assert not track.found.any()

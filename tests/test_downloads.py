@@ -146,6 +146,7 @@ def test_a_file_the_hub_does_not_have(hub, tmp_path):
     assert "put the file at" in said
 
 
+@pytest.mark.slow
 def test_no_network(tmp_path):
     said = in_child(on_hub(), tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert said.startswith("WeightsError place/net.pt can't be fetched")

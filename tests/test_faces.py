@@ -21,7 +21,7 @@ from latentsync.faces.scrfd import GPU_PROVIDER, LANDMARK_FILE, SCRFD_FILE
 from latentsync.faces.yunet import YUNET_FILE, points_from_eyes
 from latentsync.synthetic import LANDMARKS, Identity, Mouth, Pose, draw
 from latentsync.synthetic.scenes import draw_mouth, draw_pose
-from latentsync.types import Face, Frame, Progress
+from latentsync.types import Box, Face, Frame, Progress
 from tests import onnx_nets
 
 PACK = Path("models", "buffalo_l")
@@ -37,8 +37,9 @@ def solid(colour: tuple[int, int, int], height: int, width: int) -> Frame:
 
 
 def test_unknown_detector(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"'dlib'.*insightface, yunet, builtin"):
-        create("dlib", root=tmp_path)
+    for name in ("dlib", "anime.onnx"):
+        with pytest.raises(OptionError, match=rf"'{name}'.*insightface, yunet, builtin.*\.xml"):
+            create(name, root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,12 @@ def test_published_filters(width: int, height: int, score: float, kept: bool) ->
     assert faces.PUBLISHED.keep(boxes, np.array([score])) == ([0] if kept else [])
 
 
+def test_lenient_filters() -> None:
+    lenient = FaceFilter(min_score=0.6).lenient()
+    assert (lenient.min_width, lenient.min_height, lenient.min_score) == (37, 60, 0.3)
+    assert (lenient.min_aspect, lenient.max_aspect) == (0.2, 1.5)
+
+
 def test_largest_first_and_ties_in_the_order_found() -> None:
     boxes = np.array([[0, 0, 60, 100], [0, 0, 100, 90], [0, 0, 90, 100], [0, 0, 10, 10]], float)
     assert faces.PUBLISHED.keep(boxes, np.ones(4)) == [1, 2, 0]
@@ -92,7 +99,7 @@ class Scripted:
     def describe(self) -> str:
         return self.name
 
-    def detect(self, frame: Frame, *, rounded: bool = False) -> list[Face]:
+    def detect(self, frame: Frame, *, rounded: bool = False, near: object = None) -> list[Face]:  # noqa: ARG002
         assert frame.ndim == 3
         self.rounded.append(rounded)
         return next(self.answers)
@@ -225,6 +232,22 @@ def test_insightface_takes_a_lower_score_when_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("insightface")
+def test_insightface_looks_twice(tmp_path: Path) -> None:
+    """At the part of the frame around a place, at full size, with half the score."""
+    root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.3)], marks_around(-0.2, 0.15, 0.05))
+    detector, white = InsightFace(root), solid((255, 255, 255), 720, 1280)
+    near = Box(200, 180, 456, 436)  # so that what is seen of the frame begins at (72, 52)
+    assert detector.detect(white) == []
+    (found,) = detector.detect(white, near=near)
+    assert found.box == (272, 152, 432, 352)
+    middle = (280 + 72, 200 + 52)
+    np.testing.assert_allclose(
+        found.points, np.add(middle, [[-40, -50], [30, -60], [10, 25]]), atol=4e-3
+    )
+    assert detector.detect(white) == []  # and the first look stays as it was
+
+
+@pytest.mark.usefixtures("insightface")
 def test_insightface_rounds_as_published(tmp_path: Path) -> None:
     """First each of the 106 points, then the three means, both half to even."""
     marks = marks_around(-0.2, 0.15, 0.05)
@@ -336,6 +359,18 @@ def test_yunet_filters(tmp_path: Path) -> None:
     assert len(YuNet(yunet(tmp_path, score=0.49)).detect(white)) == 1
     assert len(YuNet(yunet(tmp_path), FaceFilter(min_width=57)).detect(white)) == 1
     assert YuNet(yunet(tmp_path)).detect(solid((255, 255, 255), 16, 16)) == []
+
+
+def test_yunet_looks_twice(tmp_path: Path) -> None:
+    detector = YuNet(yunet(tmp_path, score=0.3))
+    white = solid((255, 255, 255), 400, 640)
+    (found,) = detector.detect(white[:192, :320].copy())
+    assert found.box[0] == 128
+    large, small = detector.detect(white, near=Box(100, 100, 260, 196))  # seen from (20, 52) on
+    np.testing.assert_allclose([large.box[:2], small.box[:2]], [[148, 84], [60, 84]], atol=1)
+    eyes = np.add([[52.0, 64], [84, 64]], (20, 52))
+    np.testing.assert_allclose(small.points, points_from_eyes(eyes), atol=1e-3)
+    assert len(detector.detect(white[:192, :320].copy())) == 1
 
 
 def test_points_follow_the_roll_of_the_face() -> None:
@@ -469,6 +504,54 @@ def test_builtin_finds_a_face_in_the_dark() -> None:
     frame, _ = draw(Identity.from_seed(990_001), Pose(), Mouth(), (400, 360), zoom=0.8)
     dark = (frame * 0.12).astype(np.uint8)
     assert len(Builtin().detect(dark)) == 1
+
+
+def test_builtin_looks_twice(portrait: Frame) -> None:
+    """A head that leans further than the cascades know is found where it was a moment ago."""
+    detector = Builtin()
+    upright_face = detector.detect(portrait)[0]
+    matrix = cv2.getRotationMatrix2D((226, 120), 28, 1)
+    leaning = moved(portrait, matrix, 512, 512)
+    near = Box(*(round(v) for v in upright_face.box))
+    assert detector.detect(leaning) == []
+    (found,) = detector.detect(leaning, near=near)
+    assert np.abs(found.points - expected_points(matrix)).max() < 0.12 * APART
+    assert detector.detect(portrait, near=Box(30, 330, 110, 440)) == []
+
+
+# a cascade by path
+
+CASCADE = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_alt2.xml"
+
+
+def test_cascade_of_ones_own(portrait: Frame, tmp_path: Path) -> None:
+    detector = create(str(CASCADE), root=tmp_path)
+    found = detector.detect(portrait)[0]
+    left, top, right, bottom = found.box
+    assert left < TRUTH[:, 0].min() < TRUTH[:, 0].max() < right
+    assert top < TRUTH[:, 1].min() < TRUTH[:, 1].max() < bottom
+    width, height = right - left, bottom - top
+    expected = np.array([[0.3, 0.26], [0.7, 0.26], [0.5, 0.57]]) * (width, height)
+    np.testing.assert_allclose(found.points, np.add(expected, (left, top)), atol=1e-3)
+    assert "whole pixels, points placed by the box's proportions" in detector.describe()
+    assert np.abs(found.points - TRUTH).max() < 0.25 * APART
+    assert 0.5 <= found.score < 1
+    picky = create(str(CASCADE), root=tmp_path, filters=FaceFilter(min_score=0.99))
+    assert picky.detect(portrait) == []
+    again = detector.detect(portrait, near=Box(*map(int, found.box)))
+    assert np.abs(np.array(again[0].box) - found.box).max() < 0.1 * width
+    assert detector.detect(solid((90, 90, 90), 300, 300)) == []
+    assert detector.detect(solid((90, 90, 90), 16, 16)) == []
+
+
+def test_what_is_no_cascade(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match=r"none\.xml is not there"):
+        create(str(tmp_path / "none.xml"), root=tmp_path)
+    file = tmp_path / "page.xml"
+    for text in ("<html>not found</html>", "", "<opencv_storage><a>1</a></opencv_storage>"):
+        file.write_text(text)
+        with pytest.raises(WeightsMismatch, match=r"page\.xml is no cascade"):
+            create(str(file), root=tmp_path)
 
 
 def test_builtin_wants_its_net(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ import struct
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from latentsync.media import Colour, VideoFrame, VideoReader, VideoWriter, even_box, probe
 from latentsync.types import Box
-from tests.clips import picture, raw_frames, same, write_clip, write_picture
+from tests.clips import number_of, picture, raw_frames, same, write_clip, write_picture
 
 # ---- upright, 8-bit 4:2:0, with its colours ------------------------------------------------------
 
@@ -162,6 +163,22 @@ def test_a_region_holds_the_values_of_the_whole(size):
     for rect in ((0, 0, 10, 10), (20, 14, 60, 40), (70, 40, width, height), (2, 2, 4, 4)):
         box = even_box(rect, width=width, height=height)
         assert np.array_equal(frame.rgb(box), whole[box.top : box.bottom, box.left : box.right])
+
+
+@pytest.mark.parametrize("size", [(160, 120), (159, 121), (90, 161)])
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_thumbnail_is_the_whole_picture_scaled(size, colour):
+    frame = VideoFrame.from_rgb(picture(77, *size), colour)
+    assert np.array_equal(frame.thumbnail(161), frame.rgb())
+    small = frame.thumbnail(80)
+    assert max(small.shape[:2]) == 80
+    assert abs(small.shape[1] / small.shape[0] - size[0] / size[1]) < 0.02
+    assert number_of(small) == 77
+    expected = cv2.resize(frame.rgb(), small.shape[1::-1], interpolation=cv2.INTER_AREA)
+    quarter = small.shape[0] // 4 + 3
+    odd = size[0] % 2 or size[1] % 2  # where a place is off by up to a pixel of the whole
+    difference = np.abs(small[quarter:].astype(int) - expected[quarter:]).mean()
+    assert difference < (4 if odd else 1.5)
 
 
 def test_regions_are_even_and_inside():

@@ -1,6 +1,7 @@
 """Reading and writing pictures: what is opened, which frame is shown when, and that it stays so."""
 
 import logging
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -230,7 +231,7 @@ def test_going_back_seeks_instead_of_reading_from_the_start(tmp_path, monkeypatc
     reader, opened = VideoReader(path), []
     monkeypatch.setattr("latentsync.media.reader._KEPT_BYTES", 0)
     monkeypatch.setattr(
-        "latentsync.media.reader.open_media", lambda p: opened.append(p) or open_media(p)
+        "latentsync.media.decoder.open_media", lambda *a: opened.append(a) or open_media(*a)
     )
     assert numbers(reader, range(199, 40, -1)) == list(range(199, 40, -1))
     assert len(opened) == 1
@@ -349,12 +350,42 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(clip, tmp_path, mon
         VideoWriter(tmp_path / "out.mp4")
 
 
-def test_a_link_given_as_output_stays_a_link(tmp_path):
+def test_links_devices_pipes_and_directories_are_no_output(tmp_path):
     (tmp_path / "link.mp4").symlink_to(tmp_path / "real.mp4")
-    with VideoWriter(tmp_path / "link.mp4") as writer:
+    (tmp_path / "circle.mp4").symlink_to(tmp_path / "circle.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    said = {
+        tmp_path / "link.mp4": "symbolic link",
+        tmp_path / "circle.mp4": "circle.mp4",
+        tmp_path / "pipe.mp4": "device or a pipe",
+        tmp_path: "directory",
+        "/dev/null": "device or a pipe",
+        "/dev/stdout": "symbolic link",
+    }
+    for path, reason in said.items():
+        with pytest.raises(OutputError, match=reason) as error:
+            VideoWriter(path)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "real.mp4").exists()
+
+
+def test_a_link_that_comes_later_is_replaced_and_not_followed(tmp_path):
+    out, real = tmp_path / "out.mp4", tmp_path / "real.mp4"
+    real.write_bytes(b"another's")
+    with VideoWriter(out) as writer:
         writer.write(VideoFrame.from_rgb(picture(1)))
-    assert (tmp_path / "link.mp4").is_symlink()
-    assert (tmp_path / "real.mp4").is_file()
+        out.symlink_to(real)
+    assert not out.is_symlink()
+    assert real.read_bytes() == b"another's"
+    assert numbers(VideoReader(out)) == [1]
+
+
+def test_a_change_of_directory_does_not_move_the_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter("out.mp4") as writer:
+        monkeypatch.chdir("/")
+        writer.write(VideoFrame.from_rgb(picture(1)))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
 # ---- describing ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from tests.clips import babble, write_clip, write_sound
 
@@ -51,6 +52,7 @@ def peak(clip, voice, out):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(tmp_path):
     flat = np.full((SIZE[1], SIZE[0], 3), 128, np.uint8)
     frames = (

@@ -200,7 +200,7 @@ def test_a_model_runs_again_after_a_run_and_after_a_failure(
 
 def test_the_result_says_what_ran(clip, voice, out):
     lipsync = tiny_lipsync(lambda n: n not in {3, 4, 9})
-    result = lipsync.run(clip, voice, str(out), options=Options(steps=1), seed=5)
+    result = lipsync.run(clip, voice, str(out), options=Options(steps=1, follow="frame"), seed=5)
     timings = result.timings
     assert dataclasses.replace(result, timings={}) == Result(
         path=out,
@@ -212,6 +212,7 @@ def test_the_result_says_what_ran(clip, voice, out):
         faces_found=17,
         source_frames=20,
         passed_through=((3, 5), (9, 10)),
+        lost=((3, 5, "no face"), (9, 10, "no face")),
         model="tiny",
         detector="stub",
         device="cpu",
@@ -237,7 +238,7 @@ def test_frames_without_a_face_and_all_around_it_are_the_source_exactly(clip, ou
     voice = write_sound(clip.with_name("long.wav"), babble(1.2))
     sizes = group_sizes(monkeypatch)
 
-    result = lipsync.run(clip, voice, out, steps=1, crf=0)
+    result = lipsync.run(clip, voice, out, steps=1, crf=0, follow="frame")
 
     # Frames 0-4, 8-14, 16-19 and back to 16, then from 14 to 9: no group bridges a gap.
     assert sizes == [5, 7, 7, 6]
@@ -255,7 +256,7 @@ def test_frames_without_a_face_and_all_around_it_are_the_source_exactly(clip, ou
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"), [(Options(), [8, 9]), (Options.published(), [16, 3])]
+    ("options", "expected"), [(Options(follow="frame"), [8, 9]), (Options.published(), [16, 3])]
 )
 def test_17_frames_are_split_evenly_unless_published(
     lipsync, clip, out, tmp_path, monkeypatch, options, expected
@@ -380,7 +381,7 @@ def test_numbers_that_are_not_finite_are_an_error(lipsync, clip, voice, out, mon
     monkeypatch.setattr(
         diffusion, "decode", lambda _vae, _latents, pixels, _mask: pixels * float("nan")
     )
-    with pytest.raises(LatentSyncError, match=r"frames 0-9 .*not finite.*float32"):
+    with pytest.raises(LatentSyncError, match=r"frames 0-7 .*not finite.*float32"):
         lipsync.run(clip, voice, out, steps=1)
     assert not out.exists()
 
@@ -390,9 +391,7 @@ def test_a_device_too_small_is_an_error_with_a_way_out(lipsync, clip, voice, out
         raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(diffusion, "denoise", full)
-    with pytest.raises(
-        LatentSyncError, match=r"cpu has too little memory for 10 frames of .*v1\.5"
-    ):
+    with pytest.raises(LatentSyncError, match=r"cpu has too little memory for 8 frames of .*v1\.5"):
         lipsync.run(clip, voice, out, steps=1)
     assert not out.exists()
 
@@ -462,9 +461,9 @@ def test_the_temporary_file_lies_beside_the_output(lipsync, clip, voice, out, mo
     beside = []
     write = VideoWriter.write
 
-    def spy(self, frame):
+    def spy(self, frame, time):
         beside.append([p.suffix for p in out.parent.iterdir()])
-        write(self, frame)
+        write(self, frame, time)
 
     monkeypatch.setattr(pipeline.VideoWriter, "write", spy)
     lipsync.run(clip, voice, out, steps=1)

@@ -76,6 +76,28 @@ def test_each_loss_is_its_net_s_times_its_weight(losses, latents):
     assert all(p.grad is None for p in losses.vae.parameters())
 
 
+def test_a_judge_of_latents_needs_no_picture(losses, latents, monkeypatch):
+    own = SyncNetConfig(
+        visual=SyncNetTower(64, (32, 64), ((2, 2), (4, 4))),
+        audio=SyncNetTower(1, (32, 64), ((16, 13), (5, 4))),
+        side=8,
+        lower_half=False,
+        latent=True,
+    )
+    judge = StableSyncNet(own).requires_grad_(False)
+    alone = replace(losses, syncnet=judge, lpips=None, videomae=None)
+    assert [one.sees_pixels for one in (losses, replace(alone, syncnet=losses.syncnet), alone)] == [
+        True, True, False,
+    ]  # fmt: skip
+    monkeypatch.setattr(type(losses.vae), "decode", None)
+    given = batch(torch.zeros(1, 4, 16, 8, 8), None)
+    found = alone(latents.requires_grad_(), given)
+    wanted = 0.05 * cosine_loss(*judge(stacked(latents, own), given.mel)).mean()
+    torch.testing.assert_close(found, {"sync": wanted})
+    (gradient,) = torch.autograd.grad(found["sync"], latents)
+    assert gradient.abs().max() > 0
+
+
 def test_the_right_picture_costs_nothing_but_sync(losses, latents):
     found = losses(latents, batch(latents, decoded(losses, latents)))
     assert found["lpips"].item() == pytest.approx(0, abs=1e-6)

@@ -28,7 +28,7 @@ class Detector:
     def describe(self):
         return "a stub"
 
-    def detect(self, frame, *, rounded=False):  # noqa: ARG002
+    def detect(self, frame, *, rounded=False, near=None):  # noqa: ARG002
         number, self.seen = self.seen, self.seen + 1
         if number in self.missing:
             return []

@@ -12,7 +12,7 @@ import pytest
 
 from latentsync.errors import MediaError
 from latentsync.media import AudioReader, VideoFrame, VideoReader, VideoWriter, probe
-from tests.clips import babble, lag, picture, write_clip, write_sound
+from tests.clips import babble, ffmpeg, lag, picture, write_clip, write_sound
 
 RATE = 16000  # Hz, what the network hears
 FRAME = 1 / 25  # s
@@ -37,9 +37,9 @@ def as_ffmpeg_says(path: Path) -> np.ndarray:
     return np.frombuffer(done.stdout, "<i2").astype(np.float32) / 32768
 
 
-def write(out: Path, audio: Path, frames: int) -> Path:
+def write(out: Path, audio: Path, frames: int, **options) -> Path:
     still = VideoFrame.from_rgb(picture(1))
-    with VideoWriter(out, audio=audio, preset="ultrafast") as writer:
+    with VideoWriter(out, audio=audio, preset="ultrafast", **options) as writer:
         for _ in range(frames):
             writer.write(still)
     return out
@@ -143,6 +143,54 @@ def test_the_samples_are_those_of_ffmpeg(tmp_path, kind):
     assert ours.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "channels"),
+    [
+        ("a.wav", "pcm_u8", 8000, 1),
+        ("a.wav", "pcm_alaw", 8000, 1),
+        ("a.wav", "pcm_s24le", 96000, 2),
+        ("a.wav", "pcm_s32le", 192000, 2),
+        ("a.wav", "pcm_f32le", 48000, 2),
+        ("a.wav", "pcm_f64le", 11025, 1),
+        ("a.aiff", "pcm_s16be", 44100, 2),
+        ("a.flac", "flac", 96000, 2),
+        ("a.mov", "pcm_s24le", 48000, 2),
+        ("a.webm", "libopus", 48000, 2),
+        ("a.mkv", "ac3", 48000, 6),
+    ],
+)
+def test_any_rate_depth_and_number_of_channels(tmp_path, name, codec, rate, channels):
+    wave, path = tmp_path / "in.wav", tmp_path / name
+    write_sound(wave, babble(0.6, rate), rate)
+    ffmpeg("-i", wave, "-ac", channels, "-c:a", codec, path)
+    reader = AudioReader(path)
+    assert (reader.sample_rate, reader.channels) == (rate, channels)
+    ours, theirs = heard(path), as_ffmpeg_says(path)
+    shared = min(len(ours), len(theirs))
+    assert abs(len(ours) - len(theirs)) <= 2
+    if channels > 2:  # how much of each to mix is a matter of taste
+        assert np.corrcoef(ours[:shared], theirs[:shared])[0, 1] > 0.999
+    else:
+        assert np.abs(ours[:shared] - theirs[:shared]).max() <= 4 / 32768
+    facts = probe(write(tmp_path / "out.mp4", path, 15)).audio
+    assert (facts.channels, facts.sample_rate) == (channels, min(rate, 96000))
+
+
+def test_sound_and_pictures_of_one_file_keep_their_places(tmp_path):
+    """Time 0 is where the first of the two starts, also where that is the pictures."""
+    sound = babble(1, 48000)
+    for suffix in ("mp4", "mkv"):  # a TS does not tell what the encoder put in front
+        late = write_clip(tmp_path / f"late.{suffix}", 40, sound=sound, sound_start=Fraction(2, 5))
+        early = write_clip(
+            tmp_path / f"early.{suffix}",
+            40,
+            times=[Fraction(2, 5) + Fraction(n, 25) for n in range(40)],
+            sound=sound,
+        )
+        found = lag(heard(late)[:RATE], heard(early)[:RATE], RATE, reach=0.6)
+        assert found == pytest.approx(0.4, abs=0.005), suffix
+
+
 def test_sound_is_streamed_counted_and_read_again(tmp_path):
     path = write_sound(tmp_path / "a.wav", babble(3.3))
     reader = AudioReader(path)
@@ -233,6 +281,17 @@ def test_longer_sound_is_cut_where_the_pictures_end(tmp_path, kind, frames):
         voice, video = container.streams.audio[0], container.streams.video[0]
         ends = [float((s.start_time + s.duration) * s.time_base) for s in (voice, video)]
     assert abs(ends[0] - ends[1]) <= FRAME
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3", "m4a", "late", "late, mkv"])
+def test_sound_can_start_anywhere_in_the_output(tmp_path, kind):
+    path = make(tmp_path, kind)
+    sound = heard(path)[: round(1.3 * RATE)]
+    out = write(tmp_path / "out.mp4", path, 50, audio_at=Fraction(7, 10))
+    result = played(out)
+    assert np.abs(result[: round(0.67 * RATE)]).max() < 0.01
+    assert abs(lag(result[round(0.7 * RATE) :], sound, RATE)) <= 0.005
+    assert abs(len(result) / RATE - 2) <= FRAME
 
 
 def test_shorter_sound_ends_early(tmp_path):

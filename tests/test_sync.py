@@ -239,6 +239,7 @@ def looked_up(weights, seconds):
     return next(check for check in checks if check.what == "sync confidence (local crop)")
 
 
+@pytest.mark.slow
 def test_verify_measures_it(weights, net):
     file = weights / "auxiliary/syncnet_v2.model"
     assert looked_up(weights, 0.2).found == (

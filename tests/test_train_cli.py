@@ -1,6 +1,5 @@
 """`latentsync train unet`, whole: from a folder of clips to a model that speaks."""
 
-import csv
 import signal
 import sys
 from dataclasses import replace
@@ -21,9 +20,9 @@ from latentsync.training import loop
 from latentsync.training.main import train_unet
 from latentsync.training.pixels import PixelLosses
 from latentsync.training.unet import UNetTask
-from tests.clips import babble
-from tests.stubs import StubDetector, numbered_clip, tiny_nets
+from tests.stubs import StubDetector
 from tests.test_pixel_losses import SYNC
+from tests.training_run import rows
 
 RUN = replace(
     UNET_RUNS["demo"],
@@ -35,26 +34,6 @@ RUN = replace(
 )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    for i in range(3):
-        numbered_clip(folder / f"{i}.mp4", 48 + i, sound=babble(2.1, 48000, seed=i))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def init(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("init")
-    weights.save(tiny_nets(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
     """A detector that takes the clips for faces, and little to validate on."""
@@ -63,10 +42,12 @@ def stub(monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capfd, init, cache):
+def command(monkeypatch, capfd, folders):
     def run(*arguments):
-        given = ["--init", init, "--cache", cache, "--cpu", "--preset", "demo", *arguments]
-        monkeypatch.setattr(sys, "argv", ["latentsync", "train", "unet", *map(str, given)])
+        given = ["--init", folders.model, "--cache", folders.cache, "--cpu", "--preset", "demo"]
+        monkeypatch.setattr(
+            sys, "argv", ["latentsync", "train", "unet", *map(str, [*given, *arguments])]
+        )
         with pytest.raises(SystemExit) as caught:
             cli.main()
         return caught.value.code, *capfd.readouterr()
@@ -74,16 +55,10 @@ def command(monkeypatch, capfd, init, cache):
     return run
 
 
-def rows(folder, name="demo"):
-    """The figures of each row, without the time."""
-    with (folder / f"{name}.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
-def test_a_folder_of_clips_becomes_a_model(command, data, init, tmp_path):
+def test_a_folder_of_clips_becomes_a_model(command, folders, tmp_path):
     out = tmp_path / "out"
     given = ["--steps", 4, "--log-every", 2, "--validate-every", 2, "--no-show"]
-    code, told, wrong = command("--data", data, "-o", out, *given)
+    code, told, wrong = command("--data", folders.data, "-o", out, *given)
     assert (code, told, wrong) == (0, f"{out / 'model'}\n", "")
     assert [row["step"] for row in rows(out)] == ["2", "4"]
     assert float(rows(out)[-1]["noise_right"]) > 0
@@ -92,7 +67,7 @@ def test_a_folder_of_clips_becomes_a_model(command, data, init, tmp_path):
     assert {p.name for p in out.iterdir()} == wanted
     model = latentsync.load(out / "model")
     assert model.nets.config.name == "tiny-demo"
-    before = weights.load_nets(init).unet.state_dict()
+    before = weights.load_nets(folders.model).unet.state_dict()
     after = model.nets.unet.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     kept = torch.load(out / "demo.checkpoint.pt", weights_only=True)
@@ -100,7 +75,7 @@ def test_a_folder_of_clips_becomes_a_model(command, data, init, tmp_path):
     assert len(kept["revision"]) == 40
 
 
-def test_at_each_validation_a_clip_is_made(data, init, cache, tmp_path):
+def test_at_each_validation_a_clip_is_made(folders, tmp_path):
     asked = []
 
     def show(nets, _detector, face, voice, output):
@@ -110,17 +85,21 @@ def test_at_each_validation_a_clip_is_made(data, init, cache, tmp_path):
         return {"lip_correlation": 0.5}
 
     run = replace(RUN, steps=4, validate_every=2)
-    train_unet(run, data, tmp_path, init=init, cache=cache, cpu=True, show=show)
+    train_unet(
+        run, folders.data, tmp_path, init=folders.model, cache=folders.cache, cpu=True, show=show
+    )
     assert asked == [("0.mp4", "1.mp4", "0001.mp4"), ("0.mp4", "1.mp4", "0002.mp4")]
     assert [row["lip_correlation"] for row in rows(tmp_path)] == ["0.5", "0.5"]
 
 
-def test_a_validation_clip_that_fails_does_not_end_the_run(data, init, cache, tmp_path, caplog):
+def test_a_validation_clip_that_fails_does_not_end_the_run(folders, tmp_path, caplog):
     def show(*_):
         raise WeightsMissing("there is no ruler")
 
     run = replace(RUN, steps=2, validate_every=2)
-    train_unet(run, data, tmp_path, init=init, cache=cache, cpu=True, show=show)
+    train_unet(
+        run, folders.data, tmp_path, init=folders.model, cache=folders.cache, cpu=True, show=show
+    )
     assert "no figures of a validation clip: there is no ruler" in caplog.text
     assert "lip_correlation" not in rows(tmp_path)[0]
 
@@ -138,21 +117,21 @@ def test_a_validation_clip_that_fails_does_not_end_the_run(data, init, cache, tm
         (["--init", "v9"], "model is 'v9'"),
     ],
 )
-def test_what_can_t_be_is_said_in_one_line(command, data, tmp_path, given, line):
-    code, told, wrong = command("--data", data, "-o", tmp_path / "out", *given)
+def test_what_can_t_be_is_said_in_one_line(command, folders, tmp_path, given, line):
+    code, told, wrong = command("--data", folders.data, "-o", tmp_path / "out", *given)
     assert (code, told) == (2, "")
     assert line in wrong
     assert wrong.count("\n") == 1
 
 
-def test_losses_on_pixels_without_their_nets_name_the_download(command, data, tmp_path):
+def test_losses_on_pixels_without_their_nets_name_the_download(command, folders, tmp_path):
     given = ["--sync-weight", 0.05, "--weights", tmp_path]
-    code, _, wrong = command("--data", data, "-o", tmp_path / "out", *given)
+    code, _, wrong = command("--data", folders.data, "-o", tmp_path / "out", *given)
     assert code == 1
     assert "stable_syncnet.pt is missing; `latentsync download train` fetches it" in wrong
 
 
-def test_a_stopped_run_says_so_and_goes_on(command, data, tmp_path, monkeypatch):
+def test_a_stopped_run_says_so_and_goes_on(command, folders, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
     def interrupted(*_, **__):
@@ -160,15 +139,22 @@ def test_a_stopped_run_says_so_and_goes_on(command, data, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr("latentsync.training.main.fit", interrupted)
-        code, told, wrong = command("--data", data, "-o", out, "--steps", 2, "--no-show")
+        code, told, wrong = command("--data", folders.data, "-o", out, "--steps", 2, "--no-show")
     assert (code, told) == (130, "")
     assert wrong.startswith("demo stopped after step 3; it goes on from there\n")
 
 
-def test_parts_one_by_one_are_the_batch(data, init, cache, tmp_path):
+def test_parts_one_by_one_are_the_batch(folders, tmp_path):
     for accumulate in (1, 2):
         run = replace(RUN, steps=2, batch=2, accumulate=accumulate, speech_dropout=0.5)
-        train_unet(run, data, tmp_path / str(accumulate), init=init, cache=cache, cpu=True)
+        train_unet(
+            run,
+            folders.data,
+            tmp_path / str(accumulate),
+            init=folders.model,
+            cache=folders.cache,
+            cpu=True,
+        )
     whole, parts = (rows(tmp_path / name)[-1] for name in ("1", "2"))
     assert float(parts["noise"]) == pytest.approx(float(whole["noise"]), rel=1e-5)
     assert float(parts["gradient_norm"]) == pytest.approx(float(whole["gradient_norm"]), rel=1e-4)
@@ -187,16 +173,16 @@ def judged(monkeypatch):
 
 
 @pytest.mark.usefixtures("judged")
-def test_losses_on_pixels_teach_what_is_to_be_trained(data, init, cache, tmp_path):
+def test_losses_on_pixels_teach_what_is_to_be_trained(folders, tmp_path):
     """The second stage: from a picture that one step gives, through the VAE and a judge."""
     run = replace(
         UNET_RUNS["stage2"], resolution=0, steps=2, log_every=1, validate_every=2, sync_weight=0.05
     )
-    train_unet(run, data, tmp_path, init=init, cache=cache, cpu=True)
+    train_unet(run, folders.data, tmp_path, init=folders.model, cache=folders.cache, cpu=True)
     found = rows(tmp_path, "stage2")
     assert [float(row["sync"]) > 0 for row in found] == [True, True]
     assert {float(row["learning_rate"]) for row in found} == {1e-5}
-    before = weights.load_nets(init).unet.state_dict()
+    before = weights.load_nets(folders.model).unet.state_dict()
     kept = torch.load(tmp_path / "stage2.checkpoint.pt", weights_only=True)
     changed = {name for name in before if not torch.equal(before[name], kept["net"][name])}
     assert any("motion_modules." in name for name in changed)
@@ -208,7 +194,7 @@ def test_losses_on_pixels_teach_what_is_to_be_trained(data, init, cache, tmp_pat
 
 
 @pytest.mark.usefixtures("judged")
-def test_half_the_precision(data, init, cache, tmp_path, monkeypatch):
+def test_half_the_precision(folders, tmp_path, monkeypatch):
     from accelerate.state import AcceleratorState
 
     seen, guess = set(), UNetTask._guess
@@ -225,8 +211,16 @@ def test_half_the_precision(data, init, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(UNetTask, "_guess", watched)
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        run = replace(RUN, steps=2, validate_every=2, precision="bfloat16")
-        train_unet(run, data, tmp_path, init=init, cache=cache, cpu=True, show=show)
+        run = replace(RUN, steps=1, log_every=1, validate_every=1, precision="bfloat16")
+        train_unet(
+            run,
+            folders.data,
+            tmp_path,
+            init=folders.model,
+            cache=folders.cache,
+            cpu=True,
+            show=show,
+        )
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     kept = torch.load(tmp_path / "demo.checkpoint.pt", weights_only=True)

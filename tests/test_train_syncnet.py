@@ -1,6 +1,5 @@
 """`latentsync train syncnet`: what it is shown, that it learns, and that a U-Net can use it."""
 
-import csv
 import sys
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import cli, faces, weights
+from latentsync import cli, faces
 from latentsync.config import SYNCNET_RUNS, SyncNetConfig, SyncNetTower, SyncNetTrainConfig
 from latentsync.errors import Cancelled, OptionError, WeightsMismatch
 from latentsync.models.syncnet import StableSyncNet, cosine_loss, stacked
@@ -19,10 +18,10 @@ from latentsync.training.dataset import Clip, Preparer, prepare
 from latentsync.training.loop import fit
 from latentsync.training.main import train_syncnet
 from latentsync.training.pixels import load_pixel_losses
-from latentsync.training.syncnet import ClipPairs, Pairs, SyncNetTask, accuracies
-from latentsync.weights import load_syncnet
-from tests.clips import babble
-from tests.stubs import TINY, StubDetector, numbered_clip, tiny_nets
+from latentsync.training.syncnet import ClipPairs, Pairs, SyncNetTask, accuracies, contrast_loss
+from latentsync.weights import load_nets, load_syncnet
+from tests.stubs import TINY, StubDetector, tiny_nets
+from tests.training_run import rows
 
 LATENT = SyncNetConfig(
     visual=SyncNetTower(64, (32, 64), ((2, 2), (4, 4))),
@@ -41,41 +40,24 @@ RUN = SyncNetTrainConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    for i in range(3):
-        numbered_clip(folder / f"{i}.mp4", 48 + i, sound=babble(2.1, 48000, seed=i))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    weights.save(tiny_nets(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
     """A detector that takes the clips for faces, little to validate on, and tiny presets."""
     monkeypatch.setattr(faces, "create", lambda *_, **__: StubDetector())
-    monkeypatch.setattr("latentsync.training.syncnet.VALIDATION_WINDOWS", 8)
+    monkeypatch.setattr("latentsync.training.syncnet.VALIDATION_CLIPS", 4)
+    monkeypatch.setattr("latentsync.training.syncnet.VALIDATION_PARTS", 2)
     monkeypatch.setattr("latentsync.training.unet.VALIDATION_WINDOWS", 4)
     monkeypatch.setitem(SYNCNET_RUNS, "latent", replace(RUN, name="latent"))
     monkeypatch.setitem(SYNCNET_RUNS, "pixel", replace(RUN, name="pixel", net=PIXEL))
 
 
 @pytest.fixture
-def command(monkeypatch, capfd, cache, data):
+def command(monkeypatch, capfd, folders):
     def run(what, output, *arguments):
-        given = ["--data", data, "-o", output, "--cache", cache, "--cpu", *arguments]
-        monkeypatch.setattr(sys, "argv", ["latentsync", "train", what, *map(str, given)])
+        given = ["--data", folders.data, "-o", output, "--cache", folders.cache, "--cpu"]
+        monkeypatch.setattr(
+            sys, "argv", ["latentsync", "train", what, *map(str, [*given, *arguments])]
+        )
         with pytest.raises(SystemExit) as caught:
             cli.main()
         return caught.value.code, *capfd.readouterr()
@@ -83,47 +65,38 @@ def command(monkeypatch, capfd, cache, data):
     return run
 
 
-def rows(folder, name):
-    with (folder / f"{name}.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
 # -- What it is shown ------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def clips(data, cache):
-    return prepare(dataset.find_clips(data), Preparer(tiny_nets(), StubDetector(), cache))
+def clips(folders):
+    preparer = Preparer(load_nets(folders.model), StubDetector(), folders.cache)
+    return prepare(dataset.find_clips(folders.data), preparer)
 
 
 @pytest.mark.parametrize("frames", [48, 49, 90])
-def test_a_wrong_sound_is_of_another_place_of_the_same_clip(tmp_path, monkeypatch, frames):
-    places = []
+def test_both_windows_are_of_one_clip_and_share_no_frame(tmp_path, monkeypatch, frames):
+    def latents(clip, start, stop):
+        assert stop - start == 16
+        shown = torch.full((16, 1, 1, 1), 100.0 * clip.first + start)
+        return dataset.diffusion.Latents(shown, shown)
 
-    def latents(_, start, stop):
-        places.append([start])
-        empty = torch.zeros(stop - start, 4, 8, 8)
-        return dataset.diffusion.Latents(empty, empty)
-
-    def mel(_, start, frames):
+    def mel(clip, start, frames):
         assert frames == 16
-        places[-1].append(start)
-        return torch.zeros(1, 80, 52)
+        return torch.full((1, 1, 1), 100.0 * clip.first + start)
 
-    class InOrder:  # in place of threads
-        __enter__ = __exit__ = lambda self, *_: self
-        map = staticmethod(map)
-
-    monkeypatch.setattr("latentsync.training.syncnet.ThreadPoolExecutor", InOrder)
     monkeypatch.setattr(Clip, "latents", latents)
     monkeypatch.setattr(Clip, "mel", mel)
-    windows = ClipPairs([Clip(tmp_path, tmp_path, 0, frames)])
-    pairs = windows.draw(400, torch.Generator().manual_seed(0))
-    assert pairs.in_sync.sum() == 200
-    for (seen, heard), together in zip(places, pairs.in_sync.tolist(), strict=True):
-        assert 0 <= min(seen, heard) <= max(seen, heard) <= frames - 16
-        assert seen == heard if together else abs(seen - heard) >= 16
-    assert {seen for seen, _ in places} >= {0, frames - 16}
+    clips = [Clip(tmp_path, tmp_path, first, frames) for first in range(2)]
+    pairs = ClipPairs(clips).draw(400, torch.Generator().manual_seed(0))
+    seen, heard = pairs.seen[:, :, 0, 0, 0, 0], pairs.mel[:, :, 0, 0, 0]
+    assert seen.shape == (400, 2)
+    assert torch.equal(seen, heard)
+    clip, start = seen // 100, seen % 100
+    assert torch.equal(clip[:, 0], clip[:, 1])
+    assert clip[:, 0].unique().tolist() == [0, 1]
+    assert (start[:, 0] - start[:, 1]).abs().min() >= 16
+    assert (start[:, 0].min(), start[:, 0].max()) == (0, frames - 16)
 
 
 @pytest.mark.parametrize("side", [None, TINY.resolution])
@@ -137,10 +110,17 @@ def test_windows_and_sounds_are_those_of_the_clip(clips, side):
         frames = clip.latents(0, len(clip)).reference
     shown = [frames[start : start + 16].transpose(0, 1) for start in starts]
     sounds = [clip.mel(start, 16) for start in starts]
-    for seen, mel, together in zip(pairs.seen, pairs.mel, pairs.in_sync.tolist(), strict=True):
+    for seen, mel in zip(pairs.seen.flatten(0, 1), pairs.mel.flatten(0, 1), strict=True):
         (start,) = (i for i, one in enumerate(shown) if torch.equal(one, seen))
         (heard,) = (i for i, one in enumerate(sounds) if torch.equal(one, mel))
-        assert start == heard if together else abs(start - heard) >= 16
+        assert start == heard
+
+
+def test_the_fingerprint_tells_clips_and_their_order(clips):
+    same, turned, fewer = list(clips), clips[::-1], clips[:2]
+    found = [dataset.fingerprint(some) for some in (clips, same, turned, fewer)]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def test_parts_of_a_batch_are_the_batch(clips):
@@ -149,38 +129,35 @@ def test_parts_of_a_batch_are_the_batch(clips):
         windows.draw(4, torch.Generator().manual_seed(1), part)
         for part in (WHOLE, Part(0, 2), Part(1, 2))
     )
-    for name in ("seen", "mel", "in_sync"):
+    for name in ("seen", "mel"):
         assert torch.equal(torch.cat([getattr(one, name) for one in parts]), getattr(whole, name))
-    assert whole.in_sync.tolist() == [True, False, True, False]
 
 
 # -- That it learns --------------------------------------------------------------------------------
 
 
 class Gestures:
-    """The upper or the lower half lights up, each with a pitch; or with the pitch of the other."""
+    """The upper half lights up, then the lower one, or the other way; each with its pitch."""
 
     def draw(self, count, generator, part=WHOLE):
-        in_sync = torch.arange(count) % 2 == 0
-        shown = torch.randint(2, (count,), generator=generator)
-        heard = torch.where(in_sync, shown, 1 - shown)
-        seen = 0.3 * torch.randn((count, 4, 16, 8, 8), generator=generator)
-        mel = 0.3 * torch.randn((count, 1, 80, 52), generator=generator)
+        first = torch.randint(2, (count,), generator=generator)
+        seen = 0.3 * torch.randn((count, 2, 4, 16, 8, 8), generator=generator)
+        mel = 0.3 * torch.randn((count, 2, 1, 80, 52), generator=generator)
         for i in range(count):
-            seen[i, :, :, 4 * shown[i] : 4 * shown[i] + 4] += 1
-            mel[i, :, 40 * heard[i] : 40 * heard[i] + 40] += 2
+            for window, half in enumerate((first[i], 1 - first[i])):
+                seen[i, window, :, :, 4 * half : 4 * half + 4] += 1
+                mel[i, window, :, 40 * half : 40 * half + 40] += 2
         mine = part.of(count)
-        return Pairs(seen[mine], mel[mine], in_sync[mine])
+        return Pairs(seen[mine], mel[mine])
 
 
-def test_it_learns_what_belongs_together(tmp_path, monkeypatch):
-    monkeypatch.setattr("latentsync.training.syncnet.VALIDATION_WINDOWS", 64)
+def test_it_learns_what_belongs_together(tmp_path):
     torch.manual_seed(0)
     run = replace(
-        RUN, steps=30, batch=8, learning_rate=2e-3, ema_decay=0.8, log_every=30,
+        RUN, steps=30, batch=4, learning_rate=2e-3, ema_decay=0.8, log_every=30,
         validate_every=30, checkpoint_every=30,
     )  # fmt: skip
-    task = SyncNetTask(StableSyncNet(LATENT), Gestures(), Gestures(), run)
+    task = SyncNetTask(StableSyncNet(LATENT), Gestures(), Gestures(), run, validation_clips=32)
     before = task.validate()
     fit(task, run, tmp_path)
     after = task.validate()
@@ -189,14 +166,42 @@ def test_it_learns_what_belongs_together(tmp_path, monkeypatch):
     assert after["best_accuracy"] >= after["accuracy"]
 
 
-def test_its_loss_is_the_cross_entropy_of_both_kinds():
+def test_its_loss_is_that_of_each_window_with_either_sound():
     net = StableSyncNet(LATENT)
     task = SyncNetTask(net, Gestures(), Gestures(), RUN)
     found = task.losses(torch.Generator().manual_seed(3))["sync"]
     pairs = Gestures().draw(RUN.batch, torch.Generator().manual_seed(3))
-    embedded = net(stacked(pairs.seen, LATENT), pairs.mel)
-    wanted = cosine_loss(*embedded, torch.tensor([1.0, 0, 1, 0])).mean()
-    torch.testing.assert_close(found, wanted)
+    wanted = 0
+    for clip in range(RUN.batch):
+        for seen in range(2):
+            for heard in range(2):
+                shown = stacked(pairs.seen[clip, seen][None], LATENT)
+                embedded = net(shown, pairs.mel[clip, heard][None])
+                wanted += cosine_loss(*embedded, torch.tensor([float(seen == heard)])).mean()
+    torch.testing.assert_close(found, wanted / (4 * RUN.batch))
+
+
+def test_the_contrast_is_what_it_costs_to_find_the_own_sound_and_the_own_window():
+    places = torch.eye(3)
+    visual, audio = places, torch.stack([places[0], places[2], places[2]])
+    heard = [(1, 0, 0), (0, 0, 0), (0, 1, 1)]  # each window's cosine with the three sounds
+    wanted = 0.0
+    for table in (heard, list(zip(*heard, strict=True))):
+        for i, row in enumerate(table):
+            powers = np.exp(np.array(row) / 0.05)
+            wanted -= np.log(powers[i] / powers.sum()) / 6
+    assert contrast_loss(visual, audio).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_contrast_is_added_where_it_has_a_weight():
+    task = SyncNetTask(StableSyncNet(LATENT), Gestures(), Gestures(), RUN)
+    plain = task.losses(torch.Generator().manual_seed(3))
+    task._config = replace(RUN, contrast_weight=2.0)
+    both = task.losses(torch.Generator().manual_seed(3))
+    pairs = Gestures().draw(RUN.batch, torch.Generator().manual_seed(3))
+    shown = stacked(pairs.seen.flatten(0, 1), LATENT)
+    wanted = contrast_loss(*task.net(shown, pairs.mel.flatten(0, 1)))
+    torch.testing.assert_close(both, plain | {"contrast": 2 * wanted})
 
 
 def test_accuracies():
@@ -219,9 +224,9 @@ def test_the_small_preset_fits_the_demo_models_latents():
 
 
 @pytest.mark.parametrize("preset", ["latent", "pixel"])
-def test_clips_become_a_judge_of_a_run(command, model, tmp_path, preset):
+def test_clips_become_a_judge_of_a_run(command, folders, tmp_path, preset):
     out = tmp_path / "sync"
-    given = ["--model", model, "--preset", preset, "--steps", 2]
+    given = ["--model", folders.model, "--preset", preset, "--steps", 2]
     code, told, wrong = command("syncnet", out, *given)
     file = out / "syncnet.safetensors"
     assert (code, told, wrong) == (0, f"{file}\n", "")
@@ -233,17 +238,33 @@ def test_clips_become_a_judge_of_a_run(command, model, tmp_path, preset):
     net = load_syncnet(file, SYNCNET_RUNS[preset].net)
     kept = torch.load(out / f"{preset}.checkpoint.pt", weights_only=True)["average"]
     assert all(torch.equal(value, kept[name]) for name, value in net.state_dict().items())
-    given = ["--init", model, "--preset", "demo", "--steps", 1, "--log-every", 1, "--no-show"]
+    given = [
+        "--init",
+        folders.model,
+        "--preset",
+        "demo",
+        "--steps",
+        1,
+        "--log-every",
+        1,
+        "--no-show",
+    ]
     judge = ["--sync-weight", 0.05, "--syncnet", file, "--syncnet-preset", preset]
     code, _, wrong = command("unet", tmp_path / "unet", *given, "--validate-every", 1, *judge)
     assert (code, wrong) == (0, "")
     assert float(rows(tmp_path / "unet", "demo")[0]["sync"]) > 0
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, model, cache, tmp_path):
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(folders, clips, tmp_path):
     def train(folder, cancel=None):
         return train_syncnet(
-            RUN, data, tmp_path / folder, model=model, cache=cache, cpu=True, cancel=cancel
+            RUN,
+            folders.data,
+            tmp_path / folder,
+            model=folders.model,
+            cache=folders.cache,
+            cpu=True,
+            cancel=cancel,
         )
 
     asked = iter([False] * 3 + [True])  # three times when the clips are prepared
@@ -251,6 +272,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, model, cache, tmp_pat
         train("a", lambda: next(asked))
     kept = torch.load(tmp_path / "a" / "tiny.checkpoint.pt", weights_only=True)
     assert kept["step"] == 1
+    assert kept["data"] == dataset.fingerprint(clips)
     for folder in ("a", "b"):
         train(folder)
     assert rows(tmp_path / "a", "tiny") == rows(tmp_path / "b", "tiny")

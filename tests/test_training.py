@@ -93,6 +93,18 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         fit(Line(), replace(RUN, learning_rate=0.01), tmp_path)
 
 
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    fit(Line(), RUN, tmp_path, data="these")
+    fit(Line(), RUN, tmp_path, data="these")
+    with pytest.raises(OptionError, match="was made with other data; give"):
+        fit(Line(), RUN, tmp_path, data="those")
+    file = tmp_path / "line.checkpoint.pt"
+    saved = torch.load(file, weights_only=True)
+    del saved["data"]  # an older file
+    torch.save(saved, file)
+    fit(Line(), RUN, tmp_path, data="those")
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):
     task = Line()
     task.losses = lambda _: {"squares": task.net.weight.sum() * float("nan")}

@@ -1,6 +1,5 @@
 """Training in processes of its own: killed and started again, and two that share each batch."""
 
-import csv
 import os
 import signal
 import socket
@@ -11,25 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentsync import weights
 from latentsync.config import TrainConfig
 from latentsync.training.fleet import Fleet, accelerated
 from latentsync.training.loop import fit
-from tests.clips import babble
-from tests.stubs import numbered_clip, tiny_nets
 from tests.training_process import RUN
+from tests.training_run import rows
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    """The arguments of a training process but for its output: data, init, cache."""
-    folder = tmp_path_factory.mktemp("training")
-    (folder / "data").mkdir()
-    for i in range(3):
-        sound = babble(2.1, 48000, seed=i)
-        numbered_clip(folder / "data" / f"{i}.mp4", 48 + i, sound=sound)
-    weights.save(tiny_nets(), folder / "init")
-    return [str(folder / name) for name in ("data", "init", "cache")]
+def given(folders):
+    """The arguments of a training process but for its output."""
+    return folders.data, folders.model, folders.cache
 
 
 def started(*arguments, **environment):
@@ -52,22 +43,18 @@ def whole(given, tmp_path_factory):
     return folder
 
 
-def rows(folder):
-    with (folder / f"{RUN.name}.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-
-
 def checkpoint(folder):
     return torch.load(folder / f"{RUN.name}.checkpoint.pt", weights_only=True)
 
 
+@pytest.mark.slow  # five processes import all of it
 def test_a_killed_run_ends_as_the_unbroken_one_to_the_bit(given, whole, tmp_path):
     code, _ = ended(started(*given, tmp_path, 5))
     assert code == -signal.SIGKILL
     assert checkpoint(tmp_path)["step"] == 3  # between two rows of figures
     code, wrong = ended(started(*given, tmp_path))
     assert code == 0, wrong
-    assert rows(tmp_path) == rows(whole)
+    assert rows(tmp_path, RUN.name) == rows(whole, RUN.name)
     killed, unbroken = checkpoint(tmp_path), checkpoint(whole)
     for part in ("net", "average"):
         for name, value in unbroken[part].items():
@@ -77,6 +64,7 @@ def test_a_killed_run_ends_as_the_unbroken_one_to_the_bit(given, whole, tmp_path
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(given, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -91,7 +79,7 @@ def test_two_processes_do_what_one_does(given, whole, tmp_path):
         code, wrong = ended(process)
         assert code == 0, wrong
     assert len(list(cache.iterdir())) == 3
-    found, wanted = rows(tmp_path / "out"), rows(whole)
+    found, wanted = rows(tmp_path / "out", RUN.name), rows(whole, RUN.name)
     assert len(found) == len(wanted) == 4
     for one, other in zip(found, wanted, strict=True):
         for name in ("noise", "gradient_norm"):

@@ -129,6 +129,7 @@ def test_channels_last_gives_the_same():
     np.testing.assert_allclose(out, arrays["b1f16/out"], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_compiles_whole_and_does_not_recompile_for_each_group_size():
     config = replace(UNetConfig(), block_out_channels=(32, 64), layers_per_block=1)
     unet = filled(UNet(config), 1)

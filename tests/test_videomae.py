@@ -107,6 +107,7 @@ def clips(seed, side=SIDE):
     return 2.4 * torch.rand((2, 3, FRAMES, side, side), generator=generator) - 1.2
 
 
+@pytest.mark.slow
 def test_the_published_checkpoint_fits_the_giant():
     shapes = published_shapes(1408, 40, 6144, 14)
     with torch.device("meta"):

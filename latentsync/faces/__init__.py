@@ -1,19 +1,21 @@
-"""Face detectors behind one Protocol: a frame in, three points a face out.
+"""Face detectors behind one Protocol, and whose face is followed through a clip.
 
-Three of them, named by `ModelConfig.detector`; `create` makes one:
+A detector takes a frame and gives three points a face. Three of them, named by
+`ModelConfig.detector`, and one by path; `create` makes one:
 
     insightface   SCRFD boxes and 106 points, what the published pipeline uses; its model pack is
                   for non-commercial research
     yunet         YuNet by OpenCV: five points, permissive licence
     builtin       OpenCV's cascades and a landmark net of this project: nothing to download;
                   upright faces seen about from the front
+    <file>.xml    an OpenCV cascade of one's own, for drawn faces say
 
-A detector looks at each frame by itself and keeps nothing from one to the next. `track` runs one
-over a clip.
+It looks at each frame by itself and keeps nothing from one to the next. `follow` runs one over a
+clip and gives the track of the face that a `FaceChoice` means: see tracker.py.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +25,32 @@ from numpy.typing import NDArray
 from latentsync.errors import OptionError
 from latentsync.faces.base import PUBLISHED, Detector, FaceFilter
 from latentsync.faces.builtin import Builtin
+from latentsync.faces.cascade import CascadeFile
+from latentsync.faces.choice import LARGEST, FaceChoice
+from latentsync.faces.scene import Lost, Scene, Track
 from latentsync.faces.scrfd import InsightFace
+from latentsync.faces.tracker import follow, look, no_face
 from latentsync.faces.yunet import YuNet
-from latentsync.types import FloatArray, Frame, Progress, ProgressCallback
+from latentsync.types import FloatArray, Frame, ProgressCallback
 
 __all__ = [
+    "LARGEST",
     "PUBLISHED",
     "Builtin",
+    "CascadeFile",
     "Detector",
+    "FaceChoice",
     "FaceFilter",
     "InsightFace",
+    "Lost",
     "Points",
+    "Scene",
+    "Track",
     "YuNet",
     "create",
+    "follow",
+    "look",
+    "no_face",
     "track",
 ]
 
@@ -56,7 +71,7 @@ def create(
     """The detector of that name, loaded.
 
     Args:
-        name: "insightface", "yunet" or "builtin".
+        name: "insightface", "yunet", "builtin", or the path of an OpenCV cascade (.xml).
         root: Folder of the detectors' model files; nothing is ever downloaded into it here.
             builtin wants none of them: its net is part of the repository.
         filters: Which faces are acceptable.
@@ -73,8 +88,13 @@ def create(
         YuNet.name: lambda: YuNet(root, filters),
         Builtin.name: lambda: Builtin(filters),
     }
+    if name.endswith(".xml"):
+        loaders[name] = lambda: CascadeFile(Path(name), filters)
     if name not in loaders:
-        raise OptionError(f"face detector {name!r}; it must be one of {', '.join(loaders)}")
+        raise OptionError(
+            f"face detector {name!r}; it must be one of {', '.join(loaders)}, or the path of an "
+            "OpenCV cascade (.xml)"
+        )
     detector = loaders[name]()
     log.info("face detector: %s", detector.describe())
     return detector
@@ -88,22 +108,14 @@ def track(
     total: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Points:
-    """The largest face of every frame, each frame by itself (published).
-
-    `frames` stream by and are not kept. `progress` hears of stage "detect" after each one, out of
-    `total`, and may raise to stop. Nothing is smoothed: on drawn heads held still
-    builtin jitters by 0.2 % of the eye distance, less than smoothing takes from heads that move.
-    """
-    nothing = np.full((3, 2), np.nan, np.float32)
-
-    def largest() -> Iterator[FloatArray]:
-        for done, frame in enumerate(frames, start=1):
-            faces = detector.detect(frame, rounded=rounded)
-            yield faces[0].points if faces else nothing
-            if progress:
-                progress(Progress("detect", done, total))
-
-    points: FloatArray = np.fromiter(largest(), dtype=np.dtype((np.float32, (3, 2))))
-    found: NDArray[np.bool_] = ~np.isnan(points[:, 0, 0])
-    points[~found] = 0
-    return Points(points=points, found=found)
+    """The largest face of every frame, each frame by itself: `follow` as published."""
+    (found,) = follow(
+        frames,
+        detector,
+        LARGEST,
+        rounded=rounded,
+        published=True,
+        total=total,
+        progress=progress,
+    )
+    return Points(points=found.points, found=found.found)

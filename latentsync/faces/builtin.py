@@ -6,11 +6,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from latentsync.faces.base import PUBLISHED, Array, FaceFilter, face, shrunk
 from latentsync.faces.landmarks import ANCHORS, FILE, Landmarks, upright
-from latentsync.types import Face, Frame
+from latentsync.types import Box, Face, Frame
 
 __all__ = ["Builtin"]
 
@@ -20,9 +19,9 @@ SMALLEST_WINDOW = 24  # px, width of the smallest acceptable face's square in th
 SQUARE_TO_CROP = (0.565, 0.13)  # half a crop's side, and how far it lies below: in squares
 BOX_IN_CROP = np.array([-0.65, -0.96, 0.65, 0.78])  # brows to chin and cheek to cheek
 ROUNDS = 2  # looks after the first
+BESIDE = 0.25  # of a face's width: how far beside its last place a second look tries
 LIKELY = 0.01  # score at the first look below which there is no second
 
-Grey = NDArray[np.uint8]  # (h, w)
 Cascade = Any  # cv2.CascadeClassifier, untyped
 
 
@@ -57,19 +56,22 @@ class Builtin:
             f"{self.search_side} px, on the CPU; {self.filters})"
         )
 
-    def detect(self, frame: Frame, *, rounded: bool = False) -> list[Face]:
-        if not self.filters.fits(frame):
+    def detect(self, frame: Frame, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+        filters = self.filters.lenient() if near else self.filters
+        if not filters.fits(frame):
             return []
-        for squares in self._search(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)):
+        # Near a face that was there the net needs no cascade to lead it.
+        for squares in [_squares_near(near)] if near else self._search(frame):
             boxes, scores, points = self._look(frame, squares)
-            kept = self.filters.keep(boxes, scores)
+            kept = filters.keep(boxes, scores)
             if kept:
                 return [face(boxes[i], scores[i], points[i, ANCHORS], rounded) for i in kept]
         return []
 
-    def _search(self, grey: Grey) -> Iterator[Array]:
+    def _search(self, frame: Frame) -> Iterator[Array]:
         """Squares (n, 3) that may hold a face, centre x, y and side in frame px; try by try."""
         smallest = self.filters.min_width / (2 * SQUARE_TO_CROP[0] * 0.65)
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         small, scale = shrunk(grey, self.search_side, most=SMALLEST_WINDOW / smallest)
         padded = cv2.copyMakeBorder(small, *(SEARCH_BORDER,) * 4, cv2.BORDER_REPLICATE)
         for cascade, even in ((self._first, False), (self._first, True), (self._second, True)):
@@ -94,6 +96,17 @@ class Builtin:
         boxes = np.array([_box(crop) for crop in crops]).reshape(-1, 4)
         once = _distinct(boxes, scores)
         return boxes[once], scores[once], points[once]
+
+
+def _squares_near(near: Box) -> Array:
+    """(n, 3) squares, centre x, y and side, about where `near` is, also a little beside it."""
+    half, below = SQUARE_TO_CROP
+    side = near.width / (BOX_IN_CROP[2] - BOX_IN_CROP[0]) / half
+    # A box's middle lies a little above its crop's, and the square's above both.
+    lifted = (BOX_IN_CROP[1] + BOX_IN_CROP[3]) / 2 * half + below
+    x, y = (near.left + near.right) / 2, (near.top + near.bottom) / 2 - lifted * side
+    beside = BESIDE * near.width * np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])
+    return np.column_stack([beside + np.array([x, y]), np.full(len(beside), side)])
 
 
 def _crop(x: float, y: float, half: float) -> Array:

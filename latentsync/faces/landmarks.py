@@ -17,7 +17,7 @@ from latentsync.errors import WeightsMismatch, WeightsMissing
 from latentsync.models.regressor import SIDE, PointNet
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["ANCHORS", "COUNT", "FILE", "MIRRORED", "Landmarks", "cut", "upright"]
+__all__ = ["ANCHORS", "COUNT", "FILE", "MIRRORED", "Landmarks", "cut", "similarity", "upright"]
 
 COUNT = 12  # the points of `synthetic.LANDMARKS`, in its order
 ANCHORS = [0, 1, 4]  # of these the template's: brow centres and nose base
@@ -103,12 +103,16 @@ def cut(frame: Frame, crop: Array, side: int = SIDE) -> Frame:
 
 def upright(points: Array | FloatArray) -> Array:
     """The crop (2, 3) in which a face with these points (12, 2) stands upright at its size."""
-    steady = np.asarray(points, np.float64)[STEADY]
-    centre, goal = steady.mean(axis=0), REFERENCE.mean(axis=0)
-    a, b = steady - centre, REFERENCE - goal
+    return similarity(np.asarray(points, np.float64)[STEADY], REFERENCE)
+
+
+def similarity(points: Array, goal: Array) -> Array:
+    """(2, 3): the turn, scale and shift that bring points (n, 2) nearest to a goal (n, 2)."""
+    centre, goal_centre = points.mean(axis=0), goal.mean(axis=0)
+    a, b = points - centre, goal - goal_centre
     cos, sin = (a * b).sum(), (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()
     linear = np.array([[cos, -sin], [sin, cos]]) / max((a**2).sum(), 1e-9)
-    return np.column_stack([linear, goal - linear @ centre])
+    return np.column_stack([linear, goal_centre - linear @ centre])
 
 
 def _inverse(crop: Array) -> Array:

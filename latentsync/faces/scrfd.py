@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from latentsync.errors import BackendUnavailable
-from latentsync.faces.base import PUBLISHED, Array, FaceFilter, existing, face, mismatch
-from latentsync.types import Face, FloatArray, Frame
+from latentsync.faces.base import PUBLISHED, Array, FaceFilter, around, existing, face, mismatch
+from latentsync.types import Box, Face, FloatArray, Frame
 
 __all__ = ["GPU_PROVIDER", "LANDMARK_FILE", "SCRFD_FILE", "InsightFace"]
 
@@ -51,7 +51,7 @@ class InsightFace:
         )
         self._scrfd = _insightface_net(scrfd, "detection", gpu)
         self._landmark = _insightface_net(landmark, "landmark_2d_106", gpu)
-        self._scrfd.prepare(0, input_size=(SCRFD_SIDE, SCRFD_SIDE), det_thresh=filters.min_score)
+        self._scrfd.prepare(0, input_size=(SCRFD_SIDE, SCRFD_SIDE))
         nets = (self._scrfd, self._landmark)
         self._providers = [net.session.get_providers()[0] for net in nets]
         if gpu and self._providers != [GPU_PROVIDER] * len(nets):
@@ -65,15 +65,18 @@ class InsightFace:
         providers = " + ".join(dict.fromkeys(self._providers))
         return f"insightface ({PACK} at {SCRFD_SIDE}x{SCRFD_SIDE} on {providers}; {self.filters})"
 
-    def detect(self, frame: Frame, *, rounded: bool = False) -> list[Face]:
-        if not self.filters.fits(frame):
+    def detect(self, frame: Frame, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+        filters = self.filters.lenient() if near else self.filters
+        part, corner = around(frame, near) if near else (frame, np.zeros(2))
+        if not filters.fits(part):
             return []
         # insightface expects BGR; published results come from RGB frames, and so do ours.
-        rows, _ = self._scrfd.detect(frame)
+        rows, _ = self._scrfd.detect(part, det_thresh=filters.min_score)
+        rows[:, :4] += np.tile(corner, 2)
         boxes, scores = np.trunc(rows[:, :4].astype(np.float64)), rows[:, 4]
         return [
             face(boxes[i], scores[i], self._points(frame, rows[i], rounded), rounded)
-            for i in self.filters.keep(boxes, scores)
+            for i in filters.keep(boxes, scores)
         ]
 
     def _points(self, frame: Frame, row: FloatArray, rounded: bool) -> Array:

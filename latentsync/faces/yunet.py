@@ -5,8 +5,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from latentsync.faces.base import PUBLISHED, Array, FaceFilter, existing, face, mismatch, shrunk
-from latentsync.types import Face, FloatArray, Frame
+from latentsync.faces.base import (
+    PUBLISHED,
+    Array,
+    FaceFilter,
+    around,
+    existing,
+    face,
+    mismatch,
+    shrunk,
+)
+from latentsync.types import Box, Face, Frame
 
 __all__ = ["YUNET_FILE", "YuNet", "points_from_eyes"]
 
@@ -44,23 +53,25 @@ class YuNet:
     def describe(self) -> str:
         return f"yunet (longest side <= {self.search_side} px, on the CPU; {self.filters})"
 
-    def detect(self, frame: Frame, *, rounded: bool = False) -> list[Face]:
-        if not self.filters.fits(frame):
+    def detect(self, frame: Frame, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+        filters = self.filters.lenient() if near else self.filters
+        part, corner = around(frame, near) if near else (frame, np.zeros(2))
+        if not filters.fits(part):
             return []
-        small, scale = shrunk(frame, self.search_side)
+        small, scale = shrunk(part, self.search_side)
         self._net.setInputSize((small.shape[1], small.shape[0]))
+        self._net.setScoreThreshold(filters.min_score)
         _, rows = self._net.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
-        return [] if rows is None else self._faces(rows, scale, rounded)
-
-    def _faces(self, rows: FloatArray, scale: float, rounded: bool) -> list[Face]:
-        """Rows (n, 15): left, top, width, height, two eyes, nose tip, two mouth corners, score."""
-        rows64 = rows.astype(np.float64)
-        corner, size, scores = rows64[:, :2], rows64[:, 2:4], rows64[:, 14]
-        boxes = np.trunc(np.hstack([corner, corner + size]) / scale)
-        eyes = rows64[:, 4:8].reshape(-1, 2, 2) / scale
+        if rows is None:
+            return []
+        # (n, 15): left, top, width, height, two eyes, nose tip, two mouth corners, score
+        rows = rows.astype(np.float64)
+        sides, scores = np.hstack([rows[:, :2], rows[:, :2] + rows[:, 2:4]]), rows[:, 14]
+        boxes = np.trunc(sides / scale + np.tile(corner, 2))
+        eyes = rows[:, 4:8].reshape(-1, 2, 2) / scale + corner
         return [
             face(boxes[i], scores[i], points_from_eyes(eyes[i]), rounded)
-            for i in self.filters.keep(boxes, scores)
+            for i in filters.keep(boxes, scores)
         ]
 
 

@@ -1,27 +1,40 @@
 """Clips, pictures and sound, in and out; the only importer of PyAV.
 
-container.py opens every file that comes from outside and describes it; frame.py holds one picture
-as it was decoded; reader.py and sound.py stream pictures and sound; writer.py encodes, once.
+a file ->  container.py   opened by its content, within limits.py
+           hdr.py         PQ and HLG to SDR first, once, by FFmpeg's binary
+           decoder.py     decoded, deinterlaced, from any place on
+           reader.py      frames by number: at a constant rate, or each source frame once
+           frame.py       one picture as it was decoded: RGB of a region, a region pasted in
+           sound.py       sound as mono chunks, or as it is
+a file <-  writer.py      the one encode, with the sound, moved into place at the end
+           encoders.py    which encoders there are, and what each can hold
 """
 
 from latentsync.media.container import AudioFacts, MediaFacts, VideoFacts, open_media, probe
+from latentsync.media.encoders import CODECS, PRESETS, check_codec, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, even_box
+from latentsync.media.limits import Limits
 from latentsync.media.reader import VideoReader
 from latentsync.media.sound import AudioReader
 from latentsync.media.writer import VideoWriter, check_output
 
 __all__ = [
+    "CODECS",
     "PIXEL_FORMAT",
+    "PRESETS",
     "AudioFacts",
     "AudioReader",
     "Colour",
+    "Limits",
     "MediaFacts",
     "VideoFacts",
     "VideoFrame",
     "VideoReader",
     "VideoWriter",
+    "check_codec",
     "check_output",
     "even_box",
     "open_media",
+    "output_size",
     "probe",
 ]

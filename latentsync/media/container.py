@@ -20,8 +20,10 @@ from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError
 from latentsync.media.frame import Orientation
+from latentsync.media.limits import DEFAULT_LIMITS, Limits
 
 __all__ = [
+    "GUARD",
     "AudioFacts",
     "MediaFacts",
     "VideoFacts",
@@ -45,7 +47,7 @@ _CONTAINERS = (
     *_PICTURES,
 )
 # Only both lists together keep playlists and concat lists from opening further files.
-_GUARD = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+GUARD = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 
 
 class _Nameless:
@@ -60,26 +62,32 @@ def shown(path: Path | str) -> str:
     return repr(str(path))
 
 
-def open_media(path: Path | str) -> InputContainer:
+def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContainer:
     """Open a media file by its content; the one way in for everything from outside.
 
     The name is only ever a local file's name, never a pattern, a URL or a protocol.
-    Raises MediaError when the file is not there or is none of the containers we read.
+    Raises MediaError when the file is not there, is none of the containers we read, or holds more
+    bytes or larger frames than `limits` allows.
     """
     path = Path(path)
+    # FFmpeg decodes a frame or two to see what is in a file: those are bounded too. It counts the
+    # margins that some decoders put around a frame.
+    bound = {"max_pixels": str(2 * limits.max_pixels + 2**16)}
+    options = {**GUARD, **bound}
     try:
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
             raise MediaError(f"{shown(path)} {what}: give a video, picture or sound file")
+        limits.check_bytes(shown(path), path.stat().st_size)
         with path.open("rb") as file:
-            seen = av.open(_Nameless(file), "r", options=_GUARD, metadata_errors="replace")
-            container = seen.format.name.split(",")[0]
+            seen = av.open(_Nameless(file), "r", options=options, metadata_errors="replace")
+            kind = seen.format.name.split(",")[0]
             seen.close()
-        return av.open(
+        container = av.open(
             f"file:{path.absolute()}",
             "r",
-            format=container,
-            options=_GUARD,
+            format=kind,
+            options=options,
             metadata_errors="replace",
         )
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -88,6 +96,11 @@ def open_media(path: Path | str) -> InputContainer:
             f"{shown(path)} can't be read as media ({reason}):"
             " give a video, picture or sound file that a player opens"
         ) from error
+    stream = video_stream(container)
+    if stream is not None:
+        limits.check_pixels(shown(path), stream.codec_context.width, stream.codec_context.height)
+        stream.codec_context.options = bound
+    return container
 
 
 def is_image(container: InputContainer) -> bool:

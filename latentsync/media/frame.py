@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from latentsync.types import Box, Frame
 
-__all__ = ["PIXEL_FORMAT", "Colour", "Orientation", "VideoFrame", "as_raw", "even_box", "from_raw"]
+__all__ = [
+    "PIXEL_FORMAT",
+    "Colour",
+    "Orientation",
+    "VideoFrame",
+    "as_raw",
+    "even_box",
+    "from_raw",
+    "has_alpha",
+    "scaled",
+]
 
 PIXEL_FORMAT = "yuv420p"
 Plane = NDArray[np.uint8]
@@ -149,7 +159,28 @@ class VideoFrame:
         self._check(box)
         around = self._around(box)
         raw = as_raw(self._cut(around))
-        converted = raw.reformat(
+        converted = self._as_rgb(raw, raw.width, raw.height)
+        pixels = _plane(converted, 0, around.height, 3 * around.width)
+        inner = pixels.reshape(around.height, around.width, 3)[_within(box, around)]
+        return np.ascontiguousarray(inner)
+
+    def thumbnail(self, max_side: int) -> Frame:
+        """The picture as (h, w, 3) uint8 RGB, scaled down until no side is over `max_side` px.
+
+        For looking at large pictures, at a small part of what `rgb()` of them costs. A place x in
+        it is x * self.width / w in the picture, to within a pixel. A small one comes as it is.
+        """
+        longest = max(self.width, self.height)
+        if longest <= max_side:
+            return self.rgb()
+        width, height = (max(1, round(s * max_side / longest)) for s in (self.width, self.height))
+        small = self._as_rgb(as_raw(self._planes), width, height)
+        return _plane(small, 0, height, 3 * width).reshape(height, width, 3).copy()
+
+    def _as_rgb(self, raw: RawFrame, width: int, height: int) -> RawFrame:
+        return raw.reformat(
+            width=width,
+            height=height,
             format="rgb24",
             interpolation=_EXACT,
             src_colorspace=self.colour.space(self.height),
@@ -158,9 +189,6 @@ class VideoFrame:
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        pixels = _plane(converted, 0, around.height, 3 * around.width)
-        inner = pixels.reshape(around.height, around.width, 3)[_within(box, around)]
-        return np.ascontiguousarray(inner)
 
     def pasted(self, box: Box, rgb: Frame) -> "VideoFrame":
         """A copy that shows `rgb`, (h, w, 3) uint8, in `box`.
@@ -244,6 +272,17 @@ def from_raw(
         planes = planes_of(_as_420(raw, width, height, colour, size[1]))
     upright = [_turned(plane, orientation) for plane in planes]
     return VideoFrame((upright[0], upright[1], upright[2]), colour)
+
+
+def has_alpha(raw: RawFrame) -> bool:
+    """Whether a decoded picture has an alpha channel; palettes, which may hold one, don't count."""
+    name = raw.format.name
+    return name.startswith(("yuva", "ya", "gbrap", "rgba", "bgra", "argb", "abgr"))
+
+
+def scaled(raw: RawFrame, size: tuple[int, int], colour: Colour, height: int) -> RawFrame:
+    """A 4:2:0 picture, `height` px high when upright, at another (width, height); even sizes."""
+    return _as_420(raw, *size, colour, height)
 
 
 def _as_420(raw: RawFrame, width: int, height: int, colour: Colour, upright: int) -> RawFrame:

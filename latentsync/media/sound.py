@@ -15,6 +15,7 @@ from av.filter import Graph
 
 from latentsync.errors import MediaError
 from latentsync.media.container import audio_stream, decode, demux, open_media, shown, video_stream
+from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.types import FloatArray
 
 __all__ = ["AudioReader", "Sound", "sound_stream", "trimmed"]
@@ -35,12 +36,15 @@ class Sound:
     channels: int
     layout: str
     origin: Fraction  # s in the file's own time: where its first picture or sound starts
+    limits: Limits = DEFAULT_LIMITS
 
     @classmethod
-    def of(cls, path: Path | str) -> "Sound":
-        """Look at a file; MediaError when it isn't media or has no sound in it."""
-        with open_media(path) as container:
+    def of(cls, path: Path | str, limits: Limits = DEFAULT_LIMITS) -> "Sound":
+        """Look at a file; MediaError when it isn't media, has no sound in it, or too much."""
+        with open_media(path, limits) as container:
             stream = sound_stream(container, Path(path))
+            if stream.duration is not None and stream.time_base is not None:
+                limits.check_seconds(shown(path), float(stream.duration * stream.time_base))
             first = next(_decoded(container, stream), None)
             if first is None:
                 raise MediaError(
@@ -58,6 +62,7 @@ class Sound:
                 channels=first.layout.nb_channels,
                 layout=_LAYOUTS.get(first.layout.name, first.layout.name),
                 origin=min(starts),
+                limits=limits,
             )
 
     def resampled(
@@ -69,9 +74,11 @@ class Sound:
         and what a codec adds in front (priming) is dropped, as the decoder says.
         """
         graph, spec, done = None, None, 0
-        with open_media(self.path) as container:
+        with open_media(self.path, self.limits) as container:
             stream = sound_stream(container, self.path)
             for frame in _decoded(container, stream):
+                # Before the graph sees it, which would fill a gap of any length with silence.
+                self.limits.check_seconds(shown(self.path), float(_seconds(frame) - self.origin))
                 now = frame.sample_rate, frame.layout.name, frame.format.name
                 if graph is None or now != spec:
                     for out in _drained(graph):
@@ -91,12 +98,12 @@ class AudioReader:
     """The sound of a file (wav, mp3, aac, m4a, flac, ogg, or a video's), told by its content.
 
     Nothing stays open between calls and the waveform is never held. Raises MediaError when the
-    file is no media or holds no sound.
+    file is no media, holds no sound, or more than `limits` allows (that also while reading).
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> None:
         self.path = Path(path)
-        self._sound = Sound.of(path)
+        self._sound = Sound.of(path, limits)
         self._counts: dict[int, int] = {}
 
     @property

@@ -1,9 +1,10 @@
-"""The one encode: pictures by x264, the original sound beside them, moved into place at the end."""
+"""The one encode: the pictures, the original sound beside them, moved into place at the end."""
 
 import logging
 import os
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -11,12 +12,16 @@ from typing import Protocol, Self
 
 import av
 from av.audio.stream import AudioStream
+from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
+from latentsync.config import Preset
 from latentsync.errors import OutputError
 from latentsync.media.container import demux, open_media, shown
-from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, as_raw
+from latentsync.media.encoders import check_codec, encoder_of, output_size
+from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, as_raw, scaled
+from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.sound import Sound, sound_stream, trimmed
 
 __all__ = ["VideoWriter", "check_output"]
@@ -45,32 +50,41 @@ _AAC_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1")
 
 
 def check_output(path: Path | str, inputs: Iterable[Path | str] = ()) -> None:
-    """Raise OutputError when `path` can't be written, or is one of `inputs` by whatever name."""
+    """Raise OutputError when `path` can't be written, or is one of `inputs` by whatever name.
+
+    A directory, a device, a pipe and a symbolic link are refused; a directory on the way to the
+    file may be a link.
+    """
     path = Path(path)
     try:
-        directory, exists = path.resolve().parent, path.exists()
+        directory, exists = path.parent.resolve(), path.exists()
+        link = path.resolve() != directory / path.name
         same = exists and any(Path(p).exists() and path.samefile(p) for p in inputs)
-    except (OSError, ValueError) as error:  # a name too long, for instance
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"{shown(path)} can't be a file ({reason}): give another name") from error
     if not directory.is_dir():
         raise OutputError(f"no directory {shown(directory)} for the output: create it first")
     if exists and not path.is_file():
-        raise OutputError(f"{shown(path)} is no file that can be replaced: give a file name")
+        what = "a directory" if path.is_dir() else "a device or a pipe"
+        raise OutputError(f"{shown(path)} is {what}, no file to replace: give a file name")
     if same:
         raise OutputError(f"the output {shown(path)} is an input too: give another name")
+    if link:  # which would write, or replace, a file that the caller did not name
+        raise OutputError(f"{shown(path)} is a symbolic link: give the name of a file")
     writable = os.access(directory, os.W_OK | os.X_OK) and (not exists or os.access(path, os.W_OK))
     if not writable:
         raise OutputError(f"{shown(path)} may not be written: choose a place with write permission")
 
 
 class VideoWriter:
-    """Write an mp4 once: H.264 with the frames' own colour tags, and the original sound.
+    """Write an mp4 once: H.264 or HEVC with the frames' own colour tags, and the original sound.
 
     Use it in a `with` block. Frames go to a hidden file beside the output, which takes the
-    output's place when the block ends well and is removed when it doesn't. AAC and MP3 sound is
-    copied packet by packet, any other is encoded to AAC; it ends with the last frame.
-    Raises OutputError when the output can't be written.
+    output's place when the block ends well and is removed when it doesn't; nothing else is written.
+    AAC and MP3 sound is copied packet by packet, any other is encoded to AAC; it ends with the last
+    frame. Raises OutputError when the output can't be written, from the first frame on also when
+    the codec can't hold its size.
     """
 
     def __init__(
@@ -78,20 +92,48 @@ class VideoWriter:
         path: Path | str,
         *,
         audio: Path | str | None = None,
+        audio_at: Fraction = Fraction(0),
         fps: Fraction = Fraction(25),
+        codec: str = "h264",
         crf: int = 17,
-        preset: str = "medium",
+        preset: Preset = "medium",
+        max_side: int | None = None,
+        time_base: Fraction = Fraction(1, 90000),
         comment: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        """`audio` is any file with sound in it; `crf` 0 is lossless; `comment` goes to the tags."""
+        """Check what can be checked before a frame is there.
+
+        Args:
+            audio: any file with sound in it, of which `limits` bounds the length.
+            audio_at: s of pictures before the sound begins.
+            fps: frames per second; where frames bring their own times, about how many.
+            codec: one of CODECS.
+            crf: 0 (lossless; H.264 then needs a High 4:4:4 player) to 51.
+            preset: x264's name for how long to search, for every codec.
+            max_side: px; pictures with a longer side are scaled down to it. None: as they are.
+            time_base: s; what the times of frames are rounded to, where they bring any.
+            comment: goes to the file's tags.
+
+        Raises:
+            OptionError: an unknown codec. BackendUnavailable: one that can't be opened here.
+        """
+        check_codec(codec)
         self.path = Path(path)
         self.frames = 0  # written so far
         check_output(self.path, [] if audio is None else [audio])
-        self._target = self.path.resolve()
+        self._target = self.path.parent.resolve() / self.path.name
         self._temporary = self._target.with_name(f".{uuid.uuid4().hex}.mp4")
-        self._audio = None if audio is None else Sound.of(audio)
-        self._fps, self._comment = fps, comment
-        self._options = {"crf": str(crf), "preset": preset}
+        self._audio: Sound | None = None
+        if audio is not None:
+            sound = Sound.of(audio, limits)
+            self._audio = replace(sound, origin=sound.origin - audio_at)
+        self._fps, self._unit, self._comment = fps, time_base, comment
+        self._encoder, self._crf, self._preset = encoder_of(codec), crf, preset
+        self._max_side = max_side
+        self._timed = False  # whether frames bring their own times
+        self._held: tuple[VideoFrame, int] | None = None  # the last frame and its time, in units
+        self._step = 1  # units from the frame before it to the last one
         self._container: OutputContainer | None = None
         self._video: VideoStream | None = None
         self._sound: _Feed | None = None
@@ -118,50 +160,84 @@ class VideoWriter:
             self._close()
             self._temporary.unlink(missing_ok=True)
 
-    def write(self, frame: VideoFrame) -> None:
-        """Add the next frame; all have the size and colour of the first."""
+    def write(self, frame: VideoFrame, time: Fraction | None = None) -> None:
+        """Add the next frame; all have the size and colour of the first.
+
+        `time`: when it is shown, in seconds from 0, later than the one before by a `time_base` or
+        more; it is shown until the next, the last one as long as the one before. Either every
+        frame brings one or none does, else ValueError; without them frames are 1 / fps apart.
+        """
         try:
-            if self._video is None:
+            if self._container is None:
+                self._timed = time is not None
                 self._start(frame)
-            self._encode(frame)
+            due = self._due(time)
+            self._encode_held(due)
+            self._held = frame, due
+            self.frames += 1
             if self._sound is not None:
-                self._sound.until(self.frames / self._fps)
+                self._sound.until(due * self._unit)
         except (av.FFmpegError, OSError) as error:
             raise self._refused(error) from error
 
     def _start(self, first: VideoFrame) -> None:
+        had = first.width, first.height
+        size = output_size(*had, codec=self._encoder.codec, max_side=self._max_side)
+        options = self._encoder.options(self._crf, self._preset, size)
+        if max(size) < max(had):
+            logger.info("%d x %d is scaled down to %d x %d", *had, *size)
+        elif size != had:
+            logger.info(
+                "codecs want even sizes: %d x %d becomes %d x %d, an edge row or column repeated",
+                *(*had, *size),
+            )
         self._container = av.open(
             f"file:{self._temporary}", "w", format="mp4", options={"movflags": "+faststart"}
         )
         if self._comment is not None:
             self._container.metadata["comment"] = self._comment
-        width, height = (size + size % 2 for size in (first.width, first.height))
-        if (width, height) != (first.width, first.height):
-            logger.info(
-                "H.264 wants even sizes: %d x %d becomes %d x %d, an edge row or column repeated",
-                *(first.width, first.height, width, height),
-            )
-        self._video = self._container.add_stream("libx264", self._fps, self._options)
-        context = self._video.codec_context
-        context.width, context.height, context.pix_fmt = width, height, PIXEL_FORMAT
-        context.time_base = 1 / self._fps
-        _tag(self._video, first.colour)
+        self._unit = self._unit if self._timed else 1 / self._fps
+        self._step = max(1, round(1 / self._fps / self._unit))
+        video = self._container.add_stream(self._encoder.library, self._fps, options)
+        assert isinstance(video, VideoStream)
+        context = video.codec_context
+        (context.width, context.height), context.pix_fmt = size, PIXEL_FORMAT
+        context.time_base, context.codec_tag = self._unit, self._encoder.tag
+        context.flags |= Flags.frame_duration
+        _tag(video, first.colour)
+        self._video = video
         if self._audio is not None:
             self._sound = _feed(self._container, self._audio)
 
-    def _encode(self, frame: VideoFrame) -> None:
-        if self._container is None or self._video is None:
-            raise RuntimeError("write() belongs into a `with` block")
-        raw = as_raw(frame.planes())
-        raw.pts, raw.time_base = self.frames, 1 / self._fps
+    def _due(self, time: Fraction | None) -> int:
+        """The next frame's time, in units."""
+        if (time is not None) != self._timed:
+            raise ValueError("either every frame brings its time or none does")
+        due = self.frames if time is None else round(time / self._unit)
+        if self._held is not None and due <= self._held[1]:
+            raise ValueError(
+                f"a frame at {time} s after one at {self._held[1] * self._unit} s: times must rise"
+            )
+        return due
+
+    def _encode_held(self, until: int) -> None:
+        """Hand the last frame over, as soon as it is known how long it is shown."""
+        if self._held is None or self._video is None or self._container is None:
+            return
+        frame, due = self._held
+        size = self._video.codec_context.width, self._video.codec_context.height
+        raw = scaled(as_raw(frame.planes()), size, frame.colour, frame.height)
+        raw.pts, raw.time_base, self._step = due, self._unit, until - due
+        raw.duration = self._step
         self._container.mux(self._video.encode(raw))
-        self.frames += 1
 
     def _finish(self) -> None:
-        if self._container is None or self._video is None:
+        if self._container is None or self._video is None or self._held is None:
             raise RuntimeError(f"not one frame was written to {shown(self.path)}")
+        end = self._held[1] + self._step
+        self._encode_held(end)
         if self._sound is not None:
-            self._sound.finish(self.frames / self._fps)
+            self._sound.finish(end * self._unit)
         self._container.mux(self._video.encode(None))
         self._container.close()
         self._container = None
@@ -174,7 +250,7 @@ class VideoWriter:
             try:
                 self._container.close()
             except (av.FFmpegError, OSError) as error:
-                logger.debug("the unfinished output could not be closed: %s", error)
+                logger.debug("the abandoned output did not close: %s", error)
             self._container = None
 
     def _refused(self, error: Exception) -> OutputError:
@@ -212,7 +288,7 @@ class _Copied:
 
     def __init__(self, container: OutputContainer, sound: Sound) -> None:
         self._output, self._origin = container, sound.origin
-        self._input = open_media(sound.path)
+        self._input = open_media(sound.path, sound.limits)
         source = sound_stream(self._input, sound.path)
         self._stream = container.add_stream_from_template(source)
         self._packets = demux(self._input, source)

@@ -36,7 +36,7 @@ class Batch:
     shown: Latents  # of (b, f, 4, h, w); the reference is another window of the same person
     speech: Tensor  # (b, f, tokens, width)
     pixels: Tensor | None = None  # (b, 3, f, R, R) in [-1, 1], where losses on pixels want them
-    mel: Tensor | None = None  # (b, 1, 80, 52), likewise
+    mel: Tensor | None = None  # (b, 1, 80, 52), which a loss on lip-sync hears
 
     def to(self, device: torch.device) -> "Batch":
         moved = {

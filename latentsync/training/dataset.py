@@ -33,7 +33,7 @@ from latentsync.training.crops import Pixels, pictures
 from latentsync.types import FaceTrack, FloatArray, Frame, Progress, ProgressCallback
 from latentsync.weights import Nets
 
-__all__ = ["Clip", "ClipWindows", "Preparer", "find_clips", "prepare", "split"]
+__all__ = ["Clip", "ClipWindows", "Preparer", "find_clips", "fingerprint", "prepare", "split"]
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +239,11 @@ def prepare(
     return clips
 
 
+def fingerprint(clips: Sequence[Clip]) -> str:
+    """Names these clips in this order, by what is in them and what they were prepared with."""
+    return sha256("".join(clip.folder.name for clip in clips).encode()).hexdigest()
+
+
 def split(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
     """For training, and held out: every 50th clip, at least one; a single clip is both."""
     if len(clips) == 1:
@@ -274,18 +279,18 @@ class ClipWindows:
             shown.append(clip.latents(start, start + frames))
             references.append(clip.latents(other, other + frames).reference)
             speech.append(clip.speech(start, start + frames))
+            mels.append(clip.mel(start, frames))
             if self._pixels:
                 with torch.autocast("cpu", enabled=False):  # the geometry of crops is float32
                     crops = clip.crops(start, start + frames, self._pixels)
                 pixels.append(pictures(crops))
-                mels.append(clip.mel(start, frames))
         masked = torch.stack([one.masked for one in shown])
         return Batch(
             clean=torch.stack([one.reference for one in shown]).transpose(1, 2),
             shown=diffusion.Latents(masked=masked, reference=torch.stack(references)),
             speech=torch.stack(speech),
             pixels=torch.stack(pixels).transpose(1, 2) if pixels else None,
-            mel=torch.stack(mels) if mels else None,
+            mel=torch.stack(mels),
         )
 
 

@@ -67,17 +67,19 @@ def fit(
     config: TrainConfig,
     folder: Path,
     *,
+    data: str = "",
     progress: ProgressCallback | None = None,
     cancel: Callable[[], bool] | None = None,
     accelerator: "Accelerator | None" = None,
 ) -> nn.Module:
     """Train `task.net` for `config.steps` steps, going on from `folder`'s checkpoint if it has one.
 
-    Writes `<name>.checkpoint.pt` (weights, average, optimiser, scaler, rng, step, config, revision
-    of the code; atomically) and `<name>.csv` (a row every `log_every` steps: means of the losses,
-    validation where it was due).
+    Writes `<name>.checkpoint.pt` (weights, average, optimiser, scaler, rng, step, config, data,
+    revision of the code; atomically) and `<name>.csv` (a row every `log_every` steps: means of the
+    losses, validation where it was due).
 
     Args:
+        data: names what the task draws from; a run goes on with the same only. Empty: not known.
         cancel: asked after every step.
         accelerator: the precision, and the devices to share each batch; None: one, in float32.
 
@@ -86,8 +88,8 @@ def fit(
 
     Raises:
         Cancelled: between two steps; a checkpoint of the last one was written.
-        OptionError: the checkpoint there was made with another config, or the batch can't be
-            divided as wanted.
+        OptionError: the checkpoint there was made with another config or data, or the batch can't
+            be divided as wanted.
         TrainingError: a loss is not finite.
     """
     # -- What is trained -----------------------------------------------------------------------
@@ -122,6 +124,11 @@ def fit(
                 f"{checkpoint} was made with other settings than {config}; "
                 "give another folder, or delete the file to start anew"
             )
+        if saved.get("data", data) != data:
+            raise OptionError(
+                f"{checkpoint} was made with other data; give what it was begun with, another "
+                "folder, or delete the file to start anew"
+            )
         net.load_state_dict(saved["net"])
         optimiser.load_state_dict(saved["optimiser"])
         average = {name: saved["average"][name].to(p) for name, p in trained.items()}
@@ -137,6 +144,7 @@ def fit(
     def keep(step: int) -> None:
         state = {
             "config": asdict(config),
+            "data": data,
             "step": step,
             "net": net.state_dict(),
             "average": average,

@@ -16,7 +16,15 @@ from latentsync.errors import LatentSyncError
 from latentsync.models.syncnet import StableSyncNet
 from latentsync.training.batches import Ahead
 from latentsync.training.curves import draw_curves
-from latentsync.training.dataset import Clip, ClipWindows, Preparer, find_clips, prepare, split
+from latentsync.training.dataset import (
+    Clip,
+    ClipWindows,
+    Preparer,
+    find_clips,
+    fingerprint,
+    prepare,
+    split,
+)
 from latentsync.training.fleet import accelerated
 from latentsync.training.loop import fit
 from latentsync.training.pixels import load_pixel_losses
@@ -119,16 +127,25 @@ def train_unet(
             log.warning("no figures of a validation clip: %s", error)
             return {}
 
+    shown = side if judges and judges.sees_pixels else None
     task = UNetTask(
         nets.unet,
-        Ahead(ClipWindows(seen, pixels=side if judges else None)),
+        Ahead(ClipWindows(seen, pixels=shown)),
         ClipWindows(held_out),
         side,
         run,
         pixel_losses=judges,
         show=look if main else None,
     )
-    fit(task, run, output, progress=progress, cancel=cancel, accelerator=accelerator)
+    fit(
+        task,
+        run,
+        output,
+        data=fingerprint(clips),
+        progress=progress,
+        cancel=cancel,
+        accelerator=accelerator,
+    )
 
     # -- The result --------------------------------------------------------------------------------
     if main:
@@ -192,7 +209,15 @@ def train_syncnet(
         temporary.replace(file)
 
     task = SyncNetTask(net, seen, held_out, run, keep=keep if main else None)
-    fit(task, run, output, progress=progress, cancel=cancel, accelerator=accelerator)
+    fit(
+        task,
+        run,
+        output,
+        data=fingerprint(clips),
+        progress=progress,
+        cancel=cancel,
+        accelerator=accelerator,
+    )
     if main:
         keep()
         draw_curves([output / f"{run.name}.csv"], output / "curves.png")

@@ -1,6 +1,6 @@
 """What training looks at in the picture itself: lips by SyncNet, looks by LPIPS, motion by TREPA.
 
-The picture is what one step predicts, decoded. Losses and their weights:
+The picture is what one step predicts, decoded if any of them sees pixels. Losses and their weights:
 https://arxiv.org/abs/2412.09262, sections 3.3 and 3.4.
 """
 
@@ -35,18 +35,26 @@ class PixelLosses:
     lpips: LPIPS | None = None
     videomae: "VideoMAE | None" = None
 
+    @property
+    def sees_pixels(self) -> bool:
+        """Not if a SyncNet of latents is all there is: then nothing needs to be decoded."""
+        lips = self.syncnet is not None and not self.syncnet.config.latent
+        return lips or self.lpips is not None or self.videomae is not None
+
     def __call__(self, clean: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Named scalars.
 
         Args:
             clean: (b, 4, f, h, w) latents as predicted; gradients reach them.
-            batch: what they should be, with pixels and mel.
+            batch: what they should be, with mel, and with pixels if any net sees those.
         """
-        assert batch.pixels is not None
         assert batch.mel is not None
-        frames = clean.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
-        seen = self.vae.decode(frames).unflatten(0, (len(clean), -1)).transpose(1, 2)
-        target, losses = batch.pixels, {}
+        losses, seen, target = {}, clean, batch.clean
+        if self.sees_pixels:
+            assert batch.pixels is not None
+            frames = clean.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
+            seen = self.vae.decode(frames).unflatten(0, (len(clean), -1)).transpose(1, 2)
+            target = batch.pixels
         # Each net has a precision of its own; half of it is too coarse for LPIPS and for cosines.
         with torch.autocast(clean.device.type, enabled=False):
             if self.syncnet is not None:
@@ -113,9 +121,10 @@ def load_pixel_losses(
         file = auxiliary / "vit_g_hybrid_pt_1200e_ssv2_ft.pth"
         videomae = load_videomae(file, device=device, dtype=dtype)
         videomae.enable_gradient_checkpointing(config.gradient_checkpointing)
-    if config.gradient_checkpointing:
+    losses = PixelLosses(vae, config, syncnet, lpips, videomae)
+    if config.gradient_checkpointing and losses.sees_pixels:
         vae.net.enable_gradient_checkpointing()
-    return PixelLosses(vae, config, syncnet, lpips, videomae)
+    return losses
 
 
 def _lower_half(video: Tensor) -> Tensor:

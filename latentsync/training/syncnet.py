@@ -1,4 +1,10 @@
-"""Training StableSyncNet to tell whether lips and sound belong together."""
+"""Training StableSyncNet to tell whether lips and sound belong together.
+
+Of a clip two windows are drawn that share no frame. Each is seen with its own sound and with that
+of the other. So whatever is seen or heard is as often right as wrong, and only lips and sound
+together can tell which; a wrong sound beside every second window, as published, teaches the small
+preset much more slowly (benchmarks/README.md).
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,32 +21,33 @@ from latentsync.training.batches import WHOLE, Part
 from latentsync.training.crops import pictures
 from latentsync.training.dataset import Clip, window_and_reference
 
-__all__ = ["ClipPairs", "PairWindows", "Pairs", "SyncNetTask", "accuracies"]
+__all__ = ["ClipPairs", "PairWindows", "Pairs", "SyncNetTask", "accuracies", "contrast_loss"]
 
 FRAMES = 16  # of a window
+TEMPERATURE = 0.05  # of cosines
 IN_SYNC = 0.5  # the cosine is the chance that both belong together
-VALIDATION_WINDOWS, VALIDATION_PARTS = 128, 8  # in parts: memory
+VALIDATION_CLIPS = 128  # drawn, two windows of each
+VALIDATION_PARTS = 16  # memory
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Windows of 16 frames, b of them, and a sound for each."""
+    """Two windows of 16 frames, without a common one, of each of b clips; and their sounds."""
 
-    seen: Tensor  # (b, 3, 16, R, R) in [-1, 1], or (b, 4, 16, h, w) latents
-    mel: Tensor  # (b, 1, 80, 52)
-    in_sync: Tensor  # (b,) bool; else the sound is that of another place in the same clip
+    seen: Tensor  # (b, 2, 3, 16, R, R) in [-1, 1], or (b, 2, 4, 16, h, w) latents
+    mel: Tensor  # (b, 2, 1, 80, 52)
 
 
 class PairWindows(Protocol):
     """What pairs are drawn from."""
 
     def draw(self, count: int, generator: torch.Generator, part: Part = WHOLE) -> Pairs:
-        """A part of `count` pairs by chance, every second one in sync."""
+        """A part of the pairs of `count` clips by chance."""
         ...
 
 
 class ClipPairs:
-    """Pairs out of clips; a wrong sound is that of a window that shares no frame with the seen one.
+    """Pairs out of clips.
 
     Args:
         clips: at least one; each has an equal chance to be drawn.
@@ -55,30 +62,34 @@ class ClipPairs:
         mine = part.of(count)
         numbers = torch.randint(len(self._clips), (count,), generator=generator)[mine]
         chances = torch.rand((count, 2), generator=generator)[mine]
-        in_sync = (torch.arange(count) % 2 == 0)[mine]
+        windows = [
+            (clip, start)
+            for number, both in zip(numbers.tolist(), chances.tolist(), strict=True)
+            for clip in [self._clips[number]]
+            for start in window_and_reference(len(clip), FRAMES, *both)
+        ]
         with ThreadPoolExecutor() as pool:  # decoding takes most of a step
-            drawn = list(pool.map(self._pair, numbers.tolist(), chances.tolist(), in_sync.tolist()))
-        seen, mel = (torch.stack(each) for each in zip(*drawn, strict=True))
-        return Pairs(seen.transpose(1, 2), mel, in_sync)
+            drawn = pool.map(self._window, *zip(*windows, strict=True))
+            seen, mel = (torch.stack(each) for each in zip(*drawn, strict=True))
+        return Pairs(seen.transpose(1, 2).unflatten(0, (-1, 2)), mel.unflatten(0, (-1, 2)))
 
-    def _pair(self, number: int, chances: list[float], in_sync: bool) -> tuple[Tensor, Tensor]:
+    def _window(self, clip: Clip, start: int) -> tuple[Tensor, Tensor]:
         """(16, c, h, w) and (1, 80, 52)."""
-        clip = self._clips[number]
-        start, other = window_and_reference(len(clip), FRAMES, *chances)
         stop = start + FRAMES
         if self._pixels:
             with torch.autocast("cpu", enabled=False):  # the geometry of crops is float32
                 seen = pictures(clip.crops(start, stop, self._pixels))
         else:
             seen = clip.latents(start, stop).reference
-        return seen, clip.mel(start if in_sync else other, FRAMES)
+        return seen, clip.mel(start, FRAMES)
 
 
 class SyncNetTask:
-    """A task of `loop.fit`: cross-entropy of the cosine, as published.
+    """A task of `loop.fit`: cross-entropy of the cosine, as published, right and wrong alike.
 
     Args:
         keep: called at every validation, when `net` holds the average.
+        validation_clips: drawn at each; a multiple of 16. None: 128.
     """
 
     def __init__(
@@ -89,43 +100,68 @@ class SyncNetTask:
         config: SyncNetTrainConfig,
         *,
         keep: Callable[[], None] | None = None,
+        validation_clips: int | None = None,
     ) -> None:
         self.net = net
-        self._train, self._held_out, self._batch, self._keep = train, held_out, config.batch, keep
+        self._train, self._held_out, self._config, self._keep = train, held_out, config, keep
+        self._validation_clips = validation_clips or VALIDATION_CLIPS
         self._device = next(net.parameters()).device
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         return self.part_losses(generator, WHOLE)
 
     def part_losses(self, generator: torch.Generator, part: Part) -> dict[str, Tensor]:
-        """Of one part of the batch; their mean over all parts is that of the whole batch."""
-        pairs = self._train.draw(self._batch, generator, part)
-        visual, audio = self._embedded(pairs)
+        """Of one part of the batch; their mean over all parts is that of the whole batch.
+
+        But for the contrast, which compares what is in one part.
+        """
+        pairs = self._train.draw(self._config.batch, generator, part)
+        visual, audio, in_sync = self._embedded(pairs)
         with torch.autocast(self._device.type, enabled=False):
-            return {"sync": cosine_loss(visual, audio, pairs.in_sync.to(self._device)).mean()}
+            losses = {"sync": cosine_loss(visual, audio, in_sync).mean()}
+            if self._config.contrast_weight:
+                found = contrast_loss(visual[in_sync], audio[in_sync])
+                losses["contrast"] = self._config.contrast_weight * found
+        return losses
 
     def validate(self) -> dict[str, float]:
-        """How often it is right about pairs of which every second one is in sync; 0.5 is chance.
+        """How often it is right about held-out windows; 0.5 is chance.
 
         `accuracy` takes a cosine above 0.5 for "in sync", `best_accuracy` above whatever threshold
-        serves these pairs best.
+        serves them best.
         """
-        cosines, in_sync = [], []
+        cosines, truth = [], []
         for part in (Part(i, VALIDATION_PARTS) for i in range(VALIDATION_PARTS)):
             generator = torch.Generator().manual_seed(0)
-            pairs = self._held_out.draw(VALIDATION_WINDOWS, generator, part)
-            visual, audio = self._embedded(pairs)
+            pairs = self._held_out.draw(self._validation_clips, generator, part)
+            visual, audio, in_sync = self._embedded(pairs)
             cosines.append(F.cosine_similarity(visual.float(), audio.float()).float().cpu())
-            in_sync.append(pairs.in_sync)
+            truth.append(in_sync.cpu())
         if self._keep:
             self._keep()
-        right, best = accuracies(torch.cat(cosines), torch.cat(in_sync))
+        right, best = accuracies(torch.cat(cosines), torch.cat(truth))
         return {"accuracy": right, "best_accuracy": best}
 
-    def _embedded(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        shown = stacked(pairs.seen.to(self._device), self.net.config)
-        visual, audio = self.net(shown, pairs.mel.to(self._device))
-        return visual, audio
+    def _embedded(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """Two times (4 b, width), and (4 b,) whether they belong together."""
+        shown = stacked(pairs.seen.flatten(0, 1).to(self._device), self.net.config)
+        visual, audio = self.net(shown, pairs.mel.flatten(0, 1).to(self._device))
+        swapped = audio.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        in_sync = torch.arange(2 * len(audio), device=self._device) < len(audio)
+        return torch.cat([visual, visual]), torch.cat([audio, swapped]), in_sync
+
+
+def contrast_loss(visual: Tensor, audio: Tensor) -> Tensor:
+    """How hard it is to find the sound of each window among all of them, and the other way round.
+
+    Cross-entropy as in CLIP, https://arxiv.org/abs/2103.00020, section 2.3, at one temperature.
+
+    Args:
+        visual, audio: (n, width) each of length 1, in the same order.
+    """
+    alike = visual.float() @ audio.float().T / TEMPERATURE
+    own = torch.arange(len(alike), device=alike.device)
+    return (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)) / 2
 
 
 def accuracies(cosines: Tensor, in_sync: Tensor) -> tuple[float, float]:

@@ -1,0 +1,106 @@
+"""Zips from outside, unpacked with care: clips to train on, and models that training gave."""
+
+import stat
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+import requests
+
+from latentsync.errors import InputError, WeightsError
+from latentsync.media.container import shown
+
+__all__ = ["fetch_model", "pack", "unpack"]
+
+MAX_BYTES = 1 << 34  # unpacked; clips of hours, or the largest model six times
+MAX_FILES = 1000
+MODEL = "the zip of a model as training gives it: a config.json and .safetensors files"
+TIMEOUT = 30  # seconds without an answer
+PIECE = 1 << 20  # bytes read at a time
+
+
+def unpack(archive: Path, folder: Path, suffixes: Collection[str], wanted: str) -> list[Path]:
+    """Put those files of a zip whose names end so below `folder`; folders inside are kept.
+
+    Hidden files, and the `__MACOSX` that macOS adds, are passed over.
+
+    Args:
+        suffixes: in lower case, with their dots.
+        wanted: what to give instead, for the errors.
+
+    Returns:
+        The files, at least one, in the order of their names.
+
+    Raises:
+        InputError: no zip, damaged, nothing in it ends so, too much does, or an entry is a link or
+            lies outside of the zip.
+    """
+    try:
+        with ZipFile(archive) as zipped:
+            everything = zipped.infolist()
+            chosen = [entry for entry in everything if _is_asked_for(entry, suffixes)]
+            if not chosen:
+                ends = ", ".join(sorted(suffixes))
+                raise InputError(f"none of its {len(everything)} entries ends in {ends}")
+            size = sum(entry.file_size for entry in chosen)  # no entry gives more than it declares
+            if size > MAX_BYTES or len(chosen) > MAX_FILES:
+                raise InputError(
+                    f"it unpacks to {len(chosen)} files of {size / 1e9:.1f} GB, but at most "
+                    f"{MAX_FILES} of {MAX_BYTES / 1e9:.1f} GB are taken"
+                )
+            return sorted({Path(zipped.extract(entry, folder)) for entry in chosen})
+    except Exception as error:  # a damaged zip, each of its codecs and the disk raise their own
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"{shown(archive)} can't be unpacked ({reason}); give {wanted}") from error
+
+
+def _is_asked_for(entry: ZipInfo, suffixes: Collection[str]) -> bool:
+    path = PurePosixPath(entry.filename)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"its entry {entry.filename!r} lies outside of it")
+    if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
+        return False
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise InputError(f"its entry {entry.filename!r} is a link, not a file")
+    return not entry.is_dir() and path.suffix.lower() in suffixes
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """A zip of a folder's files, not compressed: weights hardly shrink."""
+    with ZipFile(archive, "w", ZIP_STORED) as zipped:
+        for path in sorted(folder.iterdir()):
+            zipped.write(path, path.name)
+
+
+def fetch_model(source: str, folder: Path) -> Path:
+    """The folder of a model, for `LipSync.load`.
+
+    Args:
+        source: that folder itself, its zip, or the address (http, https) of its zip.
+        folder: where it is unpacked.
+
+    Raises:
+        InputError: no such file, or not the zip of one model.
+        WeightsError: the address doesn't give it.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    archive = _downloaded(source, folder / "weights.zip") if "://" in source else Path(source)
+    found = unpack(archive, folder / "model", {".json", ".safetensors"}, MODEL)
+    folders = [path.parent for path in found if path.name == "config.json"]
+    if len(folders) != 1:
+        raise InputError(f"{shown(source)} holds {len(folders)} config.json; give {MODEL}")
+    return folders[0]
+
+
+def _downloaded(url: str, file: Path) -> Path:
+    try:
+        with requests.get(url, stream=True, timeout=TIMEOUT) as answer, file.open("wb") as out:
+            answer.raise_for_status()
+            for piece in answer.iter_content(PIECE):
+                out.write(piece)
+    except (OSError, ValueError) as error:  # those of requests are OSErrors, of bad URLs both
+        raise WeightsError(
+            f"{shown(url)} can't be fetched ({error}); give the address of {MODEL}"
+        ) from error
+    return file

@@ -1,0 +1,176 @@
+"""The command line of the main path: `latentsync generate`."""
+
+import json
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentsync.bars import bars, shown_on
+from latentsync.errors import OptionError
+from latentsync.reporter import interruptible
+from latentsync.types import Result
+
+__all__ = ["PUBLISHED_SPELLINGS", "generate"]
+
+# How users of the published scripts spell options; understood, and not shown in help.
+PUBLISHED_SPELLINGS = {
+    "inference_steps": "steps",
+    "guidance_scale": "guidance-scale",
+    "video_out_path": "output",
+}
+
+Video = Annotated[Path | None, typer.Argument(help="A clip or a picture.")]
+Audio = Annotated[
+    Path | None, typer.Argument(help="The voice: sound, or a video's; default VIDEO's own.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The mp4 to write.")]
+Model = Annotated[
+    str, typer.Option(help="v1.6 (512 px), v1.5 (256 px), demo, or a folder training wrote.")
+]
+Guidance = Annotated[float, typer.Option(help="0-10; above 1, speech counts for more.")]
+Steps = Annotated[int, typer.Option(help="1-50 denoising steps.")]
+Seed = Annotated[int, typer.Option(help="0 draws one; the one used is printed.")]
+Published = Annotated[bool, typer.Option("--published", help="Every choice of the published code.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+length_option = partial(typer.Option, rich_help_panel="Length and pace")
+SyncMode = Annotated[
+    str | None,
+    length_option(
+        help="Where the voice is longer, or shorter: bounce (default), pingpong, loop, freeze, "
+        "cut_off, silence or remap."
+    ),
+]
+LeadIn = Annotated[float, length_option(help="Seconds of VIDEO before the voice.")]
+LeadOut = Annotated[float, length_option(help="Seconds of VIDEO after the voice.")]
+Fps = Annotated[str, length_option(help="25, or source: every frame of VIDEO at its own time.")]
+Fade = Annotated[
+    int | None,
+    length_option(
+        help="0-25 frames in which the mouth comes and goes beside untouched ones; default 3."
+    ),
+]
+
+face_option = partial(typer.Option, rich_help_panel="Face")
+Face = Annotated[
+    str,
+    face_option(
+        help="largest, left, right, center, all, x,y or x,y,width,height in px (with @seconds for "
+        "a later time), or a picture of the person."
+    ),
+]
+OnMissing = Annotated[
+    str, face_option(help="keep: frames without the face pass through; or error.")
+]
+Smooth = Annotated[
+    int, face_option(help="0-51 frames over which the face's place is smoothed, an odd number.")
+]
+DetectorName = Annotated[
+    str | None,
+    face_option(
+        help="insightface, yunet, builtin, or an OpenCV cascade's .xml; default the model's."
+    ),
+]
+
+encoding_option = partial(typer.Option, rich_help_panel="Encoding")
+Codec = Annotated[str, encoding_option(help="h264, hevc, h264_nvenc or hevc_nvenc.")]
+Crf = Annotated[int, encoding_option(help="0 (lossless) - 51, quality.")]
+Preset = Annotated[str, encoding_option(help="ultrafast ... placebo, x264's names.")]
+Lossless = Annotated[
+    bool, encoding_option("--lossless", help="crf 0, for masters; few players show it.")
+]
+MaxSide = Annotated[
+    int | None, encoding_option(help="16-16384 px; larger pictures are scaled down to it.")
+]
+
+machine_option = partial(typer.Option, rich_help_panel="Machine")
+Device = Annotated[str | None, machine_option(help="cuda, cuda:1, mps or cpu.")]
+Dtype = Annotated[str | None, machine_option(help="float32, float16 or bfloat16.")]
+Attention = Annotated[str, machine_option(help="native or xformers.")]
+Weights = Annotated[
+    Path | None, machine_option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
+]
+
+
+def generate(
+    context: typer.Context,
+    video: Video = None,
+    audio: Audio = None,
+    output: Output = None,
+    model: Model = "v1.6",
+    guidance_scale: Guidance = 1.0,  # noqa: ARG001 - here and below: fields of Options
+    steps: Steps = 20,  # noqa: ARG001
+    seed: Seed = 0,  # noqa: ARG001
+    published: Published = False,
+    sync_mode: SyncMode = None,  # noqa: ARG001
+    lead_in: LeadIn = 0.0,  # noqa: ARG001
+    lead_out: LeadOut = 0.0,  # noqa: ARG001
+    fps: Fps = "25",  # noqa: ARG001
+    fade: Fade = None,  # noqa: ARG001
+    face: Face = "largest",  # noqa: ARG001
+    on_missing: OnMissing = "keep",  # noqa: ARG001
+    smooth: Smooth = 0,  # noqa: ARG001
+    detector: DetectorName = None,
+    codec: Codec = "h264",  # noqa: ARG001
+    crf: Crf = 17,  # noqa: ARG001
+    preset: Preset = "medium",  # noqa: ARG001
+    lossless: Lossless = False,
+    max_side: MaxSide = None,  # noqa: ARG001
+    device: Device = None,
+    dtype: Dtype = None,
+    attention: Attention = "native",
+    weights: Weights = None,
+    as_json: AsJson = False,
+    video_path: Annotated[Path | None, typer.Option("--video_path", hidden=True)] = None,
+    audio_path: Annotated[Path | None, typer.Option("--audio_path", hidden=True)] = None,
+) -> None:
+    """Make VIDEO speak AUDIO."""
+    video = video or video_path
+    audio = audio or audio_path or video
+    if video is None or audio is None or output is None:
+        wanted = {"VIDEO": video, "--output": output}
+        missing = ", ".join(name for name, value in wanted.items() if value is None)
+        raise OptionError(f"{missing} missing; see `latentsync generate --help`")
+    from latentsync.config import Options
+    from latentsync.media import check_output, open_media
+    from latentsync.pipeline import LipSync
+
+    given = {name: value for name, value in context.params.items() if value is not None}
+    choices = {one.name: given[one.name] for one in fields(Options) if one.name in given}
+    if lossless:
+        choices["crf"] = 0
+    options = Options.published(**choices) if published else Options(**choices)
+    # What can be seen at once is said before gigabytes are loaded.
+    check_output(output, (video, audio))
+    for path in (video, audio):
+        open_media(path).close()
+    lipsync = LipSync.load(
+        model,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+        detector=detector,
+        attention=attention,  # type: ignore[arg-type]  # checked there, with the allowed names
+    )
+    with bars() as drawn:
+        run = partial(lipsync.run, video, audio, output, options=options, progress=shown_on(drawn))
+        result = interruptible(lambda cancelled: run(cancelled=cancelled))
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2, default=str))
+    else:
+        typer.echo(result.path)
+        typer.echo(_summary(result))
+
+
+def _summary(result: Result) -> str:
+    untouched = sum(stop - start for start, stop in result.passed_through)
+    return (
+        f"{result.frames} frames, {result.seconds:.2f} s, {result.width}x{result.height}; "
+        f"face in {result.faces_found} of {result.source_frames} source frames, "
+        f"{untouched} frames untouched; model {result.model}, detector {result.detector}, "
+        f"{result.device} {result.dtype}, seed {result.seed}; "
+        f"took {result.timings['total']:.1f} s"
+    )

@@ -1,0 +1,260 @@
+"""Faces of single frames linked into people: who of this frame is who of the frames before.
+
+Frame by frame and forwards only; nothing is chosen here, so a choice made later about any frame
+holds for the frames before it too. A person lives within one shot.
+"""
+
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync.faces.base import Array
+from latentsync.faces.likeness import Embedder
+from latentsync.types import Box, Face, FloatArray, Frame
+
+__all__ = ["Linker", "Person"]
+
+# Sizes are the square root of a face's area; distances are counted in them.
+REACH = 0.4  # how far a face may be from where it was expected a frame after it was seen
+REACH_GROWS = 0.05  # for each frame more without it
+REACH_MOST = 1.0
+GROWS_MOST = 1.6  # times its size
+LINGERS = 25  # frames without it after which its place says nothing
+SURE = 2  # frames without it up to which its place alone may do
+FAMILIAR = 3  # frames in which a face was seen, from which on it is looked for twice
+LOOK_EVERY = 5  # frames between two looks at what a person looks like
+LOOKS_KEPT = 20  # looks in the mean
+LIKENESS = 1.0  # what a whole difference of looks counts, in sizes
+STEADY = 0.5  # share of the speed so far in the new one
+ROW = 10  # numbers a sighting: three points, then the box
+
+
+class Person:
+    """One face through one shot: where it was seen, and what it looks like."""
+
+    def __init__(self, shot: int, look: FloatArray) -> None:
+        self.shot = shot
+        self.largest = 0  # frames in which no face was larger
+        self.look = look  # mean of its embeddings, of length 1
+        self._frames, self._rows = array("q"), array("f")
+        self._looks, self._looked = 1, -LOOK_EVERY
+        self._box = np.zeros(4)
+        self._speed = np.zeros(2)  # px a frame
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def frames(self) -> NDArray[np.int64]:
+        """(k,) the frames in which it was seen."""
+        return np.array(self._frames, np.int64)
+
+    @property
+    def points(self) -> FloatArray:
+        """(k, 3, 2) px."""
+        return self._table[:, :6].reshape(-1, 3, 2)
+
+    @property
+    def boxes(self) -> FloatArray:
+        """(k, 4) left, top, right, bottom in px."""
+        return self._table[:, 6:]
+
+    @property
+    def _table(self) -> FloatArray:
+        return np.array(self._rows, np.float32).reshape(-1, ROW)
+
+    @property
+    def last(self) -> int:
+        """The last frame in which it was seen."""
+        return self._frames[-1]
+
+    def expected(self, index: int) -> Array:
+        """Its box in a later frame, if it moves on as it did."""
+        return self._box + np.tile(self._speed * min(index - self.last, LINGERS // 2), 2)
+
+    def see(self, index: int, face: Face) -> None:
+        box = np.array(face.box)
+        if self._frames:
+            moved = (_centre(box) - _centre(self._box)) / (index - self.last)
+            self._speed = STEADY * self._speed + (1 - STEADY) * moved
+        self._box = box
+        self._frames.append(index)
+        self._rows.extend([*face.points.ravel().tolist(), *face.box])
+
+    def remember(self, index: int, look: FloatArray) -> None:
+        """Add what it looks like now to what it looked like so far."""
+        self._looks, self._looked = min(self._looks + 1, LOOKS_KEPT), index
+        mean = self.look + (look - self.look) / self._looks
+        self.look = (mean / max(1e-6, float(np.linalg.norm(mean)))).astype(np.float32)
+
+    def looks_old(self, index: int) -> bool:
+        return index - self._looked >= LOOK_EVERY
+
+    def like(self, look: FloatArray) -> float:
+        """Cosine of what it looks like and `look`."""
+        return float(self.look @ look)
+
+    def take(self, other: "Person") -> bool:
+        """Be the other one too, unless both were in one frame."""
+        if set(self._frames) & set(other._frames):
+            return False
+        order = np.argsort(np.concatenate([self.frames, other.frames]), kind="stable")
+        rows = np.concatenate([self._table, other._table])[order]
+        self._frames = array("q", sorted([*self._frames, *other._frames]))
+        self._rows = array("f", rows.ravel().tolist())
+        self.largest += other.largest
+        return True
+
+
+class Linker:
+    """Takes each frame's faces in turn; the people are in `people`."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.people: list[Person] = []
+        self._embedder = embedder
+        self._here: list[Person] = []  # of this shot
+        self._lately: list[Person] = []  # those of them who were seen a moment ago
+        self._shot = 0
+
+    def end_shot(self) -> None:
+        """The next frame is another shot's, or there is none."""
+        self.people += self._joined()
+        self._shot, self._here, self._lately = self._shot + 1, [], []
+
+    def add(self, index: int, frame: Frame, faces: Sequence[Face]) -> None:
+        """The faces of a frame, largest first."""
+        looks = _Looks(self._embedder, frame, faces)
+        self._lately = [p for p in self._lately if index - p.last <= LINGERS]
+        linked, lately = self._by_place(index, faces, looks), [*self._lately]
+        for j, face in enumerate(faces):
+            person = linked.get(j) or Person(self._shot, looks[j])
+            if j not in linked:
+                self._here.append(person)
+                self._lately.append(person)
+            # What a person looks like is learnt while nobody else is in the way.
+            elif person.looks_old(index) and not any(
+                _apart(face, p.expected(index)) < 1 for p in lately if p is not person
+            ):
+                person.remember(index, looks[j])
+            person.see(index, face)
+            person.largest += j == 0
+
+    def missing(self, index: int, frame: Frame) -> list[tuple[Person, Box]]:
+        """Who isn't in this frame but was in many up to a moment ago, and where to look again.
+
+        The largest first.
+        """
+        height, width = frame.shape[:2]
+        found = []
+        for person in self._lately:
+            if len(person) >= FAMILIAR and person.last < index:
+                box = person.expected(index)
+                x, y = _centre(box)
+                if 0 <= x < width and 0 <= y < height:
+                    inside = np.clip(box, 0, (width, height) * 2).round().astype(int)
+                    found.append((person, Box(*inside.tolist())))
+        return sorted(found, key=lambda one: -one[1].width * one[1].height)
+
+    def add_second(
+        self, index: int, frame: Frame, person: Person, faces: Sequence[Face], seen: Sequence[Face]
+    ) -> Face | None:
+        """The one of the faces found near a missing person's place that is theirs, if any.
+
+        `seen` are the faces of this frame that are others' already.
+        """
+        free = [f for f in faces if all(_apart(f, np.array(s.box)) > REACH for s in seen)]
+        looks = _Looks(self._embedder, frame, free)
+        costs = [self._cost(person, index, free[j], looks, j, sure=False) for j in range(len(free))]
+        if not free or min(costs) == np.inf:
+            return None
+        face = free[int(np.argmin(costs))]
+        person.see(index, face)
+        return face
+
+    def _by_place(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Person]:
+        """Which faces are people who were about there a moment ago: face -> person."""
+        lately = self._lately
+        close = np.array(
+            [[_within_reach(p, index, face) for face in faces] for p in lately], bool
+        ).reshape(len(lately), len(faces))
+        # Where there is one person for a face and one face for a person, the place will do.
+        rivals = close.sum(axis=1)[:, None] + close.sum(axis=0)[None] > 2
+        costs = np.full(close.shape, np.inf)
+        for i, j in np.argwhere(close):
+            sure = not rivals[i, j] and index - lately[i].last <= SURE
+            costs[i, j] = self._cost(lately[i], index, faces[j], looks, j, sure=sure)
+        return {int(j): lately[i] for i, j in _cheapest(costs)}
+
+    def _cost(
+        self, person: Person, index: int, face: Face, looks: "_Looks", j: int, *, sure: bool
+    ) -> float:
+        """How little a face is where, and as, a person should be; infinite: it is another's."""
+        if not _within_reach(person, index, face):
+            return np.inf
+        apart = _apart(face, person.expected(index))
+        if sure:
+            return apart
+        like = person.like(looks[j])
+        return apart + LIKENESS * (1 - like) if like >= self._embedder.other else np.inf
+
+    def _joined(self) -> list[Person]:
+        """The shot's people; who left and came back is one, told by looks: see `Person.take`."""
+        joined: list[Person] = []
+        for person in self._here:
+            look = person.look
+            alike = [other for other in joined if other.like(look) >= self._embedder.same]
+            for other in sorted(alike, key=lambda other: -other.like(look)):
+                if other.take(person):
+                    break
+            else:
+                joined.append(person)
+        return joined
+
+
+class _Looks:
+    """The embeddings of a frame's faces, each made when it is first asked for."""
+
+    def __init__(self, embedder: Embedder, frame: Frame, faces: Sequence[Face]) -> None:
+        self._embedder, self._frame, self._faces = embedder, frame, faces
+        self._made: dict[int, FloatArray] = {}
+
+    def __getitem__(self, j: int) -> FloatArray:
+        if j not in self._made:
+            self._made[j] = self._embedder.embed(self._frame, self._faces[j])
+        return self._made[j]
+
+
+def _cheapest(costs: Array) -> list[tuple[int, int]]:
+    """Rows paired with columns so that the sum of their finite costs is least."""
+    finite = np.isfinite(costs)
+    if finite.sum(axis=0).max(initial=0) <= 1 and finite.sum(axis=1).max(initial=0) <= 1:
+        return [(int(i), int(j)) for i, j in np.argwhere(finite)]
+    from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
+
+    rows, columns = linear_sum_assignment(np.where(finite, costs, 1e6))
+    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if finite[i, j]]
+
+
+def _within_reach(person: Person, index: int, face: Face) -> bool:
+    expected = person.expected(index)
+    reach = min(REACH_MOST, REACH + REACH_GROWS * (index - person.last - 1))
+    ratio = _size(np.array(face.box)) / _size(expected)
+    return _apart(face, expected) <= reach and 1 / GROWS_MOST <= ratio <= GROWS_MOST
+
+
+def _apart(face: Face, box: Array) -> float:
+    """How far a face's middle is from a box's, in mean sizes of both."""
+    own = np.array(face.box)
+    size = (_size(own) + _size(box)) / 2
+    return float(np.linalg.norm(_centre(own) - _centre(box))) / size
+
+
+def _centre(box: Array) -> Array:
+    return (box[:2] + box[2:]) / 2
+
+
+def _size(box: Array) -> float:
+    width, height = box[2:] - box[:2]
+    return float(np.sqrt(max(1.0, width) * max(1.0, height)))

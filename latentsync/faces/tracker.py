@@ -1,0 +1,195 @@
+"""Whose face is followed through a clip, and where it is: look -> link -> choose -> fill.
+
+    look      every frame once, as it streams by: its faces, and whether a new shot begins
+    link      each face to the person it belongs to, frame by frame (people.py)
+    choose    of each shot's people the one who is meant (scene.py)
+    fill      short gaps, and say of the others why they are there (scene.py)
+
+Looking and linking know nothing of the choice, so a choice about a late frame holds for the early
+ones, and `Scene.tracks` may be asked for several choices after one look.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from latentsync.errors import NoFaceFound
+from latentsync.faces.base import PUBLISHED, Detector
+from latentsync.faces.choice import FaceChoice
+from latentsync.faces.cuts import with_cuts
+from latentsync.faces.likeness import Embedder, Patch
+from latentsync.faces.people import Linker
+from latentsync.faces.scene import Lost, Scene, Track, runs
+from latentsync.faces.template import BoxFollower
+from latentsync.media import VideoReader
+from latentsync.types import FloatArray, Frame, Progress, ProgressCallback
+
+__all__ = ["follow", "look", "no_face"]
+
+log = logging.getLogger(__name__)
+
+SECOND_LOOKS = 2  # a frame, at most: a crowd that leaves must not cost more than that
+
+
+def follow(
+    frames: Iterable[Frame],
+    detector: Detector,
+    choice: FaceChoice,
+    *,
+    rounded: bool = False,
+    published: bool = False,
+    total: int | None = None,
+    fps: float = 25,
+    progress: ProgressCallback | None = None,
+) -> list[Track]:
+    """The chosen face of a clip, or for `all` each of them, that of the largest first.
+
+    Args:
+        frames: they stream by; a few are held at a time.
+        rounded: landmarks on whole pixels.
+        published: the largest face of every frame by itself, whatever `choice` says: no cuts, no
+            second look, nothing filled.
+        total: how many frames there will be, for `progress`, where that is known.
+        fps: frames a second, for the time in `choice`.
+        progress: hears of stage "detect" after each frame, and may raise to stop.
+
+    Returns:
+        At least one track, whose `found` may be False throughout.
+
+    Raises:
+        OptionError: the time lies beyond the end, the box beyond the frame, or there is no face
+            at the point.
+        NoFaceFound: there is none in the reference picture.
+        MediaError: that isn't readable.
+    """
+    if published:
+        return [_published(frames, detector, rounded, total, progress)]
+    scene = look(
+        frames, detector, [choice], rounded=rounded, total=total, fps=fps, progress=progress
+    )
+    return scene.tracks(choice)
+
+
+def look(
+    frames: Iterable[Frame],
+    detector: Detector,
+    choices: Sequence[FaceChoice],
+    *,
+    rounded: bool = False,
+    total: int | None = None,
+    fps: float = 25,
+    progress: ProgressCallback | None = None,
+) -> Scene:
+    """Look at every frame of a clip once, for all `choices`; arguments and errors as in `follow`.
+
+    A detector is asked only where a choice needs one: boxes are followed without.
+    """
+    embedder = detector if isinstance(detector, Embedder) else Patch()
+    references = {
+        choice: _reference(choice, detector, embedder) for choice in choices if choice.picture
+    }
+    boxes = {
+        choice: BoxFollower(choice.place, round(choice.seconds * fps), fps)
+        for choice in choices
+        if choice.kind == "box"
+    }
+    linker = Linker(embedder)
+    detecting = any(choice.kind != "box" for choice in choices)
+    cuts: list[bool] = []
+    faces_seen: list[int] = []
+    size = (0, 0)
+    for index, (frame, cut) in enumerate(with_cuts(frames)):
+        if cut:
+            linker.end_shot()
+        if detecting:
+            faces_seen.append(_look_twice(index, frame, detector, linker, rounded))
+        for follower in boxes.values():
+            follower.see(index, frame, cut=cut)
+        cuts.append(cut)
+        size = frame.shape[1], frame.shape[0]
+        if progress:
+            progress(Progress("detect", index + 1, total))
+    linker.end_shot()
+    return Scene(
+        cut=np.array(cuts, bool),
+        size=size,
+        people=linker.people,
+        faces=np.array(faces_seen or [0] * len(cuts), np.int64),
+        fps=fps,
+        rounded=rounded,
+        filters=getattr(detector, "filters", PUBLISHED),
+        embedder=embedder,
+        references=references,
+        boxes={choice: follower.boxes for choice, follower in boxes.items()},
+    )
+
+
+def _look_twice(index: int, frame: Frame, detector: Detector, linker: Linker, rounded: bool) -> int:
+    """One frame's faces to the linker; who was there a moment ago is looked for once more."""
+    seen = detector.detect(frame, rounded=rounded)
+    linker.add(index, frame, seen)
+    for person, near in linker.missing(index, frame)[:SECOND_LOOKS]:
+        again = detector.detect(frame, rounded=rounded, near=near)
+        face = linker.add_second(index, frame, person, again, seen)
+        seen = [*seen, face] if face else seen
+    return len(seen)
+
+
+def _reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> FloatArray:
+    """What the person in a reference picture looks like."""
+    assert choice.picture
+    picture = next(iter(VideoReader(choice.picture).frames([0]))).rgb()
+    faces = detector.detect(picture)
+    if not faces:
+        raise NoFaceFound(
+            f"no face in the reference picture {choice.picture} by {detector.describe()}; give "
+            "one in which the face is larger or more frontal, or choose the face by a point x,y"
+        )
+    if isinstance(embedder, Patch):
+        log.info(
+            "%s is compared by lightness and colour of the aligned face, as %s knows no people "
+            "apart: take a picture from the clip itself, or choose by a point",
+            choice.picture,
+            detector.name,
+        )
+    return embedder.embed(picture, faces[0])
+
+
+def _published(
+    frames: Iterable[Frame],
+    detector: Detector,
+    rounded: bool,
+    total: int | None,
+    progress: ProgressCallback | None,
+) -> Track:
+    """The largest face of every frame, each frame by itself."""
+    nothing = np.full((3, 2), np.nan, np.float32)
+
+    def largest() -> Iterator[FloatArray]:
+        for done, frame in enumerate(frames, start=1):
+            faces = detector.detect(frame, rounded=rounded)
+            yield faces[0].points if faces else nothing
+            if progress:
+                progress(Progress("detect", done, total))
+
+    points: FloatArray = np.fromiter(largest(), dtype=np.dtype((np.float32, (3, 2))))
+    found = ~np.isnan(points[:, 0, 0])
+    points[~found] = 0
+    no = np.zeros_like(found)
+    reasons = tuple(Lost(start, stop, "no face") for start, stop in runs(~found, 0, len(found)))
+    return Track(points, found, no, no, reasons)
+
+
+def no_face(detector: Detector, frames: int, choice: FaceChoice, fps: float = 25) -> str:
+    """What to say, in one line, when no frame of `frames` holds the chosen face."""
+    looked = f"the {frames} frames looked at (0-{frames / fps:.2f} s of the clip)"
+    if choice.kind == "box":
+        return f"the content of the box {choice} is not found in {looked}; draw another box"
+    if choice.kind == "reference":
+        return f"nobody like {choice} in {looked}; choose the face by a point: --face x,y@seconds"
+    return (
+        f"no face in {looked} by {detector.describe()}; give a clip with a larger or more frontal "
+        "face, choose another detector, or, for a drawn face say, tell where it is: "
+        "--face x,y,width,height@seconds"
+    )

@@ -1,0 +1,329 @@
+"""One open clip, read forward from a place of one's choice: which picture is shown when."""
+
+from __future__ import annotations  # PyAV's Packet is generic for type checkers only
+
+import logging
+import math
+import re
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from functools import partial
+from itertools import chain, dropwhile
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
+
+import av
+from av.container import InputContainer
+from av.filter import Graph
+from av.packet import Packet
+from av.stream import Stream
+from av.video.frame import VideoFrame as RawFrame
+from av.video.stream import VideoStream
+
+from latentsync.errors import MediaError
+from latentsync.media.container import decode, demux, open_media, shown, video_stream
+from latentsync.media.limits import Limits
+
+__all__ = [
+    "Clock",
+    "ConstantRate",
+    "Decoder",
+    "EachFrame",
+    "Span",
+    "decoded",
+    "picture_stream",
+    "progressive",
+    "ticks",
+]
+
+logger = logging.getLogger(__name__)
+
+_SEEK_BACK_SECONDS = (0, 1, 4, 16, 64)  # tried in turn until a key frame before the target is met
+
+
+class Span(NamedTuple):
+    """A source frame and the indices [start, stop) that show it."""
+
+    start: int
+    stop: int
+    raw: RawFrame
+
+
+class Clock(Protocol):
+    """What an index means: which one a time (in the stream's ticks) falls on, and back."""
+
+    def index(self, at: int) -> int: ...
+
+    def ticks(self, index: int) -> int:
+        """A time at or before which `index` begins."""
+
+    def after(self, index: int, end: int | None) -> int:
+        """The index after a frame shown from `index` on, whose own time is over at `end`."""
+
+
+class ConstantRate:
+    """Index n is n / fps after the first frame; times are rounded to it half up."""
+
+    def __init__(self, origin: int, unit: Fraction, fps: Fraction, source_fps: Fraction) -> None:
+        self._origin, self._step = origin, unit * fps  # frames per tick
+        self._usual = round(fps / source_fps)  # indices of a frame that doesn't say how long it is
+
+    def index(self, at: int) -> int:
+        return math.floor((at - self._origin) * self._step + Fraction(1, 2))
+
+    def ticks(self, index: int) -> int:
+        return self._origin + int(index / self._step)
+
+    def after(self, index: int, end: int | None) -> int:
+        return index + self._usual if end is None else self.index(end)
+
+
+class EachFrame:
+    """Index n is the n-th source frame; `times` are those of all frames, in ticks, rising."""
+
+    def __init__(self, times: array[int]) -> None:
+        self._times = times
+
+    def index(self, at: int) -> int:
+        return bisect_right(self._times, at) - 1
+
+    def ticks(self, index: int) -> int:
+        return self._times[min(index, len(self._times) - 1)]
+
+    def after(self, index: int, end: int | None) -> int:  # noqa: ARG002 - a Clock
+        return index + 1
+
+
+class Decoder:
+    """Frames of a clip as decoded, made progressive; `origin` is the first one's time in ticks.
+
+    Raises MediaError, also while reading, when the clip holds more than `limits` allows.
+    """
+
+    def __init__(self, path: Path, origin: int, limits: Limits) -> None:
+        self._path, self._origin, self._limits = path, origin, limits
+        self._open()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def _open(self) -> None:
+        self._container = open_media(self._path, self._limits)
+        self._stream = picture_stream(self._container, self._path)
+        self._stream.thread_type = "AUTO"
+        self.unit = self._stream.time_base or Fraction(1, 1000)  # s per tick
+
+    def constant_rate(self, fps: Fraction) -> ConstantRate:
+        return ConstantRate(self._origin, self.unit, fps, self._stream.average_rate or fps)
+
+    def timed(self) -> Iterator[tuple[int, RawFrame]]:
+        """Every source frame with its time in ticks, rising; of frames of one time the last."""
+        held: tuple[int, RawFrame] | None = None
+        for raw in self._frames(demux(self._container, self._stream)):
+            at = ticks(raw)
+            if at is None:
+                at = self._origin if held is None else held[0] + (raw.duration or 1)
+            if held is not None and at > held[0]:
+                yield held
+            held = (at if held is None else max(at, held[0]), raw)
+        if held is not None:
+            yield held
+
+    def spans(self, clock: Clock) -> Iterator[Span]:
+        """All spans from the start."""
+        return self._spans(clock, self._frames(demux(self._container, self._stream)))
+
+    def spans_from(self, clock: Clock, index: int) -> Iterator[Span]:
+        """Spans from the one that shows `index` on, the very ones that `spans` would give."""
+        index = max(index, 0)
+        frames = self._frames_from(clock, index)
+        if frames is None:
+            self._container.close()
+            self._open()
+            frames = self._frames(demux(self._container, self._stream))
+        return (span for span in self._spans(clock, frames) if span.stop > index)
+
+    def check_end(self, seconds: float) -> None:
+        """Log it when the file claims to go on for a second or more after `seconds`."""
+        claimed = self._stream.duration
+        if claimed is not None:
+            whole = float(claimed * self.unit)
+        elif match := re.fullmatch(
+            r"(\d+):(\d+):([\d.]+)", self._stream.metadata.get("DURATION", "")
+        ):
+            whole = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])  # Matroska
+        else:
+            return
+        if whole > seconds + 1:
+            logger.warning(
+                "%s claims %.1f s of pictures but holds %.1f s: it may be damaged or cut short",
+                *(shown(self._path), whole, seconds),
+            )
+
+    def _frames(self, packets: Iterable[Packet[Stream]]) -> Iterator[RawFrame]:
+        return progressive(map(self._checked, _decoded(packets)))
+
+    def _checked(self, raw: RawFrame) -> RawFrame:
+        end = ticks(raw) if _end(raw) is None else _end(raw)
+        if end is not None:
+            seconds = float((end - self._origin) * self.unit)
+            self._limits.check_seconds(shown(self._path), seconds)
+        return raw
+
+    def _frames_from(self, clock: Clock, index: int) -> Iterator[RawFrame] | None:
+        """Frames from one on that is shown at or before `index`.
+
+        None where the file has to be read from its start.
+        """
+        target = clock.ticks(index)
+        for seconds in _SEEK_BACK_SECONDS:
+            offset = target - int(seconds / self.unit)
+            if offset <= self._origin:
+                return None
+            try:
+                self._container.seek(offset, stream=self._stream)
+            except av.FFmpegError:
+                return None
+            packets = demux(self._container, self._stream)
+            key = next(packets)
+            start = key.pts if key.pts is not None else key.dts
+            if not key.is_keyframe or start is None or clock.index(start) > index:
+                continue
+            frames = self._frames_after_key(chain([key], packets), start)
+            first = next(frames, None)
+            at = None if first is None else ticks(first)
+            if first is not None and at is not None and clock.index(at) <= index:
+                return chain([first], frames)
+        return None
+
+    def _frames_after_key(
+        self, packets: Iterable[Packet[Stream]], start: int
+    ) -> Iterator[RawFrame]:
+        """The frames from a key frame at `start` on that look as if read from the file's start."""
+        # Pictures shown before the key frame lean on others that were not decoded (open GOP);
+        # a stream that refreshes bit by bit has no whole picture at its "key frame" at all.
+        raws = dropwhile(partial(_before, start), map(self._checked, _decoded(packets)))
+        key = next(raws, None)
+        if key is None or not key.key_frame or ticks(key) != start:
+            return
+        lacks_its_past = key.interlaced_frame
+        frames = progressive(chain([key], raws))
+        if lacks_its_past:
+            next(frames, None)
+        yield from frames
+
+    def _spans(self, clock: Clock, frames: Iterator[RawFrame]) -> Iterator[Span]:
+        shown_from, held, end = 0, None, 0
+        for raw in frames:
+            begin = ticks(raw)
+            at = end if begin is None else clock.index(begin)
+            if held is not None and at > shown_from:
+                yield Span(shown_from, at, held)
+            shown_from = at if held is None else max(at, shown_from)
+            held = raw
+            end = clock.after(shown_from, _end(raw))
+        if held is not None and (end > shown_from or shown_from == 0):
+            yield Span(shown_from, max(end, shown_from + 1), held)
+
+
+def decoded(container: InputContainer, stream: VideoStream) -> Iterator[RawFrame]:
+    """A stream's good frames, as they are in the file."""
+    return _decoded(demux(container, stream))
+
+
+def _decoded(packets: Iterable[Packet[Stream]]) -> Iterator[RawFrame]:
+    for packet in packets:
+        yield from decode(packet, RawFrame)
+
+
+def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
+    """The same frames; those flagged as interlaced are made whole, one for one, at their times.
+
+    FFmpeg's bwdif looks one frame back and one ahead and nowhere else, so a frame comes out the
+    same wherever reading began, if only the one before it went in too, whatever kind it is.
+    """
+    graph: Graph | None = None
+    waiting: deque[RawFrame | None] = deque()  # frames in the graph; None for one not wanted back
+    last, form = None, None
+    for raw in raws:
+        if graph is not None and form != _form(raw):
+            yield from _whole(graph, waiting, None)
+            graph, last = None, None
+        if graph is None and raw.interlaced_frame:
+            graph, form = _bwdif(raw), _form(raw)
+            if last is not None and _form(last) == form:
+                waiting.append(None)
+                graph.push(last)
+        last = raw
+        if graph is None:
+            yield raw
+        else:
+            waiting.append(raw)
+            yield from _whole(graph, waiting, raw)
+    if graph is not None:
+        yield from _whole(graph, waiting, None)
+
+
+def _whole(
+    graph: Graph, waiting: deque[RawFrame | None], pushed: RawFrame | None
+) -> Iterator[RawFrame]:
+    graph.push(pushed)
+    while True:
+        try:
+            made = graph.vpull()
+        except (av.BlockingIOError, av.EOFError):
+            return
+        source = waiting.popleft()
+        if source is None:
+            continue
+        made.pts, made.dts, made.duration = source.pts, source.dts, source.duration
+        yield made if source.interlaced_frame else source
+
+
+def _bwdif(raw: RawFrame) -> Graph:
+    graph = Graph()
+    graph.link_nodes(
+        graph.add_buffer(
+            width=raw.width,
+            height=raw.height,
+            format=raw.format,
+            time_base=raw.time_base or Fraction(1, 1000),
+        ),
+        graph.add("bwdif", "mode=send_frame"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
+
+
+def _form(raw: RawFrame) -> tuple[int, int, str]:
+    return raw.width, raw.height, raw.format.name
+
+
+def picture_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The stream with the pictures; MediaError when there is none."""
+    stream = video_stream(container)
+    if stream is None:
+        raise MediaError(f"{shown(path)} holds no pictures: give a video or a still picture")
+    return stream
+
+
+def ticks(raw: RawFrame) -> int | None:
+    """A frame's time in its stream's unit; files without presentation times have decoding ones."""
+    return raw.pts if raw.pts is not None else raw.dts
+
+
+def _end(raw: RawFrame) -> int | None:
+    """When a frame's own time is over, in its stream's unit, where the file says."""
+    at = ticks(raw)
+    return at + raw.duration if at is not None and raw.duration else None
+
+
+def _before(start: int, raw: RawFrame) -> bool:
+    at = ticks(raw)
+    return at is not None and at < start

@@ -1,0 +1,117 @@
+"""The encoders that an output can ask for, and what each makes of quality, speed and size."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import get_args
+
+import av
+from av.video.codeccontext import VideoCodecContext
+
+from latentsync.config import MIN_SIDE, Codec, Preset
+from latentsync.errors import BackendUnavailable, OptionError, OutputError
+
+__all__ = [
+    "CODECS",
+    "PRESETS",
+    "Encoder",
+    "check_codec",
+    "encoder_of",
+    "output_size",
+]
+
+CODECS: tuple[Codec, ...] = get_args(Codec)
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+
+# Level 6.2 of ITU-T H.264 (table A-1: 139 264 macroblocks) and of H.265 (table A.8).
+_MAX_PIXELS = 139_264 * 16 * 16
+_NVENC_PRESETS = dict(zip(PRESETS, (1, 1, 2, 3, 3, 4, 5, 6, 7, 7), strict=True))  # p1 .. p7
+_X265_SMALL = 64  # px: below this side x265's own coding units don't fit
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One encoder of FFmpeg: what it is called, and what it can hold."""
+
+    codec: Codec
+    library: str  # FFmpeg's name for it
+    tag: str  # in the mp4; Apple's players want hvc1 for HEVC
+    max_side: int  # px
+    max_pixels: int = _MAX_PIXELS
+
+    def options(self, crf: int, preset: Preset, size: tuple[int, int]) -> dict[str, str]:
+        """FFmpeg's options; `crf` is 0 (lossless, with every encoder) to 51, `size` in px."""
+        if self.library == "libx264":
+            return {"crf": str(crf), "preset": preset}
+        if self.library == "libx265":
+            own = ["log-level=error"]  # else it talks on stderr, past every logger
+            own += ["lossless=1"] if crf == 0 else []
+            own += ["ctu=16"] if min(size) < _X265_SMALL else []
+            return {"crf": str(crf), "preset": preset, "x265-params": ":".join(own)}
+        speed = {"preset": f"p{_NVENC_PRESETS[preset]}"}
+        if crf == 0:
+            return {**speed, "tune": "lossless"}
+        return {**speed, "rc": "vbr", "cq": str(crf), "b": "0"}
+
+
+_ENCODERS: dict[str, Encoder] = {
+    encoder.codec: encoder
+    for encoder in (
+        Encoder("h264", "libx264", "avc1", 16384),
+        Encoder("hevc", "libx265", "hvc1", 16384),
+        Encoder("h264_nvenc", "h264_nvenc", "avc1", 4096),
+        Encoder("hevc_nvenc", "hevc_nvenc", "hvc1", 8192),
+    )
+}
+
+
+def encoder_of(codec: str) -> Encoder:
+    """The encoder of that name; OptionError when there is none."""
+    if codec not in _ENCODERS:
+        raise OptionError(f"codec {codec!r} is unknown: choose one of {', '.join(CODECS)}")
+    return _ENCODERS[codec]
+
+
+def check_codec(codec: str) -> None:
+    """Raise OptionError for an unknown codec, BackendUnavailable for one that won't open here."""
+    encoder = encoder_of(codec)
+    if encoder.library.startswith("lib"):
+        return  # inside PyAV, everywhere
+    try:
+        context = av.codec.CodecContext.create(encoder.library, "w")
+        assert isinstance(context, VideoCodecContext)
+        context.width = context.height = 256
+        context.pix_fmt, context.time_base = "yuv420p", Fraction(1, 25)
+        context.open()
+    except (av.FFmpegError, ValueError) as error:  # ValueError: not in this build
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BackendUnavailable(
+            f"codec {codec} can't be opened here ({reason}): it wants an NVIDIA GPU with NVENC"
+            f" and its driver; ask for {codec.removesuffix('_nvenc')}"
+        ) from error
+
+
+def output_size(
+    width: int, height: int, *, codec: str = "h264", max_side: int | None = None
+) -> tuple[int, int]:
+    """The (width, height) that a picture is written at: even, its longest side within `max_side`.
+
+    Raises OptionError for a `max_side` below 16, OutputError when the codec can't hold the size.
+    """
+    encoder = encoder_of(codec)
+    if max_side is not None and max_side < MIN_SIDE:
+        raise OptionError(f"max_side {max_side} is too small: give {MIN_SIDE} px or more")
+    longest = max(width, height)
+    if max_side is not None and longest > max_side:
+        size = tuple(max(2, side * max_side // longest // 2 * 2) for side in (width, height))
+    else:
+        size = (width + width % 2, height + height % 2)
+    if max(size) > encoder.max_side or size[0] * size[1] > encoder.max_pixels:
+        fits = min(
+            encoder.max_side, int((encoder.max_pixels * longest / min(width, height)) ** 0.5)
+        )
+        raise OutputError(
+            f"{codec} can't hold {size[0]} x {size[1]} px: its pictures have at most"
+            f" {encoder.max_pixels} px and sides of {encoder.max_side} px;"
+            f" set max_side to {fits} or less"
+        )
+    return size[0], size[1]

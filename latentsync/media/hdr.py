@@ -1,0 +1,104 @@
+"""HDR clips become SDR once, before anything else: FFmpeg's binary tone-maps into a temporary file.
+
+PyAV's build has no zscale, which undoes the PQ and HLG curves; imageio-ffmpeg's binary has it.
+"""
+
+import logging
+import shutil
+import subprocess
+import tempfile
+import weakref
+from pathlib import Path
+
+import imageio_ffmpeg
+from av.video.frame import VideoFrame as RawFrame
+
+from latentsync.errors import MediaError
+from latentsync.media.container import GUARD, open_media, shown, video_stream
+
+__all__ = ["curve_of", "tone_mapped"]
+
+logger = logging.getLogger(__name__)
+
+_CURVES = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, numbered as in ITU-T H.273
+_UNSAID = 2
+# Reference white of HDR, which becomes SDR's white: ITU-R BT.2408, 203 cd / m2.
+_WHITE = 203
+# Mobius leaves everything below 0.3 of white as it is, so that skin keeps its brightness.
+_CHAIN = (
+    "setpts=PTS-STARTPTS,bwdif=mode=send_frame:deint=interlaced,"
+    "setparams={tags},"
+    f"zscale=transfer=linear:npl={_WHITE},format=gbrpf32le,"
+    "zscale=primaries=bt709,tonemap=mobius:desat=0,"
+    "zscale=transfer=bt709:matrix=bt709:range=limited,format=yuv420p"
+)
+# Lossless; key frames at a distance that seeking backwards likes, no B-frames, times as they are.
+_LOSSLESS = "-c:v libx264 -qp 0 -preset ultrafast -g 24 -bf 0 -fps_mode passthrough"
+
+
+def curve_of(raw: RawFrame) -> str | None:
+    """FFmpeg's name of a decoded picture's HDR curve; None for SDR."""
+    return _CURVES.get(raw.color_trc)
+
+
+def tone_mapped(
+    path: Path, raw: RawFrame, *, owner: object, seconds: float | None = None
+) -> tuple[Path, "weakref.finalize[..., object]"]:
+    """A lossless, upright, progressive BT.709 copy of an HDR clip's pictures, at the same times.
+
+    Args:
+        raw: the clip's first picture.
+        owner: the copy's folder goes when this object does, or at the end of the program.
+        seconds: how much of the clip is wanted, from its start; None for all.
+
+    Returns:
+        The copy, and what removes its folder earlier.
+
+    Raises:
+        MediaError: it can't be made, for want of space perhaps.
+    """
+    logger.info(
+        "%s is HDR (%s): tone-mapped to SDR, into a temporary file", shown(path), curve_of(raw)
+    )
+    folder = tempfile.mkdtemp(prefix="latentsync-")
+    remove = weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    copy = Path(folder, "sdr.mp4")
+    try:
+        done = subprocess.run(  # noqa: S603 - no shell, the one path is prefixed and absolute
+            _command(path, raw, copy, seconds), capture_output=True, check=False
+        )
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        if done.returncode != 0 or not copy.exists():
+            raise MediaError(
+                f"{shown(path)} is HDR and can't be tone-mapped"
+                f" ({said[-1] if said else done.returncode}): check the free space in"
+                f" {shown(tempfile.gettempdir())} (TMPDIR), or give an SDR clip"
+            )
+    except BaseException:
+        remove()
+        raise
+    return copy, remove
+
+
+def _command(path: Path, raw: RawFrame, copy: Path, seconds: float | None) -> list[str]:
+    with open_media(path) as container:
+        kind = container.format.name.split(",")[0]
+        stream = video_stream(container)
+        assert stream is not None  # `raw` came from it
+        index = stream.index
+    unsaid = {"color_primaries": "bt2020", "colorspace": "bt2020nc", "range": "limited"}
+    said = (raw.color_primaries, raw.colorspace, raw.color_range)
+    none = (_UNSAID, _UNSAID, 0)
+    tags = {"color_trc": curve_of(raw)} | {
+        name: value
+        for (name, value), got, nothing in zip(unsaid.items(), said, none, strict=True)
+        if got == nothing
+    }
+    chain = _CHAIN.format(tags=":".join(f"{name}={value}" for name, value in tags.items()))
+    guard = [part for name, value in GUARD.items() for part in (f"-{name}", value)]
+    wanted = [] if seconds is None else ["-t", f"{seconds:.3f}"]
+    return [
+        *(imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", *guard),
+        *("-f", kind, "-i", f"file:{path.absolute()}", "-map", f"0:{index}", *wanted, "-vf", chain),
+        *(*_LOSSLESS.split(), "-enc_time_base", "demux", f"file:{copy}"),
+    ]

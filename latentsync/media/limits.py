@@ -1,0 +1,47 @@
+"""How much one file from outside may ask for, so that no small file costs a whole machine."""
+
+from dataclasses import dataclass
+
+from latentsync.errors import MediaError
+
+__all__ = ["DEFAULT_LIMITS", "Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may hold at most; each check raises MediaError, `name` tells the file.
+
+    Sizes and durations are checked against what the file claims, before anything is decoded, and
+    again as it is read, because files lie.
+    """
+
+    max_pixels: int = 8192 * 8192  # of a frame: 8K video, photographs of 64 million pixels
+    max_seconds: float = 6 * 3600.0  # of pictures, and of sound: longer than any film
+    max_bytes: int = 64 * 2**30  # of the file: 6 hours at 20 Mbit / s are 54 GB
+
+    def check_bytes(self, name: str, size: int) -> None:
+        """For a file of `size` bytes."""
+        if size > self.max_bytes:
+            raise MediaError(
+                f"{name} has {size} bytes where at most {self.max_bytes} are read:"
+                " cut or compress it, or raise max_bytes"
+            )
+
+    def check_pixels(self, name: str, width: int, height: int) -> None:
+        """For frames of `width` x `height` px."""
+        if width * height > self.max_pixels:
+            raise MediaError(
+                f"{name} has frames of {width} x {height} px where at most"
+                f" {self.max_pixels} px are read: scale it down, or raise max_pixels"
+            )
+
+    def check_seconds(self, name: str, seconds: float) -> None:
+        """For pictures or sound up to `seconds` from the start."""
+        if seconds > self.max_seconds:
+            raise MediaError(
+                f"{name} goes on for {seconds:.2f} s where at most {self.max_seconds:g} s are"
+                " read: cut it, or raise max_seconds"
+            )
+
+
+DEFAULT_LIMITS = Limits()

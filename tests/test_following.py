@@ -1,0 +1,153 @@
+"""Whole runs by face: which one speaks, and what becomes of frames without it."""
+
+import numpy as np
+import pytest
+
+from latentsync import align
+from latentsync.errors import NoFaceFound, OptionError
+from latentsync.types import Face
+from tests.clips import babble, number_of, picture, raw_frames, same, write_clip, write_sound
+from tests.stubs import SIZE, StubDetector, tiny_lipsync
+from tests.test_pipeline import group_sizes
+
+LEFT, RIGHT = (20, 60), (190, 60)  # px, upper left corners
+POINTS = np.float32([[12, 20], [44, 20], [28, 44]])  # from there
+WIDE = (300, 180)
+
+
+class Scripted(StubDetector):
+    """Sees faces at the places that a script has for each frame; its first frame is number 0."""
+
+    def __init__(self, script):
+        super().__init__()
+        self.script, self.looks = script, -1
+
+    def detect(self, frame, *, rounded=False, near=None):  # noqa: ARG002
+        if near is not None:
+            return []
+        self.looks += 1
+        self.seen.append(number_of(frame))
+        return [
+            Face((x, y, x + 60, y + 84), 1.0, POINTS + np.float32([x, y]))
+            for x, y in self.script(self.looks)
+        ]
+
+
+def lipsync(script):
+    made = tiny_lipsync()
+    made.detector = Scripted(script)
+    return made
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.mp4"
+
+
+def clip(path, frames, size=WIDE, pictures=None):
+    """One quiet shot."""
+    still = picture(0, *size)
+    return write_clip(path, pictures or [still] * frames, size=size, crf="0")
+
+
+def run(model, out, frames, source, **options):
+    voice = write_sound(out.with_name("voice.wav"), babble(frames / 25))
+    return model.run(source, voice, out, **({"steps": 1, "crf": 0} | options))
+
+
+def touched(out, source):
+    """(frames, 2) whether the left and the right half of each frame differ from the source's."""
+    halves = []
+    for planes, before in zip(raw_frames(out), raw_frames(source), strict=True):
+        luma, other = planes[0], before[0]
+        half = luma.shape[1] // 2
+        parts = (slice(0, half), slice(half, None))
+        halves.append([not np.array_equal(luma[:, part], other[:, part]) for part in parts])
+    return np.array(halves)
+
+
+@pytest.mark.parametrize(
+    ("face", "expected"),
+    [
+        ("largest", [False, True]),
+        ("left", [True, False]),
+        ("right", [False, True]),
+        ("40,90", [True, False]),
+        ("210,90@0.2", [False, True]),
+        ("all", [True, True]),
+    ],
+)
+def test_the_chosen_face_speaks_and_no_other(tmp_path, out, face, expected):
+    source = clip(tmp_path / "clip.mp4", 10)
+
+    def script(index):  # the left one is seen in fewer frames
+        return [RIGHT, LEFT] if index > 1 or face in ("all", "left") else [RIGHT]
+
+    model = lipsync(script)
+    run(model, out, 10, source, face=face, seed=3)
+    assert touched(out, source)[4:].tolist() == [expected] * 6
+
+
+def test_two_speakers_in_one_clip_are_what_each_is_alone(tmp_path, out):
+    source = clip(tmp_path / "clip.mp4", 20)
+    films = {}
+    for face in ("left", "right", "all"):
+        run(lipsync(lambda _: [RIGHT, LEFT]), out, 20, source, face=face, seed=3)
+        films[face] = [planes[0] for planes in raw_frames(out)]
+    half = WIDE[0] // 2
+    for left, right, both in zip(*films.values(), strict=True):
+        np.testing.assert_array_equal(both[:, :half], left[:, :half])
+        np.testing.assert_array_equal(both[:, half:], right[:, half:])
+
+
+def test_a_short_gap_is_filled_and_a_long_one_passes_through(tmp_path, out):
+    source = clip(tmp_path / "clip.mp4", 40)
+    model = lipsync(lambda i: [] if i in (5, 6, 7) or 15 <= i < 25 else [LEFT])
+    result = run(model, out, 40, source)
+    assert result.passed_through == ((15, 25),)
+    assert result.lost == ((15, 25, "no face"),)
+    assert result.faces_found == 30
+    alike = [same(a, b) for a, b in zip(raw_frames(out), raw_frames(source), strict=True)]
+    assert [i for i, same_ in enumerate(alike) if same_] == list(range(15, 25))
+
+
+def test_the_mouth_fades_beside_frames_that_pass_through(tmp_path, out, monkeypatch):
+    shares = []
+    paste = align.paste_face
+
+    def spy(*arguments, share, **options):
+        shares.append(float(share.max()))
+        return paste(*arguments, share=share, **options)
+
+    monkeypatch.setattr(align, "paste_face", spy)
+    source = clip(tmp_path / "clip.mp4", 30)
+    run(lipsync(lambda i: [] if 10 <= i < 20 else [LEFT]), out, 30, source)
+    assert shares == pytest.approx([1] * 7 + [0.75, 0.5, 0.25] + [0.25, 0.5, 0.75] + [1] * 7)
+
+
+def test_a_missing_face_may_be_an_error(tmp_path, out):
+    source = clip(tmp_path / "clip.mp4", 40)
+    model = lipsync(lambda i: [] if 15 <= i < 25 else [LEFT])
+    with pytest.raises(NoFaceFound) as caught:
+        run(model, out, 40, source, on_missing="error")
+    assert str(caught.value) == (
+        "source frames 15-24 (0.60 s on): no face; on_missing keep passes such frames through"
+    )
+    assert not out.exists()
+
+
+def test_no_group_crosses_a_cut(tmp_path, out, monkeypatch):
+    sizes = group_sizes(monkeypatch)
+    shots = [picture(0, *WIDE)] * 12 + [255 - picture(3, *WIDE)] * 8
+    source = clip(tmp_path / "clip.mp4", 20, pictures=shots)
+    run(lipsync(lambda _: [LEFT]), out, 30, source)
+    assert sizes == [12, 15, 3]  # 12 | 8 and back to the cut | the first shot again
+
+
+@pytest.mark.parametrize("face", ["nobody", "5,5@99", "-3,4", "missing.png"])
+def test_a_choice_that_means_nobody_is_one_line(tmp_path, out, face):
+    source = clip(tmp_path / "clip.mp4", 5, size=SIZE)
+    with pytest.raises(OptionError) as caught:
+        run(lipsync(lambda _: [(10, 10)]), out, 5, source, face=face)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()

@@ -1,0 +1,163 @@
+"""Whole runs by length and cadence: how long the output lasts, and when each frame is shown."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from latentsync.media import AudioReader, VideoReader, probe
+from tests.clips import (
+    babble,
+    ffmpeg_times,
+    lag,
+    number_of,
+    picture,
+    raw_frames,
+    same,
+    write_picture,
+    write_sound,
+)
+from tests.stubs import SIZE, numbered_clip, tiny_lipsync
+from tests.test_pipeline import group_sizes
+
+CLIP = 20  # frames
+RATE = 16000
+
+
+@pytest.fixture
+def lipsync():
+    return tiny_lipsync()
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out.mp4"
+
+
+def run(lipsync, clip, out, seconds, **options):
+    voice = write_sound(out.with_name("voice.wav"), babble(seconds))
+    return lipsync.run(clip, voice, out, **({"steps": 1, "crf": 1} | options))
+
+
+def numbers(path):
+    """The frames shown, as the file has them, at whatever rate."""
+    return [number_of(frame.rgb()) for frame in VideoReader(path).source_frames()]
+
+
+def sound_seconds(path):
+    return AudioReader(path).sample_count(RATE) / RATE
+
+
+there, back = list(range(CLIP)), list(range(CLIP - 2, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "longer", "shorter"),  # frames beside a voice of 30 and of 8
+    [
+        ("bounce", there + back[:10], there[:8]),
+        ("pingpong", [*there, 19, *back[:9]], there[:8]),
+        ("loop", there + there[:10], there[:8]),
+        ("freeze", there + 10 * [19], there[:8]),
+        ("cut_off", there, there[:8]),
+        ("silence", there + back[:10], there),
+        ("remap", [2 * k // 3 for k in range(30)], [5 * k // 2 for k in range(8)]),
+    ],
+)
+def test_each_mode_lasts_as_long_as_it_says(lipsync, tmp_path, out, mode, longer, shorter):
+    clip = numbered_clip(tmp_path / "clip.mp4", CLIP)
+    for count, expected in ((30, longer), (8, shorter)):
+        result = run(lipsync, clip, out, count / 25, sync_mode=mode)
+        assert numbers(out) == expected
+        assert result.frames == len(expected)
+        assert result.seconds == pytest.approx(len(expected) / 25)
+        assert sound_seconds(out) == pytest.approx(min(count, len(expected)) / 25, abs=0.04)
+    untouched = len(expected) - 8
+    assert sum(b - a for a, b in result.passed_through) == untouched
+    assert (untouched > 0) == (mode == "silence")
+
+
+def test_a_clip_has_time_before_and_after_the_voice(lipsync, tmp_path, out):
+    clip = numbered_clip(tmp_path / "clip.mp4", CLIP)
+    wave = babble(0.4)
+    result = run(lipsync, clip, out, 0.4, lead_in=0.12, lead_out=0.1, crf=0)
+    assert result.frames == 16  # 3 + 10 + 2.5
+    assert result.passed_through == ((0, 3), (13, 16))
+    alike = [same(a, b) for a, b in zip(raw_frames(out), raw_frames(clip), strict=False)]
+    assert alike == [True] * 3 + [False] * 10 + [True] * 3
+    heard = np.concatenate(list(AudioReader(out).chunks(RATE)))
+    assert abs(lag(heard, np.concatenate([np.zeros(round(0.12 * RATE)), wave]), RATE)) < 0.005
+
+
+def test_copied_sound_too_begins_after_the_lead(lipsync, tmp_path, out):
+    clip = numbered_clip(tmp_path / "clip.mp4", CLIP)
+    wave = babble(0.6, 48000)
+    voice = write_sound(tmp_path / "voice.m4a", wave, 48000)
+    lipsync.run(clip, voice, out, steps=1, lead_in=0.2)
+    assert probe(out).audio.codec == "aac"
+    heard = np.concatenate(list(AudioReader(out).chunks(48000)))
+    assert abs(lag(heard, np.concatenate([np.zeros(9600), wave]), 48000, 0.3)) < 0.005
+
+
+@pytest.mark.parametrize("fps", ["24000/1001", "24", "30000/1001", "30", "50", "60"])
+def test_every_frame_of_the_clip_is_shown_at_its_own_time(lipsync, tmp_path, out, fps):
+    clip = numbered_clip(tmp_path / "clip.mp4", CLIP, fps=Fraction(fps))
+    period = 1 / Fraction(fps)
+    result = run(lipsync, clip, out, float(30 * period) - 0.001, fps="source")
+    assert numbers(out) == there + back[:10]
+    assert [float(t) for t in ffmpeg_times(out)] == pytest.approx(
+        [float(k * period) for k in range(30)], abs=1e-4
+    )
+    assert result.frames == 30
+    assert result.fps == pytest.approx(float(Fraction(fps)))
+    assert result.seconds == pytest.approx(float(30 * period))
+    run(lipsync, clip, out, 0.2)
+    assert probe(out).video.fps == 25
+
+
+def test_a_varying_rate_stays_as_it_is(lipsync, tmp_path, out):
+    times = [Fraction(t, 1000) for t in (0, 40, 60, 160, 200, 201, 300, 380, 400, 500)]
+    clip = numbered_clip(tmp_path / "clip.mp4", 10, times=times)
+    run(lipsync, clip, out, 0.55, fps="source")
+    assert numbers(out) == list(range(10))
+    assert [float(t) for t in ffmpeg_times(out)] == pytest.approx([float(t) for t in times])
+    result = run(lipsync, clip, out, 1.0, fps="source")  # the way back has the same steps
+    assert numbers(out) == [*range(10), *range(8, 1, -1)]
+    gaps = np.diff([float(t) for t in ffmpeg_times(out)])
+    assert gaps[10:].tolist() == pytest.approx([0.1, 0.02, 0.08, 0.099, 0.001, 0.04], abs=1e-4)
+    assert result.seconds == pytest.approx(1.02, abs=0.1)
+
+
+def test_each_frame_hears_its_own_time(lipsync, tmp_path, out, monkeypatch):
+    heard = []
+    speech = type(lipsync).listen
+
+    def spy(self, *arguments):
+        features = speech(self, *arguments)
+        beside = features.beside
+
+        def placed(begins, tick, **late):
+            heard.extend((float(b * tick), late["after"]) for b in begins)
+            return beside(begins, tick, **late)
+
+        features.beside = placed
+        return features
+
+    monkeypatch.setattr(type(lipsync), "listen", spy)
+    clip = numbered_clip(tmp_path / "clip.mp4", CLIP, fps=50)
+    run(lipsync, clip, out, 0.1, fps="source", lead_in=0.06)
+    assert [t for t, _ in heard] == pytest.approx([k / 50 for k in range(8)])
+    assert {late for _, late in heard} == {Fraction(6, 100)}
+
+
+def test_a_picture_keeps_25(lipsync, tmp_path, out):
+    still = write_picture(tmp_path / "still.png", picture(3, *SIZE))
+    for mode in ("bounce", "loop", "freeze", "remap"):
+        result = run(lipsync, still, out, 0.4, fps="source", sync_mode=mode)
+        assert (result.frames, result.fps) == (10, 25)
+
+
+def test_no_group_bridges_the_end_of_the_voice(lipsync, tmp_path, out, monkeypatch):
+    sizes = group_sizes(monkeypatch)
+    clip = numbered_clip(tmp_path / "clip.mp4", CLIP)
+    run(lipsync, clip, out, 0.2, sync_mode="silence")
+    assert sizes == [5]
