@@ -34,6 +34,9 @@ Guidance = Annotated[float, typer.Option(help="0-10; above 1, speech counts for 
 Steps = Annotated[int, typer.Option(help="1-50 denoising steps.")]
 Seed = Annotated[int, typer.Option(help="0 draws one; the one used is printed.")]
 Published = Annotated[bool, typer.Option("--published", help="Every choice of the published code.")]
+Report = Annotated[
+    bool, typer.Option("--report", help="Write what was done to a .json beside the output, too.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 length_option = partial(typer.Option, rich_help_panel="Length and pace")
@@ -123,6 +126,7 @@ def generate(
     dtype: Dtype = None,
     attention: Attention = "native",
     weights: Weights = None,
+    report: Report = False,  # noqa: ARG001
     as_json: AsJson = False,
     video_path: Annotated[Path | None, typer.Option("--video_path", hidden=True)] = None,
     audio_path: Annotated[Path | None, typer.Option("--audio_path", hidden=True)] = None,

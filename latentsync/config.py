@@ -400,6 +400,7 @@ class Options:
     face: str = "largest"  # or left, right, center, all, a place or a picture: faces.FaceChoice
     on_missing: Literal["keep", "error"] = "keep"  # keep: frames without the face pass through
     smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
+    report: bool = False  # whether a JSON of the same name, with what was done, is written as well
     # Where ours and the published choice differ, ours is the default.
     follow: Literal["person", "frame"] = "person"  # frame: each by itself, no second look
     sync_mode: SyncMode = "bounce"  # a clip shorter or longer than the voice: timeline.lay_out

@@ -1,10 +1,12 @@
 """Where a model runs and in which precision: decided once, at load."""
 
+import sys
+
 import torch
 
 from latentsync.errors import BackendUnavailable, OptionError
 
-__all__ = ["choose"]
+__all__ = ["choose", "peak_memory"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FIRST_FAST_HALF = 7  # CUDA compute capability with half precision matrix units (Volta)
@@ -39,3 +41,19 @@ def choose(device: str | None = None, dtype: str | None = None) -> tuple[torch.d
         return chosen, DTYPES[dtype]
     half = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen)[0] >= FIRST_FAST_HALF
     return chosen, torch.float16 if half else torch.float32
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """The most that was in use so far, in bytes: `process`, and on a CUDA device `gpu`.
+
+    Of the process since its start (Windows does not tell); of the GPU what torch gave to tensors.
+    """
+    peak = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, KiB on Linux
+        peak["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        peak["gpu"] = torch.cuda.max_memory_allocated(device)
+    return peak

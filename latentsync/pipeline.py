@@ -11,7 +11,7 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 
 from latentsync import align, faces, mel, timeline
 from latentsync.config import MAX_SEED, Options
-from latentsync.devices import choose
+from latentsync.devices import choose, peak_memory
 from latentsync.errors import NoFaceFound
 from latentsync.faces import FaceChoice
 from latentsync.media import (
@@ -35,6 +35,7 @@ from latentsync.media import (
 from latentsync.models.attention import attention_backend
 from latentsync.pace import FPS, Pace
 from latentsync.painter import Painter
+from latentsync.report import comment, report_path, write_report
 from latentsync.reporter import Reporter
 from latentsync.speech import SpeechFeatures
 from latentsync.timeline import Voice
@@ -128,6 +129,8 @@ class LipSync:
         options = replace(options, seed=options.seed or 1 + secrets.randbelow(MAX_SEED))
         reporter = Reporter(progress, cancelled)
         check_output(output, (video, audio))
+        if options.report:
+            check_output(report_path(Path(output)), (video, audio, output))
         check_codec(options.codec)
         with reporter.timed("read"):
             sound = AudioReader(audio)
@@ -168,14 +171,20 @@ class LipSync:
             crf=options.crf,
             preset=options.preset,
             max_side=options.max_side,
+            comment=comment(
+                self.nets.config.name, options.seed, options.steps, options.guidance_scale
+            ),
         ) as writer:
             frames = self.generate(pace, speech, tracks, plans, options, reporter)
             for frame, begin in zip(frames, shown.begins, strict=False):
                 with reporter.timed("write"):
                     writer.write(frame, None if pace.own is None else int(begin) * shown.tick)
             reporter.step("finish", 0, 1)
+        result = self._result(output, clip.info, tracks, plans, shown, options, reporter)
+        if options.report:
+            write_report(result)
         reporter.tell(Progress("finish", 1, 1))
-        return self._result(output, clip.info, tracks, plans, shown, options, reporter)
+        return result
 
     def listen(self, sound: AudioReader, options: Options) -> SpeechFeatures:
         """The speech at each frame of the output; their number is the output's length.
@@ -325,6 +334,8 @@ class LipSync:
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             seed=options.seed,
+            options=asdict(options),
+            peak_memory=peak_memory(self.device),
             timings=reporter.timings(),
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,4 +137,6 @@ class Result:
     device: str
     dtype: str
     seed: int  # the one used, never 0
+    options: dict[str, Any] = field(default_factory=dict)  # all of them, by name
+    peak_memory: dict[str, int] = field(default_factory=dict)  # bytes, of the process and the GPU
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage

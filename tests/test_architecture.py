@@ -14,7 +14,8 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types"},
     {"config"},
-    {"media", "timeline", "align", "mask", "mel", "devices", "models", "reporter", "bars"},
+    {"media", "timeline", "align", "mask", "mel", "devices", "models"}
+    | {"report", "reporter", "bars"},
     {"archives", "diffusion", "downloads", "faces", "speech"},
     {"weights"},
     {"painter", "pace"},

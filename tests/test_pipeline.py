@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import math
 import tempfile
 from contextlib import closing
@@ -202,7 +203,9 @@ def test_the_result_says_what_ran(clip, voice, out):
     lipsync = tiny_lipsync(lambda n: n not in {3, 4, 9})
     result = lipsync.run(clip, voice, str(out), options=Options(steps=1, follow="frame"), seed=5)
     timings = result.timings
-    assert dataclasses.replace(result, timings={}) == Result(
+    assert result.options == dataclasses.asdict(Options(steps=1, follow="frame", seed=5))
+    assert result.peak_memory["process"] > 10**8
+    assert dataclasses.replace(result, timings={}, options={}, peak_memory={}) == Result(
         path=out,
         frames=20,
         fps=25.0,
@@ -223,6 +226,30 @@ def test_the_result_says_what_ran(clip, voice, out):
     stages = {"read", "speech", "detect", "decode", "network", "paste", "write"}
     assert set(timings) == {*stages, "total"}
     assert 0 < sum(timings[stage] for stage in stages) <= timings["total"]
+
+
+def test_the_output_says_that_it_is_synthetic_and_how_it_was_made(lipsync, clip, voice, out):
+    lipsync.run(clip, voice, out, steps=1, seed=5)
+    with av.open(str(out)) as container:
+        assert container.metadata["comment"] == (
+            "Synthetic picture: the mouth was drawn to the sound by LatentSync, model tiny, "
+            "seed 5, 1 steps, guidance 1"
+        )
+
+
+def test_a_report_on_request(clip, voice, tmp_path):
+    lipsync = tiny_lipsync(lambda n: not 3 <= n < 12)
+    out = tmp_path / "out.mp4"
+    result = lipsync.run(clip, voice, out, steps=1, report=True)
+    told = json.loads(out.with_suffix(".json").read_text())
+    assert told == json.loads(json.dumps(dataclasses.asdict(result), default=str))
+    assert told["lost"] == [[3, 8, "no face"], [8, 12, "no face"]]  # a shot ends between them
+    assert told["options"]["report"] is True
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    out.with_suffix(".json").unlink()
+    out.with_suffix(".json").mkdir()
+    with pytest.raises(OutputError, match=r"out\.json.* is a directory"):
+        lipsync.run(clip, voice, out, steps=1, report=True)
 
 
 def test_an_odd_size_is_told_as_it_is_written(lipsync, voice, out, tmp_path):
