@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -57,6 +58,7 @@ class Case:
     truth: Path  # mp4: the person says B, moving as in `source`
     opening_source: FloatArray  # (frames,) of A, eye distances
     opening: FloatArray  # (frames,) of B
+    fps: Fraction = Fraction(25)  # of the clips
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,17 @@ class Score:
 
 
 def draw_case(
-    seed: int, index: int, folder: Path, *, seconds: float, size: int, languages: tuple[str, ...]
+    seed: int,
+    index: int,
+    folder: Path,
+    *,
+    seconds: float,
+    size: int,
+    languages: tuple[str, ...],
+    fps: int = 25,
 ) -> Case:
     """Draw clip `index` of a seed into `folder`."""
-    take = draw_take(seed, index, seconds, languages=languages)
+    take = draw_take(seed, index, seconds, languages=languages, fps=fps)
     rng = np.random.default_rng([seed, index, 1])  # draw_take's own is [seed, index]
     speech = draw_speech(rng, seconds, draw_voice(rng, languages))
     mouths = mouth_tracks(speech.phonemes, seconds, fps=take.fps)
@@ -103,7 +112,7 @@ def draw_case(
         np.array([measure(take.identity, Mouth.from_track(row))[0] for row in tracks], np.float32)
         for tracks in (take.mouths, mouths)
     )
-    return Case(source, voice, truth, a, b)
+    return Case(source, voice, truth, a, b, Fraction(fps))
 
 
 def judge(
@@ -114,9 +123,11 @@ def judge(
     start = time.perf_counter()
     result = model.run(case.source, case.voice, output, options=options)
     seconds = time.perf_counter() - start
-    track = ruler.find_track(case.source, model.detector)
+    track = ruler.find_track(case.source, model.detector, fps=case.fps)
     paths = (case.source, output, case.truth)
-    before, after, truth = (np.stack(list(ruler.aligned_crops(path, track))) for path in paths)
+    before, after, truth = (
+        np.stack(list(ruler.aligned_crops(path, track, fps=case.fps))) for path in paths
+    )
     frames = min(len(before), len(after), len(truth))
     before, after, truth = before[:frames], after[:frames], truth[:frames]
     opening, old = case.opening[:frames], case.opening_source[:frames]
@@ -195,6 +206,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--language", choices=LANGUAGES, help="default: all but " + HELD_OUT)
     parser.add_argument("--size", type=int, default=512, help="px, both sides of a clip")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each clip")
+    parser.add_argument(
+        "--fps", type=int, default=25, help="of the drawn clips; other than 25: Options.fps source"
+    )
     parser.add_argument("--out", type=Path, help="keep the clips in this folder")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first clips (png)")
     options = parser.parse_args()
@@ -214,7 +228,10 @@ def main() -> int:
     asked = arguments()
     try:
         options = latentsync.Options(
-            steps=asked.steps, guidance_scale=asked.guidance_scale, seed=asked.seed
+            steps=asked.steps,
+            guidance_scale=asked.guidance_scale,
+            seed=asked.seed,
+            fps="25" if asked.fps == 25 else "source",
         )
         model, reader = latentsync.load(asked.model), ruler.Ruler.load()
     except LatentSyncError as error:
@@ -233,6 +250,7 @@ def main() -> int:
                     seconds=asked.seconds,
                     size=asked.size,
                     languages=languages,
+                    fps=asked.fps,
                 )
                 scores.append(judge(model, reader, case, options))
                 print(f"clip {index:2d}: {scores[-1].line()}", flush=True)

@@ -7,6 +7,7 @@ its source has the face (`track`), so that a mouth drawn anew can't move the pla
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from latentsync import align, faces, timeline
 from latentsync.errors import NoFaceFound, OptionError, WeightsMismatch, WeightsMissing
 from latentsync.media import VideoReader
 from latentsync.models.regressor import SIDE, Regressor
+from latentsync.pace import FPS
 from latentsync.types import FaceTrack, FloatArray, Frame
 from latentsync.weights import root
 
@@ -88,18 +90,23 @@ class Ruler:
 
 
 def find_track(
-    video: Path | str, detector: faces.Detector, *, at_most: int | None = None
+    video: Path | str,
+    detector: faces.Detector,
+    *,
+    at_most: int | None = None,
+    fps: Fraction = FPS,
 ) -> FaceTrack:
     """Where the face is in each frame, for crops of CROP px.
 
     Args:
         at_most: frames to look at; all by default.
+        fps: frames per second at which it is read.
 
     Raises:
         MediaError: the file can't be read.
         NoFaceFound: there is no face in any of them.
     """
-    frames = islice(VideoReader(video).frames(), at_most)
+    frames = islice(VideoReader(video, fps=fps).frames(), at_most)
     points = faces.track((frame.rgb() for frame in frames), detector)
     track = align.face_track(points.points, points.found, CROP)
     if not track.found.any():
@@ -110,19 +117,20 @@ def find_track(
     return track
 
 
-def aligned_crops(video: Path | str, track: FaceTrack) -> Iterator[Frame]:
+def aligned_crops(video: Path | str, track: FaceTrack, *, fps: Fraction = FPS) -> Iterator[Frame]:
     """The aligned crop of each frame, (CROP, CROP, 3) uint8 RGB.
 
     Where the track has no face, the nearest frame's place is looked at. A clip longer than its
     track is taken to bounce, as the product's outputs do.
 
     Args:
-        track: by `find_track`, of this clip or of the one it was made from.
+        track: by `find_track`, of this clip or of the one it was made from, at the same `fps`.
     """
     found = np.flatnonzero(track.found)
     nearest = found[np.searchsorted((found[1:] + found[:-1]) / 2, np.arange(len(track)))]
     there_and_back = timeline.source_frames(max(1, 2 * len(track) - 2), len(track))
-    for frame, source in zip(VideoReader(video).frames(), cycle(there_and_back), strict=False):
+    frames = VideoReader(video, fps=fps).frames()
+    for frame, source in zip(frames, cycle(there_and_back), strict=False):
         affine, size = track.affine[nearest[source]], (frame.width, frame.height)
         box = align.face_box(affine, CROP, *size)
         yield align.cut_face(frame.rgb(box), box, affine, CROP, size)
