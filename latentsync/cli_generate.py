@@ -33,6 +33,9 @@ Model = Annotated[
 Guidance = Annotated[float, typer.Option(help="0-10; above 1, speech counts for more.")]
 Steps = Annotated[int, typer.Option(help="1-50 denoising steps.")]
 Seed = Annotated[int, typer.Option(help="0 draws one; the one used is printed.")]
+Overlap = Annotated[
+    int, typer.Option(help="0-12 frames that groups of 16 share: softer seams, more time.")
+]
 Published = Annotated[bool, typer.Option("--published", help="Every choice of the published code.")]
 Report = Annotated[
     bool, typer.Option("--report", help="Write what was done to a .json beside the output, too.")
@@ -107,6 +110,7 @@ def generate(
     guidance_scale: Guidance = 1.0,  # noqa: ARG001 - here and below: fields of Options
     steps: Steps = 20,  # noqa: ARG001
     seed: Seed = 0,  # noqa: ARG001
+    overlap: Overlap = 0,  # noqa: ARG001
     published: Published = False,
     sync_mode: SyncMode = None,  # noqa: ARG001
     lead_in: LeadIn = 0.0,  # noqa: ARG001

@@ -36,6 +36,7 @@ MIN_SIDE, MAX_SIDE = 16, 16384  # px
 MAX_LEAD = 3600  # s
 MAX_FADE = 25  # frames
 MAX_SMOOTH = 51  # frames
+MAX_OVERLAP = 12  # frames of a group of 16
 
 
 Codec = Literal["h264", "hevc", "h264_nvenc", "hevc_nvenc"]
@@ -400,6 +401,7 @@ class Options:
     face: str = "largest"  # or left, right, center, all, a place or a picture: faces.FaceChoice
     on_missing: Literal["keep", "error"] = "keep"  # keep: frames without the face pass through
     smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
+    overlap: int = 0  # 0-12 frames that neighbouring groups share, blended at every step
     report: bool = False  # whether a JSON of the same name, with what was done, is written as well
     # Where ours and the published choice differ, ours is the default.
     follow: Literal["person", "frame"] = "person"  # frame: each by itself, no second look
@@ -422,6 +424,7 @@ class Options:
         _in_range("lead_out", self.lead_out, 0, MAX_LEAD, whole=False)
         _in_range("fade", self.fade, 0, MAX_FADE)
         _in_range("smooth", self.smooth, 0, MAX_SMOOTH)
+        _in_range("overlap", self.overlap, 0, MAX_OVERLAP)
         if self.smooth and self.smooth % 2 == 0:
             raise OptionError(f"smooth is {self.smooth}; it must be 0 or an odd number of frames")
         if self.max_side is not None:

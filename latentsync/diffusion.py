@@ -24,6 +24,7 @@ __all__ = [
     "TIMESTEPS",
     "Draw",
     "Latents",
+    "Seam",
     "add_noise",
     "alpha_bar",
     "decode",
@@ -46,6 +47,29 @@ class Latents:
 
     masked: Tensor  # (f, 4, h, w), of the crops with the mouth masked out
     reference: Tensor  # (f, 4, h, w), of the whole crops
+
+
+@dataclass
+class Seam:
+    """Carries what neighbouring groups share from one to the next: a few frames' latents.
+
+    At every step the first frames of a group are blended with the last ones of the group before,
+    from mostly the other's to mostly its own.
+    """
+
+    shared: int  # frames, the group's first ones
+    keep: int  # frames, the group's last ones, for the next group
+    steps: list[Tensor]  # (b, 4, frames, h, w) of the group before, after each step
+
+    def blended(self, step: int, x: Tensor) -> Tensor:
+        """(b, 4, f, h, w) after a step -> the same, blended; its end is remembered."""
+        if self.shared:
+            own = torch.arange(1, self.shared + 1).to(x)[:, None, None] / (self.shared + 1)
+            first = own * x[:, :, : self.shared] + (1 - own) * self.steps[step]
+            x = torch.cat([first, x[:, :, self.shared :]], dim=2)
+        if self.keep:
+            self.steps[step : step + 1] = [x[:, :, -self.keep :]]
+        return x
 
 
 def seeded_draw(seed: int) -> Draw:
@@ -99,6 +123,7 @@ def denoise(
     steps: int,
     guidance_scale: float,
     before_step: Callable[[], None] | None = None,
+    seam: "Seam | None" = None,
 ) -> Tensor:
     """DDIM from one noise map shared by all frames.
 
@@ -110,6 +135,7 @@ def denoise(
         guidance_scale: above 1, the prediction with speech is pushed away from the one without
             (classifier-free guidance), at twice the cost; at most 1, there is no second one.
         before_step: called before each step; what it raises ends the call.
+        seam: to the groups before and after, where they share frames.
 
     Returns:
         (f, 4, h, w) latents, of the noise's dtype.
@@ -121,7 +147,7 @@ def denoise(
     if guided:
         audio = torch.cat([torch.zeros_like(audio), audio])
     x = noise[None, :, None].expand(1, -1, frames, -1, -1)
-    for timestep in scheduler.timesteps:
+    for step, timestep in enumerate(scheduler.timesteps):
         if before_step:
             before_step()
         sample = unet_input(x, mask, latents)
@@ -130,6 +156,8 @@ def denoise(
             without, with_speech = predicted.chunk(2)
             predicted = without + guidance_scale * (with_speech - without)
         x = scheduler.step(predicted, timestep, x).prev_sample
+        if seam:
+            x = seam.blended(step, x)
     return x[0].transpose(0, 1)
 
 

@@ -46,15 +46,22 @@ class Painter:
         share = torch.from_numpy(paste_share(self._side))
         self._share = share if options.paste == "mouth" else None
         self._known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._seam = diffusion.Seam(0, 0, [])
 
     def paint(
-        self, shown: Sequence[Picture], segment: Segment, track: FaceTrack, audio: Tensor
+        self,
+        shown: Sequence[Picture],
+        segment: Segment,
+        track: FaceTrack,
+        audio: Tensor,
+        keep: int = 0,
     ) -> Iterator[Picture]:
         """The pictures of a segment, speaking.
 
         Args:
             shown: its source frames, in the order of the output.
             audio: (f, tokens, width), speech at each of them.
+            keep: of its last frames, how many the next segment gives.
 
         Raises:
             LatentSyncError: the network's output is not finite.
@@ -62,15 +69,15 @@ class Painter:
         affines = [track.affine[i] for i in segment.source]
         with self._reporter.timed("network"):
             try:
-                crops = self._speak(shown, segment, affines, audio)
+                crops = self._speak(shown, segment, affines, audio, keep)
             except torch.OutOfMemoryError as error:
                 raise LatentSyncError(
                     f"{self._like.device} has too little memory for {len(shown)} frames of "
                     f"{self._side} px in {self._like.dtype}; free some, use dtype float16, or use "
                     "the smaller model v1.5"
                 ) from error
-        drawn = zip(shown, crops, affines, segment.strength, strict=True)
-        for picture, crop, affine, strength in drawn:
+        drawn = list(zip(shown, crops, affines, segment.strength, strict=True))
+        for picture, crop, affine, strength in drawn[: len(drawn) - keep]:
             with self._reporter.timed("paste"):
                 pasted = self._paste(picture, crop, affine, float(strength))
             yield pasted
@@ -82,9 +89,11 @@ class Painter:
         segment: Segment,
         affines: list[FloatArray],
         audio: Tensor,
+        keep: int,
     ) -> Tensor:
         """(f, 3, R, R) float32 crops on the CPU, about [-1, 1], with a mouth that speaks."""
         pixels, latents = self._encoded(shown, segment, affines)
+        self._seam = diffusion.Seam(segment.shared, keep, self._seam.steps)
         denoised = diffusion.denoise(
             self._nets.unet,
             self._noise,
@@ -94,6 +103,7 @@ class Painter:
             steps=self._options.steps,
             guidance_scale=self._options.guidance_scale,
             before_step=self._reporter.check,
+            seam=self._seam,
         )
         crops = diffusion.decode(self._nets.vae, denoised, pixels, self._mask).float().cpu()
         if not torch.isfinite(crops).all():

@@ -275,7 +275,7 @@ class LipSync:
         Each face is painted, by its own plan, onto what came of the one before.
         """
         reporter = reporter or Reporter()
-        wanted = (int(i) for segment in plans[0] for i in segment.source)
+        wanted = (int(i) for segment in plans[0] for i in segment.source[segment.shared :])
         pictures = reporter.each("decode", clip.frames(wanted))
         for track, plan in zip(tracks, plans, strict=True):
             last = track is tracks[-1]
@@ -294,15 +294,18 @@ class LipSync:
         told: bool,
     ) -> Iterator[Any]:
         painter = Painter(self.nets, options, options.seed, reporter)
-        for segment in plan:
+        held: list[Any] = []  # what the next group shares
+        for number, segment in enumerate(plan):
             if told:
                 reporter.step("generate", segment.start, plan[-1].stop)
-            shown = list(islice(pictures, len(segment)))
+            shown = held + list(islice(pictures, len(segment) - len(held)))
+            keep = plan[number + 1].shared if number + 1 < len(plan) else 0
+            held = shown[len(shown) - keep :]
             if segment.passthrough:
                 yield from shown
             else:
                 audio = speech[segment.start : segment.stop]
-                yield from painter.paint(shown, segment, track, audio)
+                yield from painter.paint(shown, segment, track, audio, keep)
         if told:
             reporter.step("generate", plan[-1].stop, plan[-1].stop)
 
@@ -344,7 +347,9 @@ def _plan(shown: timeline.Timeline, track: FaceTrack, options: Options) -> list[
     """The output in groups: where this face is found and the voice sounds, it speaks."""
     speaks = shown.speaks & track.found[shown.source]
     cut = None if track.cut is None else timeline.new_shots(shown.source, track.cut)
-    return timeline.segments(shown.source, speaks, options.groups, cut=cut, fade=options.fade)
+    return timeline.segments(
+        shown.source, speaks, options.groups, cut=cut, fade=options.fade, overlap=options.overlap
+    )
 
 
 def _seconds(sound: AudioReader) -> Fraction:

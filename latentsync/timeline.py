@@ -144,6 +144,7 @@ def segments(
     *,
     cut: NDArray[np.bool_] | None = None,
     fade: int = 0,
+    overlap: int = 0,
 ) -> list[Segment]:
     """Cut the output into groups of at most 16 frames; none bridges a frame that doesn't speak.
 
@@ -154,16 +155,16 @@ def segments(
             frames of a group share statistics; "short_tail", as published, cuts off 16 at a time.
         cut: (n,) whether a new shot begins at an output frame; no group bridges that either.
         fade: frames over which the drawn mouth comes and goes beside frames that don't speak.
+        overlap: frames that neighbours of one run share, at most 15; the groups are even ones then.
     """
     starts = np.diff(speaks) if cut is None else np.diff(speaks) | cut[1:]
     borders = [0, *(np.flatnonzero(starts) + 1).tolist(), len(source)]
     strength = _strength(speaks, fade)
     groups: list[Segment] = []
     for start, stop in pairwise(borders):
-        edges = _edges(start, stop, grouping)
-        groups += [
-            Segment(a, b, source[a:b], not speaks[start], strength[a:b]) for a, b in pairwise(edges)
-        ]
+        for a, b, shared in _groups(start, stop, grouping, overlap if speaks[start] else 0):
+            untouched = not speaks[start]
+            groups.append(Segment(a, b, source[a:b], untouched, strength[a:b], shared))
     return groups
 
 
@@ -204,8 +205,17 @@ def _strength(speaks: NDArray[np.bool_], fade: int) -> NDArray[np.float32]:
     return np.minimum(away / (fade + 1), 1).astype(np.float32)
 
 
-def _edges(start: int, stop: int, grouping: Literal["even", "short_tail"]) -> list[int]:
-    if grouping == "short_tail":
-        return [*range(start, stop, GROUP), stop]
-    groups = -(-(stop - start) // GROUP)
-    return [start + (stop - start) * i // groups for i in range(groups + 1)]
+def _groups(
+    start: int, stop: int, grouping: Literal["even", "short_tail"], overlap: int
+) -> list[tuple[int, int, int]]:
+    """(start, stop, shared) of each group of a run."""
+    if grouping == "short_tail" and not overlap:
+        edges = [*range(start, stop, GROUP), stop]
+    else:
+        alone = stop - start - overlap  # frames that only one group would have, were it not shared
+        groups = max(1, -(-alone // (GROUP - overlap)))
+        edges = [start + alone * i // groups for i in range(groups)] + [stop - overlap]
+    return [
+        (a, b + overlap if overlap else b, overlap if i else 0)
+        for i, (a, b) in enumerate(pairwise(edges))
+    ]

@@ -101,6 +101,7 @@ class Segment:
     source: IntArray  # (stop - start,) the source frame shown at each
     passthrough: bool  # True: nobody speaks here, the frames go to the output untouched
     strength: FloatArray  # (stop - start,) 0..1, how much of the drawn mouth is laid on
+    shared: int = 0  # of its first frames, how many the group before it has drawn as well
 
     def __len__(self) -> int:
         return self.stop - self.start

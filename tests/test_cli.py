@@ -191,6 +191,7 @@ def test_every_option_but_those_of_fidelity_is_on_the_command_line(latentsync, f
         "face": "left",
         "on_missing": "error",
         "smooth": 9,
+        "overlap": 4,
         "codec": "hevc",
         "crf": 20,
         "preset": "fast",

@@ -31,6 +31,7 @@ RANGES = {
     "lead_out": (0, 3600),
     "fade": (0, 25),
     "smooth": (0, 51),
+    "overlap": (0, 12),
 }
 
 

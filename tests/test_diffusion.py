@@ -148,3 +148,20 @@ def test_scaling_is_undone_by_decoding(vae):
     with torch.inference_mode():
         expected = vae.net.decode(latents_ / 0.18215).sample
         torch.testing.assert_close(vae.decode(latents_), expected)
+
+
+def test_a_seam_blends_what_two_groups_share_at_every_step():
+    before = [torch.full((1, 4, 3, 2, 2), float(step)) for step in (1, 2)]
+    seam = diffusion.Seam(shared=3, keep=2, steps=list(before))
+    for step in range(2):
+        x = seam.blended(step, torch.full((1, 4, 8, 2, 2), 10.0))
+        own, other = 10.0, float(step + 1)
+        expected = [0.25 * own + 0.75 * other, (own + other) / 2, 0.75 * own + 0.25 * other]
+        assert x[0, 0, :, 0, 0].tolist() == pytest.approx([*expected, *[own] * 5])
+        assert seam.steps[step].shape == (1, 4, 2, 2, 2)
+        assert (seam.steps[step] == own).all()
+
+
+def test_without_a_seam_nothing_changes():
+    x = torch.rand(1, 4, 8, 2, 2)
+    assert diffusion.Seam(0, 0, []).blended(0, x) is x

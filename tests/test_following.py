@@ -144,6 +144,18 @@ def test_no_group_crosses_a_cut(tmp_path, out, monkeypatch):
     assert sizes == [12, 15, 3]  # 12 | 8 and back to the cut | the first shot again
 
 
+def test_groups_that_share_frames_show_each_once(tmp_path, out, monkeypatch):
+    sizes = group_sizes(monkeypatch)
+    shown = [np.roll(picture(0, *WIDE), k, axis=1) for k in range(40)]
+    source = clip(tmp_path / "clip.mp4", 40, pictures=shown)
+    result = run(lipsync(lambda _: [LEFT]), out, 40, source, overlap=4)
+    assert sizes == [16, 16, 16]
+    assert result.frames == 40 == len(list(raw_frames(out)))
+    right = WIDE[0] // 2 + 1
+    for planes, before in zip(raw_frames(out), raw_frames(source), strict=True):
+        np.testing.assert_array_equal(planes[0][:, right:], before[0][:, right:])
+
+
 @pytest.mark.parametrize("face", ["nobody", "5,5@99", "-3,4", "missing.png"])
 def test_a_choice_that_means_nobody_is_one_line(tmp_path, out, face):
     source = clip(tmp_path / "clip.mp4", 5, size=SIZE)

@@ -1,6 +1,7 @@
 """Which frame plays when and for how long, who speaks, and in which group."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -147,6 +148,28 @@ def test_groups_cover_everything_once_and_never_bridge_a_gap(found, output, data
         assert not shots[segment.start + 1 : segment.stop].any()
     outside = {i for start, stop in passed_through([groups]) for i in range(start, stop)}
     assert outside == set(np.flatnonzero(~speaks))
+
+
+@given(st.integers(1, 100), st.integers(1, 12))
+def test_groups_of_one_run_share_frames(frames, overlap):
+    groups = segments(np.arange(frames), np.ones(frames, bool), overlap=overlap)
+    assert (groups[0].start, groups[-1].stop) == (0, frames)
+    assert all(len(group) <= GROUP for group in groups)
+    assert all(len(group) > group.shared for group in groups)
+    assert groups[0].shared == 0
+    for a, b in pairwise(groups):
+        assert a.stop - b.start == b.shared == overlap
+    assert len(groups) == max(1, -(-(frames - overlap) // (GROUP - overlap)))
+
+
+def test_runs_share_nothing_with_each_other():
+    speaks = np.array([True] * 20 + [False] * 20 + [True] * 20)
+    groups = segments(np.arange(60), speaks, overlap=4)
+    assert [(g.start, g.stop, g.shared) for g in groups] == [
+        *((0, 12, 0), (8, 20, 4)),
+        *((20, 30, 0), (30, 40, 0)),
+        *((40, 52, 0), (48, 60, 4)),
+    ]
 
 
 def test_even_groups_differ_by_one_at_most():
