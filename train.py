@@ -88,15 +88,18 @@ def _run(model: str, steps: int, learning_rate: float, seed: int) -> UNetTrainCo
 def _tuned(model: str, run: UNetTrainConfig, clips: LocalPath, work: LocalPath) -> LocalPath:
     """The folder of the model that was tuned to the clips; all is kept in `work`."""
     data = work / "clips"
-    found = unpack(clips, data / "given", SUFFIXES, CLIPS)
-    if len(found) > 1:  # the first is held out: one is there twice, so that all are learnt from
-        longest = max(found, key=lambda path: path.stat().st_size)
-        (data / f"0{longest.suffix}").symlink_to(longest)
+    unpack(clips, data, SUFFIXES, CLIPS)
 
     def tune() -> LocalPath:
         return interruptible(
             lambda asked: train_unet(
-                run, data, work / "run", init=model, progress=Tenths(), cancel=asked
+                run,
+                data,
+                work / "run",
+                init=model,
+                hold_out=False,  # a speaker's few clips are all learnt from
+                progress=Tenths(),
+                cancel=asked,
             )
         )
 

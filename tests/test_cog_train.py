@@ -69,7 +69,8 @@ def test_clips_become_weights_that_the_predictor_serves(train, folders, tmp_path
     answer = train(clips)
     assert left(tmp_path) == [Path(answer)]
     assert re.search(r"^demo, from .*/model: 2 steps, seed 3$", "\n".join(caplog.messages), re.M)
-    assert "prepare: 4 of 4" in caplog.messages
+    assert "prepare: 3 of 3" in caplog.messages
+    assert "3 clips to train on, 1 to validate on" in caplog.messages
     assert re.search(r"demo step 2 +noise [\d.]+", caplog.text)
 
     served = predictor()()
@@ -98,9 +99,10 @@ def asked(train, monkeypatch, tmp_path, folders):
     """Calls train() with another `train_unet`; gives what that one was asked."""
     seen = {}
 
-    def stub(run, data, _output, *, init, cancel, **_):
+    def stub(run, data, _output, *, init, hold_out, cancel, **_):
         assert not cancel()
-        seen.update(run=run, init=init, clips=[(p.name, p.resolve()) for p in find_clips(data)])
+        clips = [(p.name, p.resolve()) for p in find_clips(data)]
+        seen.update(run=run, init=init, hold_out=hold_out, clips=clips)
         for error in seen.pop("errors", []):
             raise error
         return folders.model
@@ -142,11 +144,9 @@ def test_a_seed_is_drawn(asked):
 
 
 def test_few_clips_are_all_learnt_from(asked):
-    """Training holds the first of them out."""
-    assert [name for name, _ in asked(1)["clips"]] == ["0.mp4"]
-    (_, first), *rest = asked(3)["clips"]
-    assert [name for name, _ in rest] == ["0.mp4", "1.mp4", "2.mp4"]
-    assert first in [path for _, path in rest]
+    seen = asked(3)
+    assert [name for name, _ in seen["clips"]] == ["0.mp4", "1.mp4", "2.mp4"]
+    assert seen["hold_out"] is False
 
 
 @pytest.mark.parametrize("error", [MediaError("no sound"), KeyboardInterrupt()])

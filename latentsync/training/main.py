@@ -57,6 +57,7 @@ def train_unet(
     cache: Path | None = None,
     weights_folder: Path | str | None = None,
     detector: str | None = None,
+    hold_out: bool = True,
     cpu: bool = False,
     show: Show | None = None,
     progress: ProgressCallback | None = None,
@@ -68,6 +69,7 @@ def train_unet(
 
     Args:
         syncnet_file: of the loss on lip-sync, and what is in it: see `load_pixel_losses`.
+        hold_out: whether some clips are only validated on; otherwise that is done on a known one.
 
     Returns:
         The folder of the model, which `latentsync.load` takes.
@@ -106,8 +108,8 @@ def train_unet(
     # -- The clips ---------------------------------------------------------------------------------
     preparer = Preparer(nets, finder, cache or output / "cache")
     clips = _prepared(paths, preparer, accelerator, progress if main else None, cancel)
-    seen, held_out = split(clips)
-    log.info("%d clips to train on, %d held out", len(seen), len(held_out))
+    seen, held_out = split(clips) if hold_out else (clips, clips[:1])
+    log.info("%d clips to train on, %d to validate on", len(seen), len(held_out))
 
     # -- The run -----------------------------------------------------------------------------------
     def look() -> dict[str, float]:
