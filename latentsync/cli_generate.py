@@ -33,6 +33,10 @@ Model = Annotated[
 Guidance = Annotated[float, typer.Option(help="0-10; above 1, speech counts for more.")]
 Steps = Annotated[int, typer.Option(help="1-50 denoising steps.")]
 Seed = Annotated[int, typer.Option(help="0 draws one; the one used is printed.")]
+Silence = Annotated[
+    str,
+    typer.Option(help="While nobody speaks: generate, keep (VIDEO's own mouth) or close."),
+]
 Overlap = Annotated[
     int, typer.Option(help="0-12 frames that groups of 16 share: softer seams, more time.")
 ]
@@ -74,6 +78,13 @@ OnMissing = Annotated[
 Smooth = Annotated[
     int, face_option(help="0-51 frames over which the face's place is smoothed, an odd number.")
 ]
+MaxYaw = Annotated[
+    float | None,
+    face_option(help="5-85 degrees; a face turned further keeps its own mouth. Default no limit."),
+]
+ColorMatch = Annotated[
+    bool, face_option("--color-match", help="Give the mouth the colours of the face around it.")
+]
 DetectorName = Annotated[
     str | None,
     face_option(
@@ -110,6 +121,7 @@ def generate(
     guidance_scale: Guidance = 1.0,  # noqa: ARG001 - here and below: fields of Options
     steps: Steps = 20,  # noqa: ARG001
     seed: Seed = 0,  # noqa: ARG001
+    silence: Silence = "generate",  # noqa: ARG001
     overlap: Overlap = 0,  # noqa: ARG001
     published: Published = False,
     sync_mode: SyncMode = None,  # noqa: ARG001
@@ -120,6 +132,8 @@ def generate(
     face: Face = "largest",  # noqa: ARG001
     on_missing: OnMissing = "keep",  # noqa: ARG001
     smooth: Smooth = 0,  # noqa: ARG001
+    max_yaw: MaxYaw = None,  # noqa: ARG001
+    color_match: ColorMatch = False,  # noqa: ARG001
     detector: DetectorName = None,
     codec: Codec = "h264",  # noqa: ARG001
     crf: Crf = 17,  # noqa: ARG001

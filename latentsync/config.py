@@ -36,6 +36,7 @@ MIN_SIDE, MAX_SIDE = 16, 16384  # px
 MAX_LEAD = 3600  # s
 MAX_FADE = 25  # frames
 MAX_SMOOTH = 51  # frames
+YAWS = (5, 85)  # degrees
 MAX_OVERLAP = 12  # frames of a group of 16
 
 
@@ -401,6 +402,11 @@ class Options:
     face: str = "largest"  # or left, right, center, all, a place or a picture: faces.FaceChoice
     on_missing: Literal["keep", "error"] = "keep"  # keep: frames without the face pass through
     smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
+    silence: Literal["generate", "keep", "close"] = "generate"  # the mouth while nobody speaks
+    color_match: bool = False  # whether the drawn mouth takes on the colours of its rim
+    max_yaw: float | None = (
+        None  # 5-85 degrees of turn beyond which the clip's own mouth comes back
+    )
     overlap: int = 0  # 0-12 frames that neighbouring groups share, blended at every step
     report: bool = False  # whether a JSON of the same name, with what was done, is written as well
     # Where ours and the published choice differ, ours is the default.
@@ -427,6 +433,8 @@ class Options:
         _in_range("overlap", self.overlap, 0, MAX_OVERLAP)
         if self.smooth and self.smooth % 2 == 0:
             raise OptionError(f"smooth is {self.smooth}; it must be 0 or an odd number of frames")
+        if self.max_yaw is not None:
+            _in_range("max_yaw", self.max_yaw, *YAWS, whole=False)
         if self.max_side is not None:
             _in_range("max_side", self.max_side, MIN_SIDE, MAX_SIDE)
         for name, allowed in _CHOICES.items():

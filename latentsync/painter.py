@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latentsync import align, diffusion
+from latentsync.blend import match_colour, mouth_ring
 from latentsync.config import Options
 from latentsync.errors import LatentSyncError
 from latentsync.mask import keep_mask, paste_share
@@ -43,6 +44,7 @@ class Painter:
         self._noise = draw(nets.vae.latent_shape(self._side)).to(self._like)
         self._draw = draw if options.vae_posterior == "sample" else None
         self._mask = torch.from_numpy(keep_mask(self._side)).to(self._like)
+        self._ring = torch.from_numpy(mouth_ring(self._side))
         share = torch.from_numpy(paste_share(self._side))
         self._share = share if options.paste == "mouth" else None
         self._known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
@@ -106,6 +108,11 @@ class Painter:
             seam=self._seam,
         )
         crops = diffusion.decode(self._nets.vae, denoised, pixels, self._mask).float().cpu()
+        if self._options.color_match:
+            hole = 1 - self._mask.float().cpu()
+            originals = pixels.float().cpu()
+            pairs = zip(crops, originals, strict=True)
+            crops = torch.stack([match_colour(*pair, self._ring, hole) for pair in pairs])
         if not torch.isfinite(crops).all():
             raise LatentSyncError(
                 f"frames {segment.start}-{segment.stop - 1} came out not finite in "

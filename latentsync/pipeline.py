@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from latentsync import align, faces, mel, timeline
+from latentsync.blend import yaw, yaw_strength
 from latentsync.config import MAX_SEED, Options
 from latentsync.devices import choose, peak_memory
 from latentsync.errors import NoFaceFound
@@ -40,11 +41,14 @@ from latentsync.reporter import Reporter
 from latentsync.speech import SpeechFeatures
 from latentsync.timeline import Voice
 from latentsync.types import FaceTrack, Progress, ProgressCallback, Result, Segment, VideoInfo
+from latentsync.voice_activity import speaking
 from latentsync.weights import Nets, load_nets, root
 
 __all__ = ["Clip", "LipSync"]
 
 log = logging.getLogger(__name__)
+
+CLOSING = 3  # frames in which a mouth closes where silence is to close it
 
 
 class Clip(Protocol):
@@ -159,8 +163,15 @@ class LipSync:
             tracks = self.find_faces(pace, wanted, options, reporter, total=total, fps=pace.fps)
         begins = pace.begins(len(tracks[0]))
         shown = timeline.lay_out(begins, pace.tick, voice, options.sync_mode)
-        plans = [_plan(shown, track, options) for track in tracks]
         speech = speech.beside(shown.begins[:-1], shown.tick, after=voice.after)
+        if options.silence != "generate":
+            with reporter.timed("speech"):
+                heard = speaking(sound).at(shown.begins[:-1], shown.tick, voice.after)
+            if options.silence == "keep":
+                shown = replace(shown, speaks=shown.speaks & heard)
+            else:
+                speech = speech.hushed(timeline.fading(heard, CLOSING))
+        plans = [_plan(shown, track, options) for track in tracks]
         with VideoWriter(
             output,
             audio=sound.path,
@@ -255,10 +266,16 @@ class LipSync:
     def _placed(self, face: faces.Track, options: Options) -> FaceTrack:
         resolution = self.nets.config.resolution
         track = align.face_track(face.points, face.found, resolution, face.cut, options.smooth)
+        lost = [(one.start, one.stop, one.reason) for one in face.reasons]
+        if options.max_yaw is None:
+            return replace(track, cut=face.cut, lost=tuple(lost))
+        turned = np.where(face.found, yaw(face.points), np.nan)
+        strength = yaw_strength(turned, options.max_yaw, cut=face.cut)
+        away = faces.runs(face.found & (strength == 0), 0, len(strength))
+        lost += [(start, stop, "turned away") for start, stop in away]
+        found = track.found & (strength > 0)
         return replace(
-            track,
-            cut=face.cut,
-            lost=tuple((lost.start, lost.stop, lost.reason) for lost in face.reasons),
+            track, cut=face.cut, lost=tuple(sorted(lost)), found=found, strength=strength
         )
 
     def generate(
@@ -348,7 +365,13 @@ def _plan(shown: timeline.Timeline, track: FaceTrack, options: Options) -> list[
     speaks = shown.speaks & track.found[shown.source]
     cut = None if track.cut is None else timeline.new_shots(shown.source, track.cut)
     return timeline.segments(
-        shown.source, speaks, options.groups, cut=cut, fade=options.fade, overlap=options.overlap
+        shown.source,
+        speaks,
+        options.groups,
+        cut=cut,
+        fade=options.fade,
+        overlap=options.overlap,
+        strength=None if track.strength is None else track.strength[shown.source],
     )
 
 

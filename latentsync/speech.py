@@ -118,6 +118,7 @@ class SpeechFeatures:
         self.tokens = mel.token_count(columns)
         count = frames(self.tokens) if callable(frames) else frames
         self._own = mel.own_tokens(np.arange(count, dtype=np.int64), 1 / fps)
+        self._share: FloatArray | None = None  # of what is heard; the rest is silence
         self._states: dict[int, Tensor] = {}  # window -> (tokens kept, states, width)
         self._stream: Iterator[tuple[int, Tensor]] = iter(())
 
@@ -129,7 +130,11 @@ class SpeechFeatures:
         assert step == 1
         indices = mel.tokens_around(self._own[start:stop], self.tokens)
         rows = [self._token(int(index)) for index in indices.ravel()]
-        return torch.stack(rows).unflatten(0, indices.shape).flatten(1, 2)
+        heard = torch.stack(rows).unflatten(0, indices.shape).flatten(1, 2)
+        if self._share is None or (share := self._share[start:stop]).min() == 1:
+            return heard
+        weight = torch.from_numpy(share).to(heard)[:, None, None]
+        return weight * heard + (1 - weight) * self._quiet().expand_as(heard)
 
     def beside(
         self, begins: IntArray, tick: Fraction, *, after: Fraction = Fraction(0)
@@ -146,6 +151,20 @@ class SpeechFeatures:
         late = round(after / fine)
         other._own = mel.own_tokens(begins * after.denominator - late, fine)
         return other
+
+    def hushed(self, share: FloatArray) -> "SpeechFeatures":
+        """The same beside the same frames, faded into silence: (n,) in [0, 1], 0 is silence."""
+        other = copy.copy(self)
+        other._share = share
+        return other
+
+    def _quiet(self) -> Tensor:
+        """(10 * states, width), what a frame amid silence hears in this sound."""
+        mels = self._filters.shape[0]
+        columns = torch.full((mels, mel.WINDOW_COLUMNS), self._loudest - mel.RANGE)
+        states = self._encode(columns)
+        middle = states[len(states) // 2]
+        return middle.repeat(mel.TOKENS_PER_FRAME, 1)
 
     def _token(self, token: int) -> Tensor:
         """(states, width) of one token."""

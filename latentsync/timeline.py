@@ -18,6 +18,7 @@ __all__ = [
     "GROUP",
     "Timeline",
     "Voice",
+    "fading",
     "lay_out",
     "new_shots",
     "passed_through",
@@ -145,6 +146,7 @@ def segments(
     cut: NDArray[np.bool_] | None = None,
     fade: int = 0,
     overlap: int = 0,
+    strength: NDArray[np.float32] | None = None,
 ) -> list[Segment]:
     """Cut the output into groups of at most 16 frames; none bridges a frame that doesn't speak.
 
@@ -155,11 +157,13 @@ def segments(
             frames of a group share statistics; "short_tail", as published, cuts off 16 at a time.
         cut: (n,) whether a new shot begins at an output frame; no group bridges that either.
         fade: frames over which the drawn mouth comes and goes beside frames that don't speak.
+        strength: (n,) in [0, 1], how much of a drawn mouth is wanted anyway; None: all of it.
         overlap: frames that neighbours of one run share, at most 15; the groups are even ones then.
     """
     starts = np.diff(speaks) if cut is None else np.diff(speaks) | cut[1:]
     borders = [0, *(np.flatnonzero(starts) + 1).tolist(), len(source)]
-    strength = _strength(speaks, fade)
+    faded = fading(speaks, fade)
+    strength = faded if strength is None else faded * strength
     groups: list[Segment] = []
     for start, stop in pairwise(borders):
         for a, b, shared in _groups(start, stop, grouping, overlap if speaks[start] else 0):
@@ -189,10 +193,10 @@ def passed_through(plans: list[list[Segment]]) -> tuple[tuple[int, int], ...]:
     return tuple((int(start), int(stop)) for start, stop in borders.reshape(-1, 2))
 
 
-def _strength(speaks: NDArray[np.bool_], fade: int) -> NDArray[np.float32]:
-    """(n,) how much of a drawn mouth is laid on: 1, less within `fade` frames of an untouched one.
+def fading(speaks: NDArray[np.bool_], fade: int) -> NDArray[np.float32]:
+    """(n,) 0 where nobody speaks, 1 where somebody does, less within `fade` frames of a border.
 
-    The clip's own ends are no edges.
+    The clip's own ends are no borders.
     """
     away = np.full(len(speaks), fade + 1, dtype=np.int64)  # frames to the next untouched one
     silent = np.flatnonzero(~speaks)

@@ -87,6 +87,7 @@ class FaceTrack:
     found: NDArray[np.bool_]  # (n,)
     cut: NDArray[np.bool_] | None = None  # (n,) whether a new shot begins; None: nobody looked
     lost: tuple[tuple[int, int, str], ...] = ()  # frames [start, stop) without it, and why
+    strength: FloatArray | None = None  # (n,) 0..1 of a drawn mouth to lay on; None: all of it
 
     def __len__(self) -> int:
         return len(self.found)

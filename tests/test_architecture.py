@@ -16,8 +16,8 @@ LAYERS = [
     {"config"},
     {"media", "timeline", "align", "mask", "mel", "devices", "models"}
     | {"report", "reporter", "bars"},
-    {"archives", "diffusion", "downloads", "faces", "speech"},
-    {"weights"},
+    {"archives", "blend", "diffusion", "downloads", "faces", "speech"},
+    {"weights", "voice_activity"},
     {"painter", "pace"},
     {"pipeline"},
     {"training", "evaluation", "preparation", "synthetic", "service"},

@@ -192,14 +192,17 @@ def test_every_option_but_those_of_fidelity_is_on_the_command_line(latentsync, f
         "on_missing": "error",
         "smooth": 9,
         "overlap": 4,
+        "silence": "close",
+        "max_yaw": 40.0,
         "codec": "hevc",
         "crf": 20,
         "preset": "fast",
         "max_side": 640,
     }
     words = [w for k, v in asked.items() for w in ("--" + k.replace("_", "-"), str(v))]
-    asked["report"] = True
-    assert latentsync("generate", "a", "b", "-o", "c", *words, "--report")[0] == 0
+    asked |= {"report": True, "color_match": True}
+    flags = ("--report", "--color-match")
+    assert latentsync("generate", "a", "b", "-o", "c", *words, *flags)[0] == 0
     assert fake.options == Options(**asked)
     fidelity = Options.published().__dict__.items() - Options().__dict__.items()
     assert Options().__dict__.keys() == asked.keys() | {name for name, _ in fidelity}

@@ -67,6 +67,13 @@ def test_a_choice_out_of_its_set_is_refused_with_the_set(name):
         assert "\n" not in line
 
 
+def test_the_limit_of_a_turn_has_a_range():
+    assert Options(max_yaw=40).max_yaw == 40
+    for value in (4, 86, "40", True):
+        with pytest.raises(OptionError, match=r"max_yaw is .*; it must be a number from 5 to 85"):
+            Options(max_yaw=value)
+
+
 def test_published_names_every_choice_that_differs_and_only_those():
     ours, published = Options(), Options.published()
     differing = {

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from latentsync import align
+from latentsync import align, diffusion
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.types import Face
 from tests.clips import babble, number_of, picture, raw_frames, same, write_clip, write_sound
@@ -154,6 +155,83 @@ def test_groups_that_share_frames_show_each_once(tmp_path, out, monkeypatch):
     right = WIDE[0] // 2 + 1
     for planes, before in zip(raw_frames(out), raw_frames(source), strict=True):
         np.testing.assert_array_equal(planes[0][:, right:], before[0][:, right:])
+
+
+def paused(out):
+    """A voice of 1 s, a pause of 1.2 s, and another second."""
+    pause = np.zeros(round(1.2 * 16000), np.float32)
+    parts = [babble(1.0), pause, babble(1.0, seed=1)]
+    return write_sound(out.with_name("paused.wav"), np.concatenate(parts))
+
+
+def test_the_clip_keeps_its_own_mouth_while_nobody_speaks(tmp_path, out):
+    source = clip(tmp_path / "clip.mp4", 80)
+    result = lipsync(lambda _: [LEFT]).run(source, paused(out), out, steps=1, silence="keep")
+    ((start, stop),) = result.passed_through
+    assert 25 <= start <= 33  # the voice ends at 25, and what is left of a word
+    assert 48 <= stop <= 56  # it begins again at 55
+    result = lipsync(lambda _: [LEFT]).run(source, paused(out), out, steps=1)
+    assert result.passed_through == ()
+
+
+def test_a_mouth_hears_silence_while_nobody_speaks(tmp_path, out, monkeypatch):
+    heard = []
+    denoise = diffusion.denoise
+
+    def spy(unet, noise, mask, latents, audio, **options):
+        heard.extend(audio)
+        return denoise(unet, noise, mask, latents, audio, **options)
+
+    monkeypatch.setattr(diffusion, "denoise", spy)
+    source, voice = clip(tmp_path / "clip.mp4", 80), paused(out)
+    films = {}
+    for silence in ("generate", "close"):
+        heard.clear()
+        lipsync(lambda _: [LEFT]).run(source, voice, out, steps=1, silence=silence)
+        films[silence] = torch.stack(heard)
+    alike = [torch.equal(a, b) for a, b in zip(*films.values(), strict=True)]
+    assert all(alike[:22])
+    assert all(alike[58:])
+    amid = films["close"][35:46]
+    assert torch.equal(amid, amid[:1].expand_as(amid))
+    assert not torch.equal(films["generate"][35:46], amid)
+    steps = (films["close"][1:] - films["close"][:-1]).abs().amax(dim=(1, 2))
+    assert steps.max() <= 1.5 * (films["generate"][1:] - films["generate"][:-1]).abs().max()
+
+
+def test_a_face_turned_away_keeps_its_own_mouth(tmp_path, out):
+    source = clip(tmp_path / "clip.mp4", 60)
+
+    class Turning(Scripted):
+        def detect(self, frame, *, rounded=False, near=None):
+            (face,) = super().detect(frame, rounded=rounded, near=near) or [None]
+            if face and 25 <= self.looks < 40:
+                face.points[2, 0] += 24
+            return [face] if face else []
+
+    model = tiny_lipsync()
+    model.detector = Turning(lambda _: [LEFT])
+    result = run(model, out, 60, source, max_yaw=30)
+    ((start, stop),) = result.passed_through
+    assert 25 <= start <= 30
+    assert 35 <= stop <= 40
+    assert result.lost == ((start, stop, "turned away"),)
+    model.detector = Turning(lambda _: [LEFT])
+    assert run(model, out, 60, source).passed_through == ()
+
+
+def test_the_mouth_takes_on_the_colours_of_its_rim(tmp_path, out, monkeypatch):
+    monkeypatch.setattr(  # a decoder with a cast, where it draws anew
+        diffusion, "decode", lambda _vae, _latents, pixels, mask: pixels + 0.12 * (1 - mask)
+    )
+    source = clip(tmp_path / "clip.mp4", 4)
+    off = {}
+    for match in (False, True):
+        run(lipsync(lambda _: [LEFT]), out, 4, source, color_match=match)
+        pairs = zip(raw_frames(out), raw_frames(source), strict=True)
+        off[match] = np.mean([np.abs(a[0].astype(float) - b[0]).max() for a, b in pairs])
+    assert off[False] > 10
+    assert off[True] < off[False] / 2
 
 
 @pytest.mark.parametrize("face", ["nobody", "5,5@99", "-3,4", "missing.png"])

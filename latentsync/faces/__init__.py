@@ -27,7 +27,7 @@ from latentsync.faces.base import PUBLISHED, Detector, FaceFilter
 from latentsync.faces.builtin import Builtin
 from latentsync.faces.cascade import CascadeFile
 from latentsync.faces.choice import LARGEST, FaceChoice
-from latentsync.faces.scene import Lost, Scene, Track
+from latentsync.faces.scene import Lost, Scene, Track, runs
 from latentsync.faces.scrfd import InsightFace
 from latentsync.faces.tracker import follow, look, no_face
 from latentsync.faces.yunet import YuNet
@@ -51,6 +51,7 @@ __all__ = [
     "follow",
     "look",
     "no_face",
+    "runs",
     "track",
 ]
 
