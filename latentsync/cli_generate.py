@@ -103,6 +103,11 @@ MaxSide = Annotated[
     int | None, encoding_option(help="16-16384 px; larger pictures are scaled down to it.")
 ]
 
+limit_option = partial(typer.Option, rich_help_panel="Limits on what an input may ask for")
+MaxPixels = Annotated[int, limit_option(help="Of its frames.")]
+MaxSeconds = Annotated[float, limit_option(help="Of its pictures, and of its sound.")]
+MaxBytes = Annotated[int, limit_option(help="Of the file.")]
+
 machine_option = partial(typer.Option, rich_help_panel="Machine")
 Device = Annotated[str | None, machine_option(help="cuda, cuda:1, mps or cpu.")]
 Dtype = Annotated[str | None, machine_option(help="float32, float16 or bfloat16.")]
@@ -140,6 +145,9 @@ def generate(
     preset: Preset = "medium",  # noqa: ARG001
     lossless: Lossless = False,
     max_side: MaxSide = None,  # noqa: ARG001
+    max_pixels: MaxPixels = 8192 * 8192,  # noqa: ARG001
+    max_seconds: MaxSeconds = 6 * 3600.0,  # noqa: ARG001
+    max_bytes: MaxBytes = 64 * 2**30,  # noqa: ARG001
     device: Device = None,
     dtype: Dtype = None,
     attention: Attention = "native",
@@ -157,7 +165,7 @@ def generate(
         missing = ", ".join(name for name, value in wanted.items() if value is None)
         raise OptionError(f"{missing} missing; see `latentsync generate --help`")
     from latentsync.config import Options
-    from latentsync.media import check_output, open_media
+    from latentsync.media import Limits, check_output, open_media
     from latentsync.pipeline import LipSync
 
     given = {name: value for name, value in context.params.items() if value is not None}
@@ -167,8 +175,9 @@ def generate(
     options = Options.published(**choices) if published else Options(**choices)
     # What can be seen at once is said before gigabytes are loaded.
     check_output(output, (video, audio))
+    limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
     for path in (video, audio):
-        open_media(path).close()
+        open_media(path, limits).close()
     lipsync = LipSync.load(
         model,
         weights=weights,

@@ -34,6 +34,7 @@ MAX_CRF = 51
 MAX_SEED = 2**32 - 1
 MIN_SIDE, MAX_SIDE = 16, 16384  # px
 MAX_LEAD = 3600  # s
+MAX_LIMIT = 2**63  # of any count of pixels, seconds, bytes
 MAX_FADE = 25  # frames
 MAX_SMOOTH = 51  # frames
 YAWS = (5, 85)  # degrees
@@ -408,6 +409,9 @@ class Options:
         None  # 5-85 degrees of turn beyond which the clip's own mouth comes back
     )
     overlap: int = 0  # 0-12 frames that neighbouring groups share, blended at every step
+    max_pixels: int = 8192 * 8192  # of an input's frames: 8K video, photographs of 64 million px
+    max_seconds: float = 6 * 3600.0  # of an input's pictures and sound: longer than any film
+    max_bytes: int = 64 * 2**30  # of an input: 6 hours at 20 Mbit/s are 54 GB
     report: bool = False  # whether a JSON of the same name, with what was done, is written as well
     # Where ours and the published choice differ, ours is the default.
     follow: Literal["person", "frame"] = "person"  # frame: each by itself, no second look
@@ -433,6 +437,9 @@ class Options:
         _in_range("overlap", self.overlap, 0, MAX_OVERLAP)
         if self.smooth and self.smooth % 2 == 0:
             raise OptionError(f"smooth is {self.smooth}; it must be 0 or an odd number of frames")
+        _in_range("max_pixels", self.max_pixels, 1, MAX_LIMIT)
+        _in_range("max_seconds", self.max_seconds, 0.001, MAX_LIMIT, whole=False)
+        _in_range("max_bytes", self.max_bytes, 1, MAX_LIMIT)
         if self.max_yaw is not None:
             _in_range("max_yaw", self.max_yaw, *YAWS, whole=False)
         if self.max_side is not None:
@@ -469,7 +476,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _in_range(name: str, value: object, low: int, high: int, *, whole: bool = True) -> None:
+def _in_range(name: str, value: object, low: float, high: float, *, whole: bool = True) -> None:
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         number = "a whole number" if whole else "a number"

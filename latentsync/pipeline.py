@@ -27,6 +27,7 @@ from latentsync.errors import NoFaceFound
 from latentsync.faces import FaceChoice
 from latentsync.media import (
     AudioReader,
+    Limits,
     VideoReader,
     VideoWriter,
     check_codec,
@@ -137,8 +138,9 @@ class LipSync:
             check_output(report_path(Path(output)), (video, audio, output))
         check_codec(options.codec)
         with reporter.timed("read"):
-            sound = AudioReader(audio)
-            clip = VideoReader(video, used_seconds=_seconds_used(sound, options))
+            limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
+            sound = AudioReader(audio, limits=limits)
+            clip = VideoReader(video, limits=limits, used_seconds=_seconds_used(sound, options))
         with clip:
             return self._run(clip, sound, Path(output), options, reporter)
 
@@ -182,6 +184,7 @@ class LipSync:
             crf=options.crf,
             preset=options.preset,
             max_side=options.max_side,
+            limits=Limits(options.max_pixels, options.max_seconds, options.max_bytes),
             comment=comment(
                 self.nets.config.name, options.seed, options.steps, options.guidance_scale
             ),

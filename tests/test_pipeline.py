@@ -252,6 +252,14 @@ def test_a_report_on_request(clip, voice, tmp_path):
         lipsync.run(clip, voice, out, steps=1, report=True)
 
 
+@pytest.mark.parametrize("limit", [{"max_pixels": 9999}, {"max_seconds": 0.5}, {"max_bytes": 99}])
+def test_an_input_that_asks_for_too_much_is_refused(lipsync, clip, voice, out, limit):
+    (name,) = limit
+    with pytest.raises(InputError, match=rf"raise {name}$"):
+        lipsync.run(clip, voice, out, steps=1, **limit)
+    assert not out.exists()
+
+
 def test_an_odd_size_is_told_as_it_is_written(lipsync, voice, out, tmp_path):
     odd = write_picture(tmp_path / "odd.png", picture(1, SIZE[0] + 1, SIZE[1] + 1))
     result = lipsync.run(odd, voice, out, steps=1)
