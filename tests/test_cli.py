@@ -73,7 +73,7 @@ class Fake:
         self.loaded = self.ran = self.options = None
         monkeypatch.setattr(LipSync, "load", self.load)
         monkeypatch.setattr(media, "check_output", lambda *_: None)
-        monkeypatch.setattr(media, "open_media", lambda _path: io.BytesIO())
+        monkeypatch.setattr(media, "open_media", lambda _path, _limits: io.BytesIO())
 
     def load(self, *arguments, **options):
         self.loaded = (arguments, options)
