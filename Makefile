@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-all train-demo lint clean
+.PHONY: demo test test-all footage train-demo lint clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -16,6 +16,10 @@ test: .venv/installed lint
 # What `test` leaves out for its weight: full-size nets and long runs.
 test-all: .venv/installed
 	$(BIN)/pytest -m slow --timeout 1800
+
+# Whole runs on clips as people have them, made here: expected, got, PASS or FAIL, a line each.
+footage: .venv/installed
+	$(BIN)/python -m tests.footage
 
 # What is in weights/demo, from nothing; goes on where it was stopped (what it draws is in out/).
 train-demo: .venv/installed

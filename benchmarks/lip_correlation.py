@@ -146,14 +146,14 @@ def judge(
         source=lips.lip_correlation(measured, old).at_zero,
         frames=result.frames,
         seconds=seconds,
-        rows=[_row(path, crops) for path, crops in stacks],
+        rows=[_row(path, crops, case.fps) for path, crops in stacks],
     )
 
 
-def _row(clip: Path, crops: NDArray[np.uint8]) -> list[Frame]:
+def _row(clip: Path, crops: NDArray[np.uint8], fps: Fraction) -> list[Frame]:
     """A whole frame, three mouths, and the same again: moments spread over the clip."""
     moments = np.linspace(0, len(crops) - 1, 8).round().astype(int)[1:-1].tolist()
-    whole = [frame.rgb() for frame in VideoReader(clip).frames(moments[::3])]
+    whole = [frame.rgb() for frame in VideoReader(clip, fps=fps).frames(moments[::3])]
     mouths = [pictures.mouth_picture(crops[i]) for i in moments]
     return [whole[0], *mouths[:3], whole[1], *mouths[3:]]
 

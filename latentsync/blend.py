@@ -12,6 +12,7 @@ __all__ = ["match_colour", "mouth_ring", "yaw", "yaw_strength"]
 
 LEVEL = 2 / 255  # a grey level, where colours are in [-1, 1]
 RING_ROWS = 0.75  # of the crop's height: what lies lower is chin and neck, which speech moves
+MIN_SHARE = 0.05  # a ring's pixels of less weight would only cost time
 OUTLIER = 3.0  # deviations off the ring's common difference, and it is no difference of colour
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 STEADY = 4 * LEVEL  # on a ring with less contrast than that nothing tells the gain
@@ -31,6 +32,7 @@ def mouth_ring(resolution: int) -> FloatArray:
     the crop has the frame's own pixels, nor the chin, which is elsewhere when the mouth opens.
     """
     rim = np.clip(2 * (1 - paste_share(resolution)), 0, 1) * (1 - keep_mask(resolution))
+    rim[rim < MIN_SHARE] = 0
     rim[round(RING_ROWS * resolution) :] = 0
     return rim.astype(np.float32)
 

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -190,9 +190,10 @@ class LipSync:
             ),
         ) as writer:
             frames = self.generate(pace, speech, tracks, plans, options, reporter)
-            for frame, begin in zip(frames, shown.begins, strict=False):
+            for frame, (begin, end) in zip(frames, pairwise(shown.begins), strict=True):
+                span = (int(begin) * shown.tick, int(end) * shown.tick)
                 with reporter.timed("write"):
-                    writer.write(frame, None if pace.own is None else int(begin) * shown.tick)
+                    writer.write(frame, *((None, None) if pace.own is None else span))
             reporter.step("finish", 0, 1)
         result = self._result(output, clip.info, tracks, plans, shown, options, reporter)
         if options.report:

@@ -24,7 +24,8 @@ BAND = slice(4, 77)  # bins of 50 Hz: 200 to 3800 Hz, where voices are and hum i
 
 FLOOR_BLOCKS = 300  # 6 s, longer than anybody holds a note
 FLOOR_PERCENT = 10  # of these blocks lie below the floor: the gaps between sounds and words
-ABOVE = 10.0  # dB over the floor is speech
+ABOVE = 10.0  # dB over the floor is speech,
+STILL = 5.0  # and what is so many dB over it beside that: how words begin and fade
 # A word with nothing around it has no floor: what is nearly as loud as the loudest 2 % is speech.
 LOUDEST_PERCENT, NEAR = 98, 12.0  # dB
 RANGE, SILENCE = 45.0, -75.0  # dB: no floor lies deeper, below the loudest and below full scale
@@ -75,8 +76,8 @@ def speaking(sound: SpeechSource) -> VoiceActivity:
         for origin in (half, -half)
     )
     floor = np.maximum(np.maximum(behind, ahead), max(SILENCE, loudest - RANGE))
-    limit = np.minimum(floor + ABOVE, max(SILENCE + ABOVE, loudest - NEAR))
-    return VoiceActivity(_whole_words(levels > limit))
+    loud = levels > np.minimum(floor + ABOVE, max(SILENCE + ABOVE, loudest - NEAR))
+    return VoiceActivity(_whole_words(_faded(loud, levels > floor + STILL)))
 
 
 def _levels(sound: SpeechSource) -> Iterator[float]:
@@ -97,6 +98,15 @@ def _decibels(blocks: FloatArray) -> FloatArray:
     powers = np.abs(np.fft.rfft(blocks)[:, BAND]) ** 2
     decibels: FloatArray = 10 * np.log10(powers.sum(axis=1) / SAMPLES**2 + 1e-10)
     return decibels.astype(np.float32)
+
+
+def _faded(loud: NDArray[np.bool_], audible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is loud, with what is audible right before and after it."""
+    either = loud | audible
+    for start, stop in _runs(audible & ~loud):
+        if not loud[max(0, start - 1) : stop + 1].any():
+            either[start:stop] = False
+    return either
 
 
 def _whole_words(loud: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -216,7 +216,8 @@ def long_run(server, web, name):
         yield eventually(
             lambda: (
                 state
-                if "generate" in (state := server.ask("PUT", path, request).json()).get("logs", "")
+                if "generate: "
+                in (state := server.ask("PUT", path, request).json()).get("logs", "")
                 else None
             )
         )

@@ -496,9 +496,9 @@ def test_the_temporary_file_lies_beside_the_output(lipsync, clip, voice, out, mo
     beside = []
     write = VideoWriter.write
 
-    def spy(self, frame, time):
+    def spy(self, frame, *times):
         beside.append([p.suffix for p in out.parent.iterdir()])
-        write(self, frame, time)
+        write(self, frame, *times)
 
     monkeypatch.setattr(pipeline.VideoWriter, "write", spy)
     lipsync.run(clip, voice, out, steps=1)

@@ -57,6 +57,17 @@ def test_what_is_always_there_is_no_speech():
         assert np.allclose(spoken, [(5.92, 8.2)], atol=0.1)
 
 
+def test_a_word_that_fades_is_heard_to_its_end():
+    t = np.arange(10 * RATE) / RATE
+    hum = np.sin(2 * np.pi * 1000 * t)
+    fading = hum * 0.1 * 10 ** (-2 * np.clip(t - 3, 0, None)) * (t > 2)  # 40 dB a second
+    noise = 0.003 * np.random.default_rng(0).standard_normal(len(t))
+    ((start, stop),) = heard(fading + noise)
+    assert start == pytest.approx(1.92, abs=0.05)
+    # 5 dB over the noise, of which a half lies in the band, comes at 3.7 s; 10 dB over it, at 3.6.
+    assert stop > 3.85
+
+
 def test_a_word_with_nothing_around_it_is_speech():
     word = sounding((0, 1))[: RATE // 2]
     assert speaking(Wave(word)).blocks.all()
@@ -86,4 +97,7 @@ def test_frames_of_a_video_beside_it():
     film = activity.at(begins * 1001, Fraction(1, 24000))
     seconds = begins * 1001 / 24000
     np.testing.assert_array_equal(film, (seconds >= 1) & (seconds < 2))
+    blocks = np.random.default_rng(0).random(9000) < 0.5
+    each = VoiceActivity(blocks).at(np.arange(9000) * 49, Fraction(1, 49 * 50))
+    np.testing.assert_array_equal(each, blocks)
     assert not VoiceActivity(np.ones(50, bool)).at(np.array([-1, 25]), tick).any()

@@ -124,18 +124,29 @@ def audio_stream(container: InputContainer) -> AudioStream | None:
     return stream
 
 
-def demux(container: InputContainer, stream: Stream) -> Iterator[Packet[Stream]]:
-    """The stream's packets, then an empty one to flush; damage is logged and ends nothing else."""
+def demux(
+    container: InputContainer, stream: Stream, *, told: bool = True
+) -> Iterator[Packet[Stream]]:
+    """The stream's packets, then an empty one to flush; damage ends nothing, and is logged (told).
+
+    A last picture that isn't whole is left out: a decoder that works on several at once would give
+    up those it still holds. Of sound every sample counts.
+    """
     name = shown(container.name.removeprefix("file:"))
-    warned = False
+    damage = logging.WARNING if told else logging.DEBUG
+    warned, held = False, None
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt and not warned:
                 warned = True
-                logger.warning("%s is damaged or cut short: its good frames are used", name)
-            yield packet
+                logger.log(damage, "%s is damaged or cut short: its good frames are used", name)
+            if held is not None and packet.size:
+                yield held
+            held = packet if packet.is_corrupt and stream.type == "video" else None
+            if held is None:
+                yield packet
     except av.FFmpegError as error:
-        logger.warning("%s is damaged (%s): what comes before is used", name, error.strerror)
+        logger.log(damage, "%s is damaged (%s): what comes before is used", name, error.strerror)
         flush: Packet[Stream] = Packet()
         flush.stream = stream
         yield flush

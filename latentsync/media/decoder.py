@@ -41,6 +41,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_BROADCASTS = ("mpegts", "mpeg")
 _SEEK_BACK_SECONDS = (0, 1, 4, 16, 64)  # tried in turn until a key frame before the target is met
 
 
@@ -116,7 +117,10 @@ class Decoder:
     def _open(self) -> None:
         self._container = open_media(self._path, self._limits)
         self._stream = picture_stream(self._container, self._path)
-        self._stream.thread_type = "AUTO"
+        # Decoding several frames at once is faster, but it is chance then whether a picture is told
+        # to be damaged; recorded broadcasts often are.
+        broadcast = self._container.format.name in _BROADCASTS
+        self._stream.thread_type = "SLICE" if broadcast else "AUTO"
         self.unit = self._stream.time_base or Fraction(1, 1000)  # s per tick
 
     def constant_rate(self, fps: Fraction) -> ConstantRate:
@@ -233,8 +237,8 @@ class Decoder:
 
 
 def decoded(container: InputContainer, stream: VideoStream) -> Iterator[RawFrame]:
-    """A stream's good frames, as they are in the file."""
-    return _decoded(demux(container, stream))
+    """A stream's good frames, as they are in the file; damage is told by whoever reads it whole."""
+    return _decoded(demux(container, stream, told=False))
 
 
 def _decoded(packets: Iterable[Packet[Stream]]) -> Iterator[RawFrame]:

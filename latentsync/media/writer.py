@@ -133,6 +133,7 @@ class VideoWriter:
         self._max_side = max_side
         self._timed = False  # whether frames bring their own times
         self._held: tuple[VideoFrame, int] | None = None  # the last frame and its time, in units
+        self._until: int | None = None  # when the last frame ends, in units, where that was said
         self._step = 1  # units from the frame before it to the last one
         self._container: OutputContainer | None = None
         self._video: VideoStream | None = None
@@ -160,12 +161,15 @@ class VideoWriter:
             self._close()
             self._temporary.unlink(missing_ok=True)
 
-    def write(self, frame: VideoFrame, time: Fraction | None = None) -> None:
+    def write(
+        self, frame: VideoFrame, time: Fraction | None = None, until: Fraction | None = None
+    ) -> None:
         """Add the next frame; all have the size and colour of the first.
 
         `time`: when it is shown, in seconds from 0, later than the one before by a `time_base` or
-        more; it is shown until the next, the last one as long as the one before. Either every
-        frame brings one or none does, else ValueError; without them frames are 1 / fps apart.
+        more; it is shown until the next, the last one for as long as the one before or to its
+        `until`. Either every frame brings a time or none does, else ValueError; without them frames
+        are 1 / fps apart.
         """
         try:
             if self._container is None:
@@ -174,6 +178,7 @@ class VideoWriter:
             due = self._due(time)
             self._encode_held(due)
             self._held = frame, due
+            self._until = None if until is None else round(until / self._unit)
             self.frames += 1
             if self._sound is not None:
                 self._sound.until(due * self._unit)
@@ -235,6 +240,8 @@ class VideoWriter:
         if self._container is None or self._video is None or self._held is None:
             raise RuntimeError(f"not one frame was written to {shown(self.path)}")
         end = self._held[1] + self._step
+        if self._until is not None:
+            end = max(self._until, self._held[1] + 1)
         self._encode_held(end)
         if self._sound is not None:
             self._sound.finish(end * self._unit)

@@ -5,7 +5,7 @@ import signal
 import tempfile
 import wave
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -20,6 +20,7 @@ import numpy as np
 from latentsync.config import MAX_SEED
 from latentsync.errors import Cancelled, OptionError, OutputError
 from latentsync.media import VideoFrame, VideoWriter
+from latentsync.reporter import interruptible
 from latentsync.synthetic.geometry import Pose, scene_view
 from latentsync.synthetic.heads import LANDMARKS, draw, landmarks, measure
 from latentsync.synthetic.identity import Identity
@@ -179,8 +180,7 @@ def _make(
     path = out_dir / f"{seed:03d}_{index:05d}.mp4"
     # In a thread of its own, where Ctrl-C never arrives: espeak-ng calls back into Python, and an
     # interrupt raised in there would be lost.
-    with ThreadPoolExecutor(1) as thread:
-        take = thread.submit(draw_take, seed, index, seconds, languages=languages).result()
+    take = interruptible(lambda _stop: draw_take(seed, index, seconds, languages=languages))
     if not _is_written(take, path, size):
         write_take(take, path, size, stopped=None if _stop is None else _stop.is_set)
     return path

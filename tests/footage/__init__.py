@@ -1,0 +1,17 @@
+"""A zoo of clips and voices as people have them, each made here, run whole, and measured.
+
+    table.jsonl     what each is and what must come of it, a line each
+    faces.py        drawn people: the frames that clips are made of
+    pictures.py     makers of clips and photos: one function a kind, named in the table
+    voices.py       makers of voices
+    places.py       makers of what the output is called, and of a folder of weights
+    zoo.py          makes each once a run, by its name in the table
+    trial.py        one line of the table: the command run, its output measured by FFmpeg's binary
+    __main__.py     `make footage`: all of them, one line each
+
+A line of the table: `name`; `video`, `voice` and `output`, each `maker` or `maker:argument`;
+`options` of `latentsync generate`, in which {maker} stands for what it makes; the `exit` code;
+`message`, a part of what is printed; and of an output its `frames`, `seconds`, `size`, when its
+`sound` ends (seconds), and `stream`, a part of what FFmpeg says of its pictures. `why` stands
+where an expectation is a choice, `fast` marks what `make test` runs.
+"""

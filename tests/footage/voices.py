@@ -1,0 +1,103 @@
+"""Voices as people have them: each maker's line says what a person did to get it."""
+
+import struct
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from tests.clips import babble, write_sound
+from tests.footage import faces
+
+SPEECH = Path(__file__).parents[2] / "examples" / "speech.wav"
+SECONDS = 0.6  # of most: fifteen frames, one group
+
+
+def speech(zoo, seconds=str(SECONDS)):
+    """Took a piece of a recording."""
+    with wave.open(str(SPEECH)) as file:
+        rate = file.getframerate()
+        file.setpos(round(0.3 * rate))
+        samples = np.frombuffer(file.readframes(round(float(seconds) * rate)), "<i2") / 32768
+    return write_sound(zoo.at(f"speech_{seconds}.wav"), samples.astype(np.float32), rate)
+
+
+def silent_voice(zoo):
+    """Recorded with the microphone off."""
+    return write_sound(zoo.at("silent_voice.wav"), np.zeros(9600, np.float32))
+
+
+def telephone(zoo):
+    """Kept a message from an answering machine: 8 kHz, 8 bit, mono."""
+    return zoo.convert("telephone.wav", "-ac 1 -ar 8000 -c:a pcm_u8", "speech")
+
+
+def cinema(zoo):
+    """Exported all eight channels of a film's sound."""
+    return zoo.convert("cinema.flac", "-af 'pan=7.1|FC=c0|FL=c0|BL=0.3*c0'", "speech")
+
+
+def studio(zoo):
+    """Recorded at 96 kHz, 24 bit, stereo."""
+    return zoo.convert("studio.wav", "-ac 2 -ar 96000 -c:a pcm_s24le", "speech")
+
+
+def coded(zoo, suffix):
+    """Sent it through a messenger or a converter, whichever codec that likes."""
+    return zoo.convert(f"coded.{suffix}", "", "speech")
+
+
+def alac(zoo):
+    """Took it from an Apple library."""
+    return zoo.convert("alac.m4a", "-c:a alac", "speech")
+
+
+def dolby(zoo):
+    """Took the sound off a film: 5.1 AC-3 in Matroska."""
+    return zoo.convert("dolby.mka", "-ac 6 -c:a ac3", "speech")
+
+
+def stream_wave(zoo):
+    """Piped a wave out of a program that did not know how long it would be."""
+    path = zoo.copy("speech", "stream_wave.wav")
+    data = bytearray(path.read_bytes())
+    for at in (4, data.index(b"data") + 4):
+        data[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)
+    path.write_bytes(data)
+    return path
+
+
+def samples(zoo, count):
+    """Cut a recording down to next to nothing."""
+    with wave.open(str(zoo.at(f"samples_{count}.wav")), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes((babble(1)[: int(count)] * 32767).astype("<i2").tobytes())
+    return zoo.at(f"samples_{count}.wav")
+
+
+def cover(zoo):
+    """Bought a song: MP3 with a picture of the album."""
+    words = "-map 0 -map 1 -c:v copy -disposition:v:0 attached_pic"
+    return zoo.convert("cover.mp3", words, "speech", "photo:png")
+
+
+def late(zoo):
+    """Filmed with a camera whose microphone wakes up 0.4 s after the pictures."""
+    sound = babble(0.4, 48000)
+    return zoo.film("late.mp4", faces.frames(20), sound=sound, sound_start=Fraction(2, 5))
+
+
+def early(zoo):
+    """Filmed with a camera whose pictures begin 0.4 s after the sound."""
+    return zoo.convert(
+        "early.mp4", "-map 0:v -map 1:a -c:v copy", "plain", "speech:0.8", before="-itsoffset 0.4"
+    )
+
+
+def gap(zoo):
+    """Recorded a call in which the line went dead for a while."""
+    cut = "aselect=lt(t\\,0.2)+gt(t\\,0.4)"
+    return zoo.convert("gap.mka", f"-af '{cut}' -c:a pcm_s16le", "speech")
