@@ -355,6 +355,7 @@ def test_a_url_that_is_not_there(server, web):
     assert "404" in answer["error"]
 
 
+@pytest.mark.slow
 def test_ten_predictions_leave_one_output(server):
     names, uploads = set(), server.uploads()
     for _ in range(10):
@@ -419,6 +420,7 @@ def test_busy_put_again_and_cancel(server, web):
     assert server.ask("POST", "/predictions/long/cancel").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_killed_worker(tmp_path, web):
     """The caller is told, and health says that the container must be started again."""
     server = Server(tmp_path)

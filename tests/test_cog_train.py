@@ -238,6 +238,7 @@ def trained(server, **inputs):
     return requests.post(f"{server.url}/trainings", json={"input": inputs}, timeout=900)
 
 
+@pytest.mark.slow
 def test_the_server_checks_what_is_asked(server):
     answer = trained(server, steps=0, learning_rate=1, seed=-1)
     assert answer.status_code == 422
@@ -298,6 +299,7 @@ def test_what_the_server_trained_another_one_serves(server, clips, tmp_path):
         tuned.stop()
 
 
+@pytest.mark.slow
 def test_setup_says_what_is_wrong_with_weights(tmp_path):
     server = Server(tmp_path, COG_WEIGHTS=str(tmp_path / "absent.zip"))
     try:

@@ -65,6 +65,7 @@ def judged(cases, model, clips):
     return lips.summarise(measured, [case.opening for case in cases])
 
 
+@pytest.mark.slow
 def test_the_lips_follow_the_voice(cases, model, tmp_path):
     outputs = [tmp_path / case.source.name for case in cases]
     for case, output in zip(cases, outputs, strict=True):
@@ -74,6 +75,7 @@ def test_the_lips_follow_the_voice(cases, model, tmp_path):
     assert abs(found.wrong) < 0.3, found
 
 
+@pytest.mark.slow
 def test_the_measure_tells_good_from_bad(cases, model):
     perfect = judged(cases, model, [case.truth for case in cases])
     assert perfect.pooled > 0.9, perfect
