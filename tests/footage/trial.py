@@ -161,13 +161,13 @@ def _captured(folder: Path) -> Iterator[list[str]]:
         try:
             for descriptor, file in ((1, out), (2, err)):
                 os.dup2(file.fileno(), descriptor)
+            logging.root.handlers = []  # as at a command's start
             with patch.object(sys, "stdout", out), patch.object(sys, "stderr", err):
                 yield said
         finally:
             for descriptor, old in enumerate(saved, 1):
                 os.dup2(old, descriptor)
                 os.close(old)
-            # What the command line sets up once a process, this one needs once a run.
             logging.root.handlers = handlers
             for file in (out, err):
                 file.flush()
