@@ -18,9 +18,10 @@ from pathlib import Path as LocalPath
 from cog import Input, Path, current_scope
 
 from latentsync.archives import pack, unpack
-from latentsync.config import MAX_SEED, UNET_RUNS, UNetTrainConfig
+from latentsync.config import UNET_RUNS, UNetTrainConfig
 from latentsync.downloads import SETS
 from latentsync.errors import WeightsMissing
+from latentsync.options import MAX_SEED
 from latentsync.reporter import interruptible
 from latentsync.training.dataset import SUFFIXES
 from latentsync.training.main import train_unet

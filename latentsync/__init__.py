@@ -8,8 +8,9 @@ result = model.run("face.mp4", "speech.wav", "out.mp4", guidance_scale=1.5, seed
 
 from typing import TYPE_CHECKING, Any
 
-from latentsync.config import ModelConfig, Options
+from latentsync.config import ModelConfig
 from latentsync.errors import LatentSyncError
+from latentsync.options import Options
 from latentsync.types import Progress, Result
 
 if TYPE_CHECKING:

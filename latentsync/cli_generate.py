@@ -31,7 +31,6 @@ Model = Annotated[
     str, typer.Option(help="v1.6 (512 px), v1.5 (256 px), demo, or a folder training wrote.")
 ]
 Guidance = Annotated[float, typer.Option(help="0-10; above 1, speech counts for more.")]
-Steps = Annotated[int, typer.Option(help="1-50 denoising steps.")]
 Seed = Annotated[int, typer.Option(help="0 draws one; the one used is printed.")]
 Silence = Annotated[
     str,
@@ -45,6 +44,31 @@ Report = Annotated[
     bool, typer.Option("--report", help="Write what was done to a .json beside the output, too.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+speed_option = partial(typer.Option, rich_help_panel="Speed")
+Speed = Annotated[
+    str, speed_option(help="exact, fast or preview: what the options below are unless given.")
+]
+Steps = Annotated[int | None, speed_option(help="1-50 denoising steps; exact 20.")]
+Sampler = Annotated[str | None, speed_option(help="ddim (exact) or dpm++.")]
+CacheInterval = Annotated[
+    int | None,
+    speed_option(help="1-10: the deep layers are computed every so many steps; exact 1."),
+]
+GuidanceStart = Annotated[
+    float | None, speed_option(help="0-1: share of the steps before guidance begins; exact 0.")
+]
+GuidanceStop = Annotated[
+    float | None, speed_option(help="0-1: share of the steps after which it ends; exact 1.")
+]
+DetectEvery = Annotated[
+    int | None,
+    speed_option(help="1-50: frames from one search for faces to the next; exact 1."),
+]
+Batch = Annotated[
+    int | None,
+    speed_option(help="1-16 groups of 16 frames at once; default what memory allows."),
+]
 
 length_option = partial(typer.Option, rich_help_panel="Length and pace")
 SyncMode = Annotated[
@@ -124,11 +148,18 @@ def generate(
     output: Output = None,
     model: Model = "v1.6",
     guidance_scale: Guidance = 1.0,  # noqa: ARG001 - here and below: fields of Options
-    steps: Steps = 20,  # noqa: ARG001
     seed: Seed = 0,  # noqa: ARG001
     silence: Silence = "generate",  # noqa: ARG001
     overlap: Overlap = 0,  # noqa: ARG001
     published: Published = False,
+    speed: Speed = "exact",  # noqa: ARG001
+    steps: Steps = None,  # noqa: ARG001
+    sampler: Sampler = None,  # noqa: ARG001
+    cache_interval: CacheInterval = None,  # noqa: ARG001
+    guidance_start: GuidanceStart = None,  # noqa: ARG001
+    guidance_stop: GuidanceStop = None,  # noqa: ARG001
+    detect_every: DetectEvery = None,  # noqa: ARG001
+    batch: Batch = None,  # noqa: ARG001
     sync_mode: SyncMode = None,  # noqa: ARG001
     lead_in: LeadIn = 0.0,  # noqa: ARG001
     lead_out: LeadOut = 0.0,  # noqa: ARG001
@@ -164,8 +195,8 @@ def generate(
         wanted = {"VIDEO": video, "--output": output}
         missing = ", ".join(name for name, value in wanted.items() if value is None)
         raise OptionError(f"{missing} missing; see `latentsync generate --help`")
-    from latentsync.config import Options
     from latentsync.media import Limits, check_output, open_media
+    from latentsync.options import Options
     from latentsync.pipeline import LipSync
 
     given = {name: value for name, value in context.params.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What a model is (`ModelConfig` and its presets) and what one call asks for (`Options`).
+"""What a model is (`ModelConfig` and its presets) and how nets are trained (`TrainConfig`).
 
 Presets are Python, each built from the one before it by `replace`; a checkpoint that this project
 trains carries its config beside it as JSON (`to_json`, `from_json`).
@@ -6,10 +6,7 @@ trains carries its config beside it as JSON (`to_json`, `from_json`).
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from latentsync.errors import OptionError
-from latentsync.types import SyncMode
+from typing import Literal
 
 __all__ = [
     "PRESETS",
@@ -17,7 +14,6 @@ __all__ = [
     "SYNCNET_RUNS",
     "UNET_RUNS",
     "ModelConfig",
-    "Options",
     "SyncNetConfig",
     "SyncNetTower",
     "SyncNetTrainConfig",
@@ -26,33 +22,6 @@ __all__ = [
     "UNetTrainConfig",
     "VAEConfig",
     "WhisperConfig",
-]
-
-MAX_GUIDANCE = 10
-MAX_STEPS = 50
-MAX_CRF = 51
-MAX_SEED = 2**32 - 1
-MIN_SIDE, MAX_SIDE = 16, 16384  # px
-MAX_LEAD = 3600  # s
-MAX_LIMIT = 2**63  # of any count of pixels, seconds, bytes
-MAX_FADE = 25  # frames
-MAX_SMOOTH = 51  # frames
-YAWS = (5, 85)  # degrees
-MAX_OVERLAP = 12  # frames of a group of 16
-
-
-Codec = Literal["h264", "hevc", "h264_nvenc", "hevc_nvenc"]
-Preset = Literal[  # x264's names, of all encoders
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-    "slower",
-    "veryslow",
-    "placebo",
 ]
 
 
@@ -380,104 +349,3 @@ SYNCNET_RUNS: dict[str, SyncNetTrainConfig] = {
         _SMALL_RUN,
     )
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """What one call asks for. `Options.published()` names every choice of the published code.
-
-    Raises:
-        OptionError: a value out of its range.
-    """
-
-    guidance_scale: float = 1.0  # 0-10; at most 1: no classifier-free guidance (CFG)
-    steps: int = 20  # 1-50 DDIM steps
-    seed: int = 0  # 0: draw one; the one used is in Result
-    codec: Codec = "h264"
-    crf: int = 17  # 0 (lossless) - 51, the encoder's constant rate factor
-    preset: Preset = "medium"  # how long the encoder searches
-    max_side: int | None = None  # 16-16384 px, larger pictures are scaled down to it
-    lead_in: float = 0.0  # 0-3600 s of the clip before the voice
-    lead_out: float = 0.0  # 0-3600 s of it after the voice
-    fps: Literal["25", "source"] = "25"  # source: every frame of the clip, at its own time
-    face: str = "largest"  # or left, right, center, all, a place or a picture: faces.FaceChoice
-    on_missing: Literal["keep", "error"] = "keep"  # keep: frames without the face pass through
-    smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
-    silence: Literal["generate", "keep", "close"] = "generate"  # the mouth while nobody speaks
-    color_match: bool = False  # whether the drawn mouth takes on the colours of its rim
-    max_yaw: float | None = (
-        None  # 5-85 degrees of turn beyond which the clip's own mouth comes back
-    )
-    overlap: int = 0  # 0-12 frames that neighbouring groups share, blended at every step
-    max_pixels: int = 8192 * 8192  # of an input's frames: 8K video, photographs of 64 million px
-    max_seconds: float = 6 * 3600.0  # of an input's pictures and sound: longer than any film
-    max_bytes: int = 64 * 2**30  # of an input: 6 hours at 20 Mbit/s are 54 GB
-    report: bool = False  # whether a JSON of the same name, with what was done, is written as well
-    # Where ours and the published choice differ, ours is the default.
-    follow: Literal["person", "frame"] = "person"  # frame: each by itself, no second look
-    sync_mode: SyncMode = "bounce"  # a clip shorter or longer than the voice: timeline.lay_out
-    fade: int = 3  # 0-25 frames over which the mouth comes and goes beside untouched frames
-    length: Literal["exact", "published"] = "exact"  # ceil(seconds * 25), or floor(T / 2) + 2
-    speech_windows: Literal["overlap", "disjoint"] = "overlap"  # disjoint: a seam every 30 s
-    groups: Literal["even", "short_tail"] = "even"  # 17 frames: 9 + 8, or 16 + 1
-    vae_posterior: Literal["mean", "sample"] = "mean"
-    to_uint8: Literal["round", "truncate"] = "round"  # grey levels of crops and pasted frames
-    landmarks: Literal["subpixel", "rounded"] = "subpixel"
-    paste: Literal["mouth", "crop"] = "mouth"  # crop also takes the eyes through the resize
-
-    def __post_init__(self) -> None:
-        _in_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE, whole=False)
-        _in_range("steps", self.steps, 1, MAX_STEPS)
-        _in_range("seed", self.seed, 0, MAX_SEED)
-        _in_range("crf", self.crf, 0, MAX_CRF)
-        _in_range("lead_in", self.lead_in, 0, MAX_LEAD, whole=False)
-        _in_range("lead_out", self.lead_out, 0, MAX_LEAD, whole=False)
-        _in_range("fade", self.fade, 0, MAX_FADE)
-        _in_range("smooth", self.smooth, 0, MAX_SMOOTH)
-        _in_range("overlap", self.overlap, 0, MAX_OVERLAP)
-        if self.smooth and self.smooth % 2 == 0:
-            raise OptionError(f"smooth is {self.smooth}; it must be 0 or an odd number of frames")
-        _in_range("max_pixels", self.max_pixels, 1, MAX_LIMIT)
-        _in_range("max_seconds", self.max_seconds, 0.001, MAX_LIMIT, whole=False)
-        _in_range("max_bytes", self.max_bytes, 1, MAX_LIMIT)
-        if self.max_yaw is not None:
-            _in_range("max_yaw", self.max_yaw, *YAWS, whole=False)
-        if self.max_side is not None:
-            _in_range("max_side", self.max_side, MIN_SIDE, MAX_SIDE)
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise OptionError(
-                    f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}"
-                )
-
-    @classmethod
-    def published(cls, **changes: Any) -> "Options":  # noqa: ANN401 - the fields above, by name
-        """The published pipeline's choices, each by name; `changes` are laid over them."""
-        choices: dict[str, Any] = {
-            "sync_mode": "pingpong",
-            "follow": "frame",
-            "fade": 0,
-            "length": "published",
-            "speech_windows": "disjoint",
-            "groups": "short_tail",
-            "vae_posterior": "sample",
-            "to_uint8": "truncate",
-            "landmarks": "rounded",
-            "paste": "crop",
-        }
-        return cls(**(choices | changes))
-
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    name: get_args(hint)
-    for name, hint in get_type_hints(Options).items()
-    if get_origin(hint) is Literal
-}
-
-
-def _in_range(name: str, value: object, low: float, high: float, *, whole: bool = True) -> None:
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        number = "a whole number" if whole else "a number"
-        raise OptionError(f"{name} is {value!r}; it must be {number} from {low} to {high}")

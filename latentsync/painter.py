@@ -8,9 +8,9 @@ from torch import Tensor
 
 from latentsync import align, diffusion
 from latentsync.blend import match_colour, mouth_ring
-from latentsync.config import Options
 from latentsync.errors import LatentSyncError
 from latentsync.mask import keep_mask, paste_share
+from latentsync.options import Options
 from latentsync.reporter import Reporter
 from latentsync.types import Box, FaceTrack, FloatArray, Frame, Segment
 from latentsync.weights import Nets
@@ -102,7 +102,7 @@ class Painter:
             self._mask,
             latents,
             audio.to(self._like),
-            steps=self._options.steps,
+            steps=self._options.effort.steps,
             guidance_scale=self._options.guidance_scale,
             before_step=self._reporter.check,
             seam=self._seam,

@@ -21,7 +21,6 @@ import numpy as np
 
 from latentsync import align, faces, mel, timeline
 from latentsync.blend import yaw, yaw_strength
-from latentsync.config import MAX_SEED, Options
 from latentsync.devices import choose, peak_memory
 from latentsync.errors import NoFaceFound
 from latentsync.faces import FaceChoice
@@ -35,6 +34,7 @@ from latentsync.media import (
     output_size,
 )
 from latentsync.models.attention import attention_backend
+from latentsync.options import MAX_SEED, Options
 from latentsync.pace import FPS, Pace
 from latentsync.painter import Painter
 from latentsync.report import comment, report_path, write_report
@@ -186,7 +186,7 @@ class LipSync:
             max_side=options.max_side,
             limits=Limits(options.max_pixels, options.max_seconds, options.max_bytes),
             comment=comment(
-                self.nets.config.name, options.seed, options.steps, options.guidance_scale
+                self.nets.config.name, options.seed, options.effort.steps, options.guidance_scale
             ),
         ) as writer:
             frames = self.generate(pace, speech, tracks, plans, options, reporter)
@@ -358,7 +358,7 @@ class LipSync:
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             seed=options.seed,
-            options=asdict(options),
+            options=asdict(options) | asdict(options.effort),
             peak_memory=peak_memory(self.device),
             timings=reporter.timings(),
         )

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 import latentsync
 from latentsync import align
-from latentsync.config import Options
 from latentsync.downloads import SETS, Download
 from latentsync.errors import InputError, WeightsMismatch
 from latentsync.evaluation.sync import load_eval_syncnet, sync_conf_local
 from latentsync.media import AudioReader, VideoReader
 from latentsync.mel import SAMPLE_RATE
+from latentsync.options import Options
 from latentsync.pipeline import LipSync
 from latentsync.types import FaceTrack, Result
 from latentsync.weights import root

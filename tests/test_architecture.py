@@ -13,7 +13,7 @@ PACKAGE = Path(latentsync.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types"},
-    {"config"},
+    {"config", "options"},
     {"media", "timeline", "align", "mask", "mel", "devices", "models"}
     | {"report", "reporter", "bars"},
     {"archives", "blend", "diffusion", "downloads", "faces", "speech"},

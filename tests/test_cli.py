@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from latentsync import cli, media, weights
-from latentsync.config import Options
 from latentsync.errors import WeightsMismatch
 from latentsync.media import probe
+from latentsync.options import Options
 from latentsync.pipeline import LipSync
 from latentsync.synthetic import synthesise
 from latentsync.types import Progress, Result
@@ -181,7 +181,14 @@ def test_options_reach_the_library(latentsync, fake):
 def test_every_option_but_those_of_fidelity_is_on_the_command_line(latentsync, fake):
     asked = {
         "guidance_scale": 1.5,
+        "speed": "fast",
         "steps": 5,
+        "sampler": "dpm++",
+        "cache_interval": 3,
+        "guidance_start": 0.1,
+        "guidance_stop": 0.9,
+        "detect_every": 2,
+        "batch": 3,
         "seed": 7,
         "sync_mode": "freeze",
         "lead_in": 0.5,

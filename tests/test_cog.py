@@ -24,7 +24,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from latentsync.config import MAX_SEED, PRESETS, Options
+from latentsync.config import PRESETS
+from latentsync.options import MAX_SEED, Options
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "tests/cog"  # Cog's own, as of 0.23.1

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from latentsync.config import MAX_SEED, PRESETS, ModelConfig, Options
+from latentsync.config import PRESETS, ModelConfig
 from latentsync.errors import InputError, OptionError
+from latentsync.options import MAX_SEED, SPEEDS, Effort, Options
 
 # Where the published code's choice is another than ours.
 PUBLISHED = {
@@ -32,6 +33,14 @@ RANGES = {
     "fade": (0, 25),
     "smooth": (0, 51),
     "overlap": (0, 12),
+    "cache_interval": (1, 10),
+    "guidance_start": (0, 1),
+    "guidance_stop": (0, 1),
+    "detect_every": (1, 50),
+    "batch": (1, 16),
+}
+NONE_ALLOWED = {"steps", "cache_interval", "guidance_start", "guidance_stop", "detect_every"} | {
+    "batch"
 }
 
 
@@ -40,7 +49,8 @@ def test_a_number_out_of_its_range_is_refused_in_one_line_that_names_it(name):
     low, high = RANGES[name]
     for value in (low, high):
         assert getattr(Options(**{name: value}), name) == value
-    for value in (low - 1, high + 1, math.nan, math.inf, True, None, "5", (low,)):
+    wrong = (low - 1, high + 1, math.nan, math.inf, True, "5", (low,))
+    for value in wrong if name in NONE_ALLOWED else (*wrong, None):
         with pytest.raises(OptionError) as caught:
             Options(**{name: value})
         line = str(caught.value)
@@ -65,6 +75,22 @@ def test_a_choice_out_of_its_set_is_refused_with_the_set(name):
         assert repr(getattr(Options(), name)) in line
         assert repr(PUBLISHED[name]) in line
         assert "\n" not in line
+
+
+def test_effort_is_what_speed_says_and_over_it_what_is_said_by_itself():
+    assert Options().effort == Effort()
+    fast = Options(speed="fast").effort
+    assert fast == SPEEDS["fast"]
+    assert fast != SPEEDS["preview"] != Effort()
+    said = Options(speed="fast", steps=7, sampler="ddim", guidance_stop=1.0).effort
+    assert said == dataclasses.replace(fast, steps=7, sampler="ddim", guidance_stop=1.0)
+    assert Options.published().effort == Effort()
+
+
+@pytest.mark.parametrize("name", ["speed", "sampler"])
+def test_an_unknown_speed_or_sampler_is_refused(name):
+    with pytest.raises(OptionError, match=f"{name} is 'quick'; it must be one of '"):
+        Options(**{name: "quick"})
 
 
 def test_the_limit_of_a_turn_has_a_range():
@@ -99,7 +125,8 @@ def test_an_option_error_is_bad_input_and_a_value_error():
 
 def test_defaults():
     options = Options()
-    assert (options.guidance_scale, options.steps, options.seed, options.crf) == (1.0, 20, 0, 17)
+    assert (options.guidance_scale, options.seed, options.crf) == (1.0, 0, 17)
+    assert options.effort == Effort(steps=20, sampler="ddim")
 
 
 @pytest.mark.parametrize("name", PRESETS)

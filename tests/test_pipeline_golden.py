@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from latentsync import diffusion, mel, timeline
-from latentsync.config import ModelConfig, Options, WhisperConfig
+from latentsync.config import ModelConfig, WhisperConfig
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
+from latentsync.options import Options
 from latentsync.pipeline import FPS, LipSync
 from latentsync.speech import SpeechEncoder, SpeechFeatures
 from latentsync.types import Face

@@ -7,8 +7,8 @@ from typing import get_args
 import av
 from av.video.codeccontext import VideoCodecContext
 
-from latentsync.config import MIN_SIDE, Codec, Preset
 from latentsync.errors import BackendUnavailable, OptionError, OutputError
+from latentsync.options import MIN_SIDE, Codec, Preset
 
 __all__ = [
     "CODECS",

@@ -16,13 +16,13 @@ from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from latentsync.config import Preset
 from latentsync.errors import OutputError
 from latentsync.media.container import demux, open_media, shown
 from latentsync.media.encoders import check_codec, encoder_of, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, as_raw, scaled
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.sound import Sound, sound_stream, trimmed
+from latentsync.options import Preset
 
 __all__ = ["VideoWriter", "check_output"]
 

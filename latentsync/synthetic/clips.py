@@ -17,9 +17,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from latentsync.config import MAX_SEED
 from latentsync.errors import Cancelled, OptionError, OutputError
 from latentsync.media import VideoFrame, VideoWriter
+from latentsync.options import MAX_SEED
 from latentsync.reporter import interruptible
 from latentsync.synthetic.geometry import Pose, scene_view
 from latentsync.synthetic.heads import LANDMARKS, draw, landmarks, measure

@@ -1,0 +1,191 @@
+"""What one call asks for: `Options`, and how much work it takes: `Effort`."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from latentsync.errors import OptionError
+from latentsync.types import SyncMode
+
+__all__ = ["MAX_SEED", "MIN_SIDE", "SPEEDS", "Codec", "Effort", "Options", "Preset"]
+
+MAX_GUIDANCE = 10
+MAX_STEPS = 50
+MAX_CRF = 51
+MAX_SEED = 2**32 - 1
+MIN_SIDE, MAX_SIDE = 16, 16384  # px
+MAX_LEAD = 3600  # s
+MAX_LIMIT = 2**63  # of any count of pixels, seconds, bytes
+MAX_FADE = 25  # frames
+MAX_SMOOTH = 51  # frames
+YAWS = (5, 85)  # degrees
+MAX_OVERLAP = 12  # frames of a group of 16
+MAX_CACHE_INTERVAL = 10  # steps
+MAX_DETECT_EVERY = 50  # frames
+MAX_BATCH = 16  # groups
+
+Speed = Literal["exact", "fast", "preview"]
+Sampler = Literal["ddim", "dpm++"]
+
+Codec = Literal["h264", "hevc", "h264_nvenc", "hevc_nvenc"]
+Preset = Literal[  # x264's names, of all encoders
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work the network is given: fewer operations are faster, and change the result."""
+
+    steps: int = 20  # 1-50 of the sampler
+    sampler: Sampler = "ddim"
+    cache_interval: int = 1  # every so many steps the deep layers are computed; 1: at each
+    guidance_start: float = 0.0  # 0-1, the share of the steps before which there is no guidance
+    guidance_stop: float = 1.0  # 0-1, the share of the steps after which there is none
+    detect_every: int = 1  # frames; between them a face that is known is followed by its landmarks
+
+
+SPEEDS: dict[str, Effort] = {
+    "exact": Effort(),
+    "fast": Effort(steps=10, sampler="dpm++", guidance_stop=0.8, detect_every=4),
+    "preview": Effort(
+        steps=8, sampler="dpm++", cache_interval=2, guidance_stop=0.5, detect_every=8
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one call asks for. `Options.published()` names every choice of the published code.
+
+    Raises:
+        OptionError: a value out of its range.
+    """
+
+    guidance_scale: float = 1.0  # 0-10; at most 1: no classifier-free guidance (CFG)
+    speed: Speed = "exact"  # how much work is saved, where nothing below says it by itself
+    steps: int | None = None  # 1-50, of the sampler
+    sampler: Sampler | None = None
+    cache_interval: int | None = None  # 1-10, see Effort
+    guidance_start: float | None = None  # 0-1
+    guidance_stop: float | None = None  # 0-1
+    detect_every: int | None = None  # 1-50 frames
+    batch: int | None = None  # 1-16 groups of frames at once; None: what memory allows
+    seed: int = 0  # 0: draw one; the one used is in Result
+    codec: Codec = "h264"
+    crf: int = 17  # 0 (lossless) - 51, the encoder's constant rate factor
+    preset: Preset = "medium"  # how long the encoder searches
+    max_side: int | None = None  # 16-16384 px, larger pictures are scaled down to it
+    lead_in: float = 0.0  # 0-3600 s of the clip before the voice
+    lead_out: float = 0.0  # 0-3600 s of it after the voice
+    fps: Literal["25", "source"] = "25"  # source: every frame of the clip, at its own time
+    face: str = "largest"  # or left, right, center, all, a place or a picture: faces.FaceChoice
+    on_missing: Literal["keep", "error"] = "keep"  # keep: frames without the face pass through
+    smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
+    silence: Literal["generate", "keep", "close"] = "generate"  # the mouth while nobody speaks
+    color_match: bool = False  # whether the drawn mouth takes on the colours of its rim
+    max_yaw: float | None = (
+        None  # 5-85 degrees of turn beyond which the clip's own mouth comes back
+    )
+    overlap: int = 0  # 0-12 frames that neighbouring groups share, blended at every step
+    max_pixels: int = 8192 * 8192  # of an input's frames: 8K video, photographs of 64 million px
+    max_seconds: float = 6 * 3600.0  # of an input's pictures and sound: longer than any film
+    max_bytes: int = 64 * 2**30  # of an input: 6 hours at 20 Mbit/s are 54 GB
+    report: bool = False  # whether a JSON of the same name, with what was done, is written as well
+    # Where ours and the published choice differ, ours is the default.
+    follow: Literal["person", "frame"] = "person"  # frame: each by itself, no second look
+    sync_mode: SyncMode = "bounce"  # a clip shorter or longer than the voice: timeline.lay_out
+    fade: int = 3  # 0-25 frames over which the mouth comes and goes beside untouched frames
+    length: Literal["exact", "published"] = "exact"  # ceil(seconds * 25), or floor(T / 2) + 2
+    speech_windows: Literal["overlap", "disjoint"] = "overlap"  # disjoint: a seam every 30 s
+    groups: Literal["even", "short_tail"] = "even"  # 17 frames: 9 + 8, or 16 + 1
+    vae_posterior: Literal["mean", "sample"] = "mean"
+    to_uint8: Literal["round", "truncate"] = "round"  # grey levels of crops and pasted frames
+    landmarks: Literal["subpixel", "rounded"] = "subpixel"
+    paste: Literal["mouth", "crop"] = "mouth"  # crop also takes the eyes through the resize
+
+    def __post_init__(self) -> None:
+        _in_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE, whole=False)
+        effort = self.effort
+        _in_range("steps", effort.steps, 1, MAX_STEPS)
+        _in_range("cache_interval", effort.cache_interval, 1, MAX_CACHE_INTERVAL)
+        _in_range("guidance_start", effort.guidance_start, 0, 1, whole=False)
+        _in_range("guidance_stop", effort.guidance_stop, 0, 1, whole=False)
+        _in_range("detect_every", effort.detect_every, 1, MAX_DETECT_EVERY)
+        if self.batch is not None:
+            _in_range("batch", self.batch, 1, MAX_BATCH)
+        _in_range("seed", self.seed, 0, MAX_SEED)
+        _in_range("crf", self.crf, 0, MAX_CRF)
+        _in_range("lead_in", self.lead_in, 0, MAX_LEAD, whole=False)
+        _in_range("lead_out", self.lead_out, 0, MAX_LEAD, whole=False)
+        _in_range("fade", self.fade, 0, MAX_FADE)
+        _in_range("smooth", self.smooth, 0, MAX_SMOOTH)
+        _in_range("overlap", self.overlap, 0, MAX_OVERLAP)
+        if self.smooth and self.smooth % 2 == 0:
+            raise OptionError(f"smooth is {self.smooth}; it must be 0 or an odd number of frames")
+        _in_range("max_pixels", self.max_pixels, 1, MAX_LIMIT)
+        _in_range("max_seconds", self.max_seconds, 0.001, MAX_LIMIT, whole=False)
+        _in_range("max_bytes", self.max_bytes, 1, MAX_LIMIT)
+        if self.max_yaw is not None:
+            _in_range("max_yaw", self.max_yaw, *YAWS, whole=False)
+        if self.max_side is not None:
+            _in_range("max_side", self.max_side, MIN_SIDE, MAX_SIDE)
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed and not (value is None and name in _FIELDS_OF_EFFORT):
+                raise OptionError(
+                    f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}"
+                )
+
+    @property
+    def effort(self) -> Effort:
+        """What `speed` says, and over it what the fields of the same names say."""
+        said = {name: getattr(self, name) for name in _FIELDS_OF_EFFORT}
+        named = {name: value for name, value in said.items() if value is not None}
+        return replace(SPEEDS.get(self.speed, Effort()), **named)
+
+    @classmethod
+    def published(cls, **changes: Any) -> "Options":  # noqa: ANN401 - the fields above, by name
+        """The published pipeline's choices, each by name; `changes` are laid over them."""
+        choices: dict[str, Any] = {
+            "sync_mode": "pingpong",
+            "follow": "frame",
+            "fade": 0,
+            "length": "published",
+            "speech_windows": "disjoint",
+            "groups": "short_tail",
+            "vae_posterior": "sample",
+            "to_uint8": "truncate",
+            "landmarks": "rounded",
+            "paste": "crop",
+        }
+        return cls(**(choices | changes))
+
+
+_FIELDS_OF_EFFORT = tuple(one.name for one in fields(Effort))
+
+
+def _allowed(hint: object) -> tuple[str, ...]:
+    """The values of a Literal, also of one that may be None; () of everything else."""
+    kinds = (hint, *get_args(hint))
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    name: allowed for name, hint in get_type_hints(Options).items() if (allowed := _allowed(hint))
+}
+
+
+def _in_range(name: str, value: object, low: float, high: float, *, whole: bool = True) -> None:
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        number = "a whole number" if whole else "a number"
+        raise OptionError(f"{name} is {value!r}; it must be {number} from {low} to {high}")
