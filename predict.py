@@ -3,6 +3,7 @@
 Cog reads this file as text to make the request's schema: bounds, defaults and descriptions are
 single literals. Served are the model $LATENTSYNC_MODEL (default v1.6) and the weights in
 $LATENTSYNC_WEIGHTS (default weights/), or what train.py answered, when $COG_WEIGHTS names it.
+$LATENTSYNC_COMPILE=1 makes kernels during setup, for a server that stays up.
 """
 # ruff: noqa: B008 - Cog declares inputs by calls in the signature
 
@@ -43,13 +44,14 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
                 self.lipsync = LipSync.load(fetch_model(str(weights), LocalPath(folder)))
             return
         model = os.environ.get("LATENTSYNC_MODEL", "v1.6")
+        compiled = os.environ.get("LATENTSYNC_COMPILE") == "1"
         try:
-            self.lipsync = LipSync.load(model)
+            self.lipsync = LipSync.load(model, compile=compiled)
         except WeightsMissing:
             if model not in SETS:
                 raise
             download(model)
-            self.lipsync = LipSync.load(model)
+            self.lipsync = LipSync.load(model, compile=compiled)
 
     def predict(
         self,
@@ -70,7 +72,10 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
             default=0,
         ),
         inference_steps: int = Input(
-            description="Denoising steps: more take longer.", ge=1, le=50, default=20
+            description="Denoising steps; 0: as many as speed takes, 20 when exact.",
+            ge=0,
+            le=50,
+            default=0,
         ),
         sync_mode: str = Input(
             description="What becomes of a clip that is not as long as the voice.",
@@ -91,6 +96,11 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
             choices=["keep", "error"],
             default="keep",
         ),
+        speed: str = Input(
+            description="exact, or fewer operations at some cost of quality.",
+            choices=["exact", "fast", "preview"],
+            default="exact",
+        ),
     ) -> Path:
         """Make the face speak the voice."""
         self.forget()  # the answer before this one; by now Cog has sent it
@@ -103,11 +113,12 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
                 self.folder / f"{uuid.uuid4().hex}.mp4",  # a store tells uploads apart by this name
                 guidance_scale=float(guidance_scale),  # JSON's 2 arrives as int, its 5.0 as float
                 seed=int(seed),
-                steps=int(inference_steps),
+                steps=int(inference_steps) or None,
                 sync_mode=sync_mode,
                 fps=fps,
                 face=face,
                 on_missing=on_missing,
+                speed=speed,
                 progress=Tenths(),
             )
             result = interruptible(lambda cancelled: run(cancelled=cancelled))
@@ -118,8 +129,8 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
         self.record_metric("frames", result.frames)
         self.record_metric("faces", result.faces_found)
         self.record_metric("seed", result.seed)
-        for stage, seconds in result.timings.items():
-            self.record_metric(f"timing.{stage}", round(seconds, 3))
+        for stage, spent in result.timings.items():
+            self.record_metric(f"timing.{stage}", round(spent, 3))
         return Path(result.path)
 
     def forget(self) -> None:

@@ -1,18 +1,20 @@
 """Three points -> affine -> face crop -> paste back. Float32 or better, and only near the face.
 
 Everything works on the face's own region of the frame (`face_box`), so its cost follows the size
-of the face, not of the frame. Pixel (x, y) means the centre of that pixel.
+of the face, not of the frame. Pixel (x, y) means the centre of that pixel. Pixels are resampled
+once on each way: the crop's square is cut straight out of the frame, where the published code goes
+by way of an upright crop, which loses detail (`as_published` does that too).
 
-Template, crop size, smoothing and blending as published:
+Template, crop size and smoothing as published:
 https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/affine_transform.py
 """
 
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,6 +35,7 @@ MIN_SPREAD = 1e-3  # px; points closer together than this are no face
 MARGIN = 2  # px around the face's region: bilinear neighbours and the erosion's window
 
 Array = NDArray[np.float64]
+Levels = NDArray[np.uint8]
 Size = tuple[int, int]
 """Width, height in px."""
 
@@ -145,152 +148,91 @@ def face_box(affine: FloatArray, resolution: int, width: int, height: int) -> Bo
     may be odd only where the frame's own is. Never empty: a crop beyond the frame
     gets two pixels of its nearest edge, and nothing is changed there.
     """
-    crop_width, crop_height = crop_size(resolution)
-    corners = np.array(
-        [[x, y, 1.0] for x in (-1.0, crop_width) for y in (-1.0, crop_height)], dtype=np.float64
-    )
-    xy = corners @ _inverse(affine).T
+    return _box(np.vstack([affine, [0, 0, 1]]), (-1, -1, *crop_size(resolution)), (width, height))
+
+
+def _box(matrix: Array, rect: tuple[int, int, int, int], frame: Size) -> Box:
+    """`face_box` for a rectangle of any picture; `matrix` (3, 3) frame px -> px of it."""
+    left, top, right, bottom = rect
+    corners = np.array([[x, y, 1.0] for x in (left, right) for y in (top, bottom)])
+    xy = corners @ np.linalg.inv(matrix.astype(np.float64))[:2].T
     low = (np.floor(xy.min(axis=0)).astype(int) - MARGIN) // 2 * 2
     high = -(-(np.ceil(xy.max(axis=0)).astype(int) + MARGIN + 1) // 2) * 2
-    size = np.array([width, height])
+    size = np.array(frame)
     left, top = np.clip(low, 0, (size - 1) // 2 * 2)
     right, bottom = np.minimum(np.maximum(high, (left + 2, top + 2)), size)
     return Box(int(left), int(top), int(right), int(bottom))
 
 
-def cut_face(
-    region: Frame,
-    box: Box,
-    affine: FloatArray,
-    resolution: int,
-    frame: Size,
-    *,
-    truncate: bool = False,
-) -> Frame:
+def cut_face(region: Frame, box: Box, affine: FloatArray, resolution: int) -> Frame:
     """Cut the face out of its region and bring it to the square the network sees.
 
     Args:
-        region: (box height, box width, 3) uint8, the frame's pixels in `face_box`.
-        frame: width and height of the whole frame.
-        truncate: cut grey levels down, as published, instead of rounding them.
+        region: (box height, box width, 3) uint8, the frame's pixels in `box`.
+        box: `face_box` of that affine.
 
     Returns:
         (resolution, resolution, 3) uint8; grey 127 where the crop leaves the frame.
     """
-    size = crop_size(resolution)
-    # A frame of which only the face's region is ever written or read, so the rest costs nothing;
-    # the fourth channel says how far a pixel of the crop lies inside the frame.
-    canvas = torch.empty(4, frame[1], frame[0])
-    part = canvas[:, box.top : box.bottom, box.left : box.right]
-    part[:3] = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1)
-    part[3] = 1
-    warped = _sample(canvas, _grid(torch.from_numpy(affine), size, frame, Box(0, 0, *size)))
-    crop = _to_uint8((warped[:3] + (1 - warped[3:]) * FILL).permute(1, 2, 0), truncate)
-    square = (resolution, resolution)
-    return np.asarray(cv2.resize(crop, square, interpolation=cv2.INTER_LANCZOS4))
+    matrix = _onto_square(affine, resolution) @ _shift(box)
+    size = (resolution, resolution)
+    square = cv2.warpAffine(region, matrix[:2], size, borderValue=(FILL, FILL, FILL))
+    return np.asarray(square, np.uint8)
 
 
 def paste_face(
-    region: Frame,
-    box: Box,
-    face: Tensor,
-    affine: FloatArray,
-    frame: Size,
-    *,
-    share: Tensor | None = None,
-    truncate: bool = False,
-) -> Frame:
-    """Lay a generated face over its region of the frame, with a soft edge.
+    face: Tensor, affine: FloatArray, frame: Size, *, share: Tensor | None = None
+) -> tuple[Box, Frame, Levels]:
+    """Bring a generated face back to where it lies in the frame, with a soft edge.
 
     Args:
-        region: (box height, box width, 3) uint8, the frame's pixels in `face_box`.
-        face: (3, resolution, resolution) float32, about [-1, 1].
+        face: (3, resolution, resolution) float32 on the CPU, about [-1, 1].
         frame: width and height of the whole frame.
         share: (resolution, resolution) float32 in [0, 1], how much of each pixel of the face is
             laid on; None is all of it, as published.
-        truncate: cut grey levels down, as published, instead of rounding them.
 
     Returns:
-        (box height, box width, 3) uint8; outside the soft edge the region's own values.
+        A box of the frame on even pixels (see `face_box`), outside which nothing is laid on; the
+        face there, (box height, box width, 3) uint8; how much of it is laid on, (box height,
+        box width) uint8, in 1/255. As `media.VideoFrame.pasted` wants it.
     """
-    width, height = size = crop_size(face.shape[-1])
-    layers = face.float() if share is None else torch.cat([face.float(), share[None]])
-    crop = F.interpolate(
-        layers[None], (height, width), mode="bicubic", antialias=True, align_corners=False
-    )[0]
-    back = torch.linalg.inv(torch.vstack([torch.from_numpy(affine), torch.tensor([0.0, 0.0, 1.0])]))
-    warped = _sample(
-        torch.cat([crop, torch.ones_like(crop[:1])]), _grid(back[:2], frame, size, box)
+    side = face.shape[-1]
+    whole = 1.0 if share is None else share.numpy()
+    weight = cv2.multiply(_soft_edge(side), whole, scale=255, dtype=cv2.CV_8U)
+    onto = _onto_square(affine, side)
+    left, top, width, height = cv2.boundingRect(weight)
+    box = _box(onto, (left - 1, top - 1, left + width, top + height), frame)
+    levels = [cv2.addWeighted(c, 127.5, c, 0, 127.5, dtype=cv2.CV_8U) for c in face.numpy()]
+    # One warp for colours and weight; four channels also go through OpenCV faster than three.
+    laid = cv2.warpAffine(
+        cv2.merge([*levels, weight]),
+        (onto @ _shift(box))[:2],
+        (box.width, box.height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
     )
-    # Outside the crop the published code fills with 127 in a range of [-1, 1], that is with white.
-    inside = warped[-1].contiguous().numpy()
-    colour = (warped[:3] + (1 - warped[-1:]) * FILL).mul(0.5).add(0.5).clamp(0, 1).mul(255)
-    hard, soft = _edges(inside)
-    painted = torch.from_numpy(hard) * colour
-    weight = torch.from_numpy(soft)
-    if share is not None:
-        weight = weight * warped[3].clamp(0, 1)
-    original = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1).float()
-    blended = weight * painted + (1 - weight) * original
-    return _to_uint8(blended.permute(1, 2, 0), truncate)
+    colours = np.asarray(cv2.cvtColor(laid, cv2.COLOR_RGBA2RGB), np.uint8)
+    return box, colours, np.asarray(cv2.extractChannel(laid, 3), np.uint8)
 
 
-def _edges(inside: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The crop's area shrunk by a pixel, and the same with a wide soft edge; (h, w) float32 each.
-
-    OpenCV's borders do what the published code does at the frame's edges: nothing is eroded there,
-    and the blur sees a mirror image. At the region's other borders both areas are 0 anyway.
-    """
-    hard = np.asarray(cv2.erode(inside, np.ones((2, 2), np.float32)), dtype=np.float32)
-    edge = int(math.sqrt(float(hard.sum(dtype=np.float64)))) // EDGE_DIVISOR
-    if edge == 0:
-        return hard, hard
-    core = cv2.erode(hard, np.ones((2 * edge, 2 * edge), np.float32))
-    sigma = torch.tensor(0.3 * (edge - 1) + 0.8)  # OpenCV's rule for a kernel of 2 * edge + 1
-    weights = torch.exp(-torch.arange(-edge, edge + 1).float().square() / (2 * sigma.square()))
-    kernel = weights / weights.sum()
-    soft = cv2.copyMakeBorder(core, edge, edge, edge, edge, cv2.BORDER_REFLECT_101)
-    blurred = F.conv2d(torch.from_numpy(soft)[None, None], kernel[None, None, None, :])
-    return hard, F.conv2d(blurred, kernel[None, None, :, None])[0, 0].numpy()
+@lru_cache(maxsize=8)
+def _soft_edge(resolution: int) -> FloatArray:
+    """(resolution, resolution) float32 in [0, 1]: 1 within the crop, 0 at its rim."""
+    width, height = crop_size(resolution)
+    edge = math.isqrt(width * height) // EDGE_DIVISOR
+    inner = np.zeros((height, width), np.float32)
+    inner[edge : height - edge, edge : width - edge] = 1
+    soft = cv2.GaussianBlur(inner, (2 * edge + 1, 2 * edge + 1), 0)
+    return np.asarray(cv2.resize(soft, (resolution, resolution)), np.float32)
 
 
-def _inverse(affine: FloatArray) -> Array:
-    """(2, 3) float64, crop px -> frame px."""
-    matrix = np.vstack([affine.astype(np.float64), [0.0, 0.0, 1.0]])
-    return np.linalg.inv(matrix)[:2]
+def _onto_square(affine: FloatArray, resolution: int) -> Array:
+    """(3, 3) float64: frame px -> px of the square, to which the upright crop is stretched."""
+    x, y = (resolution / side for side in crop_size(resolution))
+    # Pixel borders meet, not the centres of the outermost pixels.
+    stretch = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+    return stretch @ np.vstack([affine, [0, 0, 1]])
 
 
-def _grid(affine: Tensor, size: Size, source: Size, box: Box) -> Tensor:
-    """(1, box height, box width, 2) float32: where pixels of a picture lie in its source.
-
-    Args:
-        affine: (2, 3) float32, px of the source -> px of the picture.
-        size, source: width and height of the picture and of its source.
-        box: the part of the picture that is wanted.
-
-    For `F.grid_sample` with align_corners: -1 and 1 are the centres of the source's outermost
-    pixels. The steps and their rounding are those of kornia 0.8's warp_affine, which the published
-    code uses: where grey levels are cut down instead of rounded, the last digit shows.
-    """
-    square = torch.vstack([affine, torch.tensor([0.0, 0.0, 1.0])])
-    back = torch.linalg.inv(_unit(size) @ (square @ torch.linalg.inv(_unit(source))))
-    x = torch.linspace(-1, 1, size[0])[box.left : box.right]
-    y = torch.linspace(-1, 1, size[1])[box.top : box.bottom, None]
-    return torch.stack([x * m[0] + y * m[1] + m[2] for m in back[:2]], dim=-1)[None]
-
-
-def _unit(size: Size) -> Tensor:
-    """(3, 3) float32: pixel centres -> [-1, 1] at the centres of the outermost pixels."""
-    width, height = size
-    x, y = 2 / max(width - 1, 1), 2 / max(height - 1, 1)
-    return torch.tensor([[x, 0, -1], [0, y, -1], [0, 0, 1]], dtype=torch.float32)
-
-
-def _sample(image: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear, (c, h, w) -> (c, grid height, grid width), 0 outside."""
-    return F.grid_sample(image[None], grid, "bilinear", "zeros", align_corners=True)[0]
-
-
-def _to_uint8(values: Tensor, truncate: bool) -> Frame:
-    """(h, w, 3) float in [0, 255] -> uint8."""
-    return (values if truncate else values.add(0.5)).clamp(0, 255).to(torch.uint8).numpy()
+def _shift(box: Box) -> Array:
+    """(3, 3) float64: px of the box -> frame px."""
+    return np.array([[1.0, 0, box.left], [0, 1, box.top], [0, 0, 1]])

@@ -69,6 +69,13 @@ Batch = Annotated[
     int | None,
     speed_option(help="1-16 groups of 16 frames at once; default what memory allows."),
 ]
+CacheDir = Annotated[
+    str | None,
+    speed_option(
+        help="A folder that remembers VIDEO, so that another voice on it needs less work."
+    ),
+]
+CacheBytes = Annotated[int, speed_option(help="What that folder may hold, about.")]
 
 length_option = partial(typer.Option, rich_help_panel="Length and pace")
 SyncMode = Annotated[
@@ -89,6 +96,15 @@ Fade = Annotated[
 ]
 
 face_option = partial(typer.Option, rich_help_panel="Face")
+SpeakerNames = Annotated[
+    list[str] | None,
+    face_option(
+        "--speaker",
+        metavar="FACE=AUDIO",
+        help="A face, named as in --face, and the voice it speaks with; give it once a face. The "
+        "voices begin together, and AUDIO is left out.",
+    ),
+]
 Face = Annotated[
     str,
     face_option(
@@ -115,6 +131,12 @@ DetectorName = Annotated[
         help="insightface, yunet, builtin, or an OpenCV cascade's .xml; default the model's."
     ),
 ]
+Occluder = Annotated[
+    Path | None,
+    face_option(
+        help="A segmentation net's .onnx: a hand or a microphone before the mouth stays on top."
+    ),
+]
 
 encoding_option = partial(typer.Option, rich_help_panel="Encoding")
 Codec = Annotated[str, encoding_option(help="h264, hevc, h264_nvenc or hevc_nvenc.")]
@@ -136,6 +158,13 @@ machine_option = partial(typer.Option, rich_help_panel="Machine")
 Device = Annotated[str | None, machine_option(help="cuda, cuda:1, mps or cpu.")]
 Dtype = Annotated[str | None, machine_option(help="float32, float16 or bfloat16.")]
 Attention = Annotated[str, machine_option(help="native or xformers.")]
+OffloadName = Annotated[
+    str,
+    machine_option(
+        "--offload", help="auto, none, or sequential: weights wait in the CPU's memory."
+    ),
+]
+Compile = Annotated[bool, machine_option("--compile", help="Let torch.compile make kernels first.")]
 Weights = Annotated[
     Path | None, machine_option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
 ]
@@ -160,17 +189,21 @@ def generate(
     guidance_stop: GuidanceStop = None,  # noqa: ARG001
     detect_every: DetectEvery = None,  # noqa: ARG001
     batch: Batch = None,  # noqa: ARG001
+    cache_dir: CacheDir = None,  # noqa: ARG001
+    cache_bytes: CacheBytes = 10 * 2**30,  # noqa: ARG001
     sync_mode: SyncMode = None,  # noqa: ARG001
     lead_in: LeadIn = 0.0,  # noqa: ARG001
     lead_out: LeadOut = 0.0,  # noqa: ARG001
     fps: Fps = "25",  # noqa: ARG001
     fade: Fade = None,  # noqa: ARG001
     face: Face = "largest",  # noqa: ARG001
+    speaker: SpeakerNames = None,
     on_missing: OnMissing = "keep",  # noqa: ARG001
     smooth: Smooth = 0,  # noqa: ARG001
     max_yaw: MaxYaw = None,  # noqa: ARG001
     color_match: ColorMatch = False,  # noqa: ARG001
     detector: DetectorName = None,
+    occluder: Occluder = None,
     codec: Codec = "h264",  # noqa: ARG001
     crf: Crf = 17,  # noqa: ARG001
     preset: Preset = "medium",  # noqa: ARG001
@@ -182,6 +215,8 @@ def generate(
     device: Device = None,
     dtype: Dtype = None,
     attention: Attention = "native",
+    offload: OffloadName = "auto",
+    compile_: Compile = False,
     weights: Weights = None,
     report: Report = False,  # noqa: ARG001
     as_json: AsJson = False,
@@ -190,8 +225,9 @@ def generate(
 ) -> None:
     """Make VIDEO speak AUDIO."""
     video = video or video_path
-    audio = audio or audio_path or video
-    if video is None or audio is None or output is None:
+    audio = audio or audio_path
+    voices = _voices(speaker or [], audio) or audio or video
+    if video is None or voices is None or output is None:
         wanted = {"VIDEO": video, "--output": output}
         missing = ", ".join(name for name, value in wanted.items() if value is None)
         raise OptionError(f"{missing} missing; see `latentsync generate --help`")
@@ -205,9 +241,10 @@ def generate(
         choices["crf"] = 0
     options = Options.published(**choices) if published else Options(**choices)
     # What can be seen at once is said before gigabytes are loaded.
-    check_output(output, (video, audio))
+    sounds = list(voices.values()) if isinstance(voices, dict) else [voices]
+    check_output(output, (video, *sounds))
     limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
-    for path in (video, audio):
+    for path in (video, *sounds):
         open_media(path, limits).close()
     lipsync = LipSync.load(
         model,
@@ -215,16 +252,33 @@ def generate(
         device=device,
         dtype=dtype,
         detector=detector,
+        occluder=occluder,
+        offload=offload,  # type: ignore[arg-type]
+        compile=compile_,
         attention=attention,  # type: ignore[arg-type]  # checked there, with the allowed names
     )
     with bars() as drawn:
-        run = partial(lipsync.run, video, audio, output, options=options, progress=shown_on(drawn))
+        run = partial(lipsync.run, video, voices, output, options=options, progress=shown_on(drawn))
         result = interruptible(lambda cancelled: run(cancelled=cancelled))
     if as_json:
         typer.echo(json.dumps(asdict(result), indent=2, default=str))
     else:
         typer.echo(result.path)
         typer.echo(_summary(result))
+
+
+def _voices(speakers: list[str], audio: Path | None) -> dict[str, Path]:
+    """Face -> sound; empty where no speaker is named."""
+    if speakers and audio:
+        raise OptionError(f"{audio} beside --speaker; the speakers bring the voices")
+    pairs = [speaker.partition("=") for speaker in speakers]
+    for text, (face, _, sound) in zip(speakers, pairs, strict=True):
+        if not face or not sound:
+            raise OptionError(f"--speaker {text!r}; it must be FACE=AUDIO, left=ann.wav say")
+    voices = {face: Path(sound) for face, _, sound in pairs}
+    if len(voices) < len(speakers):
+        raise OptionError(f"--speaker names one face twice: {', '.join(speakers)}")
+    return voices
 
 
 def _summary(result: Result) -> str:

@@ -1,22 +1,61 @@
-"""Where a model runs and in which precision: decided once, at load."""
+"""Where a model runs, in which precision and how much memory: decided once, at load."""
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from latentsync.config import UNetConfig
 from latentsync.errors import BackendUnavailable, OptionError
 
-__all__ = ["choose", "peak_memory"]
+__all__ = [
+    "DTYPES",
+    "choose",
+    "compile_for",
+    "free_memory",
+    "groups_that_fit",
+    "has_room",
+    "offload",
+    "peak_memory",
+    "slow_on_cpu",
+    "unet_call",
+    "unet_work",
+]
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INSTRUCTIONS = {  # for matrices, any of them; as torch.cpu.get_capabilities calls them
+    torch.bfloat16: ("amx_bf16", "avx512_bf16"),
+    torch.float16: ("amx_fp16", "avx512_fp16"),
+}
 FIRST_FAST_HALF = 7  # CUDA compute capability with half precision matrix units (Volta)
+# Numbers alive at once in a forward pass, for each latent pixel of each frame and each channel of
+# the first width; counted tensor by tensor, see tests/test_devices.py.
+UNET_NUMBERS = {torch.float32: 26, torch.float16: 29, torch.bfloat16: 29}
+# Of what is free; the rest is for what kernels borrow: 0.51 GiB counted, 0.73 GiB measured on a CPU
+# (benchmarks/unet_forward.py).
+SHARE = 0.7
+# Numbers: a smaller layer is not worth a journey. Among them are those whose weight is looked at
+# from outside, for its device: the U-Net's conv_in and time_embedding.linear_1.
+STAYS = 2**20
+FRAMES, TOKENS = 16, 50  # of a group; of speech at each frame
+
+Call = tuple[Tensor, ...]
 
 
 def choose(device: str | None = None, dtype: str | None = None) -> tuple[torch.device, torch.dtype]:
     """The device and precision to use; what is not asked for is chosen by what is there.
 
     A CUDA device is preferred, with float16 from compute capability 7.0 on; then Apple's MPS and
-    the CPU, with float32 (half precision loses black frames on MPS and time on a CPU).
+    the CPU, with float32 (half precision loses black frames on MPS and time on most CPUs). On a CPU
+    bfloat16 is only taken when asked for, so that equal seeds give equal results on all of them.
+    What it changes is in benchmarks/README.md; one without instructions for it is warned of.
 
     Raises:
         BackendUnavailable: a device was asked for that isn't there.
@@ -38,9 +77,172 @@ def choose(device: str | None = None, dtype: str | None = None) -> tuple[torch.d
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     if dtype is not None:
+        if chosen.type == "cpu" and slow_on_cpu(DTYPES[dtype]):
+            log.warning("this CPU has no instructions for %s; float32 is far faster on it", dtype)
         return chosen, DTYPES[dtype]
     half = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen)[0] >= FIRST_FAST_HALF
     return chosen, torch.float16 if half else torch.float32
+
+
+def slow_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether this CPU is known to multiply matrices of that precision without instructions for it.
+
+    Known of x86 from torch 2.13 on. It is slower there than float32 by far: benchmarks/README.md.
+    """
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    needed = INSTRUCTIONS.get(dtype, ())
+    return needed != () and told.get("architecture") == "x86_64" and not any(map(told.get, needed))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that could still be had on a device; None where nobody tells (a CPU outside Linux).
+
+    On a CUDA device with what torch holds for tensors to come; of the CPU what the kernel could
+    make available, and no more than the process's control group may still take.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    free = [*_available(Path("/proc/meminfo")), *_left_in_group(Path("/sys/fs/cgroup"))]
+    return min(free, default=None)
+
+
+def _available(meminfo: Path) -> Iterator[int]:
+    """Bytes by Linux' own reckoning, https://docs.kernel.org/filesystems/proc.html#meminfo."""
+    with suppress(OSError):
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                yield 1024 * int(line.split()[1])
+
+
+def _left_in_group(root: Path) -> Iterator[int]:
+    """Bytes that a container may still take: its limit less its use, files' cache not counted.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html, and v1 in a folder of its own.
+    """
+    versions = (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for folder, limit, used, cache in versions:
+        with suppress(OSError, ValueError):  # not there, or "max": no limit
+            most, now = (int((folder / name).read_text()) for name in (limit, used))
+            lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            yield most - now + int(dict(lines).get(cache, 0))
+
+
+def unet_work(config: UNetConfig, side: int, dtype: torch.dtype, frames: int = FRAMES) -> int:
+    """Bytes that a forward pass of one group holds beside the weights.
+
+    Args:
+        side: of the latents, px.
+        frames: of the group.
+    """
+    numbers = UNET_NUMBERS[dtype] * config.block_out_channels[0]
+    return numbers * dtype.itemsize * frames * side**2
+
+
+def groups_that_fit(
+    config: UNetConfig, side: int, dtype: torch.dtype, free: int | None, *, guided: bool = False
+) -> int:
+    """How many groups of 16 frames go through the U-Net at once in so many free bytes.
+
+    Work grows with the number of groups, and guidance doubles it. SHARE of what is free is dealt
+    out. Where nobody knows what is free, and where not one group would fit, it is 1.
+    """
+    each = unet_work(config, side, dtype) * (2 if guided else 1)
+    return max(1, int(SHARE * free) // each) if free is not None else 1
+
+
+def has_room(needed: int, device: torch.device) -> bool:
+    """Whether so many bytes of weights and work fit in a CUDA device's free memory.
+
+    Elsewhere always: there the weights lie in the CPU's memory as it is.
+    """
+    free = free_memory(device) if device.type == "cuda" else None
+    return free is None or needed <= SHARE * free
+
+
+def offload(net: nn.Module, device: torch.device) -> None:
+    """Keep a net's large layers in the CPU's memory, each on the device only while it computes.
+
+    The device then holds the small layers and one large one beside the work, and every pass moves
+    all weights once. For inference.
+    """
+
+    def bring(layer: nn.Module, _: object = None) -> None:
+        for name, home in layer.named_parameters(recurse=False):
+            there = nn.Parameter(home.to(device), requires_grad=False)
+            layer.register_parameter(name, there)
+
+    for layer in net.modules():
+        for name, buffer in layer.named_buffers(recurse=False):
+            layer.register_buffer(name, buffer.to(device))
+        kept = dict(layer.named_parameters(recurse=False))
+        if sum(parameter.numel() for parameter in kept.values()) < STAYS:
+            bring(layer)
+        else:
+            layer.register_forward_pre_hook(bring)
+            layer.register_forward_hook(
+                lambda at, *_, kept=kept: at._parameters.update(kept), always_call=True
+            )
+
+
+def compile_for(net: nn.Module, *calls: Call) -> None:
+    """Let torch.compile make kernels for calls of these shapes, in place; others run as before.
+
+    Each is made here once, so nobody else waits for a compiler: a server warms up what it will be
+    asked. No CUDA graphs: torch ties them to the thread that recorded them, and a run's network has
+    one of its own.
+
+    Args:
+        calls: what the net will be given, in its device and dtype.
+
+    Raises:
+        BackendUnavailable: there is no compiler here, or it can't compile the net.
+    """
+    plain = net.forward
+    fast = torch.compile(plain, dynamic=False)
+    warm: set[object] = set()
+
+    def forward(*args: Any, **more: Any) -> Any:  # noqa: ANN401 - as the net's own
+        given = tuple(one for one in args if one is not None)
+        if more or _shapes(given) not in warm or torch.is_grad_enabled():
+            return plain(*args, **more)
+        return fast(*given)
+
+    for call in calls:
+        warm.add(_shapes(call))
+        try:
+            with torch.inference_mode():
+                forward(*call)
+        except (ImportError, OSError, RuntimeError) as error:
+            reason = (str(error).strip() or "it does not say why").splitlines()[0][:200]
+            raise BackendUnavailable(
+                f"the net can't be compiled here ({type(error).__name__}: {reason}); install a C++ "
+                "compiler, on a GPU Triton too, or leave compile out"
+            ) from error
+    net.forward = forward
+
+
+def unet_call(config: UNetConfig, side: int, like: Tensor, rows: int = 1) -> Call:
+    """What denoising gives to the U-Net, all zeros: latents, the timestep, speech.
+
+    Args:
+        side: of the latents, px.
+        like: of the net's device and dtype.
+        rows: groups, twice as many with guidance.
+    """
+    sample = like.new_zeros(rows, config.in_channels, FRAMES, side, side)
+    speech = like.new_zeros(rows, FRAMES, TOKENS, config.cross_attention_dim)
+    return sample, torch.zeros((), dtype=torch.int64, device=like.device), speech
+
+
+def _shapes(call: tuple[Any, ...]) -> tuple[object, ...]:
+    """What tells calls apart; one with anything but tensors is like no other."""
+    return tuple(getattr(one, "shape", one) for one in call)
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

@@ -6,19 +6,21 @@ Free functions in a row, tensors in, tensors out:
 
 Noise is drawn on the CPU from the seed, so that every device gives the same picture. Settings of
 the sampler: https://github.com/bytedance/LatentSync/blob/a229c39/configs/scheduler_config.json;
-DDIM, https://arxiv.org/abs/2010.02502; classifier-free guidance, https://arxiv.org/abs/2207.12598.
+DDIM, https://arxiv.org/abs/2010.02502; DPM-Solver++, https://arxiv.org/abs/2211.01095;
+classifier-free guidance, https://arxiv.org/abs/2207.12598.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
 from torch import Tensor
 
-from latentsync.models.unet import UNet
+from latentsync.models.unet import FeatureCache, UNet
 from latentsync.models.vae import VAE
+from latentsync.options import Effort
 
 __all__ = [
     "TIMESTEPS",
@@ -36,6 +38,11 @@ __all__ = [
 ]
 
 TIMESTEPS = 1000  # of the noise schedule
+FIRST_BETA, LAST_BETA = 0.00085, 0.012  # noise added by its first and last one
+DPM_START = 951  # the first of the published 20 timesteps
+# Between even steps (1) and quadratic ones (2), https://arxiv.org/abs/2010.02502, appendix D.2:
+# of 10, 8 or 6 of the demo model's, either of those end further from the full run.
+DPM_POWER = 1.5
 
 Draw = Callable[[tuple[int, ...]], Tensor]
 """Shape -> standard normal float32 on the CPU, a new draw at every call."""
@@ -43,10 +50,10 @@ Draw = Callable[[tuple[int, ...]], Tensor]
 
 @dataclass(frozen=True)
 class Latents:
-    """What the network is shown of a group, beside the noise."""
+    """What the network is shown of a group, or of several alike, beside the noise."""
 
-    masked: Tensor  # (f, 4, h, w), of the crops with the mouth masked out
-    reference: Tensor  # (f, 4, h, w), of the whole crops
+    masked: Tensor  # (f, 4, h, w) or (g, f, 4, h, w), of the crops with the mouth masked out
+    reference: Tensor  # of the same shape, of the whole crops
 
 
 @dataclass
@@ -64,7 +71,8 @@ class Seam:
     def blended(self, step: int, x: Tensor) -> Tensor:
         """(b, 4, f, h, w) after a step -> the same, blended; its end is remembered."""
         if self.shared:
-            own = torch.arange(1, self.shared + 1).to(x)[:, None, None] / (self.shared + 1)
+            count = torch.arange(1, self.shared + 1, dtype=x.dtype, device=x.device)
+            own = count[:, None, None] / (self.shared + 1)
             first = own * x[:, :, : self.shared] + (1 - own) * self.steps[step]
             x = torch.cat([first, x[:, :, self.shared :]], dim=2)
         if self.keep:
@@ -119,46 +127,58 @@ def denoise(
     mask: Tensor,
     latents: Latents,
     audio: Tensor,
+    effort: Effort,
     *,
-    steps: int,
     guidance_scale: float,
     before_step: Callable[[], None] | None = None,
     seam: "Seam | None" = None,
 ) -> Tensor:
-    """DDIM from one noise map shared by all frames.
+    """From one noise map, shared by all frames, to latents that speak.
+
+    Groups side by side come out as one by one, but for float noise. Nothing in the loop waits for
+    the device.
 
     Args:
         noise: (4, h, w), standard normal.
         mask: (R, R), 1 = keep.
-        audio: (f, tokens, width), speech at each frame.
-        steps: 1 to 1000.
+        audio: (f, tokens, width), speech at each frame; or (g, f, tokens, width) of g groups.
+        effort: of which sampler how many steps; which of them run all layers, and which are guided.
         guidance_scale: above 1, the prediction with speech is pushed away from the one without
             (classifier-free guidance), at twice the cost; at most 1, there is no second one.
         before_step: called before each step; what it raises ends the call.
-        seam: to the groups before and after, where they share frames.
+        seam: to the groups before and after, where they share frames; of one group only.
 
     Returns:
-        (f, 4, h, w) latents, of the noise's dtype.
+        (f, 4, h, w), or (g, f, 4, h, w), latents, of the noise's dtype.
     """
-    scheduler = _scheduler()
-    scheduler.set_timesteps(steps)
-    frames = len(audio)
-    guided = guidance_scale > 1.0
-    if guided:
-        audio = torch.cat([torch.zeros_like(audio), audio])
-    x = noise[None, :, None].expand(1, -1, frames, -1, -1)
-    for step, timestep in enumerate(scheduler.timesteps):
+    speech = audio if audio.dim() == 4 else audio[None]
+    groups, frames = speech.shape[:2]
+    assert groups == 1 or seam is None or not (seam.shared or seam.keep), "a seam in a batch"
+    steps = _steps(effort)
+    timesteps = torch.tensor([step.timestep for step in steps], device=noise.device)
+    guided = _guided_steps(effort, guidance_scale)
+    with_silence = torch.cat([torch.zeros_like(speech), speech])
+    x = noise[None, :, None].expand(groups, -1, frames, -1, -1)
+    shown = unet_input(x, mask, latents)[:, x.shape[1] :]  # the same at every step
+    cache = FeatureCache() if effort.cache_interval > 1 else None
+    clean = x
+    for k, step in enumerate(steps):
         if before_step:
             before_step()
-        sample = unet_input(x, mask, latents)
-        predicted = unet(sample.repeat(2, 1, 1, 1, 1) if guided else sample, timestep, audio)
-        if guided:
+        sample, heard = torch.cat([x, shown], dim=1), speech
+        if guided[k]:
+            sample, heard = sample.repeat(2, 1, 1, 1, 1), with_silence
+        if cache:
+            cache.prepare(len(sample) * frames, full=k % effort.cache_interval == 0)
+        predicted = unet(sample, timesteps[k], heard, cache)
+        if guided[k]:
             without, with_speech = predicted.chunk(2)
             predicted = without + guidance_scale * (with_speech - without)
-        x = scheduler.step(predicted, timestep, x).prev_sample
+        x, clean = step.taken(x, predicted, clean)
         if seam:
-            x = seam.blended(step, x)
-    return x[0].transpose(0, 1)
+            x = seam.blended(k, x)
+    denoised = x.transpose(1, 2)
+    return denoised if audio.dim() == 4 else denoised[0]
 
 
 def decode(vae: VAE, latents: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
@@ -168,8 +188,7 @@ def decode(vae: VAE, latents: Tensor, pixels: Tensor, mask: Tensor) -> Tensor:
 
 def alpha_bar(timesteps: Tensor) -> Tensor:
     """(b,) int64 in [0, 1000) -> (b,) float32: the share of the signal's power that is left."""
-    bars: Tensor = _scheduler().alphas_cumprod
-    return bars.to(timesteps.device)[timesteps]
+    return _alpha_bars().to(timesteps.device)[timesteps]
 
 
 def add_noise(clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -184,15 +203,62 @@ def predict_x0(noisy: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
     return (noisy - (1 - bar).sqrt() * predicted) / bar.sqrt()
 
 
-def _scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        num_train_timesteps=TIMESTEPS,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        steps_offset=1,
-        set_alpha_to_one=False,
-        clip_sample=False,
-        prediction_type="epsilon",
-        timestep_spacing="leading",
-    )
+def _guided_steps(effort: Effort, guidance_scale: float) -> list[bool]:
+    """Whether each step is guided: step k of n is from guidance_start <= k / n < guidance_stop."""
+    shares = [step / effort.steps for step in range(effort.steps)]
+    return [
+        guidance_scale > 1.0 and effort.guidance_start <= share < effort.guidance_stop
+        for share in shares
+    ]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step of a sampler, from more noise to less; plain numbers, so nothing is waited for."""
+
+    timestep: int
+    alpha: float  # how much of the picture is in the sample before the step
+    next_alpha: float  # and after it
+    sigma: float  # how much of the noise
+    next_sigma: float
+    slope: float  # how far the change of the predicted picture since the last step goes on
+
+    def taken(self, x: Tensor, predicted: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """The sample after the step, and the picture it was headed for, which is next's `before`.
+
+        Of slope 0 it is DDIM's step. DPM-Solver++ of second order makes the same step, to where the
+        picture will be half a step on.
+        """
+        clean = (x - self.sigma * predicted) / self.alpha
+        if not self.slope:
+            return self.next_alpha * clean + self.next_sigma * predicted, clean
+        change = self.slope * (clean - before)
+        noise = predicted - self.alpha / self.sigma * change
+        return self.next_alpha * (clean + change) + self.next_sigma * noise, clean
+
+
+def _steps(effort: Effort) -> list[_Step]:
+    """The sampler's steps, each from its timestep to the next one's; the last ends at timestep 0.
+
+    DDIM's are the published ones, 951, 901, ..., 1 of 20. DPM-Solver++'s begin with the same noise
+    and grow shorter towards the end, where most is decided; its first and last are of first order.
+    """
+    count = effort.steps
+    if effort.sampler == "ddim":
+        times = [TIMESTEPS // count * k + 1 for k in reversed(range(count))]
+    else:
+        times = [round(DPM_START * (k / count) ** DPM_POWER) for k in range(count, 0, -1)]
+    bars = _alpha_bars()[[*times, 0]]
+    alphas, sigmas = bars.sqrt().tolist(), (1 - bars).sqrt().tolist()
+    lengths = (bars / (1 - bars)).log().diff().tolist()
+    slopes = [0.0] * count
+    if effort.sampler == "dpm++":
+        slopes[1:-1] = [0.5 * here / last for last, here in pairwise(lengths[:-1])]
+    ends = zip(times, pairwise(alphas), pairwise(sigmas), slopes, strict=True)
+    return [_Step(time, *a, *s, slope) for time, a, s, slope in ends]
+
+
+def _alpha_bars() -> Tensor:
+    """(1000,) float32: the share of the signal's power left at each timestep."""
+    betas = torch.linspace(FIRST_BETA**0.5, LAST_BETA**0.5, TIMESTEPS) ** 2
+    return torch.cumprod(1 - betas, dim=0)

@@ -55,10 +55,8 @@ class Effort:
 
 SPEEDS: dict[str, Effort] = {
     "exact": Effort(),
-    "fast": Effort(steps=10, sampler="dpm++", guidance_stop=0.8, detect_every=4),
-    "preview": Effort(
-        steps=8, sampler="dpm++", cache_interval=2, guidance_stop=0.5, detect_every=8
-    ),
+    "fast": Effort(steps=8, sampler="dpm++", guidance_stop=0.8, detect_every=4),
+    "preview": Effort(steps=6, sampler="dpm++", guidance_stop=0.5, detect_every=8),
 }
 
 
@@ -99,6 +97,8 @@ class Options:
     max_pixels: int = 8192 * 8192  # of an input's frames: 8K video, photographs of 64 million px
     max_seconds: float = 6 * 3600.0  # of an input's pictures and sound: longer than any film
     max_bytes: int = 64 * 2**30  # of an input: 6 hours at 20 Mbit/s are 54 GB
+    cache_dir: str | None = None  # folder for what a clip's next run needn't compute again
+    cache_bytes: int = 10 * 2**30  # that it may hold, about
     report: bool = False  # whether a JSON of the same name, with what was done, is written as well
     # Where ours and the published choice differ, ours is the default.
     follow: Literal["person", "frame"] = "person"  # frame: each by itself, no second look
@@ -133,6 +133,7 @@ class Options:
             raise OptionError(f"smooth is {self.smooth}; it must be 0 or an odd number of frames")
         _in_range("max_pixels", self.max_pixels, 1, MAX_LIMIT)
         _in_range("max_seconds", self.max_seconds, 0.001, MAX_LIMIT, whole=False)
+        _in_range("cache_bytes", self.cache_bytes, 2**20, MAX_LIMIT)
         _in_range("max_bytes", self.max_bytes, 1, MAX_LIMIT)
         if self.max_yaw is not None:
             _in_range("max_yaw", self.max_yaw, *YAWS, whole=False)
@@ -145,12 +146,19 @@ class Options:
                     f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}"
                 )
 
+        for name, kind in (("face", str), ("color_match", bool), ("report", bool)):
+            if not isinstance(getattr(self, name), kind):
+                got = getattr(self, name)
+                raise OptionError(f"{name} is {got!r}; it must be a {kind.__name__}")
+        if not isinstance(self.cache_dir, str | None):
+            raise OptionError(f"cache_dir is {self.cache_dir!r}; it must be a folder's name")
+
     @property
     def effort(self) -> Effort:
         """What `speed` says, and over it what the fields of the same names say."""
         said = {name: getattr(self, name) for name in _FIELDS_OF_EFFORT}
         named = {name: value for name, value in said.items() if value is not None}
-        return replace(SPEEDS.get(self.speed, Effort()), **named)
+        return replace(SPEEDS.get(str(self.speed), Effort()), **named)
 
     @classmethod
     def published(cls, **changes: Any) -> "Options":  # noqa: ANN401 - the fields above, by name

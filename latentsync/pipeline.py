@@ -1,28 +1,34 @@
 """The main path: a clip and a voice in, the same clip speaking that voice out.
 
-    pass 1   video -> detect -> FaceTrack                     frames stream by, none is kept
-    pass 2   for each group: decode -> cut -> encode -> denoise -> decode -> paste -> write
+    pass 1   decode | detect -> FaceTrack                     frames stream by, none is kept
+    pass 2   decode, cut | encode, denoise, decode | paste, write         16 frames at a time
 
 Two passes, because the smoothing of the face's place and the turn at the clip's end need the whole
-track, and the track is tiny. Memory does not grow with the clip's length.
+track, and the track is tiny. What a bar parts runs in threads of its own, a few frames ahead of
+what comes next. Memory does not grow with the clip's length.
 """
 
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from fractions import Fraction
-from itertools import islice, pairwise
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from latentsync import align, faces, mel, timeline
-from latentsync.blend import yaw, yaw_strength
+from latentsync import casting, devices, faces, mel, timeline, voices
+from latentsync.ahead import ahead
+from latentsync.cache import Cache, ClipCache, Latents, net_digest
+from latentsync.casting import Clip
 from latentsync.devices import choose, peak_memory
-from latentsync.errors import NoFaceFound
+from latentsync.errors import OptionError
 from latentsync.faces import FaceChoice
 from latentsync.media import (
     AudioReader,
@@ -34,36 +40,31 @@ from latentsync.media import (
     output_size,
 )
 from latentsync.models.attention import attention_backend
+from latentsync.occlusion import Occluder, OnnxOccluder
 from latentsync.options import MAX_SEED, Options
 from latentsync.pace import FPS, Pace
-from latentsync.painter import Painter
+from latentsync.painter import Painter, Role, usual_batch
 from latentsync.report import comment, report_path, write_report
 from latentsync.reporter import Reporter
 from latentsync.speech import SpeechFeatures
-from latentsync.timeline import Voice
 from latentsync.types import FaceTrack, Progress, ProgressCallback, Result, Segment, VideoInfo
-from latentsync.voice_activity import speaking
-from latentsync.weights import Nets, load_nets, root
+from latentsync.voices import Speakers
+from latentsync.weights import Nets, Offload, load_nets, root
 
-__all__ = ["Clip", "LipSync"]
+__all__ = ["LipSync"]
 
 log = logging.getLogger(__name__)
-
-CLOSING = 3  # frames in which a mouth closes where silence is to close it
-
-
-class Clip(Protocol):
-    """Frames by number: `media.VideoReader`."""
-
-    def frames(self, indices: Iterable[int] | None = None) -> Iterator[Any]: ...
 
 
 class LipSync:
     """A loaded model. `load` makes one; `run` may be called as often as wanted, one at a time."""
 
-    def __init__(self, nets: Nets, detector: faces.Detector) -> None:
+    def __init__(
+        self, nets: Nets, detector: faces.Detector, occluder: Occluder | None = None
+    ) -> None:
         self.nets = nets
         self.detector = detector
+        self.occluder = occluder
         weight = nets.unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
 
@@ -76,7 +77,10 @@ class LipSync:
         device: str | None = None,
         dtype: str | None = None,
         detector: str | None = None,
+        occluder: str | Path | None = None,
         attention: Literal["native", "xformers"] = "native",
+        offload: Offload = "auto",
+        compile: bool = False,  # noqa: A002 - what torch and its users call it
     ) -> "LipSync":
         """Load a model once, onto one device.
 
@@ -87,7 +91,13 @@ class LipSync:
             device: "cuda", "cuda:1", "mps" or "cpu"; default the best there is.
             dtype: "float32", "float16" or "bfloat16"; default what suits the device.
             detector: "insightface", "yunet" or "builtin"; default what the model was made for.
+            occluder: a segmentation net's .onnx, see `latentsync.occlusion`: a hand or a microphone
+                before the mouth stays on top. None: the drawn mouth does.
             attention: the kernel that computes attention.
+            offload: "sequential" keeps the weights in the CPU's memory and moves each layer to the
+                GPU when it computes; "auto" does so where they don't fit, "none" never.
+            compile: let torch.compile make kernels for the U-Net now. It takes minutes, and pays
+                where a process makes many clips; groups shorter than 16 frames run without.
 
         Raises:
             WeightsError: files are missing, or hold another model.
@@ -98,19 +108,34 @@ class LipSync:
         place, precision = choose(device, dtype)
         # Said before the long part: a container's setup log may lose what is said last.
         log.info("loading model %s on %s in %s, %s attention", model, place, precision, attention)
-        nets = load_nets(model, folder=weights, device=place, dtype=precision)
+        gpu = place.type not in ("cpu", "mps")  # onnxruntime knows CUDA
+        cover = OnnxOccluder(occluder, gpu=gpu) if occluder else None
+        if cover:
+            log.info("occluder: %s", cover.describe())
+        if compile and offload == "sequential":
+            raise OptionError(
+                "compile with offload 'sequential'; kernels want the weights in place"
+            )
+        fitting: Offload = "none" if compile else offload
+        nets = load_nets(model, folder=weights, device=place, dtype=precision, offload=fitting)
         nets.unet.set_attention(attend)
+        if compile:
+            side = nets.vae.latent_shape(nets.config.resolution)[1]
+            like = nets.unet.conv_in.weight
+            rows = {1, 2, usual_batch(nets), 2 * usual_batch(nets)}  # with guidance twice as many
+            calls = (devices.unet_call(nets.config.unet, side, like, n) for n in sorted(rows))
+            devices.compile_for(nets.unet, *calls)
         finder = faces.create(
             detector or nets.config.detector,
             root=root(weights) / "auxiliary",
-            gpu=place.type not in ("cpu", "mps"),  # onnxruntime knows CUDA
+            gpu=gpu,
         )
-        return cls(nets, finder)
+        return cls(nets, finder, cover)
 
     def run(
         self,
         video: Path | str,
-        audio: Path | str,
+        audio: Path | str | Mapping[str, Path | str],
         output: Path | str,
         *,
         options: Options | None = None,
@@ -121,9 +146,12 @@ class LipSync:
         """Make `output`, an mp4 of `video` (a clip or a picture) speaking `audio`.
 
         Args:
+            audio: a sound, or a video's; or for each face that is to speak, named as in
+                `Options.face`, a sound of its own. They begin together and are heard together.
             options: what to do; `changes` are laid over it: `run(..., seed=7)`.
             progress: called with every step forward, from this thread.
-            cancelled: asked before every frame of pass 1 and every denoising step of pass 2.
+            cancelled: asked before every frame of pass 1 and every denoising step of pass 2, the
+                latter from another thread.
 
         Raises:
             InputError: a file can't be used, no face is found, the output can't be written.
@@ -133,51 +161,85 @@ class LipSync:
         options = replace(options or Options(), **changes)
         options = replace(options, seed=options.seed or 1 + secrets.randbelow(MAX_SEED))
         reporter = Reporter(progress, cancelled)
-        check_output(output, (video, audio))
+        sounds = [audio] if isinstance(audio, Path | str) else list(audio.values())
+        check_output(output, (video, *sounds))
         if options.report:
-            check_output(report_path(Path(output)), (video, audio, output))
+            check_output(report_path(Path(output)), (video, *sounds, output))
         check_codec(options.codec)
-        with reporter.timed("read"):
-            limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
-            sound = AudioReader(audio, limits=limits)
-            clip = VideoReader(video, limits=limits, used_seconds=_seconds_used(sound, options))
-        with clip:
-            return self._run(clip, sound, Path(output), options, reporter)
+        limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
+        with voices.speakers(audio, options, limits) as speakers:
+            with reporter.timed("read"):
+                used = _seconds_used(speakers, options)
+                clip = VideoReader(video, limits=limits, used_seconds=used)
+            with clip, self._cache(clip, options) as known:
+                return self._run(clip, speakers, Path(output), options, reporter, known)
 
     def _run(
         self,
         clip: VideoReader,
-        sound: AudioReader,
+        speakers: Speakers,
         output: Path,
         options: Options,
         reporter: Reporter,
+        known: ClipCache | None,
     ) -> Result:
         _size(clip.info, options)
         with reporter.timed("speech"):
-            speech = self.listen(sound, options)
-        log.info("%d frames, %s, detector %s", len(speech), options, self.detector.describe())
-        voice = _voice(sound, len(speech), options)
+            speeches = [self.listen(sound, options) for sound in speakers.sounds]
+        longest = max(map(len, speeches))
+        log.info("%d frames, %s, detector %s", longest, options, self.detector.describe())
+        voice = voices.span(speakers.seconds, longest, options)
         with reporter.timed("read"):
             pace = Pace.of(clip, options.fps)
         with reporter.timed("detect"):
             wanted = pace.frames_in(voice.clip_needed(options.sync_mode))
             total = _frames_to_look_at(clip.info, pace, wanted)
-            tracks = self.find_faces(pace, wanted, options, reporter, total=total, fps=pace.fps)
+            tracks = self.find_faces(
+                pace,
+                wanted,
+                options,
+                reporter,
+                speakers.choices,
+                total=total,
+                fps=pace.fps,
+                known=known,
+            )
         begins = pace.begins(len(tracks[0]))
         shown = timeline.lay_out(begins, pace.tick, voice, options.sync_mode)
-        speech = speech.beside(shown.begins[:-1], shown.tick, after=voice.after)
-        if options.silence != "generate":
-            with reporter.timed("speech"):
-                heard = speaking(sound).at(shown.begins[:-1], shown.tick, voice.after)
-            if options.silence == "keep":
-                shown = replace(shown, speaks=shown.speaks & heard)
-            else:
-                speech = speech.hushed(timeline.fading(heard, CLOSING))
-        plans = [_plan(shown, track, options) for track in tracks]
-        with VideoWriter(
+        with reporter.timed("speech"):
+            heard = [
+                voices.heard(sound, speech, shown, voice, options)
+                for sound, speech in zip(speakers.sounds, speeches, strict=True)
+            ]
+        if len(heard) == 1:  # one voice, also of several faces
+            heard *= len(tracks)
+        roles = [
+            Role(track, _plan(shown, track, speaks, options), speech)
+            for track, (speech, speaks) in zip(tracks, heard, strict=True)
+        ]
+        with (
+            self._writer(output, speakers.together, voice.after, pace, options) as writer,
+            closing(self.generate(pace, roles, options, reporter, known)) as frames,
+        ):
+            for frame, (begin, end) in zip(frames, pairwise(shown.begins), strict=True):
+                span = (int(begin) * shown.tick, int(end) * shown.tick)
+                with reporter.timed("write"):
+                    writer.write(frame, *((None, None) if pace.own is None else span))
+            reporter.step("finish", 0, 1)
+        result = self._result(output, clip.info, roles, shown, options, speakers, reporter)
+        if options.report:
+            write_report(result)
+        reporter.tell(Progress("finish", 1, 1))
+        return result
+
+    def _writer(
+        self, output: Path, sound: Path, sound_at: Fraction, pace: Pace, options: Options
+    ) -> VideoWriter:
+        how = (options.seed, options.effort.steps, options.guidance_scale)
+        return VideoWriter(
             output,
-            audio=sound.path,
-            audio_at=voice.after,
+            audio=sound,
+            audio_at=sound_at,
             fps=pace.fps,
             time_base=pace.tick,
             codec=options.codec,
@@ -185,21 +247,8 @@ class LipSync:
             preset=options.preset,
             max_side=options.max_side,
             limits=Limits(options.max_pixels, options.max_seconds, options.max_bytes),
-            comment=comment(
-                self.nets.config.name, options.seed, options.effort.steps, options.guidance_scale
-            ),
-        ) as writer:
-            frames = self.generate(pace, speech, tracks, plans, options, reporter)
-            for frame, (begin, end) in zip(frames, pairwise(shown.begins), strict=True):
-                span = (int(begin) * shown.tick, int(end) * shown.tick)
-                with reporter.timed("write"):
-                    writer.write(frame, *((None, None) if pace.own is None else span))
-            reporter.step("finish", 0, 1)
-        result = self._result(output, clip.info, tracks, plans, shown, options, reporter)
-        if options.report:
-            write_report(result)
-        reporter.tell(Progress("finish", 1, 1))
-        return result
+            comment=comment(self.nets.config.name, *how),
+        )
 
     def listen(self, sound: AudioReader, options: Options) -> SpeechFeatures:
         """The speech at each frame of the output; their number is the output's length.
@@ -228,119 +277,90 @@ class LipSync:
         at_most: int | None,
         options: Options,
         reporter: Reporter | None = None,
+        choices: Sequence[FaceChoice] = (),
         *,
         total: int | None = None,
         fps: Fraction = FPS,
+        known: ClipCache | None = None,
     ) -> list[FaceTrack]:
         """Pass 1: where the chosen faces are in each of the clip's first `at_most` frames.
 
-        Args:
-            total: for the reporter, how many frames the clip will give, where that is known.
-            fps: of the clip.
-
-        Raises:
-            NoFaceFound: in none of them, or with on_missing "error" not in all.
-            InputError: the choice fits no face.
+        `choices` are `options.face`, unless there are several speakers; the rest, and the errors,
+        as in `casting.cast`.
         """
-        reporter = reporter or Reporter()
-        choice = FaceChoice.parse(options.face)
-        followed = faces.follow(
-            (frame.rgb() for frame in islice(clip.frames(), at_most)),
+        return casting.cast(
+            clip,
+            at_most,
             self.detector,
-            choice,
-            rounded=options.landmarks == "rounded",
-            published=options.follow == "frame",
+            choices or [FaceChoice.parse(options.face)],
+            options,
+            resolution=self.nets.config.resolution,
+            fps=fps,
             total=total,
-            fps=float(fps),
-            progress=reporter,
-        )
-        count = len(followed[0].found)
-        reporter.step("detect", count, count)
-        tracks = [self._placed(one, options) for one in followed]
-        tracks = [track for track in tracks if track.found.any()]
-        if not tracks:
-            raise NoFaceFound(faces.no_face(self.detector, count, choice, float(fps)))
-        for start, stop, reason in tracks[0].lost:
-            said = f"source frames {start}-{stop - 1} ({float(start / fps):.2f} s on): {reason}"
-            if options.on_missing == "error":
-                raise NoFaceFound(f"{said}; on_missing keep passes such frames through")
-            log.info("%s; they pass through", said)
-        return tracks
-
-    def _placed(self, face: faces.Track, options: Options) -> FaceTrack:
-        resolution = self.nets.config.resolution
-        track = align.face_track(face.points, face.found, resolution, face.cut, options.smooth)
-        lost = [(one.start, one.stop, one.reason) for one in face.reasons]
-        if options.max_yaw is None:
-            return replace(track, cut=face.cut, lost=tuple(lost))
-        turned = np.where(face.found, yaw(face.points), np.nan)
-        strength = yaw_strength(turned, options.max_yaw, cut=face.cut)
-        away = faces.runs(face.found & (strength == 0), 0, len(strength))
-        lost += [(start, stop, "turned away") for start, stop in away]
-        found = track.found & (strength > 0)
-        return replace(
-            track, cut=face.cut, lost=tuple(sorted(lost)), found=found, strength=strength
+            reporter=reporter or Reporter(),
+            known=known,
         )
 
     def generate(
         self,
         clip: Clip,
-        speech: SpeechFeatures,
-        tracks: list[FaceTrack],
-        plans: list[list[Segment]],
+        roles: Sequence[Role],
         options: Options,
         reporter: Reporter | None = None,
-    ) -> Iterator[Any]:
+        known: ClipCache | None = None,
+    ) -> Generator[Any, None, None]:
         """Pass 2: the output's frames, in order; those without a face are the source's own.
 
         Each face is painted, by its own plan, onto what came of the one before.
         """
         reporter = reporter or Reporter()
-        wanted = (int(i) for segment in plans[0] for i in segment.source[segment.shared :])
+        first = roles[0].plan
+        wanted = (int(i) for segment in first for i in segment.source[segment.shared :])
         pictures = reporter.each("decode", clip.frames(wanted))
-        for track, plan in zip(tracks, plans, strict=True):
-            last = track is tracks[-1]
-            pictures = self._painted(pictures, speech, track, plan, options, reporter, told=last)
-        return pictures
+        for role in roles:
+            latents = self._latents(known, role)
+            painter = Painter(self.nets, role, options, reporter, latents, self.occluder)
+            groups = ahead(painter.cut(pictures), painter.batch, abandoned=reporter.abandon)
+            drawn = ahead(painter.speak(groups), abandoned=reporter.abandon)
+            pictures = painter.paste(drawn)
+        reporter.step("generate", 0, first[-1].stop)
+        with closing(pictures):
+            for done, picture in enumerate(pictures, start=1):
+                yield picture
+                reporter.step("generate", done, first[-1].stop)
 
-    def _painted(
-        self,
-        pictures: Iterator[Any],
-        speech: SpeechFeatures,
-        track: FaceTrack,
-        plan: list[Segment],
-        options: Options,
-        reporter: Reporter,
-        *,
-        told: bool,
-    ) -> Iterator[Any]:
-        painter = Painter(self.nets, options, options.seed, reporter)
-        held: list[Any] = []  # what the next group shares
-        for number, segment in enumerate(plan):
-            if told:
-                reporter.step("generate", segment.start, plan[-1].stop)
-            shown = held + list(islice(pictures, len(segment) - len(held)))
-            keep = plan[number + 1].shared if number + 1 < len(plan) else 0
-            held = shown[len(shown) - keep :]
-            if segment.passthrough:
-                yield from shown
-            else:
-                audio = speech[segment.start : segment.stop]
-                yield from painter.paint(shown, segment, track, audio, keep)
-        if told:
-            reporter.step("generate", plan[-1].stop, plan[-1].stop)
+    @contextmanager
+    def _cache(self, clip: VideoReader, options: Options) -> Iterator[ClipCache | None]:
+        """What is known of the clip, where a folder for it is given."""
+        if options.cache_dir is None:
+            yield None
+            return
+        with closing(Cache(options.cache_dir, options.cache_bytes)) as cache:
+            yield ClipCache(cache, clip.path, {"pace": "25" if clip.info.is_image else options.fps})
+
+    def _latents(self, known: ClipCache | None, role: Role) -> Latents | None:
+        """Of one face; the pictures they are made of follow from the clip and the face's place."""
+        if known is None:
+            return None
+        facts = {"vae": self._vae_digest, "dtype": self.dtype, "side": self.nets.config.resolution}
+        return known.latents(facts, role.track.affine, self.nets.unet.conv_in.weight)
+
+    @cached_property
+    def _vae_digest(self) -> str:
+        return net_digest(self.nets.vae)
 
     def _result(
         self,
         path: Path,
         clip: VideoInfo,
-        tracks: list[FaceTrack],
-        plans: list[list[Segment]],
+        roles: Sequence[Role],
         shown: timeline.Timeline,
         options: Options,
+        speakers: Speakers,
         reporter: Reporter,
     ) -> Result:
         frames = len(shown.source)
+        tracks = [role.track for role in roles]
         width, height = _size(clip, options)
         return Result(
             path=path,
@@ -351,7 +371,7 @@ class LipSync:
             height=height,
             faces_found=int(np.any([track.found for track in tracks], axis=0).sum()),
             source_frames=len(tracks[0]),
-            passed_through=timeline.passed_through(plans),
+            passed_through=timeline.passed_through([role.plan for role in roles]),
             lost=tracks[0].lost,
             model=self.nets.config.name,
             detector=self.detector.name,
@@ -359,14 +379,17 @@ class LipSync:
             dtype=str(self.dtype).removeprefix("torch."),
             seed=options.seed,
             options=asdict(options) | asdict(options.effort),
+            voices=speakers.named(),
             peak_memory=peak_memory(self.device),
             timings=reporter.timings(),
         )
 
 
-def _plan(shown: timeline.Timeline, track: FaceTrack, options: Options) -> list[Segment]:
-    """The output in groups: where this face is found and the voice sounds, it speaks."""
-    speaks = shown.speaks & track.found[shown.source]
+def _plan(
+    shown: timeline.Timeline, track: FaceTrack, speaks: NDArray[np.bool_], options: Options
+) -> list[Segment]:
+    """The output in groups: where this face is found and its voice sounds, it speaks."""
+    speaks = speaks & track.found[shown.source]
     cut = None if track.cut is None else timeline.new_shots(shown.source, track.cut)
     return timeline.segments(
         shown.source,
@@ -379,28 +402,16 @@ def _plan(shown: timeline.Timeline, track: FaceTrack, options: Options) -> list[
     )
 
 
-def _seconds(sound: AudioReader) -> Fraction:
-    return Fraction(sound.sample_count(sound.sample_rate), sound.sample_rate)
-
-
-def _seconds_used(sound: AudioReader, options: Options) -> float | None:
+def _seconds_used(speakers: Speakers, options: Options) -> float | None:
     """How much of a clip will be looked at, at most."""
-    needed = _voice(sound, 0, replace(options, length="exact")).clip_needed(options.sync_mode)
+    exact = voices.span(speakers.seconds, 0, replace(options, length="exact"))
+    needed = exact.clip_needed(options.sync_mode)
     return None if needed is None else float(needed) + 1  # the published length is 2 frames longer
 
 
 def _size(clip: VideoInfo, options: Options) -> tuple[int, int]:
     """Of the output; OutputError when the codec can't hold it."""
     return output_size(clip.width, clip.height, codec=options.codec, max_side=options.max_side)
-
-
-def _voice(sound: AudioReader, frames: int, options: Options) -> Voice:
-    """The sound, `frames` long at 25 fps, and the time around it."""
-    return Voice(
-        seconds=frames / FPS if options.length == "published" else _seconds(sound),
-        after=Fraction(options.lead_in).limit_denominator(1000),
-        then=Fraction(options.lead_out).limit_denominator(1000),
-    )
 
 
 def _frames_to_look_at(clip: VideoInfo, pace: Pace, at_most: int | None) -> int | None:

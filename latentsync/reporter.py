@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -21,7 +21,10 @@ Item = TypeVar("Item")
 
 
 class Reporter:
-    """Passes progress on, stops a cancelled run, and sums up the time of each stage."""
+    """Passes progress on, stops a cancelled run, and sums up the time of each stage.
+
+    A run's stages may share one, each from its own thread.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,8 @@ class Reporter:
         self._started = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
         self._at = Progress("read", 0, None)
+        self._abandoned = threading.Event()
+        self._summing = threading.Lock()
 
     def __call__(self, progress: Progress) -> None:
         """Pass one step on. Raises Cancelled when the caller wants to stop."""
@@ -41,8 +46,12 @@ class Reporter:
 
     def check(self) -> None:
         """Raise Cancelled when the caller wants to stop."""
-        if self._cancelled and self._cancelled():
+        if self._abandoned.is_set() or (self._cancelled and self._cancelled()):
             raise Cancelled(f"cancelled at frame {self._at.done} of stage {self._at.stage!r}")
+
+    def abandon(self) -> None:
+        """Let every stage stop at its next `check`, because one of them ended early."""
+        self._abandoned.set()
 
     def step(self, stage: str, done: int, total: int | None) -> None:
         self(Progress(stage, done, total))
@@ -58,9 +67,10 @@ class Reporter:
         try:
             yield
         finally:
-            self._spent[stage] += time.perf_counter() - start
+            with self._summing:
+                self._spent[stage] += time.perf_counter() - start
 
-    def each(self, stage: str, items: Iterator[Item]) -> Iterator[Item]:
+    def each(self, stage: str, items: Iterator[Item]) -> Generator[Item, None, None]:
         """The items, and the time that making each takes."""
         while True:
             with self.timed(stage):
@@ -71,7 +81,7 @@ class Reporter:
             yield item
 
     def timings(self) -> dict[str, float]:
-        """Seconds by stage, and of the whole run so far."""
+        """Seconds by stage, and of the whole run so far; stages side by side sum up to more."""
         return {**self._spent, "total": time.perf_counter() - self._started}
 
 

@@ -146,7 +146,7 @@ class SpeechFeatures:
             tick: seconds.
             after: seconds of frames before the sound begins.
         """
-        other = copy.copy(self)
+        other = self._again()
         fine = tick / after.denominator  # the sound begins at a whole number of these
         late = round(after / fine)
         other._own = mel.own_tokens(begins * after.denominator - late, fine)
@@ -154,8 +154,14 @@ class SpeechFeatures:
 
     def hushed(self, share: FloatArray) -> "SpeechFeatures":
         """The same beside the same frames, faded into silence: (n,) in [0, 1], 0 is silence."""
-        other = copy.copy(self)
+        other = self._again()
         other._share = share
+        return other
+
+    def _again(self) -> "SpeechFeatures":
+        """A copy that reads the sound by itself, so that it may serve another thread."""
+        other = copy.copy(self)
+        other._states, other._stream = {}, iter(())
         return other
 
     def _quiet(self) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ __all__ = [
     "FloatArray",
     "Frame",
     "IntArray",
+    "Picture",
     "Progress",
     "ProgressCallback",
     "Result",
@@ -48,6 +49,27 @@ class Box:
     @property
     def height(self) -> int:
         return self.bottom - self.top
+
+
+class Picture(Protocol):
+    """A frame that is looked at in parts, at a cost that follows the part: `media.VideoFrame`."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def pixel_aspect(self) -> Fraction:
+        """Width / height of one pixel."""
+        ...
+
+    def rgb(self, box: Box | None = None) -> Frame:
+        """A region whose edges are even, or the frame's own; all of it by default."""
+        ...
+
+    def thumbnail(self, max_side: int) -> Frame:
+        """All of it, scaled down until no side is over `max_side` px."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,17 @@ class FaceTrack:
 
     def __len__(self) -> int:
         return len(self.found)
+
+    def first(self, frames: int) -> "FaceTrack":
+        """Of the clip's first so many frames."""
+        lost = ((start, min(stop, frames), why) for start, stop, why in self.lost)
+        return FaceTrack(
+            affine=self.affine[:frames],
+            found=self.found[:frames],
+            cut=None if self.cut is None else self.cut[:frames],
+            lost=tuple(one for one in lost if one[0] < frames),
+            strength=None if self.strength is None else self.strength[:frames],
+        )
 
 
 @dataclass(frozen=True)
@@ -140,5 +173,6 @@ class Result:
     dtype: str
     seed: int  # the one used, never 0
     options: dict[str, Any] = field(default_factory=dict)  # all of them, by name
+    voices: dict[str, str] = field(default_factory=dict)  # the sound of each face, as chosen
     peak_memory: dict[str, int] = field(default_factory=dict)  # bytes, of the process and the GPU
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 from zipfile import is_zipfile
 
 import torch
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from latentsync import devices
 from latentsync.config import PRESETS, ModelConfig, SyncNetConfig, UNetConfig
 from latentsync.downloads import Download, fetch_set
 from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Nets",
+    "Offload",
     "download",
     "load_lpips",
     "load_nets",
@@ -56,6 +58,7 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
+Offload = Literal["auto", "none", "sequential"]
 
 PUBLISHED = ("v1.6", "v1.5")
 UNET, WHISPER = "latentsync_unet.pt", "whisper/tiny.pt"
@@ -93,14 +96,21 @@ def load_nets(
     folder: Path | str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    offload: Offload = "none",
 ) -> Nets:
     """Load a model by preset name, or by the path of a folder in our own form.
 
+    Args:
+        offload: "sequential" keeps the U-Net in the CPU's memory, each of its layers on the device
+            only while it computes; "auto" does so where the device is too small otherwise.
+
     Raises:
-        OptionError: neither a preset nor a folder.
+        OptionError: neither a preset nor a folder, or an unknown offload.
         WeightsMissing: a file is not there; the message names it and what to do.
         WeightsMismatch: a file holds another model.
     """
+    if offload not in get_args(Offload):
+        raise OptionError(f"offload is {offload!r}; it must be auto, none or sequential")
     base = root(folder)
     own = base / "demo" if str(name) == "demo" else Path(name)
     if str(name) in PUBLISHED:
@@ -114,11 +124,27 @@ def load_nets(
         raise OptionError(
             f"model is {str(name)!r}; it must be one of {known}, or a folder with a config.json"
         )
+    _place(nets, torch.device(device), dtype, offload)
+    return nets
+
+
+def _place(nets: Nets, device: torch.device, dtype: torch.dtype, offload: Offload) -> None:
+    """Bring the nets to the device, the U-Net's layers only on demand where it is offloaded."""
+    side = nets.vae.latent_shape(nets.config.resolution)[1]
+    numbers = sum(p.numel() for net in (nets.unet, nets.vae) for p in net.parameters())
+    needed = numbers * dtype.itemsize + devices.unet_work(nets.config.unet, side, dtype)
+    if offload == "auto" and not devices.has_room(needed, device):
+        log.warning("%s is too small for %s: its layers come and go", device, nets.config.name)
+        offload = "sequential"
     # Whisper's norms compute in float32 and want their weights so; it is little work anyway.
     precisions = ((nets.unet, dtype), (nets.vae, dtype), (nets.speech, torch.float32))
     for net, precision in precisions:
-        net.to(device, precision).eval().requires_grad_(False)
-    return nets
+        net.eval().requires_grad_(False)
+        if net is nets.unet and offload == "sequential":
+            devices.offload(net.to(precision), device)
+        else:
+            # Channels last is what fast convolutions want, also on a CPU.
+            net.to(device, precision, memory_format=torch.channels_last)
 
 
 def load_unet(path: Path, config: UNetConfig) -> UNet:

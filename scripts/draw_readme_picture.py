@@ -20,7 +20,7 @@ def main() -> None:
     affine = align.face_track(found.points, found.found, SIDE).affine[0]
     size = (picture.width, picture.height)
     box = align.face_box(affine, SIDE, *size)
-    crop = align.cut_face(picture.rgb(box), box, affine, SIDE, size)
+    crop = align.cut_face(picture.rgb(box), box, affine, SIDE)
     mask = keep_mask(SIDE)[..., None]
     masked = (crop * mask + 127.5 * (1 - mask)).astype(np.uint8)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import align
+from latentsync import align, as_published
 from latentsync.mask import keep_mask, paste_share
 from latentsync.types import Box
 from tests.golden.golden_rule import f32, image
@@ -31,22 +31,36 @@ def at_most_a_level(ours, expected, share=0.001):
     assert (difference > 0).mean() <= share
 
 
-def cut(frame, affine, resolution, **options):
-    height, width = frame.shape[:2]
-    box = align.face_box(affine, resolution, width, height)
-    region = frame[box.top : box.bottom, box.left : box.right]
-    return align.cut_face(region, box, affine, resolution, (width, height), **options)
+def region_of(frame, affine, resolution):
+    box = align.face_box(affine, resolution, frame.shape[1], frame.shape[0])
+    return frame[box.top : box.bottom, box.left : box.right], box
 
 
-def paste(frame, face, affine, **options):
-    height, width = frame.shape[:2]
-    box = align.face_box(affine, face.shape[-1], width, height)
-    out = frame.copy()
-    region = frame[box.top : box.bottom, box.left : box.right]
-    out[box.top : box.bottom, box.left : box.right] = align.paste_face(
-        region, box, face, affine, (width, height), **options
-    )
+def cut(frame, affine, resolution, *, published=False):
+    region, box = region_of(frame, affine, resolution)
+    if published:
+        return as_published.cut_face(region, box, affine, resolution, frame.shape[1::-1])
+    return align.cut_face(region, box, affine, resolution)
+
+
+def paste(frame, face, affine, *, published=False, share=None):
+    out, size = frame.copy(), frame.shape[1::-1]
+    if published:
+        region, box = region_of(frame, affine, face.shape[-1])
+        laid = as_published.paste_face(region, box, face, affine, size, share=share)
+    else:
+        box, rgb, weight = align.paste_face(face, affine, size, share=share)
+        assert box.left % 2 == box.top % 2 == 0
+        assert box.right % 2 == 0 or box.right == size[0]
+        assert box.bottom % 2 == 0 or box.bottom == size[1]
+        part = weight[..., None] / 255
+        laid = part * rgb + (1 - part) * frame[box.top : box.bottom, box.left : box.right]
+    out[box.top : box.bottom, box.left : box.right] = np.rint(laid)
     return out
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
 
 
 def test_template_and_size_are_the_published_ones(case):
@@ -76,7 +90,7 @@ def test_crops_are_the_published_ones(case):
         _, index, every = key.split("_")
         step = int(every.removeprefix("every"))
         frame = image(height, width, int(arrays["seed"]), f"frame{index}")
-        face = cut(frame, track.affine[int(index)], resolution, truncate=True)
+        face = cut(frame, track.affine[int(index)], resolution, published=True)
         at_most_a_level(face[::step, ::step], arrays[key])
 
 
@@ -84,17 +98,18 @@ def test_restored_frames_are_the_published_ones(case):
     resolution, arrays, height, width, track = case
     frame = image(height, width, int(arrays["seed"]), "frame2")
     face = torch.from_numpy(f32((3, resolution, resolution), int(arrays["seed"]), "gen2", 0.6))
-    restored = paste(frame, face, track.affine[2], truncate=True)
+    restored = paste(frame, face, track.affine[2], published=True)
     assert np.abs(restored.astype(int) - frame).mean() > 5  # the face is really there
     at_most_a_level(restored, arrays["restored_2"])
 
 
-def test_work_is_confined_to_the_face(case):
+@pytest.mark.parametrize("published", [False, True])
+def test_work_is_confined_to_the_face(case, published):
     resolution, _, height, width, track = case
     frame = image(height, width, 1, "any")
     face = torch.zeros(3, resolution, resolution)
     box = align.face_box(track.affine[0], resolution, width, height)
-    changed = (paste(frame, face, track.affine[0]) != frame).any(axis=2)
+    changed = (paste(frame, face, track.affine[0], published=published) != frame).any(axis=2)
     rows, columns = np.where(changed)
     assert box.top <= rows.min()
     assert rows.max() < box.bottom
@@ -126,12 +141,38 @@ def test_a_face_across_the_frames_edge_equals_whole_frame_work(where, size):
     assert box.bottom % 2 == 0 or box.bottom == height
     assert (box.width, box.height) != (width, height)
     at_most_a_level(
-        cut(frame, track.affine[0], 64),
-        align.cut_face(frame, whole, track.affine[0], 64, (width, height)),
+        cut(frame, track.affine[0], 64, published=True),
+        as_published.cut_face(frame, whole, track.affine[0], 64, (width, height)),
     )
-    ours = paste(frame, face, track.affine[0])
-    at_most_a_level(ours, align.paste_face(frame, whole, face, track.affine[0], (width, height)))
+    ours = paste(frame, face, track.affine[0], published=True)
+    at_most_a_level(
+        ours, as_published.paste_face(frame, whole, face, track.affine[0], (width, height))
+    )
     assert (ours != frame).any()
+
+
+@pytest.mark.parametrize("where", CENTRES)
+@pytest.mark.parametrize("size", [(180, 160), (179, 161)], ids=["even", "odd"])
+def test_on_a_smooth_picture_one_resampling_shows_what_the_published_two_do(where, size):
+    height, width = size
+    x, y = CENTRES[where]
+    points = np.array([[[x - 36, y - 24], [x + 40, y - 18], [x, y + 28]]], dtype=np.float32)
+    affine = align.face_track(points, np.ones(1, dtype=bool), 128).affine[0]
+    yy, xx = np.mgrid[:height, :width]
+    frame = np.stack([xx, yy, 0.5 * (xx + yy)], axis=-1).astype(np.uint8)
+    ours, published = (cut(frame, affine, 128, published=p).astype(int) for p in (False, True))
+    inside = cut(np.full_like(frame, 255), affine, 128, published=True).min(axis=2) > 250
+    inside = cv2.erode(inside.astype(np.uint8), np.ones((9, 9)), borderValue=1) > 0  # ringing
+    assert inside.mean() > 0.1
+    assert np.abs(ours - published)[inside].max() <= 2
+    face = torch.from_numpy(np.mgrid[:128, :128, :1][[0, 1, 0], ..., 0] / 64 - 1).float()
+    ours, published = (paste(frame, face, affine, published=p) for p in (False, True))
+    box, _, weight = align.paste_face(face, affine, (width, height))
+    # Not at the soft edge: the published one is narrower the less of the crop is in the frame.
+    whole = np.pad(weight == 255, ((box.top, height - box.bottom), (box.left, width - box.right)))
+    assert whole.sum() > 1500
+    assert np.abs(ours.astype(int) - published)[whole].max() <= 2
+    assert np.abs(ours.astype(int) - frame)[whole].mean() > 5
 
 
 def test_outside_the_frame_the_crop_is_grey():
@@ -152,15 +193,18 @@ def test_a_crop_beyond_the_frame_changes_nothing():
     assert (cut(frame, track.affine[0], 64) == 127).all()
 
 
-def test_pasting_a_face_back_unchanged_gives_the_frame_back():
-    """Cut at high resolution and pasted at once, a smooth picture is hardly changed."""
-    yy, xx = np.mgrid[:240, :320]
-    frame = np.stack([xx * 0.6 + 20, yy * 0.8 + 10, 230 - yy * 0.5], axis=-1).astype(np.uint8)
+def test_pasting_a_face_back_unchanged_keeps_more_of_the_frame_than_the_published_way():
+    rng = np.random.default_rng(3)
+    frame = cv2.GaussianBlur(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8), (0, 0), 1.0)
     points = np.array([[[120, 95], [180, 90], [150, 130]]], dtype=np.float32)
-    track = align.face_track(points, np.ones(1, dtype=bool), 256)
-    face = torch.from_numpy(cut(frame, track.affine[0], 256)).permute(2, 0, 1) / 127.5 - 1
-    difference = np.abs(paste(frame, face, track.affine[0]).astype(int) - frame)
-    assert difference.max() <= 2
+    affine = align.face_track(points, np.ones(1, dtype=bool), 256).affine[0]
+    kept = []
+    for published in (False, True):
+        crop = cut(frame, affine, 256, published=published)
+        face = torch.from_numpy(crop).permute(2, 0, 1).contiguous() / 127.5 - 1
+        kept.append(psnr(paste(frame, face, affine, published=published), frame))
+    assert kept[0] > kept[1] + 0.5
+    assert kept[0] > 38
 
 
 def test_only_the_mouth_is_pasted():
@@ -169,8 +213,6 @@ def test_only_the_mouth_is_pasted():
     frame = image(240, 320, 8, "share")
     points = np.array([[[130, 95], [190, 90], [160, 125]]], dtype=np.float32)
     affine = align.face_track(points, np.ones(1, dtype=bool), side).affine[0]
-    box = align.face_box(affine, side, 320, 240)
-    region = np.ascontiguousarray(frame[box.top : box.bottom, box.left : box.right])
     face = torch.ones(3, side, side)
     share = paste_share(side)
     hole = 1 - keep_mask(side)
@@ -178,17 +220,36 @@ def test_only_the_mouth_is_pasted():
     assert share[80:100, 50:78].min() > 0.99
     assert share[:40].max() < 0.01
     assert ((share > 0.1) & (share < 0.9)).any()
-    whole = align.paste_face(region, box, face, affine, (320, 240))
-    mouth = align.paste_face(region, box, face, affine, (320, 240), share=torch.from_numpy(share))
     (eyes, lips) = (
         cv2.transform(np.float32([[at]]), cv2.invertAffineTransform(affine))[0, 0].round()
-        - (box.left, box.top)
         for at in np.float32([[0.3, 0.2], [0.5, 0.7]]) * align.crop_size(side)
     )
     at_eyes, at_lips = ((slice(int(y) - 3, int(y) + 4), int(x)) for x, y in (eyes, lips))
-    assert (whole[at_eyes] == 255).all()
-    np.testing.assert_array_equal(mouth[at_eyes], region[at_eyes])
-    assert (mouth[at_lips] == 255).all()
+    for published in (False, True):
+        whole = paste(frame, face, affine, published=published)
+        mouth = paste(frame, face, affine, published=published, share=torch.from_numpy(share))
+        assert (whole[at_eyes] >= 254).all()
+        np.testing.assert_array_equal(mouth[at_eyes], frame[at_eyes])
+        assert (mouth[at_lips] >= 254).all()
+
+
+def test_only_where_something_is_laid_on_is_worked():
+    side, frame = 128, (640, 480)
+    points = np.array([[[260, 195], [380, 190], [320, 250]]], dtype=np.float32)
+    affine = align.face_track(points, np.ones(1, dtype=bool), side).affine[0]
+    face, lips = torch.zeros(3, side, side), torch.zeros(side, side)
+    lips[90:100, 50:70] = 1
+    box, rgb, weight = align.paste_face(face, affine, frame, share=lips)
+    assert rgb.shape == (box.height, box.width, 3)
+    assert weight.shape == (box.height, box.width)
+    whole, _, _ = align.paste_face(face, affine, frame)
+    assert box.width * box.height < 0.1 * whole.width * whole.height
+    assert weight.max() == 255
+    rim = np.concatenate([weight[0], weight[-1], weight[:, 0], weight[:, -1]])
+    assert rim.max() == 0
+    nothing, _, weight = align.paste_face(face, affine, frame, share=torch.zeros(side, side))
+    assert nothing.width * nothing.height < 200
+    assert weight.max() == 0
 
 
 def test_smoothing_starts_anew_after_a_gap():

@@ -14,11 +14,13 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types"},
     {"config", "options"},
-    {"media", "timeline", "align", "mask", "mel", "devices", "models"}
-    | {"report", "reporter", "bars"},
-    {"archives", "blend", "diffusion", "downloads", "faces", "speech"},
-    {"weights", "voice_activity"},
+    {"devices"},
+    {"media", "timeline", "align", "mask", "mel", "models"}
+    | {"report", "reporter", "bars", "ahead", "kept"},
+    {"archives", "cache", "as_published", "blend", "diffusion", "downloads", "faces", "speech"},
+    {"weights", "voice_activity", "occlusion"},
     {"painter", "pace"},
+    {"casting", "voices"},
     {"pipeline"},
     {"training", "evaluation", "preparation", "synthetic", "service"},
     {"verify"},

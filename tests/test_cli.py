@@ -158,7 +158,10 @@ def test_defaults_are_the_librarys(latentsync, fake):
         "device": None,
         "dtype": None,
         "detector": None,
+        "occluder": None,
         "attention": "native",
+        "offload": "auto",
+        "compile": False,
     }
     assert fake.options == Options()
 
@@ -189,6 +192,8 @@ def test_every_option_but_those_of_fidelity_is_on_the_command_line(latentsync, f
         "guidance_stop": 0.9,
         "detect_every": 2,
         "batch": 3,
+        "cache_dir": "remembered",
+        "cache_bytes": 10**8,
         "seed": 7,
         "sync_mode": "freeze",
         "lead_in": 0.5,
@@ -216,6 +221,29 @@ def test_every_option_but_those_of_fidelity_is_on_the_command_line(latentsync, f
     assert fake.options == Options(**asked)
     fidelity = Options.published().__dict__.items() - Options().__dict__.items()
     assert Options().__dict__.keys() == asked.keys() | {name for name, _ in fidelity}
+
+
+def test_speakers_bring_a_voice_each(latentsync, fake):
+    speakers = ("--speaker", "left=a=1.wav", "--speaker", "420,160@2.5=b.wav")
+    assert latentsync("generate", "two.mp4", "-o", "c", *speakers)[0] == 0
+    voices = {"left": Path("a=1.wav"), "420,160@2.5": Path("b.wav")}
+    assert fake.ran == (Path("two.mp4"), voices, Path("c"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["voice.wav", "--speaker", "left=a.wav"], "voice.wav beside --speaker"),
+        (["--speaker", "a.wav"], "--speaker 'a.wav'; it must be FACE=AUDIO"),
+        (["--speaker", "left="], "--speaker 'left='; it must be FACE=AUDIO"),
+        (["--speaker", "left=a.wav", "--speaker", "left=b.wav"], "names one face twice"),
+    ],
+)
+@pytest.mark.usefixtures("fake")
+def test_speakers_that_are_none_are_refused(latentsync, words, said):
+    code, _, stderr = latentsync("generate", "two.mp4", *words, "-o", "c")
+    assert code == 2
+    assert said in stderr
 
 
 def test_lossless_and_a_clip_s_own_sound(latentsync, fake):

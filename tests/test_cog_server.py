@@ -309,7 +309,7 @@ def test_seeds(server):
         ({"audio": ...}, {"audio": "Field required"}),
         ({"video": ..., "audio": ...}, {"video": "Field required", "audio": "Field required"}),
         ({"inference_steps": 51}, {"inference_steps": "51 is greater than the maximum of 50"}),
-        ({"inference_steps": 0}, {"inference_steps": "0 is less than the minimum of 1"}),
+        ({"inference_steps": -1}, {"inference_steps": "-1 is less than the minimum of 0"}),
         ({"inference_steps": 1.5}, {"inference_steps": '1.5 is not of type "integer"'}),
         ({"guidance_scale": 10.5}, {"guidance_scale": "10.5 is greater than the maximum of 10"}),
         ({"guidance_scale": -1}, {"guidance_scale": "-1 is less than the minimum of 0"}),

@@ -38,6 +38,7 @@ RANGES = {
     "guidance_stop": (0, 1),
     "detect_every": (1, 50),
     "batch": (1, 16),
+    "cache_bytes": (2**20, 2**63),
 }
 NONE_ALLOWED = {"steps", "cache_interval", "guidance_start", "guidance_stop", "detect_every"} | {
     "batch"

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from latentsync.faces.cuts import with_cuts
+from latentsync.media import VideoFrame
 from latentsync.types import Frame
 
 
@@ -23,6 +24,9 @@ def test_cuts_and_what_is_none() -> None:
         assert cuts([a] * 10 + flash + [a] * 10) == []
     pan = [rooms[0][:, x : x + 128] for x in range(0, 800, 50)]
     assert cuts([a] * 5 + pan + [pan[-1]] * 5) == []
+    assert [cut for _, cut in with_cuts(map(VideoFrame.from_rgb, [a] * 9 + [b] * 9))].index(
+        True
+    ) == 9
     dissolve = [((1 - s) * a + s * b).astype(np.uint8) for s in np.linspace(0, 1, 14)]
     assert cuts(dissolve) == []
     assert cuts([a] * 5 + [b]) == [5]

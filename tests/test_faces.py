@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -16,9 +17,13 @@ from safetensors.torch import save_file
 from latentsync import faces
 from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
 from latentsync.faces import Builtin, FaceFilter, InsightFace, YuNet, create, track
-from latentsync.faces.landmarks import ANCHORS, COUNT, MIRRORED, cut, upright
+from latentsync.faces.base import nearest
+from latentsync.faces.builtin import _box, _last_crop
+from latentsync.faces.landmarks import ANCHORS, COUNT, MIRRORED, REFERENCE, cut, upright
 from latentsync.faces.scrfd import GPU_PROVIDER, LANDMARK_FILE, SCRFD_FILE
+from latentsync.faces.view import View
 from latentsync.faces.yunet import YUNET_FILE, points_from_eyes
+from latentsync.media import Colour, VideoFrame
 from latentsync.synthetic import LANDMARKS, Identity, Mouth, Pose, draw
 from latentsync.synthetic.scenes import draw_mouth, draw_pose
 from latentsync.types import Box, Face, Frame, Progress
@@ -142,6 +147,197 @@ def test_track_keeps_no_frame() -> None:
             yield frame
 
     assert track(frames(), Scripted([[a_face(0)]] * 50)).found.all()
+
+
+# A frame as detectors look at it
+
+
+class Watched(VideoFrame):
+    """Remembers how many px of it were made, small pictures aside."""
+
+    __slots__ = ("pixels",)
+
+    def rgb(self, box: Box | None = None) -> Frame:
+        pixels = super().rgb(box)
+        self.pixels = getattr(self, "pixels", 0) + pixels.size // 3
+        return pixels
+
+
+def watched(rgb: Frame, aspect: Fraction = Fraction(1)) -> Watched:
+    """The picture, its columns so many that pixels of that aspect show it as it was."""
+    width, height = round(rgb.shape[1] / aspect), rgb.shape[0]
+    stored = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+    return Watched(VideoFrame.from_rgb(stored).planes(), Colour(pixel_aspect=aspect))
+
+
+def ramp(width: int, height: int) -> Frame:
+    """Grey levels that say the column (red) and the row (green)."""
+    x, y = np.meshgrid(np.linspace(20, 230, width), np.linspace(20, 230, height))
+    return np.stack([x, y, np.full_like(x, 120)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("aspect", [Fraction(1), Fraction(4, 3), Fraction(8, 9), Fraction(2)])
+@pytest.mark.parametrize("scale", [0.6, 3.0, 9.0])
+def test_a_crop_is_the_same_of_an_array_and_of_a_picture(aspect: Fraction, scale: float) -> None:
+    """From its own pixels or the small picture, wherever it lies, and with square pixels."""
+    rgb = ramp(1440, 1080)
+    frame = watched(rgb, aspect)
+    view, half = View(frame), 32 * scale
+    assert (view.width, view.height, view.aspect) == (1440, 1080, pytest.approx(float(aspect)))
+    for x, y in ((700, 500), (10, 1070), (1435, 8)):
+        crop = np.array([[1 / half, 0.1 / half, -x / half], [-0.1 / half, 1 / half, -y / half]])
+        crop[:, 2] = -crop[:, :2] @ (x, y)
+        pictures = [
+            cut(*one.under(crop, (-1, -1, 1, 1), 64)).astype(int)[..., :2]
+            for one in (View(rgb), view)
+        ]
+        assert np.abs(pictures[0] - pictures[1]).mean() < 1.5
+    assert getattr(frame, "pixels", 0) < (0.15 if scale < 9 else 0.001) * 1440 * 1080
+
+
+def test_a_part_tells_where_it_lies() -> None:
+    frame = watched(ramp(1440, 1080), Fraction(4, 3))
+    view, near = View(frame), Box(400, 301, 500, 401)
+    for part in (view.around(near), view.around(near).shrunk(64), view.small(300)):
+        height, width = part.pixels.shape[:2]
+        for column, row in ((0, 0), (width - 1, height - 1)):
+            x, y = part.out_centred(np.array([column, row]))
+            red, green = part.pixels[row, column, :2].astype(int)
+            assert red == pytest.approx(20 + 210 * x / 1439, abs=3)
+            assert green == pytest.approx(20 + 210 * y / 1079, abs=3)
+    np.testing.assert_allclose(view.around(near).size, (200, 200), atol=2)
+
+
+def test_a_face_is_read_once_however_often_it_is_looked_at() -> None:
+    frame = watched(ramp(1440, 1080))
+    view = View(frame)
+    for shift in (0, 4, -7):
+        low = np.array([600.0 + shift, 500])
+        view.part(low, low + 160)
+    assert frame.pixels < 1.8 * 160**2
+    assert View(ramp(64, 48)).part(np.zeros(2), np.ones(2)).pixels.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("aspect", [Fraction(1), Fraction(4, 3), Fraction(2)])
+def test_builtin_finds_the_same_in_parts_of_a_picture(aspect: Fraction) -> None:
+    who = Identity.from_seed(990_002)
+    rgb, marks = draw(who, Pose(x=0.4), Mouth(), (1600, 900), zoom=0.5)
+    frame = watched(rgb, aspect)
+    (whole,), (seen,) = Builtin().detect(rgb), Builtin().detect(frame)
+    apart = np.linalg.norm(marks[1] - marks[0])
+    assert np.abs(seen.points - whole.points).max() < 0.02 * apart
+    assert np.abs(np.array(seen.box) - whole.box).max() < 0.1 * apart
+    assert frame.pixels < 0.1 * rgb.size / 3
+
+
+# Followed from frame to frame
+
+
+def shifted(rgb: Frame, x: float, y: float) -> Frame:
+    return moved(rgb, np.array([[1.0, 0, x], [0, 1, y]]), *rgb.shape[:2])
+
+
+def test_builtin_follows_without_a_search(portrait: Frame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two faces, one of which goes: the others' places don't depend on that."""
+    detector = Builtin()
+    (seen,) = detector.detect(portrait)
+    monkeypatch.setattr(detector, "_search", lambda _: pytest.fail("a search"))
+    elsewhere = Face((300, 300, 400, 440), 0.9, seen.points + np.float32([120, 250]))
+    later = shifted(portrait, 6, -4)
+    found, gone = detector.follow(later, [seen, elsewhere])
+    assert gone is None
+    assert found is not None
+    assert np.abs(found.points - seen.points - (6, -4)).max() < 0.03 * APART
+    assert np.abs(np.subtract(found.box, seen.box) - (6, -4, 6, -4)).max() < 4
+    (rounded,) = detector.follow(later, [seen], rounded=True)
+    assert rounded is not None
+    np.testing.assert_array_equal(rounded.points, np.round(found.points))
+    assert detector.follow(later, []) == []
+    assert Builtin(FaceFilter(min_width=150)).follow(later, [seen]) == [None]
+
+
+def test_a_followed_face_is_looked_at_once_more_where_it_moved(portrait: Frame) -> None:
+    detector, looks = Builtin(), []
+    (seen,) = detector.detect(portrait)
+    look = detector._landmarks.look
+    detector._landmarks.look = lambda *told: looks.append(1) or look(*told)  # type: ignore[method-assign]
+    for shift, wanted in (((0.5, 0), 2), ((6, -4), 3)):
+        looks.clear()
+        assert detector.follow(shifted(portrait, *shift), [seen])[0] is not None
+        assert len(looks) == wanted
+
+
+def test_a_face_is_followed_from_the_crop_it_was_found_in() -> None:
+    half, angle = 90.0, 0.4
+    linear = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / half
+    crop = np.column_stack([linear, -linear @ (300, 200)])
+    anchors = np.linalg.solve(linear, (REFERENCE[ANCHORS] - crop[:, 2]).T).T
+    again = _last_crop(Face(tuple(_box(crop)), 0.9, anchors.astype(np.float32)))
+    np.testing.assert_allclose(again, crop, atol=0.02)
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SCRFD sees a small one, the points come from the face's own pixels."""
+    root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.9)], marks_around(-0.2, 0.15, 0.05))
+    detector = InsightFace(root)
+    white = solid((255, 255, 255), 720, 1280)
+    frame, sizes = watched(white), []
+    scrfd = detector._scrfd.detect
+    monkeypatch.setattr(
+        detector._scrfd,
+        "detect",
+        lambda picture, **options: sizes.append(picture.shape) or scrfd(picture, **options),
+    )
+    (whole,), (seen,) = detector.detect(white), detector.detect(frame)
+    assert sizes == [(720, 1280, 3), (288, 512, 3)]  # an array as published
+    assert seen.box == whole.box == (500, 250, 900, 750)
+    np.testing.assert_allclose(seen.points, whole.points, atol=0.01)
+    small = (40.0, 40.0, 104.0, 140.0)
+    detector = InsightFace(pack(tmp_path / "small", [(small, 0.9)], marks_around(-0.2, 0.2, 0)))
+    (whole,), (seen,) = detector.detect(white), detector.detect(frame)
+    np.testing.assert_allclose(seen.points, whole.points, atol=0.01)
+    (wide,) = detector.detect(watched(white, Fraction(2)))
+    np.testing.assert_allclose(wide.points, whole.points, atol=0.02)
+
+
+@pytest.mark.usefixtures("insightface")
+def test_insightface_follows_by_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = (200.0, 100.0, 360.0, 300.0)
+    detector = InsightFace(pack(tmp_path, [(box, 0.9)], marks_around(-0.2, 0.15, 0.05)))
+    white = solid((255, 255, 255), 512, 512)
+    (seen,) = detector.detect(white)
+    monkeypatch.setattr(detector._scrfd, "detect", lambda *_, **__: pytest.fail("a search"))
+    # The net puts the points where the box is; so a face whose points were elsewhere has moved.
+    before = Face(seen.box, seen.score, seen.points - np.float32([9, 5]))
+    bent = Face(seen.box, seen.score, seen.points + np.float32([[0, 0], [0, 0], [40, 0]]))
+    small = Face((200, 100, 240, 160), 0.9, seen.points)
+    for frame in (white, watched(white)):
+        found, *others = detector.follow(frame, [before, bent, small])
+        assert others == [None, None]
+        assert found is not None
+        np.testing.assert_allclose(found.points, seen.points, atol=0.01)
+        np.testing.assert_allclose(np.subtract(found.box, box), (9, 5, 9, 5), atol=0.05)
+
+
+def test_yunet_follows_what_is_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the part around it, at a scale of its own: here two faces are seen wherever it looks."""
+    onnx_nets.yunet(
+        tmp_path / YUNET_FILE,
+        [((32.0, 32.0, 96.0, 120.0), POINTS, 0.9), ((128.0, 96.0, 184.0, 184.0), POINTS, 0.8)],
+        *(192, 192),
+    )
+    detector, white = YuNet(tmp_path), solid((255, 255, 255), 1000, 1600)
+    monkeypatch.setattr(detector, "detect", lambda *_, **__: pytest.fail("a search"))
+    seen = Face((600, 300, 984, 684), 0.9, np.zeros((3, 2), np.float32))
+    for frame in (white, watched(white)):
+        (found,) = detector.follow(frame, [seen])  # from (408, 108) on, at a quarter
+        assert found is not None
+        np.testing.assert_allclose(found.box, (536, 236, 792, 588), atol=5)
+    beside = Face((920, 490, 1140, 840), 0.9, seen.points)
+    assert nearest([found, beside], Face((900, 480, 1150, 850), 0.9, seen.points)) is beside
+    assert nearest([], seen) is None
+    assert detector.follow(solid((0, 0, 255), 1000, 1600), [seen]) == [None]
 
 
 # insightface
@@ -544,6 +740,15 @@ def test_cascade_of_ones_own(portrait: Frame, tmp_path: Path) -> None:
     assert detector.detect(solid((90, 90, 90), 16, 16)) == []
 
 
+def test_a_cascade_follows_a_face(portrait: Frame, tmp_path: Path) -> None:
+    detector = create(str(CASCADE), root=tmp_path)
+    seen = detector.detect(portrait)[0]
+    (found,) = detector.follow(shifted(portrait, 5, 3), [seen])
+    assert found is not None
+    assert np.abs(np.subtract(found.points, seen.points) - (5, 3)).max() < 0.12 * APART
+    assert detector.follow(solid((90, 90, 90), 512, 512), [seen]) == [None]
+
+
 def test_what_is_no_cascade(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match=r"none\.xml is not there"):
         create(str(tmp_path / "none.xml"), root=tmp_path)
@@ -596,20 +801,20 @@ def test_landmarks_are_those_that_are_drawn() -> None:
 def test_the_net_doubts_what_a_cascade_takes_for_a_face(portrait: Frame) -> None:
     """Wherever it is told to look where there is none."""
     squares = np.array([[x, y, 90] for x in range(60, 480, 60) for y in range(300, 480, 60)], float)
-    boxes, scores, _ = Builtin()._look(portrait, squares)
+    boxes, scores, _ = Builtin()._look(View(portrait), squares)
     assert len(boxes) == len(scores)
     assert (scores < 0.5).all()
 
 
 def test_the_last_look_forgets_where_the_first_was(portrait: Frame) -> None:
     squares = np.array([[226, 115, 120], [220, 110, 110], [230, 120, 135]], float)
-    points = [Builtin()._look(portrait, square[None])[2][0, ANCHORS] for square in squares]
+    points = [Builtin()._look(View(portrait), square[None])[2][0, ANCHORS] for square in squares]
     assert np.ptp(points, axis=0).max() < 0.03 * APART
 
 
 def test_squares_around_one_face_give_one_face(portrait: Frame) -> None:
     around = np.array([[226, 115, 120], [220, 110, 110], [230, 120, 135]], float)
-    _, scores, points = Builtin()._look(portrait, around)
+    _, scores, points = Builtin()._look(View(portrait), around)
     assert len(scores) == len(points) == 1
 
 

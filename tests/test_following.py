@@ -1,5 +1,6 @@
 """Whole runs by face: which one speaks, and what becomes of frames without it."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -27,7 +28,7 @@ class Scripted(StubDetector):
         if near is not None:
             return []
         self.looks += 1
-        self.seen.append(number_of(frame))
+        self.seen.append(number_of(frame if isinstance(frame, np.ndarray) else frame.rgb()))
         return [
             Face((x, y, x + 60, y + 84), 1.0, POINTS + np.float32([x, y]))
             for x, y in self.script(self.looks)
@@ -99,6 +100,40 @@ def test_two_speakers_in_one_clip_are_what_each_is_alone(tmp_path, out):
     for left, right, both in zip(*films.values(), strict=True):
         np.testing.assert_array_equal(both[:, :half], left[:, :half])
         np.testing.assert_array_equal(both[:, half:], right[:, half:])
+
+
+@pytest.mark.parametrize(("options", "whole"), [({}, False), ({"follow": "frame"}, True)])
+def test_whole_frames_are_made_for_the_published_way_alone(tmp_path, out, options, whole):
+    shown = []
+
+    class Seeing(Scripted):
+        def detect(self, frame, *, rounded=False, near=None):
+            shown.append(isinstance(frame, np.ndarray))
+            return super().detect(frame, rounded=rounded, near=near)
+
+    model = tiny_lipsync()
+    model.detector = Seeing(lambda _: [LEFT])
+    run(model, out, 5, clip(tmp_path / "clip.mp4", 5), **options)
+    assert shown == [whole] * 5
+
+
+@pytest.mark.parametrize(("options", "searches"), [({}, 10), ({"detect_every": 4}, 3)])
+def test_faces_are_searched_for_in_one_of_so_many_frames(tmp_path, out, options, searches):
+    model = tiny_lipsync()
+    model.detector = detector = Scripted(lambda _: [LEFT])
+    detector.follow = lambda _frame, seen, **_: list(seen)
+    result = run(model, out, 10, clip(tmp_path / "clip.mp4", 10), **options)
+    assert len(detector.seen) == searches
+    assert result.faces_found == 10
+
+
+def test_a_face_in_wide_pixels_speaks_in_its_place(tmp_path, out):
+    """Stored half as wide: the same half of the picture is touched, nothing beside it."""
+    still = cv2.resize(picture(0, *WIDE), (WIDE[0] // 2, WIDE[1]), interpolation=cv2.INTER_AREA)
+    half = (WIDE[0] // 2, WIDE[1])
+    source = write_clip(tmp_path / "clip.mp4", [still] * 6, size=half, crf="0", x264opts="sar=2/1")
+    run(lipsync(lambda _: [RIGHT]), out, 6, source, seed=3)
+    assert touched(out, source).tolist() == [[False, True]] * 6
 
 
 def test_a_short_gap_is_filled_and_a_long_one_passes_through(tmp_path, out):
@@ -178,9 +213,9 @@ def test_a_mouth_hears_silence_while_nobody_speaks(tmp_path, out, monkeypatch):
     heard = []
     denoise = diffusion.denoise
 
-    def spy(unet, noise, mask, latents, audio, **options):
-        heard.extend(audio)
-        return denoise(unet, noise, mask, latents, audio, **options)
+    def spy(unet, noise, mask, latents, audio, effort, **options):
+        heard.extend(audio.flatten(0, 1))
+        return denoise(unet, noise, mask, latents, audio, effort, **options)
 
     monkeypatch.setattr(diffusion, "denoise", spy)
     source, voice = clip(tmp_path / "clip.mp4", 80), paused(out)

@@ -231,3 +231,36 @@ def test_every_pixel_counts_in_the_chroma_that_is_written():
     _, mean_u, mean_v = VideoFrame.from_rgb(np.full((4, 4, 3), (140, 80, 140), np.uint8)).planes()
     assert np.abs(u[6:10, 6:10].astype(int) - mean_u[0, 0]).max() <= 2
     assert np.abs(v[6:10, 6:10].astype(int) - mean_v[0, 0]).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(96, 64), (95, 63)])
+def test_a_picture_is_laid_on_by_its_weight(size):
+    width, height = size
+    frame = noisy(width, height, Colour())
+    box = even_box((20, 20, width, height), width=width, height=height)
+    rgb = np.full((box.height, box.width, 3), (230, 90, 40), np.uint8)
+    weight = np.zeros((box.height, box.width), np.uint8)
+    weight[4:12, 6:14] = 255
+    weight[4:12, 14:20] = 102
+    pasted = frame.pasted(box, rgb, weight)
+    full = VideoFrame.from_rgb(rgb, Colour()).planes()
+    for plane, (before, after) in enumerate(zip(frame.planes(), pasted.planes(), strict=True)):
+        step = 1 if plane == 0 else 2
+        top, left, dyed = 20 // step, 20 // step, full[plane][0, 0]
+        share = np.zeros(before.shape)
+        share[top:, left:][: 12 // step, : 20 // step] = weight[:12:step, :20:step] / 255
+        assert np.array_equal(before[share == 0], after[share == 0])
+        expected = before + share * (dyed.astype(float) - before)
+        assert np.abs(after - expected).max() <= 0.51
+        assert (after != before).any()
+
+
+def test_the_smallest_region_may_be_pasted():
+    frame = noisy(63, 47, Colour())
+    for box in (Box(62, 46, 63, 47), Box(0, 0, 2, 2)):
+        white = np.full((box.height, box.width, 3), 255, np.uint8)
+        for weight in (None, np.full((box.height, box.width), 255, np.uint8)):
+            luma, u, v = frame.pasted(box, white, weight).planes()
+            assert (luma[box.top : box.bottom, box.left : box.right] == 235).all()
+            assert u[box.top // 2, box.left // 2] == v[box.top // 2, box.left // 2] == 128
+            assert (luma != frame.planes()[0]).sum() == box.width * box.height

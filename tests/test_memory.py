@@ -25,7 +25,7 @@ from latentsync import diffusion
 from tests.stubs import tiny_lipsync
 
 diffusion.encode = lambda vae, pixels, *_: diffusion.Latents(pixels, pixels)
-diffusion.denoise = lambda unet, noise, mask, latents, audio, **_: latents.masked
+diffusion.denoise = lambda unet, noise, mask, latents, *_, **__: latents.masked
 diffusion.decode = lambda vae, latents, pixels, mask: -latents
 clip, voice, out = sys.argv[1:]
 result = tiny_lipsync().run(clip, voice, out, crf=51)

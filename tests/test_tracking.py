@@ -1,19 +1,22 @@
 """Whose face is followed: people painted as coloured boxes, detectors that are told what to see."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from latentsync import faces
+from latentsync import align, faces
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.faces import LARGEST, FaceChoice, Lost, Track, follow, look
 from latentsync.faces.likeness import Patch
-from latentsync.faces.people import LINGERS
-from latentsync.synthetic import Identity, Mouth, Pose, draw
+from latentsync.faces.people import LINGERS, Linker
+from latentsync.faces.watch import Watch
+from latentsync.media import Colour, VideoFrame
+from latentsync.synthetic import Identity, Mouth, Pose, draw, draw_motion
 from latentsync.types import Box, Face, Frame, Progress
 from tests.clips import write_picture
 
@@ -58,6 +61,8 @@ class Cast:
         self.script, self.hidden, self.at_second = script, hidden, at_second
         self.backgrounds = backgrounds or [120] * len(script)
         self.index = -1
+        self.last: Frame | None = None
+        self.searched: list[int] = []  # frames looked at as a whole
         self.seconds: list[tuple[int, Box]] = []  # frames looked at twice, and where
 
     def describe(self) -> str:
@@ -71,12 +76,31 @@ class Cast:
         if near is not None:
             self.seconds.append((self.index, near))
             return [face_of(actor, 0.3) for actor in self.at_second(self.index)]
-        self.index += 1
+        self._turn_to(frame)
+        self.searched.append(self.index)
         seen = [a for a in self.script[self.index] if not self.hidden(self.index, a)]
         found = sorted((face_of(actor) for actor in seen), key=lambda face: -face.area)
         if rounded:
             found = [Face(f.box, f.score, np.round(f.points)) for f in found]
         return found
+
+    def follow(
+        self, frame: Frame, faces: Sequence[Face], *, rounded: bool = False
+    ) -> list[Face | None]:
+        """The nearest of the people, but nobody further away than half a face."""
+        self._turn_to(frame)
+        now = [face_of(a) for a in self.script[self.index] if not self.hidden(self.index, a)]
+        found: list[Face | None] = []
+        for before in faces:
+            far = [float(np.linalg.norm(face.points - before.points, axis=1).max()) for face in now]
+            near = now[int(np.argmin(far))] if now and min(far) < 30 else None
+            found.append(Face(near.box, 0.9, np.round(near.points)) if rounded and near else near)
+        return found
+
+    def _turn_to(self, frame: Frame) -> None:
+        """A frame that is followed in vain is searched as well."""
+        self.index += frame is not self.last
+        self.last = frame
 
     def track(self, choice: str = "largest", **options) -> Track:
         (track,) = follow(self.frames(), self, FaceChoice.parse(choice), **options)
@@ -336,6 +360,149 @@ def test_a_second_look_never_takes_somebody_elses_face() -> None:
             at_second=lambda i: twins[i][1:],
         )
         assert noses(hidden.track("100,60")) == [100] * 6 + [None] * 6
+
+
+# A search in one of so many frames
+
+
+def test_between_searches_faces_are_followed() -> None:
+    ways = walk(60, 260, 40)
+    script: list[list[Actor]] = [[(x, 120, 60, RED)] for x in ways]
+    every, fourth = Cast(script), Cast(script)
+    exact, followed = every.track(), fourth.track(detect_every=4)
+    np.testing.assert_array_equal(exact.points, followed.points)
+    assert every.searched == list(range(40))
+    assert fourth.searched == list(range(0, 40, 4))
+    rounded = Cast(script).track(detect_every=4, rounded=True).points
+    np.testing.assert_array_equal(rounded, np.round(rounded))
+
+
+def test_a_cut_is_searched() -> None:
+    script: list[list[Actor]] = [[(100, 120, 60, RED)]] * 9 + [[(105, 120, 60, BLUE)]] * 9
+    cast = Cast(script, backgrounds=[120] * 9 + [30] * 9)
+    assert noses(cast.track(detect_every=6)) == [100] * 9 + [105] * 9
+    assert cast.searched == [0, 6, 9, 15]
+
+
+def test_who_is_lost_is_searched_for_until_a_second_has_passed() -> None:
+    """And found when they are back, though somebody else is there all the time."""
+    other = (250, 120, 50, BLUE)
+    script: list[list[Actor]] = [[(100, 120, 60, RED), other]] * 9 + [[other]] * 7
+    script += [[(104, 120, 60, RED), other]] * 14
+    cast = Cast(script)
+    assert noses(cast.track(detect_every=10)) == [100] * 9 + [None] * 7 + [104] * 14
+    assert cast.searched == [0, *range(9, 17), 26]
+    gone = Cast([[(100, 120, 60, RED), other]] * 9 + [[other]] * 60)
+    gone.track(detect_every=20)
+    assert gone.searched == [0, *range(9, 9 + LINGERS + 1), 9 + LINGERS + 20]
+
+
+@pytest.mark.parametrize(
+    ("now", "searched"),
+    [
+        ([(104, 120, 60), (196, 120, 60)], []),
+        ([(130, 120, 60), (196, 120, 60)], [1]),  # leaps
+        ([(104, 120, 80), (196, 120, 60)], [1]),  # grows at once
+        ([None, (196, 120, 60)], [1]),  # is lost
+    ],
+)
+def test_what_can_not_be_the_face_it_was_is_searched(now: list, searched: list[int]) -> None:
+    script: list[list[Actor]] = [[(100, 120, 60, RED), (200, 120, 60, BLUE)]] * 2
+    assert _searched_after(script, now) == searched
+
+
+def test_faces_that_meet_are_searched() -> None:
+    """Where one is behind the other, following would take it for the one in front."""
+    script: list[list[Actor]] = [[(100, 120, 60, RED), (135, 120, 60, BLUE)]] * 2
+    assert _searched_after(script, [(101, 120, 60), (134, 120, 60)]) == []
+    assert _searched_after(script, [(104, 120, 60), (130, 120, 60)]) == [1]
+
+
+def _searched_after(script: list[list[Actor]], followed: list) -> list[int]:
+    """Which frames are searched after the first, where following says so."""
+    cast = Cast(script)
+    faces = [None if place is None else face_of((*place, RED)) for place in followed]
+    cast.follow = lambda *_, **__: faces  # type: ignore[method-assign]
+    watch = Watch(cast, Linker(Patch()), 50, rounded=False)
+    for index, frame in enumerate(cast.frames()):
+        watch.see(index, frame, cut=False)
+    return cast.searched[1:]
+
+
+def test_who_is_new_is_seen_at_the_next_search() -> None:
+    script: list[list[Actor]] = [[(100, 120, 50, RED)]] * 5
+    script += [[(100, 120, 50, RED), (250, 120, 60, BLUE)]] * 15
+    cast = Cast(script)
+    one, other = follow(cast.frames(), cast, FaceChoice.parse("all"), detect_every=4)
+    assert noses(one) == [None] * 8 + [250] * 12
+    assert noses(other) == [100] * 20
+    assert noses(Cast([[]] * 5 + script[5:]).track(detect_every=4)) == [None] * 8 + [250] * 12
+
+
+def test_drawn_people_are_followed_as_well_as_they_are_searched() -> None:
+    who, poses = Identity.from_seed(31), draw_motion(np.random.default_rng(4), 12, amount=1.0)
+    drawn = [draw(who, pose, Mouth(), (400, 300), zoom=0.9) for pose in poses]
+    frames = [VideoFrame.from_rgb(frame) for frame, _ in drawn]
+    truth = np.array([marks[[0, 1, 4]] for _, marks in drawn])
+    detector = faces.create("builtin", root=Path("none"))
+    errors = []
+    for every in (1, 6):
+        (track,) = follow(frames, detector, LARGEST, detect_every=every)
+        assert track.found.all()
+        errors.append(np.linalg.norm(track.points - truth, axis=2).mean())
+    assert errors[1] < errors[0] + 0.01 * np.linalg.norm(truth[0, 1] - truth[0, 0])
+
+
+# Pixels that are not square
+
+
+def stored(rgb: Frame, aspect: Fraction) -> VideoFrame:
+    size = (round(rgb.shape[1] / aspect), rgb.shape[0])
+    narrow = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    return VideoFrame.from_rgb(narrow, Colour(pixel_aspect=aspect))
+
+
+@pytest.mark.parametrize("aspect", [Fraction(16, 15), Fraction(4, 3), Fraction(2), Fraction(8, 9)])
+def test_the_crop_of_a_face_has_square_pixels(aspect: Fraction) -> None:
+    """The same as that of a clip with square pixels, and what is pasted lies at the same place."""
+    rgb, _ = draw(Identity.from_seed(31), Pose(x=0.3), Mouth(open=0.5), (640, 360), zoom=0.8)
+    detector = faces.create("builtin", root=Path("none"))
+    crops, mouths = [], []
+    for one in (Fraction(1), aspect):
+        frame = stored(rgb, one)
+        (track,) = follow([frame], detector, LARGEST)
+        square = align.face_track(track.points, track.found, 256).affine[0]
+        affine = square * np.float32([track.pixel_aspect, 1, 1])  # as `casting` does
+        crop = cv2.warpAffine(frame.rgb(), affine, align.crop_size(256), flags=cv2.INTER_AREA)
+        crops.append(crop.astype(int))
+        x, y = np.linalg.solve(affine[:, :2], (105, 210) - affine[:, 2])
+        mouths.append((x * float(one), y))
+    # Of a face whose pixels are taken for square: 8 grey levels at 16:15, 46 at 2:1.
+    assert np.abs(crops[0] - crops[1]).mean() < 4.5
+    np.testing.assert_allclose(mouths[0], mouths[1], atol=0.7)
+
+
+def test_places_are_px_of_the_frame_whatever_their_aspect() -> None:
+    """A point, a box, and what is said of them; faces themselves have square pixels."""
+    script: list[list[Actor]] = [[(60, 120, 50, RED), (260, 120, 56, BLUE)]] * 5
+    cast = Cast(script)
+    cast.detect = lambda *_, **__: [face_of(actor) for actor in script[0]]  # type: ignore[method-assign]
+    frames = [stored(paint(actors), Fraction(4, 3)) for actors in script]
+    assert (frames[0].width, frames[0].height) == (240, 240)
+    (track,) = follow(frames, cast, FaceChoice.parse("195,120"))
+    assert noses(track) == [260] * 5
+    assert track.pixel_aspect == pytest.approx(4 / 3)
+    with pytest.raises(OptionError, match="faces are at 45,120 and 195,120"):
+        follow(frames, cast, FaceChoice.parse("120,20"))
+    with pytest.raises(OptionError, match=r"230,10 to 280,60 lies beyond the frame of 240 x 240"):
+        follow(frames, cast, FaceChoice.parse("230,10,50,50"))
+    scene = drawn_scene(10)
+    wide = [stored(frame, Fraction(2)) for frame, _ in scene]
+    x, y = scene[0][1]
+    (track,) = follow(wide, Cast([]), FaceChoice.parse(f"{x / 2},{y},36,84"))
+    truth = np.array([place for _, place in scene])
+    expected = np.array([[0.23, 0.18], [0.77, 0.18], [0.5, 0.49]]) * (72, 84)
+    np.testing.assert_allclose(track.points, truth[:, None] + expected, atol=1.2)
 
 
 # Gaps

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from latentsync.config import UNetConfig
 from latentsync.errors import BackendUnavailable, OptionError
 from latentsync.models.attention import attention_backend
-from latentsync.models.unet import FrameSharedGroupNorm, UNet
+from latentsync.models.unet import FeatureCache, FrameSharedGroupNorm, UNet
 from tests.golden.golden_rule import f32
 from tests.tiny import GOLDEN, filled, golden, tensor, unet_config
 
@@ -111,6 +111,20 @@ def test_groups_share_statistics_over_frames():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_half_precision_keeps_statistics_of_large_numbers(dtype, frames):
+    norm = FrameSharedGroupNorm(4, 8, 1e-5).to(dtype)
+    x = (tensor((6, 8, 5, 7), 1, "norm") * 4000 + 9000).to(dtype)  # squares are beyond float16
+    expected = torch.nn.functional.group_norm(
+        x.float().unflatten(0, (-1, frames)).transpose(1, 2), 4, eps=1e-5
+    )
+    ours = norm(x, frames)
+    assert ours.dtype == dtype
+    ours = ours.float().unflatten(0, (-1, frames)).transpose(1, 2)
+    torch.testing.assert_close(ours, expected, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_close_and_finite(dtype):
     arrays, unet = load("stage2")
     sample, timestep, audio = inputs(arrays, "stage2", "b1f16")
@@ -142,6 +156,71 @@ def test_compiles_whole_and_does_not_recompile_for_each_group_size():
             args = (sample[:, :, :frames], torch.tensor(500), audio[:frames])
             torch.testing.assert_close(compiled(*args), unet(*args), atol=1e-4, rtol=0)
     assert counter.frame_count <= 2  # one for the first size, one for every other
+
+
+@pytest.mark.slow
+def test_compiles_whole_with_a_feature_cache():
+    config = replace(UNetConfig(), block_out_channels=(32, 64), layers_per_block=1)
+    unet = filled(UNet(config), 1)
+    counter = CompileCounterWithBackend("eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(unet, backend=counter, fullgraph=True, dynamic=False)
+    sample, audio = tensor((2, 1, 13, 4, 8, 8), 1, "sample"), tensor((4, 50, 384), 1, "audio")
+    ours, expected = FeatureCache(), FeatureCache()
+    with torch.inference_mode():
+        for k in range(6):
+            for cache in (ours, expected):
+                cache.prepare(4, full=k % 3 == 0)
+            args = (sample[k % 2], torch.tensor(900 - k), audio)
+            torch.testing.assert_close(compiled(*args, ours), unet(*args, expected))
+            torch.testing.assert_close(ours.features, expected.features)
+    assert counter.frame_count == 2  # a full step and a cheap one
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_cheap_step_runs_the_last_layer_on_what_was_kept(stage):
+    arrays, unet = load(stage)
+    sample, timestep, audio = inputs(arrays, stage, "b1f16" if stage != "stage1" else "b1f5")
+    sample, audio = sample[:, :, :2], audio.reshape(-1, 50, 384)[:2]
+    ran = []
+    last = len(unet.up_blocks[-1].resnets) - 1
+    for name, module in unet.named_modules():
+        if type(module).__name__ in ("Conv2d", "Resnet", "Transformer", "MotionModule"):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    cache = FeatureCache()
+    with torch.inference_mode():
+        full = unet(sample, timestep, audio, cache)
+        assert torch.equal(full, unet(sample, timestep, audio))
+        kept = cache.features.clone()
+        ran.clear()
+        assert torch.equal(unet(sample, timestep, audio, cache), full)
+        assert torch.equal(cache.features, kept)
+        kinds = ("resnets", "attentions", "motion_modules")
+        layer = {f"up_blocks.3.{kind}.{last}" for kind in kinds}
+        layer = {name for name in layer if name in dict(unet.named_modules())}
+        outside = {name for name in ran if not name.startswith(tuple(layer))}
+        assert outside == {"conv_in", "conv_out"}
+        assert layer <= set(ran)
+        other = unet(sample + 1, timestep + 7, audio + 1, cache)  # all three are looked at afresh
+        assert not torch.equal(unet(sample, timestep + 7, audio + 1, cache), other)
+        assert not torch.equal(unet(sample + 1, timestep, audio + 1, cache), other)
+        assert not torch.equal(unet(sample + 1, timestep + 7, audio, cache), other)
+
+
+def test_a_feature_cache_forgets_what_is_of_no_use():
+    cache = FeatureCache()
+    cache.prepare(4, full=False)
+    assert cache.features is None
+    cache.features = kept = torch.arange(4.0)
+    cache.prepare(4, full=False)
+    assert torch.equal(cache.features, kept)
+    cache.prepare(2, full=False)
+    assert cache.features.tolist() == [2, 3]
+    cache.prepare(4, full=False)
+    assert cache.features is None
+    cache.features = kept
+    cache.prepare(4, full=True)
+    assert cache.features is None
 
 
 def test_without_audio_cross_attention_is_left_out():

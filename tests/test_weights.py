@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentsync import weights
+from latentsync import devices, weights
 from latentsync.config import PRESETS, ModelConfig, WhisperConfig
 from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
 from latentsync.models.unet import UNet
@@ -116,6 +116,44 @@ def test_half_precision_leaves_speech_in_float32(nets, tmp_path):
     assert {p.dtype for p in loaded.speech.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("offload", "room", "comes_and_goes"),
+    [
+        ("none", False, False),
+        ("auto", True, False),
+        ("auto", False, True),
+        ("sequential", True, True),
+    ],
+)
+def test_a_net_too_large_for_its_device_is_offloaded(
+    nets, tmp_path, monkeypatch, caplog, offload, room, comes_and_goes
+):
+    asked = []
+
+    def has_room(needed, device):
+        asked.append((needed, device.type))
+        return room
+
+    monkeypatch.setattr(devices, "has_room", has_room)
+    monkeypatch.setattr(devices, "STAYS", 5000)  # then convolutions are large in a tiny net
+    weights.save(nets, tmp_path / "model")
+    loaded = weights.load_nets(tmp_path / "model", offload=offload, dtype=torch.bfloat16)
+    assert any(layer._forward_pre_hooks for layer in loaded.unet.modules()) == comes_and_goes
+    assert ["come and go" in line for line in caplog.messages] == [True] * (
+        offload == "auto" and not room
+    )
+    assert {p.dtype for p in loaded.unet.parameters()} == {torch.bfloat16}
+    if asked:
+        numbers = sum(p.numel() for net in (nets.unet, nets.vae) for p in net.parameters())
+        work = devices.unet_work(TINY.unet, 8, torch.bfloat16)
+        assert asked == [(2 * numbers + work, "cpu")]
+
+
+def test_an_unknown_offload_is_refused(tmp_path):
+    line = refused(OptionError, weights.load_nets, tmp_path, offload="model")
+    assert line == "offload is 'model'; it must be auto, none or sequential"
+
+
 def test_the_published_files_are_loaded(nets, published):
     loaded = weights.load_nets("v1.6", folder=published)
     assert loaded.config.name == "v1.6"
@@ -123,8 +161,8 @@ def test_the_published_files_are_loaded(nets, published):
         assert_same(getattr(loaded, part), getattr(nets, part))
     pixels = torch.rand(1, 3, 64, 64)
     latents = loaded.vae.encode(pixels)
-    assert torch.equal(latents, nets.vae.encode(pixels))
-    assert torch.equal(loaded.vae.decode(latents), nets.vae.decode(latents))
+    torch.testing.assert_close(latents, nets.vae.encode(pixels))
+    torch.testing.assert_close(loaded.vae.decode(latents), nets.vae.decode(latents))
 
 
 def test_todays_names_in_the_vae_are_loaded_too(nets, published):

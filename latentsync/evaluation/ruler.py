@@ -133,7 +133,7 @@ def aligned_crops(video: Path | str, track: FaceTrack, *, fps: Fraction = FPS) -
     for frame, source in zip(frames, cycle(there_and_back), strict=False):
         affine, size = track.affine[nearest[source]], (frame.width, frame.height)
         box = align.face_box(affine, CROP, *size)
-        yield align.cut_face(frame.rgb(box), box, affine, CROP, size)
+        yield align.cut_face(frame.rgb(box), box, affine, CROP)
 
 
 def mouth_track(

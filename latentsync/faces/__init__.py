@@ -10,8 +10,9 @@ A detector takes a frame and gives three points a face. Three of them, named by
                   upright faces seen about from the front
     <file>.xml    an OpenCV cascade of one's own, for drawn faces say
 
-It looks at each frame by itself and keeps nothing from one to the next. `follow` runs one over a
-clip and gives the track of the face that a `FaceChoice` means: see tracker.py.
+It looks at each frame by itself and keeps nothing from one to the next. A frame is an array, or a
+picture of which only what is looked at is made: see view.py. `follow` runs a detector over a clip
+and gives the track of the face that a `FaceChoice` means: see tracker.py.
 """
 
 import logging
@@ -30,8 +31,9 @@ from latentsync.faces.choice import LARGEST, FaceChoice
 from latentsync.faces.scene import Lost, Scene, Track, runs
 from latentsync.faces.scrfd import InsightFace
 from latentsync.faces.tracker import follow, look, no_face
+from latentsync.faces.view import Shown
 from latentsync.faces.yunet import YuNet
-from latentsync.types import FloatArray, Frame, ProgressCallback
+from latentsync.types import FloatArray, ProgressCallback
 
 __all__ = [
     "LARGEST",
@@ -45,6 +47,7 @@ __all__ = [
     "Lost",
     "Points",
     "Scene",
+    "Shown",
     "Track",
     "YuNet",
     "create",
@@ -62,8 +65,9 @@ log = logging.getLogger(__name__)
 class Points:
     """The largest face of every frame of a clip."""
 
-    points: FloatArray  # (n, 3, 2) x, y in frame px, as in `Face`; zeros where no face was found
+    points: FloatArray  # (n, 3, 2) x, y in square px, as in `Face`; zeros where no face was found
     found: NDArray[np.bool_]  # (n,)
+    pixel_aspect: float = 1.0  # the frame's own x is that of the points divided by it
 
 
 def create(
@@ -102,7 +106,7 @@ def create(
 
 
 def track(
-    frames: Iterable[Frame],
+    frames: Iterable[Shown],
     detector: Detector,
     *,
     rounded: bool = False,
@@ -119,4 +123,4 @@ def track(
         total=total,
         progress=progress,
     )
-    return Points(points=found.points, found=found.found)
+    return Points(found.points, found.found, found.pixel_aspect)

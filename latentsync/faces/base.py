@@ -1,32 +1,33 @@
 """What all detectors share: the Protocol, which faces are acceptable, and how they are built."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
-from latentsync.types import Box, Face, Frame
+from latentsync.faces.view import Array, Part, Shown, View
+from latentsync.types import Box, Face
 
 __all__ = [
     "PUBLISHED",
     "Array",
     "Detector",
     "FaceFilter",
-    "around",
+    "about",
     "existing",
     "face",
     "mismatch",
+    "nearest",
     "points_in",
-    "shrunk",
 ]
 
-Array = NDArray[np.float64]
 Places = tuple[tuple[float, float], ...]
 """x, y of points in a box, of its width and height."""
+
+FOLLOW_SIDE = 192  # px, longest side of the picture, twice a face's size, in which it is followed
 
 # Not the template's own proportions, in which the nose base lies higher than on any face: points
 # placed so would cut the crop a sixth too tight. Those of a common face in builtin's boxes.
@@ -76,9 +77,8 @@ class FaceFilter:
         width, height = max(1, self.min_width * 3 // 4), max(1, self.min_height * 3 // 4)
         return replace(self, min_width=width, min_height=height, min_score=self.min_score / 2)
 
-    def fits(self, frame: Frame) -> bool:
-        """Whether the frame can hold an acceptable face (and is no line of pixels)."""
-        height, width = frame.shape[:2]
+    def fits(self, width: float, height: float) -> bool:
+        """Whether so many px can hold an acceptable face (and are no line of pixels)."""
         line = max(height, width) > 100 * min(height, width)
         return height >= self.min_height and width >= self.min_width and not line
 
@@ -95,7 +95,7 @@ class Detector(Protocol):
         """One line for a log or an error: thresholds, sizes, and the device really in use."""
         ...
 
-    def detect(self, frame: Frame, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
         """The acceptable faces of a frame, largest first; an empty list where there is none.
 
         `near` is where a face was a moment ago that the frame as a whole doesn't show: then only
@@ -104,6 +104,17 @@ class Detector(Protocol):
         Boxes are whole pixels. Points are sub-pixel, (0, 0) the centre of the frame's first pixel;
         `rounded` puts them on whole pixels as published (half to even; insightface's 106 points
         are rounded first).
+
+        All are in square px: x is the frame's own times the aspect of its pixels.
+        """
+        ...
+
+    def follow(
+        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+    ) -> list[Face | None]:
+        """Where each face of the frame before is in this one; None where that isn't sure.
+
+        It looks about their last places and nowhere else, so it takes a fraction of the time.
         """
         ...
 
@@ -126,24 +137,20 @@ def face(box: Array, score: float, points: Array, rounded: bool) -> Face:
     return Face((left, top, right, bottom), float(score), points.astype(np.float32))
 
 
-def around(frame: Frame, near: Box) -> tuple[Frame, Array]:
-    """The part of a frame twice as wide and high as `near`, and x, y of its corner."""
-    height, width = frame.shape[:2]
-    margin = near.width // 2, near.height // 2
-    left, top = max(0, near.left - margin[0]), max(0, near.top - margin[1])
-    right, bottom = min(width, near.right + margin[0]), min(height, near.bottom + margin[1])
-    part = np.ascontiguousarray(frame[top:bottom, left:right])
-    return part, np.array([left, top], np.float64)
+def about(view: View, seen: Face) -> Part:
+    """What is to be searched for a face that was there a frame ago."""
+    near = Box(*(round(edge) for edge in seen.box))
+    shrink = 2 * max(near.width, near.height) / FOLLOW_SIDE
+    return view.around(near, shrink).shrunk(FOLLOW_SIDE)
+
+
+def nearest(faces: Sequence[Face], seen: Face) -> Face | None:
+    """The one whose box lies most as that of a face did a frame ago."""
+    boxes = np.array([one.box for one in faces]).reshape(-1, 4)
+    beside = np.abs(boxes - np.array(seen.box)).sum(axis=1)
+    return faces[int(beside.argmin())] if len(faces) else None
 
 
 def points_in(box: Array, places: Places = IN_FACE_BOX) -> Array:
     """The three points (3, 2) of a face of which only the box is known: at fixed places in it."""
     return np.asarray(box[:2] + np.array(places) * (box[2:] - box[:2]))
-
-
-def shrunk(picture: Any, side: int, most: float = 1.0) -> tuple[Any, float]:  # noqa: ANN401
-    """The picture by a scale of at most 1 and `most` that makes its longest side `side` or less."""
-    scale = min(1.0, most, side / max(picture.shape[:2]))
-    if scale == 1:
-        return picture, scale
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), scale

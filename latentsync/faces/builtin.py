@@ -1,24 +1,27 @@
 """builtin: OpenCV's cascades say where a face may be, the project's own small net where it is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from latentsync.faces.base import PUBLISHED, Array, FaceFilter, face, shrunk
+from latentsync.faces.base import PUBLISHED, FaceFilter, face
 from latentsync.faces.landmarks import ANCHORS, FILE, Landmarks, upright
-from latentsync.types import Box, Face, Frame
+from latentsync.faces.view import Array, Shown, View
+from latentsync.types import Box, Face
 
 __all__ = ["Builtin"]
 
 SEARCH_SIDE = 480  # px, longest side of the picture that is searched
 SEARCH_BORDER = 12  # px added around it, so that a face may reach over the frame's edge
+STEP = 1.2  # from one size of window to the next
 SMALLEST_WINDOW = 24  # px, width of the smallest acceptable face's square in the searched picture
 SQUARE_TO_CROP = (0.565, 0.13)  # half a crop's side, and how far it lies below: in squares
 BOX_IN_CROP = np.array([-0.65, -0.96, 0.65, 0.78])  # brows to chin and cheek to cheek
 ROUNDS = 2  # looks after the first
+LEAP = 0.04  # of the brows' distance: a followed face that moved more gets a third look
 BESIDE = 0.25  # of a face's width: how far beside its last place a second look tries
 LIKELY = 0.01  # score at the first look below which there is no second
 
@@ -56,46 +59,68 @@ class Builtin:
             f"{self.search_side} px, on the CPU; {self.filters})"
         )
 
-    def detect(self, frame: Frame, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
-        filters = self.filters.lenient() if near else self.filters
-        if not filters.fits(frame):
+    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+        filters, view = self.filters.lenient() if near else self.filters, View(frame)
+        if not filters.fits(view.width, view.height):
             return []
         # Near a face that was there the net needs no cascade to lead it.
-        for squares in [_squares_near(near)] if near else self._search(frame):
-            boxes, scores, points = self._look(frame, squares)
+        for squares in [_squares_near(near)] if near else self._search(view):
+            boxes, scores, points = self._look(view, squares)
             kept = filters.keep(boxes, scores)
             if kept:
                 return [face(boxes[i], scores[i], points[i, ANCHORS], rounded) for i in kept]
         return []
 
-    def _search(self, frame: Frame) -> Iterator[Array]:
-        """Squares (n, 3) that may hold a face, centre x, y and side in frame px; try by try."""
+    def follow(
+        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+    ) -> list[Face | None]:
+        if not faces:
+            return []
+        view, before = View(frame), np.stack([one.points for one in faces])
+        points, _ = self._landmarks.look(view, np.stack([_last_crop(one) for one in faces]))
+        moved = np.linalg.norm(points[:, ANCHORS] - before, axis=2).max(axis=1)
+        leapt = (moved > LEAP * np.linalg.norm(before[:, 1] - before[:, 0], axis=1)).any()
+        boxes, scores, points = self._closer(view, points, ROUNDS if leapt else 1)
+        kept = self.filters.keep(boxes, scores)
+        return [
+            face(boxes[i], scores[i], points[i, ANCHORS], rounded) if i in kept else None
+            for i in range(len(faces))
+        ]
+
+    def _search(self, view: View) -> Iterator[Array]:
+        """Squares (n, 3) that may hold a face, centre x, y and side in px; try by try."""
         smallest = self.filters.min_width / (2 * SQUARE_TO_CROP[0] * 0.65)
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        small, scale = shrunk(grey, self.search_side, most=SMALLEST_WINDOW / smallest)
-        padded = cv2.copyMakeBorder(small, *(SEARCH_BORDER,) * 4, cv2.BORDER_REPLICATE)
+        most = round(SMALLEST_WINDOW / smallest * max(view.width, view.height))
+        small = view.small(min(self.search_side, most))
+        grey, scale = cv2.cvtColor(small.pixels, cv2.COLOR_RGB2GRAY), 1 / small.step.max()
+        padded = cv2.copyMakeBorder(grey, *(SEARCH_BORDER,) * 4, cv2.BORDER_REPLICATE)
         for cascade, even in ((self._first, False), (self._first, True), (self._second, True)):
             picture = self._even.apply(padded) if even else padded
-            found = cascade.detectMultiScale(picture, 1.2, 1, minSize=(int(smallest * scale),) * 2)
+            found = cascade.detectMultiScale(picture, STEP, 1, minSize=(int(smallest * scale),) * 2)
             rows = np.asarray(found, np.float64).reshape(-1, 4)
             # A window covers pixels x to x + width - 1, and (0, 0) is a pixel's centre.
             squares = np.column_stack([rows[:, :2] + (rows[:, 2:] - 1) / 2, rows[:, 2]])
             if len(squares):
                 yield (squares - [SEARCH_BORDER, SEARCH_BORDER, 0]) / scale
 
-    def _look(self, frame: Frame, squares: Array) -> tuple[Array, Array, Array]:
+    def _look(self, view: View, squares: Array) -> tuple[Array, Array, Array]:
         """Boxes (n, 4), scores (n,) and points (n, 12, 2) of what is in squares, each face once."""
         half, below = SQUARE_TO_CROP
         crops = np.stack([_crop(x, y + below * side, half * side) for x, y, side in squares])
-        points, scores = self._landmarks.look(frame, crops)
-        likely = scores > LIKELY
-        crops, points, scores = crops[likely], points[likely], scores[likely]
-        for _ in range(ROUNDS if len(crops) else 0):
-            crops = np.stack([upright(p) for p in points])
-            points, scores = self._landmarks.look(frame, crops)
-        boxes = np.array([_box(crop) for crop in crops]).reshape(-1, 4)
+        points, scores = self._landmarks.look(view, crops)
+        likely = points[scores > LIKELY]
+        if not len(likely):
+            return np.zeros((0, 4)), np.zeros(0), likely
+        boxes, scores, points = self._closer(view, likely, ROUNDS)
         once = _distinct(boxes, scores)
         return boxes[once], scores[once], points[once]
+
+    def _closer(self, view: View, points: Array, rounds: int) -> tuple[Array, Array, Array]:
+        """Boxes, scores and points as `_look`'s, each round's crops by the points before."""
+        for _ in range(rounds):
+            crops = np.stack([upright(p) for p in points])
+            points, scores = self._landmarks.look(view, crops)
+        return np.array([_box(crop) for crop in crops]), scores, points
 
 
 def _squares_near(near: Box) -> Array:
@@ -120,6 +145,16 @@ def _box(crop: Array) -> Array:
     centre = np.linalg.solve(crop[:, :2], BOX_IN_CROP.reshape(2, 2).mean(axis=0) - crop[:, 2])
     size = half * (BOX_IN_CROP[2:] - BOX_IN_CROP[:2])
     return np.trunc(np.concatenate([centre - size / 2, centre + size / 2]))
+
+
+def _last_crop(seen: Face) -> Array:
+    """The crop whose `_box` a face has, turned as its brows are."""
+    low, high = np.array(seen.box).reshape(2, 2)
+    half = (high - low).mean() / (BOX_IN_CROP[2:] - BOX_IN_CROP[:2]).mean()
+    x, y = (seen.points[1] - seen.points[0]).astype(np.float64)
+    linear = np.array([[x, y], [-y, x]]) / (half * max(1e-6, np.hypot(x, y)))
+    shift = BOX_IN_CROP.reshape(2, 2).mean(axis=0) - linear @ (low + high) / 2
+    return np.column_stack([linear, shift])
 
 
 def _distinct(boxes: Array, scores: Array) -> list[int]:

@@ -1,13 +1,15 @@
 """A cascade of one's own, an OpenCV .xml: for faces that no detector here knows, as drawn ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.faces.base import PUBLISHED, FaceFilter, around, face, points_in, shrunk
-from latentsync.types import Box, Face, Frame
+from latentsync.faces.base import PUBLISHED, FaceFilter, about, face, nearest, points_in
+from latentsync.faces.view import Part, Shown, View
+from latentsync.types import Box, Face
 
 __all__ = ["CascadeFile"]
 
@@ -45,17 +47,28 @@ class CascadeFile:
             f"side <= {SEARCH_SIDE} px, on the CPU; {self.filters})"
         )
 
-    def detect(self, frame: Frame, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
-        filters = self.filters.lenient() if near else self.filters
-        part, corner = around(frame, near) if near else (frame, np.zeros(2))
-        if not filters.fits(part):
+    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+        view = View(frame)
+        if near is None:
+            return self._find(view.small(SEARCH_SIDE), self.filters, rounded)
+        part = view.around(near).shrunk(SEARCH_SIDE)
+        return self._find(part, self.filters.lenient(), rounded)
+
+    def follow(
+        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+    ) -> list[Face | None]:
+        view = View(frame)
+        return [nearest(self._find(about(view, one), self.filters, rounded), one) for one in faces]
+
+    def _find(self, part: Part, filters: FaceFilter, rounded: bool) -> list[Face]:
+        if not filters.fits(*part.size):
             return []
-        small, scale = shrunk(cv2.cvtColor(part, cv2.COLOR_RGB2GRAY), SEARCH_SIDE)
-        smallest = (int(filters.min_width * scale),) * 2
-        found, counts = self._cascade.detectMultiScale2(small, STEP, 1, minSize=smallest)
+        grey = cv2.cvtColor(part.pixels, cv2.COLOR_RGB2GRAY)
+        smallest = (int(filters.min_width / part.step.max()),) * 2
+        found, counts = self._cascade.detectMultiScale2(grey, STEP, 1, minSize=smallest)
         rows = np.asarray(found, np.float64).reshape(-1, 4)
         sides = np.hstack([rows[:, :2], rows[:, :2] + rows[:, 2:]])
-        boxes = np.trunc(sides / scale + np.tile(corner, 2))
+        boxes = np.trunc(part.out(sides.reshape(-1, 2, 2)).reshape(-1, 4))
         scores = np.asarray(counts, np.float64).reshape(-1)
         scores /= scores + NEIGHBOURS
         return [

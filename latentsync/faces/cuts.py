@@ -7,17 +7,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.types import Frame
+from latentsync.faces.view import Shown, View
 
 __all__ = ["with_cuts"]
 
 WIDTH, HEIGHT = 32, 18  # px of a thumbnail, whatever the frame's shape
+SIDE = 256  # px, longest side of the picture that it is made of
 AROUND = 3  # steps on either side that a cut is compared with; a flash of so many frames is none
 LEAST = 8.0  # grey levels by which two shots differ at least, on average over the thumbnail
 CLEARLY = 1.5  # times the steps around it
 
 
-def with_cuts(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
+def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, bool]]:
     """Every frame, and whether it is the first of a new shot; three frames late.
 
     A cut is a step from one frame to the next that is large, and larger by far than the three
@@ -25,10 +26,10 @@ def with_cuts(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
     pan, which takes many large steps, nor a dissolve, which takes many small ones.
     """
     before: deque[float] = deque(maxlen=AROUND)  # steps
-    waiting: deque[tuple[Frame, float]] = deque()  # frames, and the step to each
+    waiting: deque[tuple[Shown, float]] = deque()  # frames, and the step to each
     last: NDArray[np.float32] | None = None
 
-    def first() -> tuple[Frame, bool]:
+    def first() -> tuple[Shown, bool]:
         frame, step = waiting.popleft()
         around = max([*before, *(later for _, later in waiting)], default=0.0)
         before.append(step)
@@ -44,9 +45,8 @@ def with_cuts(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
         yield first()
 
 
-def _thumbnail(frame: Frame) -> NDArray[np.float32]:
-    """Few pixels of the frame, averaged: enough, and as quick on a large frame."""
-    height, width = frame.shape[:2]
-    few = frame[:: max(1, height // (8 * HEIGHT)), :: max(1, width // (8 * WIDTH))]
+def _thumbnail(frame: Shown) -> NDArray[np.float32]:
+    """Few pixels of the frame, averaged."""
+    few = View(frame).small(SIDE).pixels
     small = cv2.resize(few, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32)

@@ -9,15 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from latentsync.errors import WeightsMismatch, WeightsMissing
+from latentsync.faces.view import Array, View
 from latentsync.models.regressor import SIDE, PointNet
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["ANCHORS", "COUNT", "FILE", "MIRRORED", "Landmarks", "cut", "similarity", "upright"]
+__all__ = ["ANCHORS", "COUNT", "FILE", "MIRRORED", "REFERENCE"]
+__all__ += ["Landmarks", "cut", "similarity", "upright"]
 
 COUNT = 12  # the points of `synthetic.LANDMARKS`, in its order
 ANCHORS = [0, 1, 4]  # of these the template's: brow centres and nose base
@@ -31,8 +32,6 @@ FILE = Path(__file__).resolve().parents[2] / "weights" / "demo" / "landmarks.saf
 # their logits went up to 4.9; on faces they were 0.02 apart at most, with logits from 6.
 SURE, APART = 3.0, 0.04
 MAX_OVERSAMPLE = 8  # a crop is cut at up to so many times its size, then averaged
-
-Array = NDArray[np.float64]
 
 
 class Landmarks:
@@ -58,13 +57,13 @@ class Landmarks:
                 "scripts/train_measures.py"
             ) from error
 
-    def look(self, frame: Frame, crops: Array) -> tuple[Array, Array]:
-        """Points (n, 12, 2) in frame px and scores (n,) 0..1 of what is in (n, 2, 3) crops.
+    def look(self, view: View, crops: Array) -> tuple[Array, Array]:
+        """Points (n, 12, 2) in px of the view and scores (n,) 0..1 of what is in (n, 2, 3) crops.
 
         Each crop is looked at as it is and mirrored, and the mean taken: the net's own preference
         for a side goes, and a part of its jitter. Where both disagree there is no face.
         """
-        pictures = np.stack([cut(frame, crop) for crop in crops])
+        pictures = np.stack([cut(*view.under(crop, (-1, -1, 1, 1), SIDE)) for crop in crops])
         pictures = np.concatenate([pictures, pictures[:, :, ::-1]])
         tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():

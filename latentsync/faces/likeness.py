@@ -7,7 +7,8 @@ import numpy as np
 
 from latentsync.align import BOX_HEIGHT, BOX_WIDTH, TEMPLATE
 from latentsync.faces.landmarks import similarity
-from latentsync.types import Face, FloatArray, Frame
+from latentsync.faces.view import Shown, View
+from latentsync.types import Face, FloatArray
 
 __all__ = ["Embedder", "Patch"]
 
@@ -28,7 +29,7 @@ class Embedder(Protocol):
     same: float  # a cosine from which on two are one person, wherever they are
     other: float  # a cosine below which they are two, even at the same place
 
-    def embed(self, frame: Frame, face: Face) -> FloatArray: ...
+    def embed(self, frame: Shown, face: Face) -> FloatArray: ...
 
 
 class Patch:
@@ -41,11 +42,13 @@ class Patch:
 
     same, other = 0.85, 0.6
 
-    def embed(self, frame: Frame, face: Face) -> FloatArray:
+    def embed(self, frame: Shown, face: Face) -> FloatArray:
         size = np.array([WIDTH, HEIGHT]) * OVERSAMPLE
         share = np.array(TEMPLATE) / (BOX_WIDTH, BOX_HEIGHT)
         affine = similarity(face.points.astype(np.float64), ((share - 0.5) / WIDER + 0.5) * size)
-        crop = cv2.warpAffine(frame, affine, tuple(size.tolist()), borderMode=cv2.BORDER_REPLICATE)
+        width, height = map(int, size)
+        pixels, affine = View(frame).under(affine, (0, 0, width, height), width)
+        crop = cv2.warpAffine(pixels, affine, (width, height), borderMode=cv2.BORDER_REPLICATE)
         cells = cv2.resize(crop, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         lab = cv2.cvtColor(cells, cv2.COLOR_RGB2LAB).astype(np.float32)
         light = (lab[..., 0] - lab[..., 0].mean()) / max(1, lab[..., 0].std())

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from latentsync.faces.base import Array
 from latentsync.faces.likeness import Embedder
-from latentsync.types import Box, Face, FloatArray, Frame
+from latentsync.faces.view import Shown
+from latentsync.types import Box, Face, FloatArray
 
-__all__ = ["Linker", "Person"]
+__all__ = ["Linker", "Person", "apart", "stayed"]
 
 # Sizes are the square root of a face's area; distances are counted in them.
 REACH = 0.4  # how far a face may be from where it was expected a frame after it was seen
 REACH_GROWS = 0.05  # for each frame more without it
 REACH_MOST = 1.0
 GROWS_MOST = 1.6  # times its size
+GROWS_AT_ONCE = 1.2  # times its size, from one frame to the next
 LINGERS = 25  # frames without it after which its place says nothing
 SURE = 2  # frames without it up to which its place alone may do
 FAMILIAR = 3  # frames in which a face was seen, from which on it is looked for twice
@@ -123,7 +125,7 @@ class Linker:
         self.people += self._joined()
         self._shot, self._here, self._lately = self._shot + 1, [], []
 
-    def add(self, index: int, frame: Frame, faces: Sequence[Face]) -> None:
+    def add(self, index: int, frame: Shown, faces: Sequence[Face]) -> None:
         """The faces of a frame, largest first."""
         looks = _Looks(self._embedder, frame, faces)
         self._lately = [p for p in self._lately if index - p.last <= LINGERS]
@@ -135,18 +137,18 @@ class Linker:
                 self._lately.append(person)
             # What a person looks like is learnt while nobody else is in the way.
             elif person.looks_old(index) and not any(
-                _apart(face, p.expected(index)) < 1 for p in lately if p is not person
+                apart(face, p.expected(index)) < 1 for p in lately if p is not person
             ):
                 person.remember(index, looks[j])
             person.see(index, face)
             person.largest += j == 0
 
-    def missing(self, index: int, frame: Frame) -> list[tuple[Person, Box]]:
+    def missing(self, index: int, frame_size: tuple[int, int]) -> list[tuple[Person, Box]]:
         """Who isn't in this frame but was in many up to a moment ago, and where to look again.
 
-        The largest first.
+        The largest first; `frame_size` is width and height, px.
         """
-        height, width = frame.shape[:2]
+        width, height = frame_size
         found = []
         for person in self._lately:
             if len(person) >= FAMILIAR and person.last < index:
@@ -158,13 +160,13 @@ class Linker:
         return sorted(found, key=lambda one: -one[1].width * one[1].height)
 
     def add_second(
-        self, index: int, frame: Frame, person: Person, faces: Sequence[Face], seen: Sequence[Face]
+        self, index: int, frame: Shown, person: Person, faces: Sequence[Face], seen: Sequence[Face]
     ) -> Face | None:
         """The one of the faces found near a missing person's place that is theirs, if any.
 
         `seen` are the faces of this frame that are others' already.
         """
-        free = [f for f in faces if all(_apart(f, np.array(s.box)) > REACH for s in seen)]
+        free = [f for f in faces if all(apart(f, np.array(s.box)) > REACH for s in seen)]
         looks = _Looks(self._embedder, frame, free)
         costs = [self._cost(person, index, free[j], looks, j, sure=False) for j in range(len(free))]
         if not free or min(costs) == np.inf:
@@ -193,11 +195,11 @@ class Linker:
         """How little a face is where, and as, a person should be; infinite: it is another's."""
         if not _within_reach(person, index, face):
             return np.inf
-        apart = _apart(face, person.expected(index))
+        beside = apart(face, person.expected(index))
         if sure:
-            return apart
+            return beside
         like = person.like(looks[j])
-        return apart + LIKENESS * (1 - like) if like >= self._embedder.other else np.inf
+        return beside + LIKENESS * (1 - like) if like >= self._embedder.other else np.inf
 
     def _joined(self) -> list[Person]:
         """The shot's people; who left and came back is one, told by looks: see `Person.take`."""
@@ -216,7 +218,7 @@ class Linker:
 class _Looks:
     """The embeddings of a frame's faces, each made when it is first asked for."""
 
-    def __init__(self, embedder: Embedder, frame: Frame, faces: Sequence[Face]) -> None:
+    def __init__(self, embedder: Embedder, frame: Shown, faces: Sequence[Face]) -> None:
         self._embedder, self._frame, self._faces = embedder, frame, faces
         self._made: dict[int, FloatArray] = {}
 
@@ -241,10 +243,17 @@ def _within_reach(person: Person, index: int, face: Face) -> bool:
     expected = person.expected(index)
     reach = min(REACH_MOST, REACH + REACH_GROWS * (index - person.last - 1))
     ratio = _size(np.array(face.box)) / _size(expected)
-    return _apart(face, expected) <= reach and 1 / GROWS_MOST <= ratio <= GROWS_MOST
+    return apart(face, expected) <= reach and 1 / GROWS_MOST <= ratio <= GROWS_MOST
 
 
-def _apart(face: Face, box: Array) -> float:
+def stayed(before: Face, now: Face) -> bool:
+    """Whether a face is about where, and as large as, one was a frame ago."""
+    box = np.array(before.box)
+    ratio = _size(np.array(now.box)) / _size(box)
+    return apart(now, box) <= REACH and 1 / GROWS_AT_ONCE <= ratio <= GROWS_AT_ONCE
+
+
+def apart(face: Face, box: Array) -> float:
     """How far a face's middle is from a box's, in mean sizes of both."""
     own = np.array(face.box)
     size = (_size(own) + _size(box)) / 2

@@ -1,7 +1,7 @@
 """What a look at a clip found, and the track of whoever is chosen of it: choose -> fill."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -41,11 +41,12 @@ class Lost(NamedTuple):
 class Track:
     """One face through a clip."""
 
-    points: FloatArray  # (n, 3, 2) x, y in frame px, as in `Face`; zeros where it isn't found
+    points: FloatArray  # (n, 3, 2) x, y in square px, as in `Face`; zeros where it isn't found
     found: Flags  # (n,)
     interpolated: Flags  # (n,) found only by what is before and after
     cut: Flags  # (n,) a new shot begins here; never at frame 0
     reasons: tuple[Lost, ...]  # of all frames that aren't found, in order
+    pixel_aspect: float = 1.0  # the frame's own x is that of the points divided by it
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Scene:
     """All people of a clip, and all that choosing among them takes; made by `look`."""
 
     cut: Flags  # (n,)
-    size: tuple[int, int]  # px, width and height of a frame
+    size: tuple[int, int]  # square px, width and height of a frame
+    pixel_aspect: float  # width / height of the frame's own pixels
     people: Sequence[Person]  # of all shots, in order
     faces: Frames  # (n,) how many were seen in each frame
     fps: float
@@ -114,7 +116,7 @@ class Scene:
             case "center":
                 return min(often, key=lambda p: abs(_middle(p)[0] - self.size[0] / 2))
             case "point":
-                return min(often, key=lambda p: np.linalg.norm(_middle(p) - choice.place))
+                return min(often, key=lambda p: np.linalg.norm(_middle(p) - self._squared(choice)))
             case "reference":
                 look = self.references[choice]
                 return self._most_like(look, people, self.embedder.other)
@@ -123,12 +125,13 @@ class Scene:
     def _at_point(self, choice: FaceChoice, people: list[Person]) -> Person:
         """Who is at the point when the point is meant, or was last, or will be first."""
         index = round(choice.seconds * self.fps)
-        point, beside, there = np.array(choice.place), [], []
+        point, beside, there = self._squared(choice), [], []
         for person in people:
             box = person.boxes[np.abs(person.frames - index).argmin()].astype(np.float64)
             outside = np.maximum(0, np.maximum(box[:2] - point, point - box[2:]))
             beside.append(float((outside / np.maximum(1, box[2:] - box[:2])).max()))
-            there.append("{:.0f},{:.0f}".format(*(box[:2] + box[2:]) / 2))
+            middle = (box[:2] + box[2:]) / 2 / (self.pixel_aspect, 1)
+            there.append("{:.0f},{:.0f}".format(*middle))
         if not people or min(beside) > BESIDE:
             faces = f"faces are at {' and '.join(there)}" if there else "there is none at all"
             raise OptionError(
@@ -136,6 +139,10 @@ class Scene:
                 "x,y,width,height@seconds around what no detector finds"
             )
         return people[int(np.argmin(beside))]
+
+    def _squared(self, choice: FaceChoice) -> Array:
+        """The point x, y in square px."""
+        return np.array(choice.place) * (self.pixel_aspect, 1)
 
     def _most_like(self, look: FloatArray, people: list[Person], least: float) -> Person | None:
         best = max(people, key=lambda p: p.like(look), default=None)
@@ -208,7 +215,7 @@ class Scene:
             filled = p + share * (q - p)
             everywhere[a + 1 : b] = np.round(filled) if self.rounded else filled
             between[a + 1 : b] = True
-        return Track(everywhere, found | between, between, self.cut, ())
+        return Track(everywhere, found | between, between, self.cut, (), self.pixel_aspect)
 
     def _why(
         self,
@@ -235,7 +242,7 @@ class Scene:
 
 
 def _explained(track: Track, lost: list[Lost]) -> Track:
-    return Track(track.points, track.found, track.interpolated, track.cut, tuple(lost))
+    return replace(track, reasons=tuple(lost))
 
 
 def runs(flags: Flags, start: int, stop: int) -> list[tuple[int, int]]:

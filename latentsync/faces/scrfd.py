@@ -6,14 +6,17 @@ The only importer of that library, and only when the detector is made.
 import contextlib
 import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latentsync.errors import BackendUnavailable
-from latentsync.faces.base import PUBLISHED, Array, FaceFilter, around, existing, face, mismatch
-from latentsync.types import Box, Face, FloatArray, Frame
+from latentsync.faces.base import PUBLISHED, FaceFilter, existing, face, mismatch
+from latentsync.faces.landmarks import similarity
+from latentsync.faces.view import Array, Shown, View
+from latentsync.types import Box, Face, FloatArray
 
 __all__ = ["GPU_PROVIDER", "LANDMARK_FILE", "SCRFD_FILE", "InsightFace"]
 
@@ -25,6 +28,9 @@ PACK = "buffalo_l"
 SCRFD_FILE = "det_10g.onnx"
 LANDMARK_FILE = "2d106det.onnx"
 SCRFD_SIDE = 512  # px, square, as published
+LANDMARK_SIDE = 192  # px, square, what insightface cuts out for the 106 points
+LANDMARK_REACH = 1.5  # of the box's longer side: how much of the frame that is
+BENT = 0.15  # of the brows' distance: more than this a face's points don't bend in a frame
 # Of the 106 points; https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/util.py
 LEFT_BROW = (43, 48, 49, 51, 50)
 RIGHT_BROW = (101, 102, 103, 104, 105)
@@ -65,24 +71,53 @@ class InsightFace:
         providers = " + ".join(dict.fromkeys(self._providers))
         return f"insightface ({PACK} at {SCRFD_SIDE}x{SCRFD_SIDE} on {providers}; {self.filters})"
 
-    def detect(self, frame: Frame, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
-        filters = self.filters.lenient() if near else self.filters
-        part, corner = around(frame, near) if near else (frame, np.zeros(2))
-        if not filters.fits(part):
+    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+        filters, view = self.filters.lenient() if near else self.filters, View(frame)
+        # A whole array is shrunk by insightface, as published.
+        part = view.around(near) if near else view.whole or view.small(SCRFD_SIDE)
+        if not filters.fits(*part.size):
             return []
         # insightface expects BGR; published results come from RGB frames, and so do ours.
-        rows, _ = self._scrfd.detect(part, det_thresh=filters.min_score)
-        rows[:, :4] += np.tile(corner, 2)
+        rows, _ = self._scrfd.detect(part.pixels, det_thresh=filters.min_score)
+        rows[:, :4] = part.out(rows[:, :4].reshape(-1, 2, 2)).reshape(-1, 4)
         boxes, scores = np.trunc(rows[:, :4].astype(np.float64)), rows[:, 4]
         return [
-            face(boxes[i], scores[i], self._points(frame, rows[i], rounded), rounded)
+            face(boxes[i], scores[i], self._points(view, rows[i, :4], rounded), rounded)
             for i in filters.keep(boxes, scores)
         ]
 
-    def _points(self, frame: Frame, row: FloatArray, rounded: bool) -> Array:
+    def follow(
+        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+    ) -> list[Face | None]:
+        """By the 106 points alone, in the box that the face had: these say nothing of how sure
+        they are, so their shape must be what it was, and the box goes where they go."""
+        view = View(frame)
+        return [self._moved(view, one, rounded) for one in faces]
+
+    def _moved(self, view: View, seen: Face, rounded: bool) -> Face | None:
+        before = seen.points.astype(np.float64)
+        points = self._points(view, np.array(seen.box, np.float32), rounded)
+        way = similarity(before, points)
+        bent = np.linalg.norm(before @ way[:, :2].T + way[:, 2] - points, axis=1).max()
+        if bent > BENT * np.linalg.norm(points[1] - points[0]):
+            return None
+        low, high = np.array(seen.box).reshape(2, 2)
+        middle = way[:, :2] @ (low + high) / 2 + way[:, 2]
+        half = (high - low) / 2 * np.sqrt(np.linalg.det(way[:, :2]))
+        box = np.concatenate([middle - half, middle + half])
+        if not self.filters.keep(box[None], np.array([seen.score])):
+            return None
+        return face(box, seen.score, points, rounded)
+
+    def _points(self, view: View, box: FloatArray, rounded: bool) -> Array:
         from insightface.app.common import Face as Found
 
-        marks = self._landmark.get(frame, Found(bbox=row[:4])).astype(np.float64)  # (106, 2)
+        low, high = box.astype(np.float64).reshape(2, 2)
+        middle, half = (low + high) / 2, LANDMARK_REACH / 2 * (high - low).max()
+        part = view.part(middle - half, middle + half, 2 * half / LANDMARK_SIDE)
+        bbox = ((box.reshape(2, 2) - part.corner) / part.step).astype(np.float32).ravel()
+        marks = self._landmark.get(part.pixels, Found(bbox=bbox)).astype(np.float64)  # (106, 2)
+        marks = part.out_centred(marks)
         marks = np.round(marks) if rounded else marks
         groups = (LEFT_BROW, RIGHT_BROW, NOSE_BASE)
         return np.stack([marks[list(group)].mean(axis=0) for group in groups])

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import OptionError
-from latentsync.faces.base import Array
-from latentsync.types import Frame
+from latentsync.faces.view import Array, Shown, View
 
 __all__ = ["BoxFollower"]
 
@@ -47,40 +46,44 @@ class BoxFollower:
     Raises OptionError where the box lies beyond the frame.
     """
 
-    box: tuple[float, ...]  # px: left, top, width, height
+    box: tuple[float, ...]  # px of the frame: left, top, width, height
     start: int  # the frame in which it was drawn
     fps: float = 25
-    boxes: dict[int, Array] = field(default_factory=dict)  # frame -> left, top, right, bottom
+    boxes: dict[int, Array] = field(default_factory=dict)  # frame -> its edges, in square px
     _state: _State | None = None
     _before: deque[tuple[int, Grey]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._before = deque(maxlen=round(BEFORE_SECONDS * self.fps))
 
-    def see(self, index: int, frame: Frame, *, cut: bool) -> None:
+    def see(self, index: int, frame: Shown, *, cut: bool) -> None:
         """The clip's next frame."""
-        scale = min(1.0, PATCH_SIDE / max(self.box[2:]), FRAME_SIDE / max(frame.shape[:2]))
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        view = View(frame)
+        box, longest = self._squared(view), max(view.width, view.height)
+        small = view.small(min(FRAME_SIDE, round(longest * PATCH_SIDE / box[2:].max())))
+        grey, scale = cv2.cvtColor(small.pixels, cv2.COLOR_RGB2GRAY), 1 / np.tile(small.step, 2)
         if index < self.start:
             if cut:
                 self._before.clear()
             self._before.append((index, grey))
             return
         if index == self.start:
-            self._check(frame)
-            drawn = np.array(self.box) * scale
+            self._check(view)
+            drawn = box * scale
             for earlier in [] if cut else [*self._before][::-1]:
                 self._state = self._state or _begin(grey, drawn)
-                self._follow(*earlier, scale)
+                self._follow(*earlier, box * scale, scale)
             self._before.clear()
             self._state = _begin(grey, drawn)
         elif cut and self._state:
             self._state.box = None
-        self._follow(index, grey, scale)
+        self._follow(index, grey, box * scale, scale)
 
-    def _check(self, frame: Frame) -> None:
-        height, width = frame.shape[:2]
+    def _squared(self, view: View) -> Array:
+        return np.array(self.box) * (view.aspect, 1, view.aspect, 1)
+
+    def _check(self, view: View) -> None:
+        width, height = round(view.width / view.aspect), view.height
         left, top, wide, high = self.box
         right, bottom = left + wide, top + high
         if left + right > 2 * width or top + bottom > 2 * height:
@@ -89,9 +92,9 @@ class BoxFollower:
                 f"{width} x {height} px; give one that is in it"
             )
 
-    def _follow(self, index: int, grey: Grey, scale: float) -> None:
+    def _follow(self, index: int, grey: Grey, drawn: Array, scale: Array) -> None:
         assert self._state
-        _step(self._state, grey, np.array(self.box) * scale)
+        _step(self._state, grey, drawn)
         if self._state.box is not None:
             corner, size = self._state.box[:2], self._state.box[2:]
             self.boxes[index] = np.concatenate([corner, corner + size]) / scale

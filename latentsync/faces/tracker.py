@@ -22,18 +22,18 @@ from latentsync.faces.likeness import Embedder, Patch
 from latentsync.faces.people import Linker
 from latentsync.faces.scene import Lost, Scene, Track, runs
 from latentsync.faces.template import BoxFollower
+from latentsync.faces.view import Shown, View
+from latentsync.faces.watch import Watch
 from latentsync.media import VideoReader
-from latentsync.types import FloatArray, Frame, Progress, ProgressCallback
+from latentsync.types import FloatArray, Progress, ProgressCallback
 
 __all__ = ["follow", "look", "no_face"]
 
 log = logging.getLogger(__name__)
 
-SECOND_LOOKS = 2  # a frame, at most: a crowd that leaves must not cost more than that
-
 
 def follow(
-    frames: Iterable[Frame],
+    frames: Iterable[Shown],
     detector: Detector,
     choice: FaceChoice,
     *,
@@ -41,17 +41,20 @@ def follow(
     published: bool = False,
     total: int | None = None,
     fps: float = 25,
+    detect_every: int = 1,
     progress: ProgressCallback | None = None,
 ) -> list[Track]:
     """The chosen face of a clip, or for `all` each of them, that of the largest first.
 
     Args:
-        frames: they stream by; a few are held at a time.
+        frames: they stream by; a few are held at a time. Of pictures only what is looked at is
+            made; arrays are searched whole, as published, and have square pixels.
         rounded: landmarks on whole pixels.
         published: the largest face of every frame by itself, whatever `choice` says: no cuts, no
             second look, nothing filled.
         total: how many frames there will be, for `progress`, where that is known.
         fps: frames a second, for the time in `choice`.
+        detect_every: the whole frame is searched in one of so many, see `Watch`.
         progress: hears of stage "detect" after each frame, and may raise to stop.
 
     Returns:
@@ -66,19 +69,27 @@ def follow(
     if published:
         return [_published(frames, detector, rounded, total, progress)]
     scene = look(
-        frames, detector, [choice], rounded=rounded, total=total, fps=fps, progress=progress
+        frames,
+        detector,
+        [choice],
+        rounded=rounded,
+        total=total,
+        fps=fps,
+        detect_every=detect_every,
+        progress=progress,
     )
     return scene.tracks(choice)
 
 
 def look(
-    frames: Iterable[Frame],
+    frames: Iterable[Shown],
     detector: Detector,
     choices: Sequence[FaceChoice],
     *,
     rounded: bool = False,
     total: int | None = None,
     fps: float = 25,
+    detect_every: int = 1,
     progress: ProgressCallback | None = None,
 ) -> Scene:
     """Look at every frame of a clip once, for all `choices`; arguments and errors as in `follow`.
@@ -94,27 +105,25 @@ def look(
         for choice in choices
         if choice.kind == "box"
     }
-    linker = Linker(embedder)
+    watch = Watch(detector, Linker(embedder), detect_every, rounded=rounded)
     detecting = any(choice.kind != "box" for choice in choices)
     cuts: list[bool] = []
     faces_seen: list[int] = []
-    size = (0, 0)
+    view = View(np.zeros((0, 0, 3), np.uint8))
     for index, (frame, cut) in enumerate(with_cuts(frames)):
-        if cut:
-            linker.end_shot()
         if detecting:
-            faces_seen.append(_look_twice(index, frame, detector, linker, rounded))
+            faces_seen.append(watch.see(index, frame, cut=cut))
         for follower in boxes.values():
             follower.see(index, frame, cut=cut)
         cuts.append(cut)
-        size = frame.shape[1], frame.shape[0]
+        view = View(frame)
         if progress:
             progress(Progress("detect", index + 1, total))
-    linker.end_shot()
     return Scene(
         cut=np.array(cuts, bool),
-        size=size,
-        people=linker.people,
+        size=(view.width, view.height),
+        pixel_aspect=view.aspect,
+        people=watch.people(),
         faces=np.array(faces_seen or [0] * len(cuts), np.int64),
         fps=fps,
         rounded=rounded,
@@ -125,21 +134,10 @@ def look(
     )
 
 
-def _look_twice(index: int, frame: Frame, detector: Detector, linker: Linker, rounded: bool) -> int:
-    """One frame's faces to the linker; who was there a moment ago is looked for once more."""
-    seen = detector.detect(frame, rounded=rounded)
-    linker.add(index, frame, seen)
-    for person, near in linker.missing(index, frame)[:SECOND_LOOKS]:
-        again = detector.detect(frame, rounded=rounded, near=near)
-        face = linker.add_second(index, frame, person, again, seen)
-        seen = [*seen, face] if face else seen
-    return len(seen)
-
-
 def _reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> FloatArray:
     """What the person in a reference picture looks like."""
     assert choice.picture
-    picture = next(iter(VideoReader(choice.picture).frames([0]))).rgb()
+    picture = next(iter(VideoReader(choice.picture).frames([0])))
     faces = detector.detect(picture)
     if not faces:
         raise NoFaceFound(
@@ -157,17 +155,19 @@ def _reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> Fl
 
 
 def _published(
-    frames: Iterable[Frame],
+    frames: Iterable[Shown],
     detector: Detector,
     rounded: bool,
     total: int | None,
     progress: ProgressCallback | None,
 ) -> Track:
     """The largest face of every frame, each frame by itself."""
-    nothing = np.full((3, 2), np.nan, np.float32)
+    nothing, aspect = np.full((3, 2), np.nan, np.float32), 1.0
 
     def largest() -> Iterator[FloatArray]:
+        nonlocal aspect
         for done, frame in enumerate(frames, start=1):
+            aspect = View(frame).aspect
             faces = detector.detect(frame, rounded=rounded)
             yield faces[0].points if faces else nothing
             if progress:
@@ -178,7 +178,7 @@ def _published(
     points[~found] = 0
     no = np.zeros_like(found)
     reasons = tuple(Lost(start, stop, "no face") for start, stop in runs(~found, 0, len(found)))
-    return Track(points, found, no, no, reasons)
+    return Track(points, found, no, no, reasons, aspect)
 
 
 def no_face(detector: Detector, frames: int, choice: FaceChoice, fps: float = 25) -> str:

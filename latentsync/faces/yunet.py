@@ -1,5 +1,6 @@
 """YuNet by OpenCV: five points under a permissive licence; brows and nose follow from the eyes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -7,15 +8,15 @@ import numpy as np
 
 from latentsync.faces.base import (
     PUBLISHED,
-    Array,
     FaceFilter,
-    around,
+    about,
     existing,
     face,
     mismatch,
-    shrunk,
+    nearest,
 )
-from latentsync.types import Box, Face, Frame
+from latentsync.faces.view import Array, Part, Shown, View
+from latentsync.types import Box, Face
 
 __all__ = ["YUNET_FILE", "YuNet", "points_from_eyes"]
 
@@ -53,22 +54,33 @@ class YuNet:
     def describe(self) -> str:
         return f"yunet (longest side <= {self.search_side} px, on the CPU; {self.filters})"
 
-    def detect(self, frame: Frame, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
-        filters = self.filters.lenient() if near else self.filters
-        part, corner = around(frame, near) if near else (frame, np.zeros(2))
-        if not filters.fits(part):
+    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+        view = View(frame)
+        if near is None:
+            return self._find(view.small(self.search_side), self.filters, rounded)
+        part = view.around(near).shrunk(self.search_side)
+        return self._find(part, self.filters.lenient(), rounded)
+
+    def follow(
+        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+    ) -> list[Face | None]:
+        view = View(frame)
+        return [nearest(self._find(about(view, one), self.filters, rounded), one) for one in faces]
+
+    def _find(self, part: Part, filters: FaceFilter, rounded: bool) -> list[Face]:
+        if not filters.fits(*part.size):
             return []
-        small, scale = shrunk(part, self.search_side)
-        self._net.setInputSize((small.shape[1], small.shape[0]))
+        height, width = part.pixels.shape[:2]
+        self._net.setInputSize((width, height))
         self._net.setScoreThreshold(filters.min_score)
-        _, rows = self._net.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+        _, rows = self._net.detect(cv2.cvtColor(part.pixels, cv2.COLOR_RGB2BGR))
         if rows is None:
             return []
         # (n, 15): left, top, width, height, two eyes, nose tip, two mouth corners, score
         rows = rows.astype(np.float64)
         sides, scores = np.hstack([rows[:, :2], rows[:, :2] + rows[:, 2:4]]), rows[:, 14]
-        boxes = np.trunc(sides / scale + np.tile(corner, 2))
-        eyes = rows[:, 4:8].reshape(-1, 2, 2) / scale + corner
+        boxes = np.trunc(part.out(sides.reshape(-1, 2, 2)).reshape(-1, 4))
+        eyes = part.out(rows[:, 4:8].reshape(-1, 2, 2))
         return [
             face(boxes[i], scores[i], points_from_eyes(eyes[i]), rounded)
             for i in filters.keep(boxes, scores)

@@ -6,6 +6,7 @@ a file ->  container.py   opened by its content, within limits.py
            reader.py      frames by number: at a constant rate, or each source frame once
            frame.py       one picture as it was decoded: RGB of a region, a region pasted in
            sound.py       sound as mono chunks, or as it is
+           mixing.py      several voices as one sound
 a file <-  writer.py      the one encode, with the sound, moved into place at the end
            encoders.py    which encoders there are, and what each can hold
 """
@@ -14,6 +15,7 @@ from latentsync.media.container import AudioFacts, MediaFacts, VideoFacts, open_
 from latentsync.media.encoders import CODECS, PRESETS, check_codec, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, even_box
 from latentsync.media.limits import Limits
+from latentsync.media.mixing import mix
 from latentsync.media.reader import VideoReader
 from latentsync.media.sound import AudioReader
 from latentsync.media.writer import VideoWriter, check_output
@@ -34,6 +36,7 @@ __all__ = [
     "check_codec",
     "check_output",
     "even_box",
+    "mix",
     "open_media",
     "output_size",
     "probe",

@@ -54,7 +54,14 @@ class _Nameless:
     """A file of which FFmpeg sees the content only: the name can't sway what it is taken for."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self.read, self.tell, self._seek = file.read, file.tell, file.seek
+
+    def seek(self, offset: int, whence: int) -> int:
+        """A damaged file points to places that no file has: FFmpeg is told so by -1."""
+        try:
+            return self._seek(offset, whence)
+        except OSError:
+            return -1
 
 
 def shown(path: Path | str) -> str:

@@ -42,6 +42,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _BROADCASTS = ("mpegts", "mpeg")
+_WOVEN_SIDE = 16  # px: bwdif refuses planes of fewer than 4 rows, and chroma may have a quarter
 _SEEK_BACK_SECONDS = (0, 1, 4, 16, 64)  # tried in turn until a key frame before the target is met
 
 
@@ -216,7 +217,7 @@ class Decoder:
         key = next(raws, None)
         if key is None or not key.key_frame or ticks(key) != start:
             return
-        lacks_its_past = key.interlaced_frame
+        lacks_its_past = _woven(key)
         frames = progressive(chain([key], raws))
         if lacks_its_past:
             next(frames, None)
@@ -259,7 +260,7 @@ def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
         if graph is not None and form != _form(raw):
             yield from _whole(graph, waiting, None)
             graph, last = None, None
-        if graph is None and raw.interlaced_frame:
+        if graph is None and _woven(raw):
             graph, form = _bwdif(raw), _form(raw)
             if last is not None and _form(last) == form:
                 waiting.append(None)
@@ -287,7 +288,12 @@ def _whole(
         if source is None:
             continue
         made.pts, made.dts, made.duration = source.pts, source.dts, source.duration
-        yield made if source.interlaced_frame else source
+        yield made if _woven(source) else source
+
+
+def _woven(raw: RawFrame) -> bool:
+    """Whether two fields make up the picture, at a size that bwdif takes."""
+    return bool(raw.interlaced_frame) and min(raw.width, raw.height) >= _WOVEN_SIDE
 
 
 def _bwdif(raw: RawFrame) -> Graph:

@@ -8,11 +8,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import av
 from av.video.frame import VideoFrame as RawFrame
 
 from latentsync.errors import MediaError
 from latentsync.media.container import is_image, open_media, shown
-from latentsync.media.decoder import Clock, Decoder, EachFrame, decoded, picture_stream, ticks
+from latentsync.media.decoder import (
+    Clock,
+    Decoder,
+    EachFrame,
+    Span,
+    decoded,
+    picture_stream,
+    ticks,
+)
 from latentsync.media.frame import Colour, Orientation, VideoFrame, from_raw, has_alpha
 from latentsync.media.hdr import curve_of, tone_mapped
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
@@ -92,6 +101,7 @@ class VideoReader:
         self._origin = ticks(look.raw) or 0
         self._orientation, self._colour = look.orientation, look.colour
         self._times: array[int] | None = None
+        self._seen = 0  # frames of `frames()` that there were
         self._still = self._upright(look.raw) if self.info.is_image else None
 
     def __enter__(self) -> Self:
@@ -117,12 +127,14 @@ class VideoReader:
         with self._decoder() as decoder:
             clock = decoder.constant_rate(self._fps)
             if indices is not None:
-                yield from self._picked(decoder, clock, indices)
+                yield from self._picked(decoder, clock, indices, self._seen)
                 return
             stop = 0
             for start, stop, raw in decoder.spans(clock):
+                self._seen = max(self._seen, stop)
                 frame = self._upright(raw)
                 yield from (frame for _ in range(start, stop))
+            self._check_some(stop)
             decoder.check_end(float(stop / self._fps))
 
     def source_frames(self, numbers: Iterable[int] | None = None) -> Iterator[VideoFrame]:
@@ -137,7 +149,7 @@ class VideoReader:
         clock = None if numbers is None else EachFrame(self._all_ticks())
         with self._decoder() as decoder:
             if numbers is not None and clock is not None:
-                yield from self._picked(decoder, clock, numbers)
+                yield from self._picked(decoder, clock, numbers, len(self._all_ticks()))
             else:
                 yield from (self._upright(raw) for _, raw in decoder.timed())
 
@@ -154,13 +166,22 @@ class VideoReader:
         if self._times is None:
             with self._decoder() as decoder:
                 self._times = array("q", (at for at, _ in decoder.timed()))
+        self._check_some(len(self._times))
         return self._times
+
+    def _check_some(self, frames: int) -> None:
+        """Of a damaged clip not even the frame of the first glance may be rescued."""
+        if frames == 0:
+            raise MediaError(
+                f"{shown(self.path)} is damaged, no frame of it can be decoded:"
+                " give a clip that a player shows"
+            )
 
     def _decoder(self) -> Decoder:
         return Decoder(self._source, self._origin, self._limits)
 
     def _picked(
-        self, decoder: Decoder, clock: Clock, indices: Iterable[int]
+        self, decoder: Decoder, clock: Clock, indices: Iterable[int], seen: int
     ) -> Iterator[VideoFrame]:
         room = max(_KEPT_FRAMES, _KEPT_BYTES // (self.info.width * self.info.height * 3 // 2))
         kept: deque[tuple[int, int, VideoFrame]] = deque(maxlen=room)  # start, stop
@@ -176,13 +197,34 @@ class VideoReader:
             while not kept or kept[-1][1] <= index:
                 span = next(spans, None)
                 if span is None:
+                    spans = self._again(decoder, clock, index, seen)
+                    span = next(spans, None)
+                if span is None:
                     raise IndexError(f"no frame {index} in {shown(self.path)}")
                 kept.append((span.start, span.stop, self._upright(span.raw)))
             yield next(frame for start, _, frame in reversed(kept) if start <= index)
 
+    def _again(self, decoder: Decoder, clock: Clock, index: int, seen: int) -> Iterator[Span]:
+        """Spans from `index` on, read from the start; the last stays if there were more before.
+
+        Where a clip is damaged it is chance which frames the decoder's threads rescue.
+        """
+        last = None
+        for last in decoder.spans_from(clock, 0):
+            if last.stop > index:
+                yield last
+        if last is not None and last.stop <= index < seen:
+            yield Span(last.start, seen, last.raw)
+
     def _upright(self, raw: RawFrame) -> VideoFrame:
         size = self.info.width, self.info.height
-        return from_raw(raw, size, self._orientation, self._colour)
+        try:
+            return from_raw(raw, size, self._orientation, self._colour)
+        except av.FFmpegError as error:
+            raise MediaError(
+                f"{shown(self.path)} has pictures that can't be converted ({raw.format.name}:"
+                f" {error.strerror}): give it as yuv420p"
+            ) from error
 
     def _describe(self, look: _Look) -> VideoInfo:
         return VideoInfo(

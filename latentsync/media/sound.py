@@ -18,7 +18,7 @@ from latentsync.media.container import audio_stream, decode, demux, open_media, 
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.types import FloatArray
 
-__all__ = ["AudioReader", "Sound", "sound_stream", "trimmed"]
+__all__ = ["AudioReader", "Sound", "pulled", "sound_stream", "trimmed"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +84,26 @@ class Sound:
                     for out in _drained(graph):
                         done += out.samples
                         yield out
-                    graph, spec = _graph(now, (rate, layout, sample_format), block, done), now
+                    spec = now
+                    graph = self._graph(now, (rate, layout, sample_format), block, done)
                 frame.pts = round((_seconds(frame) - self.origin) * frame.sample_rate)
                 frame.time_base = Fraction(1, frame.sample_rate)
                 graph.push(frame)
-                for out in _pulled(graph):
+                for out in pulled(graph):
                     done += out.samples
                     yield out
             yield from _drained(graph)
+
+    def _graph(
+        self, given: tuple[int, str, str], wanted: tuple[int, str, str], block: int, start: int
+    ) -> Graph:
+        try:
+            return _graph(given, wanted, block, start)
+        except av.FFmpegError as error:
+            raise MediaError(
+                f"{shown(self.path)} has sound that can't be converted ({given[0]} Hz, {given[1]}:"
+                f" {error.strerror}): give it as mono or stereo, at 48000 Hz for example"
+            ) from error
 
 
 class AudioReader:
@@ -207,7 +219,7 @@ def _graph(
     return graph
 
 
-def _pulled(graph: Graph) -> Iterator[AudioFrame]:
+def pulled(graph: Graph) -> Iterator[AudioFrame]:
     while True:
         try:
             frame = graph.pull()
@@ -221,4 +233,4 @@ def _drained(graph: Graph | None) -> Iterable[AudioFrame]:
     if graph is None:
         return
     graph.push(None)
-    yield from _pulled(graph)
+    yield from pulled(graph)

@@ -1,14 +1,25 @@
 """Multi-head attention and the feed-forward net, and which kernel computes the attention."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentsync.errors import BackendUnavailable, OptionError
 
-__all__ = ["Attend", "Attention", "FeedForward", "attention_backend"]
+__all__ = [
+    "MAX_PERIOD",
+    "Attend",
+    "Attention",
+    "FeedForward",
+    "TemporalAttention",
+    "attention_backend",
+]
+
+MAX_PERIOD = 10_000.0  # of the sinusoids, https://arxiv.org/abs/1706.03762
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query, key, value), each (n, heads, tokens, head_dim) -> (n, heads, tokens, head_dim)."""
@@ -31,6 +42,36 @@ class Attention(nn.Module):
         query, key, value = self.to_q(x), self.to_k(context), self.to_v(context)
         split = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value)]
         return self.to_out[0](self.attend(*split).transpose(1, 2).flatten(-2))
+
+
+class TemporalAttention(Attention):
+    """Self-attention over the frames of (b, f, pixels, c), positions added to its input."""
+
+    def __init__(self, width: int, heads: int, max_frames: int) -> None:
+        super().__init__(width, width, heads)
+        self.pos_encoder = PositionTable(width, max_frames)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        assert context is None
+        batch, _, pixels, _ = x.shape
+        x = (x + self.pos_encoder(x.shape[1])[:, :, None]).transpose(1, 2).flatten(0, 1)
+        return super().forward(x, x).unflatten(0, (batch, pixels)).transpose(1, 2)
+
+
+class PositionTable(nn.Module):
+    """Sinusoids, (1, max_frames, c): a buffer that published checkpoints carry."""
+
+    pe: Tensor
+
+    def __init__(self, width: int, max_frames: int) -> None:
+        super().__init__()
+        position = torch.arange(max_frames)[:, None]
+        frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(MAX_PERIOD) / width))
+        table = torch.stack([torch.sin(position * frequency), torch.cos(position * frequency)], -1)
+        self.register_buffer("pe", table.flatten(1)[None])
+
+    def forward(self, frames: int) -> Tensor:
+        return self.pe[:, :frames]
 
 
 class GEGLU(nn.Module):

@@ -13,6 +13,7 @@ https://arxiv.org/abs/2112.10752; motion modules, AnimateDiff, https://arxiv.org
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +22,35 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latentsync.config import UNetConfig
-from latentsync.models.attention import Attention, FeedForward
+from latentsync.models.attention import MAX_PERIOD, Attention, FeedForward, TemporalAttention
 
-__all__ = ["UNet"]
+__all__ = ["FeatureCache", "UNet"]
 
 RESNET_EPS = 1e-5
 TRANSFORMER_EPS = 1e-6  # GroupNorm at the entry of a transformer, as in Stable Diffusion
-MAX_PERIOD = 10_000.0  # of the sinusoids, https://arxiv.org/abs/1706.03762
+
+
+@dataclass
+class FeatureCache:
+    """What the last layer takes from all layers before it, kept from one denoising step to others.
+
+    It changes little between neighbouring steps. A step that finds it here runs conv_in, the last
+    layer of the last up block and conv_out, and no other: DeepCache,
+    https://arxiv.org/abs/2312.00858, at its outermost branch.
+    """
+
+    features: Tensor | None = None  # (b * f, c, h, w); None: the next step is a full one
+
+    def prepare(self, rows: int, *, full: bool) -> None:
+        """Before a step over `rows` (b * f): what is kept goes if the step is a full one.
+
+        Of more rows than there are now the last stay, those with speech, when guidance ends. Fewer
+        are no use, when guidance begins.
+        """
+        if full or (self.features is not None and len(self.features) < rows):
+            self.features = None
+        if self.features is not None:
+            self.features = self.features[-rows:]
 
 
 class UNet(nn.Module):
@@ -80,7 +103,13 @@ class UNet(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]  # the stub says optional
 
-    def forward(self, sample: Tensor, timestep: Tensor | float, audio: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        audio: Tensor | None,
+        cache: FeatureCache | None = None,
+    ) -> Tensor:
         """Predict noise.
 
         Args:
@@ -88,6 +117,7 @@ class UNet(nn.Module):
             timestep: 0-d, (1,) or (b,), in [0, 1000).
             audio: (b * f, tokens, cross_attention_dim) or (b, f, tokens, cross_attention_dim);
                 None leaves the cross-attention out.
+            cache: of the step before: what it holds is used, where it holds nothing it is filled.
 
         Returns:
             (b, 4, f, h, w), of the sample's dtype.
@@ -109,11 +139,14 @@ class UNet(nn.Module):
 
         x = self.conv_in(sample.transpose(1, 2).flatten(0, 1))
         skips = [x]
-        for block in self.down_blocks:
-            x = block(x, time, audio, frames, skips)
-        x = self.mid_block(x, time, audio, frames)
-        for block in self.up_blocks:
-            x = block(x, time, audio, frames, skips)
+        *up_blocks, last = self.up_blocks
+        if cache is None or cache.features is None:
+            for block in self.down_blocks:
+                x = block(x, time, audio, frames, skips)
+            x = self.mid_block(x, time, audio, frames)
+            for block in up_blocks:
+                x = block(x, time, audio, frames, skips)
+        x = last(x, time, audio, frames, skips, cache)
         x = self.conv_out(F.silu(self.conv_norm_out(x, frames)))
         return x.unflatten(0, (batch, frames)).transpose(1, 2)
 
@@ -249,9 +282,20 @@ class UpBlock(_Block):
         self.upsamplers = nn.ModuleList([Upsample(width)] if upsample else [])
 
     def forward(
-        self, x: Tensor, time: Tensor, audio: Tensor | None, frames: int, skips: list[Tensor]
+        self,
+        x: Tensor,
+        time: Tensor,
+        audio: Tensor | None,
+        frames: int,
+        skips: list[Tensor],
+        cache: FeatureCache | None = None,
     ) -> Tensor:
-        for i in range(len(self.resnets)):
+        layers = range(len(self.resnets))
+        if cache is not None and cache.features is not None:
+            x, layers = cache.features, layers[-1:]
+        for i in layers:
+            if cache is not None and i == layers[-1]:
+                cache.features = x
             x = self._layer(i, torch.cat([x, skips.pop()], dim=1), time, audio, frames)
         for upsample in self.upsamplers:
             x = upsample(x)
@@ -364,36 +408,6 @@ class TemporalBlock(nn.Module):
         return x + self.ff(self.ff_norm(x))
 
 
-class TemporalAttention(Attention):
-    """Self-attention over the frames of (b, f, pixels, c), positions added to its input."""
-
-    def __init__(self, width: int, heads: int, max_frames: int) -> None:
-        super().__init__(width, width, heads)
-        self.pos_encoder = PositionTable(width, max_frames)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        assert context is None
-        batch, _, pixels, _ = x.shape
-        x = (x + self.pos_encoder(x.shape[1])[:, :, None]).transpose(1, 2).flatten(0, 1)
-        return super().forward(x, x).unflatten(0, (batch, pixels)).transpose(1, 2)
-
-
-class PositionTable(nn.Module):
-    """Sinusoids, (1, max_frames, c): a buffer that published checkpoints carry."""
-
-    pe: Tensor
-
-    def __init__(self, width: int, max_frames: int) -> None:
-        super().__init__()
-        position = torch.arange(max_frames)[:, None]
-        frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(MAX_PERIOD) / width))
-        table = torch.stack([torch.sin(position * frequency), torch.cos(position * frequency)], -1)
-        self.register_buffer("pe", table.flatten(1)[None])
-
-    def forward(self, frames: int) -> Tensor:
-        return self.pe[:, :frames]
-
-
 class FrameSharedGroupNorm(nn.GroupNorm):
     """GroupNorm whose statistics run over all frames of a group, (c / groups, f, h, w).
 
@@ -402,9 +416,11 @@ class FrameSharedGroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
-        if frames == 1:
-            alone = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
-            return alone.to(x.dtype)
+        if frames == 1 or x.device.type == "cpu":  # where var_mean takes ten times as long
+            together = x.float().unflatten(0, (-1, frames)).transpose(1, 2)
+            scaling = self.weight.float(), self.bias.float()
+            out = F.group_norm(together, self.num_groups, *scaling, self.eps)
+            return out.transpose(1, 2).flatten(0, 1).to(x.dtype)
         grouped = x.float().unflatten(0, (-1, frames)).unflatten(2, (self.num_groups, -1))
         variance, mean = torch.var_mean(grouped, dim=(1, 3, 4, 5), correction=0)  # (b, groups)
         per_group = self.num_channels // self.num_groups

@@ -1,18 +1,32 @@
 """The image autoencoder. It owns its scaling: what goes in and comes out are pixels and latents."""
 
-from typing import cast
+import logging
+from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from latentsync.config import VAEConfig
+from latentsync.devices import SHARE, free_memory
 
 __all__ = ["VAE"]
 
+log = logging.getLogger(__name__)
+
+# Numbers alive at once for each pixel and each channel of the first width, in the larger half, the
+# decoder; counted tensor by tensor, see tests/test_devices.py.
+NUMBERS = 6
+AT_ONCE = 2**20  # px of all pictures that pass side by side: 16 of 256 x 256, 4 of 512 x 512
+TILE = 256  # px, of a picture that has to be cut
+
 
 class VAE(nn.Module):
-    """Stable Diffusion's AutoencoderKL, https://arxiv.org/abs/2112.10752, with scaled latents."""
+    """Stable Diffusion's AutoencoderKL, https://arxiv.org/abs/2112.10752, with scaled latents.
+
+    Pictures pass in slices, so that many need no more memory than a few: no picture's result
+    depends on another. Where not even one fits, it is cut into tiles, which changes it a little.
+    """
 
     def __init__(self, config: VAEConfig | None = None) -> None:
         super().__init__()
@@ -28,6 +42,8 @@ class VAE(nn.Module):
             scaling_factor=config.scaling_factor,
             mid_block_add_attention=config.mid_attention,
         )
+        self.net.tile_sample_min_size = TILE
+        self.net.tile_latent_min_size = TILE // config.downsampling
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents of pictures: the posterior's mean, or a sample of it where noise is given.
@@ -39,10 +55,8 @@ class VAE(nn.Module):
         Returns:
             (f, 4, R / 8, R / 8), scaled.
         """
-        posterior = self.net.encode(pixels).latent_dist
-        latents = posterior.mean
-        if noise is not None:
-            latents = latents + posterior.std * noise.to(latents)
+        mean, std = self._sliced(self._posterior, pixels, pixels[0, 0].numel()).chunk(2, dim=1)
+        latents = mean if noise is None else mean + std * noise.to(mean)
         latents = (latents - self.config.shift_factor) * self.config.scaling_factor
         if self.config.latents_mean:
             mean, std = self._channels(latents)
@@ -55,7 +69,32 @@ class VAE(nn.Module):
             mean, std = self._channels(latents)
             latents = latents * std + mean
         latents = latents / self.config.scaling_factor + self.config.shift_factor
-        return cast(Tensor, self.net.decode(latents).sample)
+        area = latents[0, 0].numel() * self.config.downsampling**2
+        return self._sliced(lambda part: self.net.decode(part).sample, latents, area)
+
+    def _posterior(self, pixels: Tensor) -> Tensor:
+        """(f, 8, h, w): mean and standard deviation."""
+        posterior = self.net.encode(pixels).latent_dist
+        return torch.cat([posterior.mean, posterior.std], dim=1)
+
+    def _sliced(self, call: Callable[[Tensor], Tensor], pictures: Tensor, area: int) -> Tensor:
+        """What `call` makes of all pictures, `area` px each, as many at once as memory allows."""
+        if torch.is_grad_enabled():  # training keeps everything that was computed anyway
+            return call(pictures)
+        at_once = max(1, AT_ONCE // area)
+        free = free_memory(pictures.device)
+        if free is not None:
+            each = NUMBERS * self.config.block_out_channels[0] * area * pictures.element_size()
+            at_once = min(at_once, int(SHARE * free) // each)
+        if not at_once and not self.net.use_tiling:
+            log.warning(
+                "%s has too little memory for one picture of %d px in the autoencoder; it is cut "
+                "into tiles, whose borders may show",
+                pictures.device,
+                area,
+            )
+        self.net.use_tiling = at_once == 0
+        return torch.cat([call(part) for part in pictures.split(max(1, at_once))])
 
     def _channels(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """(4, 1, 1) mean and standard deviation of each channel."""

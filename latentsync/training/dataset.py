@@ -321,7 +321,7 @@ def _cut(path: Path, numbers: Sequence[int], affines: FloatArray, side: int) -> 
     for frame, affine in zip(shown, affines, strict=True):
         size = (frame.width, frame.height)
         box = align.face_box(affine, side, *size)
-        yield align.cut_face(frame.rgb(box), box, affine, side, size)
+        yield align.cut_face(frame.rgb(box), box, affine, side)
 
 
 def _add_weights(update: Callable[[bytes], None], net: nn.Module) -> None:

@@ -1,0 +1,82 @@
+"""Stages of a run side by side: each in a thread of its own, joined by bounded queues."""
+
+import threading
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from contextvars import copy_context
+from queue import Empty, Full, Queue
+from typing import TypeVar
+
+__all__ = ["ahead"]
+
+LOOK_EVERY = 0.05  # seconds, between two looks whether nobody wants any more
+
+Item = TypeVar("Item")
+
+
+def ahead(
+    items: Generator[Item, None, None],
+    size: int = 1,
+    *,
+    abandoned: Callable[[], object] = lambda: None,
+) -> Generator[Item, None, None]:
+    """The items, made in a thread of their own, up to `size` of them before they are asked for.
+
+    What is raised there is raised here, after the items that came before it. When no more are
+    wanted (the generator is closed, or something is thrown into it), `abandoned` is called, the
+    thread stops at its next item, and `items` is closed there.
+
+    Args:
+        abandoned: may make `items` stop sooner.
+    """
+    queue: Queue[Item | _End] = Queue(size)
+    stop = threading.Event()
+
+    def put(item: "Item | _End") -> None:
+        waiting = True
+        while waiting and not stop.is_set():
+            with suppress(Full):
+                queue.put(item, timeout=LOOK_EVERY)
+                waiting = False
+
+    def work() -> None:
+        end = _End()
+        try:
+            for item in items:
+                put(item)
+                del item  # or it would be held while the next one is made
+                if stop.is_set():
+                    break
+        except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
+            end = _End(error)
+        finally:
+            items.close()
+        put(end)
+
+    thread = threading.Thread(target=copy_context().run, args=[work], daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := _taken(queue), _End):
+            yield item
+            del item
+    except BaseException:
+        stop.set()
+        abandoned()
+        raise
+    finally:
+        thread.join()
+    if item.error is not None:
+        raise item.error
+
+
+class _End:
+    """No more items; because of an error, perhaps."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+def _taken(queue: "Queue[Item | _End]") -> "Item | _End":
+    while True:
+        with suppress(Empty):
+            return queue.get(timeout=LOOK_EVERY)  # so that Ctrl-C is heard on Windows, too

@@ -1,0 +1,192 @@
+"""What a clip gave before, on disk: a second voice on it need not look for the face, nor encode it.
+
+Keys are made of contents: of the clip's bytes, the weights, and every option that the value depends
+on. So nothing is ever out of date, and a folder may serve several processes, models and clips.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import diskcache
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latentsync.errors import OutputError
+from latentsync.types import FaceTrack, FloatArray
+
+__all__ = ["Cache", "ClipCache", "Latents", "digest", "file_digest", "net_digest"]
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of what is written here, and of what is computed: raise it when either changes
+
+
+class _BytesOnly(diskcache.Disk):  # type: ignore[misc]  # it has no types
+    """Reads no pickles, which may do anything: we write none."""
+
+    def fetch(self, mode: int, filename: str, value: object, read: bool) -> object:
+        return (
+            None
+            if mode == diskcache.core.MODE_PICKLE
+            else super().fetch(mode, filename, value, read)
+        )
+
+
+class ClipCache:
+    """What is known of one clip, by what its frames follow from."""
+
+    def __init__(self, cache: "Cache", clip: Path, facts: Mapping[str, Any]) -> None:
+        self._cache, self._clip = cache, {"clip": file_digest(clip), **facts}
+
+    def tracks(
+        self, facts: Mapping[str, Any], make: Callable[[], list[FaceTrack]]
+    ) -> list[FaceTrack]:
+        """The tracks that follow from `facts`, made if they aren't known."""
+        return self._cache.tracks(digest({**self._clip, **facts}), make)
+
+    def latents(self, facts: Mapping[str, Any], affine: FloatArray, like: Tensor) -> "Latents":
+        """Of a face in all frames, by the weights and precision that `facts` name."""
+        return Latents(self._cache, digest({**self._clip, **facts}), affine, like)
+
+
+class Cache:
+    """A folder of at most about `max_bytes`; what was written longest ago goes first.
+
+    Raises:
+        OutputError: the folder can't be used.
+    """
+
+    def __init__(self, folder: Path | str, max_bytes: int) -> None:
+        self.folder = Path(folder)
+        try:
+            self._disk = diskcache.Cache(
+                str(folder),
+                disk=_BytesOnly,
+                size_limit=max_bytes,
+                eviction_policy="least-recently-stored",
+            )
+        except (OSError, diskcache.core.sqlite3.Error) as error:
+            raise OutputError(
+                f"cache folder {folder} can't be used ({error}); give one that may be written"
+            ) from error
+
+    def close(self) -> None:
+        self._disk.close()
+
+    def tracks(self, key: str, make: Callable[[], list[FaceTrack]]) -> list[FaceTrack]:
+        """The tracks of a key, made if they aren't known."""
+        found = self.get(f"tracks {key}")
+        if found is not None and (known := _unpacked(found)) is not None:
+            log.info("the faces of this clip are known: %s", self.folder)
+            return known
+        tracks = make()
+        self.put(f"tracks {key}", _packed(tracks))
+        return tracks
+
+    def get(self, key: str) -> bytes | None:
+        """None: not known, or it can't be read."""
+        try:
+            value = self._disk.get(key, retry=True)
+        except (OSError, diskcache.core.sqlite3.Error, diskcache.Timeout) as error:
+            log.warning("cache folder %s can't be read (%s)", self.folder, error)
+            return None
+        return value if isinstance(value, bytes) else None
+
+    def put(self, key: str, value: bytes) -> None:
+        """A full disk, say, costs the value and a warning, never the run."""
+        try:
+            self._disk.set(key, value, retry=True)
+        except (OSError, diskcache.core.sqlite3.Error, diskcache.Timeout) as error:
+            log.warning("cache folder %s can't be written (%s)", self.folder, error)
+
+
+class Latents:
+    """The masked and the reference latents of a clip's frames, by number and place of the face.
+
+    Args:
+        key: of the clip, the autoencoder and its precision.
+        affine: (n, 2, 3), of the face in each source frame.
+        like: what is returned has its device and dtype.
+    """
+
+    def __init__(self, cache: Cache, key: str, affine: FloatArray, like: Tensor) -> None:
+        self._cache, self._key, self._affine, self._like = cache, key, affine, like
+
+    def get(self, index: int, shape: Sequence[int]) -> Tensor | None:
+        """(2, 4, h, w), or None."""
+        data = self._cache.get(self._name(index))
+        if data is None or len(data) != math.prod(shape) * self._like.dtype.itemsize:
+            return None
+        flat = torch.frombuffer(bytearray(data), dtype=self._like.dtype)
+        return flat.reshape(*shape).to(self._like.device)
+
+    def put(self, index: int, latents: Tensor) -> None:
+        raw = latents.detach().cpu().contiguous().flatten().view(torch.uint8)
+        self._cache.put(self._name(index), raw.numpy().tobytes())
+
+    def _name(self, index: int) -> str:
+        place = hashlib.sha256(self._affine[index].tobytes()).hexdigest()[:16]
+        return f"latents {self._key} {index} {place}"
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """One key of all that a value depends on."""
+    text = json.dumps({**facts, "format": FORMAT}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def file_digest(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def net_digest(net: nn.Module) -> str:
+    """Of a net's weights."""
+    together = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        together.update(name.encode())
+        together.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return together.hexdigest()
+
+
+def _packed(tracks: list[FaceTrack]) -> bytes:
+    arrays: dict[str, np.ndarray] = {}
+    for i, track in enumerate(tracks):
+        parts = {"affine": track.affine, "found": track.found, "cut": track.cut}
+        parts["strength"] = track.strength
+        arrays |= {f"{name} {i}": part for name, part in parts.items() if part is not None}
+        arrays[f"lost {i}"] = np.array(json.dumps(track.lost))
+    file = io.BytesIO()
+    np.savez_compressed(file, count=np.array(len(tracks)), **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def _unpacked(data: bytes) -> list[FaceTrack] | None:
+    """None where the data is damaged."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return _read(arrays)
+    except (ValueError, KeyError, OSError, BadZipFile):
+        return None
+
+
+def _read(arrays: Any) -> list[FaceTrack]:  # noqa: ANN401 - of np.load
+    return [
+        FaceTrack(
+            affine=arrays[f"affine {i}"],
+            found=arrays[f"found {i}"],
+            cut=arrays.get(f"cut {i}"),
+            lost=tuple((a, b, why) for a, b, why in json.loads(str(arrays[f"lost {i}"]))),
+            strength=arrays.get(f"strength {i}"),
+        )
+        for i in range(int(arrays["count"]))
+    ]

@@ -1,0 +1,171 @@
+"""Pass 1: whose mouths are to speak, and where these faces are in each frame."""
+
+import logging
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from itertools import combinations, islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from latentsync import align, faces
+from latentsync.ahead import ahead
+from latentsync.blend import yaw, yaw_strength
+from latentsync.cache import ClipCache, file_digest
+from latentsync.errors import NoFaceFound, OptionError
+from latentsync.faces import FaceChoice
+from latentsync.options import Options
+from latentsync.reporter import Reporter
+from latentsync.types import FaceTrack
+
+__all__ = ["Clip", "cast"]
+
+log = logging.getLogger(__name__)
+
+ALIKE = 0.5  # px; two speakers' faces that lie no further apart are one face
+FRAMES_AHEAD = 8  # decoded before the detector wants them
+
+
+class Clip(Protocol):
+    """Frames by number: `media.VideoReader`."""
+
+    def frames(self, indices: Iterable[int] | None = None) -> Iterator[Any]: ...
+
+
+def cast(
+    clip: Clip,
+    at_most: int | None,
+    detector: faces.Detector,
+    choices: Sequence[FaceChoice],
+    options: Options,
+    *,
+    resolution: int,
+    fps: Fraction,
+    total: int | None = None,
+    reporter: Reporter,
+    known: ClipCache | None = None,
+) -> list[FaceTrack]:
+    """Find the chosen faces in the clip's first `at_most` frames.
+
+    Args:
+        choices: one, of which several faces may be meant ("all"), or one for each speaker.
+        resolution: px, side of the square crop of a face.
+        fps: of the clip.
+        total: how many frames the clip will give, where that is known.
+        known: of the clip. Then all of it is looked at, so that a longer voice finds it done.
+
+    Returns:
+        At least one track; with several choices one of each, in their order.
+
+    Raises:
+        NoFaceFound: in none of the frames, or with on_missing "error" not in all.
+        InputError: a choice fits no face, or two mean the same one.
+    """
+
+    def look() -> list[FaceTrack]:
+        most, all_frames = (None, None) if known else (at_most, total)
+        found = _look(clip, most, detector, choices, options, fps, all_frames, reporter)
+        if len(choices) > 1:
+            _check_apart(found, choices)
+        return [_placed(one, options, resolution) for one in found]
+
+    facts = {
+        "detector": detector.describe(),
+        "faces": [(choice, choice.picture and file_digest(choice.picture)) for choice in choices],
+        "fps": fps,
+        "resolution": resolution,
+        "options": [getattr(options, name) for name in ("landmarks", "follow", "smooth")],
+        "max_yaw": options.max_yaw,
+        "detect_every": options.effort.detect_every,
+    }
+    tracks = known.tracks(facts, look) if known else look()
+    tracks = tracks if at_most is None else [track.first(at_most) for track in tracks]
+    count = len(tracks[0])
+    reporter.step("detect", count, count)
+    missing = [i for i, track in enumerate(tracks) if not track.found.any()]
+    if len(choices) > 1 and missing:
+        raise NoFaceFound(faces.no_face(detector, count, choices[missing[0]], float(fps)))
+    if len(missing) == len(tracks):
+        raise NoFaceFound(faces.no_face(detector, count, choices[0], float(fps)))
+    tracks = [track for track in tracks if track.found.any()]
+    for start, stop, reason in tracks[0].lost:
+        said = f"source frames {start}-{stop - 1} ({float(start / fps):.2f} s on): {reason}"
+        if options.on_missing == "error":
+            raise NoFaceFound(f"{said}; on_missing keep passes such frames through")
+        log.info("%s; they pass through", said)
+    return tracks
+
+
+def _look(
+    clip: Clip,
+    at_most: int | None,
+    detector: faces.Detector,
+    choices: Sequence[FaceChoice],
+    options: Options,
+    fps: Fraction,
+    total: int | None,
+    reporter: Reporter,
+) -> list[faces.Track]:
+    rounded = options.landmarks == "rounded"
+    if options.follow == "frame" and len(choices) > 1:
+        raise OptionError("follow is 'frame', which knows one face; speakers want follow 'person'")
+    whole = options.follow == "frame"  # as published: the detector shrinks RGB frames itself
+    pictures = _pictures(clip, at_most, whole=whole)
+    with_stop = ahead(pictures, FRAMES_AHEAD, abandoned=reporter.abandon)
+    if whole:
+        return faces.follow(
+            with_stop,
+            detector,
+            choices[0],
+            rounded=rounded,
+            published=True,
+            total=total,
+            fps=float(fps),
+            progress=reporter,
+        )
+    scene = faces.look(
+        with_stop,
+        detector,
+        choices,
+        rounded=rounded,
+        total=total,
+        fps=float(fps),
+        detect_every=options.effort.detect_every,
+        progress=reporter,
+    )
+    if len(choices) == 1:
+        return scene.tracks(choices[0])
+    return [scene.tracks(choice)[0] for choice in choices]
+
+
+def _pictures(
+    clip: Clip, at_most: int | None, *, whole: bool
+) -> Generator[faces.Shown, None, None]:
+    for frame in islice(clip.frames(), at_most):
+        yield frame.rgb() if whole else frame
+
+
+def _check_apart(found: Sequence[faces.Track], choices: Sequence[FaceChoice]) -> None:
+    for (one, first), (other, second) in combinations(zip(found, choices, strict=True), 2):
+        both = one.found & other.found
+        if both.any() and np.abs(one.points[both] - other.points[both]).max() < ALIKE:
+            raise OptionError(
+                f"speakers {first} and {second} are the same face; tell them apart by points "
+                "x,y@seconds"
+            )
+
+
+def _placed(face: faces.Track, options: Options, resolution: int) -> FaceTrack:
+    track = align.face_track(face.points, face.found, resolution, face.cut, options.smooth)
+    # The points are in square px, the frame's own may be wider or narrower.
+    track = replace(track, affine=track.affine * np.array([face.pixel_aspect, 1, 1], np.float32))
+    lost = [(one.start, one.stop, one.reason) for one in face.reasons]
+    if options.max_yaw is None:
+        return replace(track, cut=face.cut, lost=tuple(lost))
+    turned = np.where(face.found, yaw(face.points), np.nan)
+    strength = yaw_strength(turned, options.max_yaw, cut=face.cut)
+    away = faces.runs(face.found & (strength == 0), 0, len(strength))
+    lost += [(start, stop, "turned away") for start, stop in away]
+    found = track.found & (strength > 0)
+    return replace(track, cut=face.cut, lost=tuple(sorted(lost)), found=found, strength=strength)

@@ -1,0 +1,182 @@
+"""A frame as detectors look at it: with square pixels, and no more of it than they ask for."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync.media import even_box
+from latentsync.types import Box, Frame, Picture
+
+__all__ = ["Part", "Shown", "View"]
+
+Array = NDArray[np.float64]
+Shown = Frame | Picture
+"""A frame in either form: all of its pixels, or a picture that gives them part by part."""
+
+SMALL_SIDE = 640  # px, longest side of the picture in which large faces are looked at
+ENOUGH = 2  # px of it for one of what is made of it, so that it may stand for the frame
+PARTS_HELD = 4  # of a frame, so that each face is read once however often it is looked at
+GROWN = 0.125  # of a part's size: more of it than was asked for, so that a closer look finds it too
+
+
+class Part(NamedTuple):
+    """Some pixels of a view, at its scale or smaller."""
+
+    pixels: Frame
+    corner: Array  # (2,) x, y in px of the view where they begin
+    step: Array  # (2,) px of the view to one of these
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in px of the view."""
+        height, width = self.pixels.shape[:2]
+        return float(width * self.step[0]), float(height * self.step[1])
+
+    def out(self, places: Array) -> Array:
+        """Places (..., 2), in px from the corner, as px of the view from its corner."""
+        return self.corner + self.step * places
+
+    def out_centred(self, places: Array) -> Array:
+        """The same where (0, 0) is the centre of the first pixel, in both."""
+        return self.out(places) + (self.step - 1) / 2
+
+    def cut(self, box: Box) -> "Part":
+        """What of it lies in a box of the view's px."""
+        edges = (np.array([[box.left, box.top], [box.right, box.bottom]]) - self.corner) / self.step
+        height, width = self.pixels.shape[:2]
+        (left, top), (right, bottom) = np.clip(np.round(edges).astype(int), 0, (width, height))
+        pixels = np.ascontiguousarray(self.pixels[top:bottom, left:right])
+        return Part(pixels, self.out(np.array([left, top])), self.step)
+
+    def shrunk(self, side: int) -> "Part":
+        """The same with at most `side` px on its longest side."""
+        height, width = self.pixels.shape[:2]
+        scale = min(1.0, side / max(width, height, 1))
+        return self if scale == 1 else self.sized(_scaled(width, scale), _scaled(height, scale))
+
+    def sized(self, width: int, height: int) -> "Part":
+        """The same in so many pixels."""
+        before = np.array(self.pixels.shape[1::-1])
+        if (width, height) == tuple(before):
+            return self
+        method = cv2.INTER_AREA if height < before[1] or width < before[0] else cv2.INTER_LINEAR
+        pixels = cv2.resize(self.pixels, (width, height), interpolation=method)
+        return Part(np.asarray(pixels, np.uint8), self.corner, self.step * before / (width, height))
+
+
+class View:
+    """One frame. Its px are square: those of the frame, but x times the pixels' aspect.
+
+    Of a `Picture` only the parts that are asked for are made, from its small version where that
+    is fine enough. All pixels of an array are there already, and used as they are: so what is
+    found in one is the very same as in the published pipeline.
+    """
+
+    def __init__(self, frame: Shown) -> None:
+        self._frame = frame
+        if isinstance(frame, np.ndarray):
+            self.aspect = 1.0
+            self.height, self.width = frame.shape[:2]
+        else:
+            self.aspect = float(frame.pixel_aspect)
+            self.width, self.height = _scaled(frame.width, self.aspect), frame.height
+        self._small: dict[int, Part] = {}
+        self._held: dict[Box, Part] = {}  # the last parts, by where they are
+
+    @cached_property
+    def whole(self) -> Part | None:
+        """All pixels, where they are there already."""
+        if not isinstance(self._frame, np.ndarray):
+            return None
+        return Part(self._frame, np.zeros(2), np.ones(2))
+
+    def small(self, side: int) -> Part:
+        """All of it, with at most `side` px on its longest side."""
+        if side not in self._small:
+            self._small[side] = self.whole.shrunk(side) if self.whole else self._thumbnail(side)
+        return self._small[side]
+
+    def part(self, low: Array, high: Array, shrink: float = 1.0) -> Part:
+        """What lies between two places (2,), or beside the view the px that are nearest.
+
+        It may be more of the view than that. `shrink` is how many px of the view will make one of
+        what it is wanted for.
+        """
+        if self.whole:
+            return self.whole
+        if shrink * SMALL_SIDE >= ENOUGH * max(self.width, self.height):
+            return self.small(SMALL_SIDE)
+        box = self._inside(low, high)
+        for held, part in self._held.items():
+            if _holds(held, box):
+                return part
+        more = GROWN * (high - low) + 2
+        box = self._inside(low - more, high + more)
+        while len(self._held) >= PARTS_HELD:
+            del self._held[next(iter(self._held))]
+        self._held[box] = self._fetched(box)
+        return self._held[box]
+
+    def around(self, near: Box, shrink: float = 1.0) -> Part:
+        """What lies in a box twice as wide and high as `near`; `shrink` as in `part`."""
+        low, high = np.array([near.left, near.top]), np.array([near.right, near.bottom])
+        margin = (high - low) // 2
+        return self.part(low - margin, high + margin, shrink).cut(
+            self._inside(low - margin, high + margin)
+        )
+
+    def under(
+        self, affine: Array, area: tuple[int, int, int, int], width: int
+    ) -> tuple[Frame, Array]:
+        """The pixels that an affine (2, 3) lays on an area, and the affine from these pixels.
+
+        Args:
+            affine: px of the view, (0, 0) the centre of the first, to those of the area.
+            area: left, top, right, bottom.
+            width: px that will be made of the area's width.
+        """
+        left, top, right, bottom = area
+        corners = np.array([[x, y] for x in (left, right) for y in (top, bottom)])
+        there = (corners - affine[:, 2]) @ np.linalg.pinv(affine[:, :2]).T
+        scale = max(1e-6, np.sqrt(abs(np.linalg.det(affine[:, :2]))))
+        shrink = (right - left) / width / scale
+        part = self.part(there.min(axis=0), there.max(axis=0), float(shrink))
+        shift = affine[:, :2] @ part.out_centred(np.zeros(2)) + affine[:, 2]
+        return part.pixels, np.column_stack([affine[:, :2] * part.step, shift])
+
+    def _inside(self, low: Array, high: Array) -> Box:
+        """The whole pixels between two places, cut to the view; never none."""
+        size = np.array([self.width, self.height])
+        first = np.clip(np.floor(low), 0, np.maximum(0, size - 2)).astype(int)
+        last = np.maximum(np.minimum(np.ceil(high), size), first + 1).astype(int)
+        return Box(*first.tolist(), *last.tolist())
+
+    def _fetched(self, box: Box) -> Part:
+        assert not isinstance(self._frame, np.ndarray)
+        edges = (box.left / self.aspect, box.top, box.right / self.aspect, box.bottom)
+        region = even_box(edges, width=self._frame.width, height=self._frame.height)
+        assert region
+        stretch = np.array([self.aspect, 1.0])
+        part = Part(self._frame.rgb(region), stretch * (region.left, region.top), stretch)
+        return part.sized(_scaled(region.width, self.aspect), region.height)
+
+    def _thumbnail(self, side: int) -> Part:
+        assert not isinstance(self._frame, np.ndarray)
+        scale = min(1.0, side / max(self.width, self.height))
+        stored = max(self._frame.width, self._frame.height)
+        pixels = self._frame.thumbnail(_scaled(stored, scale))
+        size = np.array([self._frame.width * self.aspect, self._frame.height])
+        part = Part(pixels, np.zeros(2), size / pixels.shape[1::-1])
+        return part.sized(_scaled(pixels.shape[1], self.aspect), pixels.shape[0])
+
+
+def _scaled(length: int, scale: float) -> int:
+    return max(1, round(length * scale))
+
+
+def _holds(box: Box, other: Box) -> bool:
+    beside = box.left <= other.left and other.right <= box.right
+    return beside and box.top <= other.top and other.bottom <= box.bottom

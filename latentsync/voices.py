@@ -1,0 +1,115 @@
+"""Which face speaks with which sound, and what the output sounds like."""
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync import timeline
+from latentsync.errors import OptionError
+from latentsync.faces import FaceChoice
+from latentsync.media import AudioReader, Limits, mix
+from latentsync.options import Options
+from latentsync.pace import FPS
+from latentsync.speech import SpeechFeatures
+from latentsync.timeline import Timeline, Voice
+from latentsync.voice_activity import speaking
+
+__all__ = ["Speakers", "heard", "length", "span", "speakers"]
+
+CLOSING = 3  # frames in which a mouth closes where silence is to close it
+LAST_WORD = Fraction(1, 5)  # s after a sound's end in which a mouth that goes on being drawn closes
+
+
+@dataclass(frozen=True)
+class Speakers:
+    """The faces that speak, each with its sound, and the sound of the output."""
+
+    choices: tuple[FaceChoice, ...]
+    sounds: tuple[AudioReader, ...]
+    together: Path  # the one sound, or the sum of all
+
+    @property
+    def seconds(self) -> Fraction:
+        """Of the longest sound."""
+        return max(length(sound) for sound in self.sounds)
+
+    def named(self) -> dict[str, str]:
+        """Face -> sound, as a report says it."""
+        pairs = zip(self.choices, self.sounds, strict=True)
+        return {str(choice): str(sound.path) for choice, sound in pairs}
+
+
+def length(sound: AudioReader) -> Fraction:
+    """Seconds."""
+    return Fraction(sound.sample_count(sound.sample_rate), sound.sample_rate)
+
+
+@contextmanager
+def speakers(
+    audio: Path | str | Mapping[str, Path | str], options: Options, limits: Limits
+) -> Iterator[Speakers]:
+    """Look at the sounds; where there are several, their sum is a temporary file.
+
+    Raises:
+        OptionError: a face is none, or given beside `options.face`.
+        MediaError: a sound can't be used.
+    """
+    voices = {options.face: audio} if isinstance(audio, Path | str) else dict(audio)
+    several = len(voices) > 1
+    if not voices:
+        raise OptionError("no voice: give a sound, or a sound for each face that speaks")
+    if options.face not in {"largest", *voices}:
+        raise OptionError(f"face is {options.face!r}, but the speakers say which faces are meant")
+    choices = tuple(FaceChoice.parse(face) for face in voices)
+    if several and any(choice.kind == "all" for choice in choices):
+        raise OptionError("speaker 'all' beside others; name each face, or give one voice to all")
+    sounds = tuple(AudioReader(path, limits=limits) for path in voices.values())
+    if not several:
+        yield Speakers(choices, sounds, sounds[0].path)
+        return
+    with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
+        together = Path(folder, "voices.flac")
+        mix([sound.path for sound in sounds], together, limits)
+        yield Speakers(choices, sounds, together)
+
+
+def heard(
+    sound: AudioReader, speech: SpeechFeatures, shown: Timeline, voice: Voice, options: Options
+) -> tuple[SpeechFeatures, NDArray[np.bool_]]:
+    """What a face hears beside the output's frames, and in which of them it speaks, (n,).
+
+    Args:
+        sound: the face's own.
+        speech: the same, as the network hears it.
+        voice: the longest one of all; a face whose sound ends before keeps its mouth shut then.
+    """
+    begins = shown.begins[:-1]
+    speech = speech.beside(begins, shown.tick, after=voice.after)
+    end = voice.after + length(sound) + LAST_WORD
+    sounding = begins < math.ceil(end / shown.tick)
+    speaks = shown.speaks
+    if options.silence != "generate":
+        aloud = speaking(sound).at(begins, shown.tick, voice.after)
+        if options.silence == "keep":
+            speaks = speaks & aloud
+        else:
+            sounding = sounding & aloud
+    if not sounding[speaks].all():
+        speech = speech.hushed(timeline.fading(sounding, CLOSING))
+    return speech, speaks
+
+
+def span(longest: Fraction, frames: int, options: Options) -> Voice:
+    """All voices together, `frames` long at 25 fps, and the time around them."""
+    return Voice(
+        seconds=frames / FPS if options.length == "published" else longest,
+        after=Fraction(options.lead_in).limit_denominator(1000),
+        then=Fraction(options.lead_out).limit_denominator(1000),
+    )

@@ -1,0 +1,91 @@
+"""Stages in threads of their own: order, errors, and how they end."""
+
+import threading
+import time
+from contextlib import closing
+from contextvars import ContextVar
+
+import pytest
+
+from latentsync.ahead import ahead
+
+
+class Source:
+    """Numbers, made in whatever thread asks; it remembers which, how many, and whether it ended."""
+
+    def __init__(self, count, wrong=None):
+        self.count, self.wrong = count, wrong
+        self.made, self.threads, self.closed = 0, set(), False
+
+    def items(self):
+        try:
+            for number in range(self.count):
+                self.threads.add(threading.get_ident())
+                self.made += 1
+                if number == self.wrong:
+                    raise ZeroDivisionError(f"at {number}")
+                yield number
+        finally:
+            self.closed = True
+
+
+def test_the_items_come_in_order_from_one_other_thread():
+    source = Source(50)
+    assert list(ahead(source.items(), 3)) == list(range(50))
+    assert len(source.threads) == 1
+    assert source.threads.isdisjoint({threading.get_ident()})
+    assert source.closed
+
+
+def test_it_is_so_far_ahead_and_no_further():
+    source = Source(50)
+    items = ahead(source.items(), 3)
+    assert next(items) == 0
+    time.sleep(0.2)  # it would make all 50 in that time
+    assert source.made == 5  # one taken, three waiting, one that finds no room
+    items.close()
+
+
+def test_an_error_comes_after_the_items_before_it():
+    source, seen, told = Source(9, wrong=4), [], []
+    with pytest.raises(ZeroDivisionError, match="at 4"):
+        seen.extend(ahead(source.items(), 2, abandoned=lambda: told.append(True)))
+    assert told == []  # it ended by itself
+    assert source.closed
+
+
+@pytest.mark.parametrize("thrown", [KeyboardInterrupt, None])
+def test_who_wants_no_more_stops_the_thread_and_closes_the_source(thrown):
+    source, told = Source(10**9), []
+    before = threading.active_count()
+    items = ahead(source.items(), 2, abandoned=lambda: told.append(source.closed))
+    assert next(items) == 0
+    if thrown:
+        with pytest.raises(thrown):
+            items.throw(thrown)
+    else:
+        items.close()
+    assert source.closed
+    assert told == [False]  # it was told before anything was waited for
+    assert threading.active_count() == before
+
+
+def test_stages_in_a_row_end_together():
+    first = Source(10**9)
+
+    def plus_one(numbers):
+        with closing(numbers):
+            for number in numbers:
+                yield number + 1
+
+    second = ahead(plus_one(ahead(first.items())))
+    third = ahead(plus_one(second))
+    assert [next(third) for _ in range(3)] == [2, 3, 4]
+    third.close()
+    assert first.closed
+
+
+def test_it_knows_the_callers_context():
+    name: ContextVar[str] = ContextVar("name", default="nobody")
+    name.set("prediction 7")
+    assert list(ahead(name.get() for _ in range(2))) == ["prediction 7"] * 2

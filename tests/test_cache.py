@@ -1,0 +1,200 @@
+"""A folder that remembers clips: what is not computed twice, and that nothing else changes."""
+
+import pickle
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from latentsync.cache import Cache, digest
+from latentsync.errors import OutputError
+from latentsync.models.vae import VAE
+from latentsync.types import FaceTrack
+from tests.clips import babble, raw_frames, same, write_sound
+from tests.stubs import numbered_clip, tiny_lipsync
+
+MIB = 2**20
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return numbered_clip(tmp_path / "clip.mp4", 20)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """A list that every encoding adds its number of pictures to."""
+    counts, encode = [], VAE.encode
+
+    def spy(self, pixels, noise=None):
+        counts.append(len(pixels))
+        return encode(self, pixels, noise)
+
+    monkeypatch.setattr(VAE, "encode", spy)
+    return counts
+
+
+def run(model, clip, seconds, folder, **options):
+    """The frames of a run, and how many frames were searched for faces."""
+    voice = write_sound(clip.with_name("voice.wav"), babble(seconds))
+    out = clip.with_name("out.mp4")
+    chosen = {"steps": 1, "crf": 0, "seed": 3, "cache_dir": folder and str(folder)} | options
+    model.detector.seen.clear()
+    model.run(clip, voice, out, **chosen)
+    return list(raw_frames(out)), len(model.detector.seen)
+
+
+def test_a_second_voice_needs_neither_the_detector_nor_the_encoder(clip, folder, encoded):
+    model = tiny_lipsync()
+    plain, _ = run(model, clip, 0.6, None)
+    first, looks = run(model, clip, 0.8, folder)
+    assert looks == 20
+    assert sum(encoded) > 0
+    encoded.clear()
+    second, looks = run(tiny_lipsync(), clip, 0.6, folder)
+    assert (looks, sum(encoded)) == (0, 0)
+    assert alike(second, plain)
+    assert len(second) < len(first)
+
+
+def test_a_longer_voice_finds_all_of_the_clip_s_faces(clip, folder, encoded):
+    model = tiny_lipsync()
+    _, looks = run(model, clip, 0.2, folder)
+    assert looks == 20  # not only the five frames that it wanted
+    encoded.clear()
+    longer, looks = run(model, clip, 1.2, folder)
+    assert looks == 0
+    assert sum(encoded) == 2 * 15
+    assert alike(longer, run(model, clip, 1.2, None)[0])
+
+
+@pytest.mark.parametrize(
+    "change", [{"smooth": 3}, {"face": "left"}, {"landmarks": "rounded"}, {"detect_every": 2}]
+)
+def test_what_the_track_depends_on_makes_it_another(clip, folder, change):
+    model = tiny_lipsync()
+    run(model, clip, 0.4, folder)
+    assert run(model, clip, 0.4, folder, **change)[1] > 0
+    assert run(model, clip, 0.4, folder)[1] == 0
+
+
+def test_other_bytes_are_another_clip(clip, folder):
+    model = tiny_lipsync()
+    run(model, clip, 0.4, folder)
+    numbered_clip(clip, 19)
+    frames, looks = run(model, clip, 0.4, folder)
+    assert looks == 19
+    assert alike(frames, run(model, clip, 0.4, None)[0])
+
+
+def test_other_weights_find_no_latents_but_the_track(clip, folder, encoded):
+    run(tiny_lipsync(), clip, 0.4, folder)
+    other = tiny_lipsync()
+    with torch.no_grad():
+        next(other.nets.vae.parameters()).mul_(1.5)
+    encoded.clear()
+    assert run(other, clip, 0.4, folder)[1] == 0
+    assert sum(encoded) == 20
+
+
+def test_a_frame_shown_again_is_encoded_once(clip, encoded):
+    model = tiny_lipsync()
+    run(model, clip, 3.2, None)  # 80 frames of a clip of 20
+    assert sum(encoded) == 2 * 20
+
+
+def alike(film, other):
+    return all(same(*pair) for pair in zip(film, other, strict=True))
+
+
+def tracks(frames):
+    affine = np.random.default_rng(frames).normal(size=(frames, 2, 3)).astype(np.float32)
+    found = np.arange(frames) % 3 > 0
+    return [
+        FaceTrack(affine, found, cut=~found, lost=((0, 1, "no face"),)),
+        FaceTrack(-affine, ~found, strength=affine[:, 0, 0]),
+    ]
+
+
+def test_tracks_come_back_as_they_were(folder):
+    cache = Cache(folder, MIB)
+    made = tracks(7)
+    assert cache.tracks("a", lambda: made) is made
+    again = Cache(folder, MIB).tracks("a", lambda: pytest.fail("made again"))
+    for one, other in zip(made, again, strict=True):
+        for name in ("affine", "found", "cut", "strength"):
+            np.testing.assert_equal(getattr(other, name), getattr(one, name))
+        assert other.lost == one.lost
+
+
+def test_the_folder_stays_within_its_size(folder):
+    cache = Cache(folder, MIB)
+    for number in range(100):
+        cache.put(f"latents {number}", bytes(40_000))
+    values = folder.rglob("*.val")
+    size = sum(path.stat().st_size for path in values)
+    assert 0.5 * MIB < size <= MIB
+    assert cache.get("latents 99") == bytes(40_000)
+    assert cache.get("latents 0") is None
+
+
+def test_several_threads_share_one_folder(folder):
+    def work(number):
+        cache = Cache(folder, MIB)
+        for i in range(20):
+            cache.put(f"{number} {i}", f"{number} {i}".encode())
+            cache.put("all", b"same")
+        return [cache.get(f"{number} {i}") for i in range(20)], cache.get("all")
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, (own, common) in enumerate(pool.map(work, range(4))):
+            assert own == [f"{number} {i}".encode() for i in range(20)]
+            assert common == b"same"
+
+
+def test_what_is_damaged_is_made_again(clip, folder, encoded):
+    model = tiny_lipsync()
+    whole, _ = run(model, clip, 0.4, folder)
+    with sqlite3.connect(folder / "cache.db") as database:
+        database.execute("UPDATE Cache SET value = X'00ff', size = 0, mode = 1, filename = NULL")
+    database.close()
+    encoded.clear()
+    frames, looks = run(model, clip, 0.4, folder)
+    assert (looks, sum(encoded)) == (20, 20)
+    assert alike(frames, whole)
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("unpickled"),)
+
+
+def test_a_pickle_that_somebody_put_there_is_not_opened(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cache = Cache(folder, MIB)
+    cache.put("a", b"value")
+    cache.close()
+    with sqlite3.connect(folder / "cache.db") as database:
+        database.execute("UPDATE Cache SET value = ?, mode = 4", [pickle.dumps(Bomb())])
+    database.close()
+    assert Cache(folder, MIB).get("a") is None
+    assert not (tmp_path / "unpickled").exists()
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"cache folder .+ be used"):
+        Cache(tmp_path / "file", MIB)
+
+
+def test_a_key_is_made_of_all_it_depends_on():
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2}) != digest({"a": "2"})
