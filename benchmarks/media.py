@@ -123,20 +123,9 @@ def without_network(size: tuple[int, int]) -> LipSync:
         vae=VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4),
         whisper=WhisperConfig(n_audio_state=32, n_audio_head=2, n_audio_layer=1),
     )
-    Painter._spoken = lambda _, batch: [Untouched(group.crops) for group in batch]
+    Painter._spoken = lambda _, batch: [group.crops for group in batch]
     nets = Nets(config, UNet(config.unet), VAE(config.vae), SpeechEncoder(config.whisper))
     return LipSync(nets, Seen(size))
-
-
-class Untouched:
-    """What the identity makes of a group's crops, in the form in which a network gives faces."""
-
-    def __init__(self, crops: Tensor) -> None:
-        self._crops = crops
-
-    def __getitem__(self, place: int) -> Tensor:
-        crop = self._crops[place].permute(2, 0, 1).contiguous()
-        return crop.float().div_(127.5).sub_(1)
 
 
 class Silence:
@@ -178,10 +167,10 @@ def geometry(size: tuple[int, int]) -> Iterator[tuple[str, Callable[[], object]]
     box = align.face_box(affine, RESOLUTION, *size)
     region = frame.rgb(box)
     crop = align.cut_face(region, box, affine, RESOLUTION)
-    face = Untouched(torch.from_numpy(crop)[None])[0]
+    face = torch.from_numpy(crop).permute(2, 0, 1).float() / 127.5 - 1
     share = torch.from_numpy(paste_share(RESOLUTION))
     yield "cut", lambda: align.cut_face(frame.rgb(box), box, affine, RESOLUTION)
-    yield "paste", lambda: frame.pasted(*align.paste_face(face, affine, size, share=share))
+    yield "paste", lambda: frame.pasted(*align.paste_face(crop, affine, size, share=share))
     old_cut, old_paste = as_published.cut_face, as_published.paste_face
     yield "cut as published", lambda: old_cut(frame.rgb(box), box, affine, RESOLUTION, size)
     yield (

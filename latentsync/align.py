@@ -181,12 +181,12 @@ def cut_face(region: Frame, box: Box, affine: FloatArray, resolution: int) -> Fr
 
 
 def paste_face(
-    face: Tensor, affine: FloatArray, frame: Size, *, share: Tensor | None = None
+    face: Frame, affine: FloatArray, frame: Size, *, share: Tensor | None = None
 ) -> tuple[Box, Frame, Levels]:
     """Bring a generated face back to where it lies in the frame, with a soft edge.
 
     Args:
-        face: (3, resolution, resolution) float32 on the CPU, about [-1, 1].
+        face: (resolution, resolution, 3) uint8.
         frame: width and height of the whole frame.
         share: (resolution, resolution) float32 in [0, 1], how much of each pixel of the face is
             laid on; None is all of it, as published.
@@ -196,16 +196,17 @@ def paste_face(
         face there, (box height, box width, 3) uint8; how much of it is laid on, (box height,
         box width) uint8, in 1/255. As `media.VideoFrame.pasted` wants it.
     """
-    side = face.shape[-1]
+    side = len(face)
     whole = 1.0 if share is None else share.numpy()
     weight = cv2.multiply(_soft_edge(side), whole, scale=255, dtype=cv2.CV_8U)
     onto = _onto_square(affine, side)
     left, top, width, height = cv2.boundingRect(weight)
     box = _box(onto, (left - 1, top - 1, left + width, top + height), frame)
-    levels = [cv2.addWeighted(c, 127.5, c, 0, 127.5, dtype=cv2.CV_8U) for c in face.numpy()]
     # One warp for colours and weight; four channels also go through OpenCV faster than three.
+    both = np.empty((side, side, 4), np.uint8)
+    cv2.mixChannels([face, weight], [both], [0, 0, 1, 1, 2, 2, 3, 3])
     laid = cv2.warpAffine(
-        cv2.merge([*levels, weight]),
+        both,
         (onto @ _shift(box))[:2],
         (box.width, box.height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,

@@ -136,7 +136,9 @@ class Painter:
     def speak(
         self, groups: Generator[Group, None, None]
     ) -> Generator[tuple[Group, Tensor | None], None, None]:
-        """Each group, with (f, 3, R, R) float32 crops on the CPU, about [-1, 1], that speak.
+        """Each group, with crops that speak: (f, R, R, 3) uint8 on the CPU.
+
+        As published they are (f, 3, R, R) float32, about [-1, 1], until they lie in the frame.
 
         Raises:
             LatentSyncError: the network's output is not finite, or memory doesn't suffice.
@@ -180,7 +182,7 @@ class Painter:
 
     @torch.inference_mode()
     def _spoken(self, batch: list[Group]) -> Tensor:
-        """(g, f, 3, R, R)."""
+        """The crops of each group, as `speak` gives them."""
         first, last = batch[0], batch[-1]
         crops = torch.stack([group.crops for group in batch if group.crops is not None])
         pixels = _in_range(crops.to(self._like.device)).to(self._like)
@@ -206,6 +208,7 @@ class Painter:
                 f"frames {first.segment.start}-{last.segment.stop - 1} came out not finite in "
                 f"{self._noise.dtype}; use dtype float32, and check the weights"
             )
+        faces = faces if self._as_published else _levels(faces)
         return faces.cpu().unflatten(0, crops.shape[:2])
 
     def _encoded(self, batch: list[Group], pixels: Tensor) -> diffusion.Latents:
@@ -258,14 +261,16 @@ class Painter:
         frame = (picture.width, picture.height)
         share, strength = self._share, float(segment.strength[place])
         if self._options.color_match and group.crops is not None:
-            face = match_colour(face, _in_range(group.crops[place]), self._ring, self._hole)
+            pair = (face if self._as_published else _in_range(face), _in_range(group.crops[place]))
+            matched = match_colour(*pair, self._ring, self._hole)
+            face = matched if self._as_published else _levels(matched)
         if strength < 1:
-            share = strength * (torch.ones_like(face[0]) if share is None else share)
+            share = strength * (torch.ones(self._side, self._side) if share is None else share)
         if self._occluder is not None and group.crops is not None:
             seen = self._occluder.visible(_in_range(group.crops[place])[None])[0]
             share = seen if share is None else seen * share
         if not self._as_published:
-            return picture.pasted(*align.paste_face(face, affine, frame, share=share))
+            return picture.pasted(*align.paste_face(face.numpy(), affine, frame, share=share))
         box = align.face_box(affine, self._side, *frame)
         region = picture.rgb(box)
         pasted = as_published.paste_face(region, box, face, affine, frame, share=share)
@@ -289,6 +294,12 @@ def usual_batch(nets: Nets) -> int:
 def _in_range(crops: Tensor) -> Tensor:
     """(..., R, R, 3) uint8 -> (..., 3, R, R) float32 in [-1, 1]."""
     return crops.movedim(-1, -3).contiguous().float().div_(127.5).sub_(1)
+
+
+def _levels(faces: Tensor) -> Tensor:
+    """(..., 3, R, R) about [-1, 1] -> (..., R, R, 3) uint8, contiguous."""
+    levels = faces.mul(127.5).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return levels.movedim(-3, -1).contiguous()
 
 
 def _latents(both: Tensor) -> diffusion.Latents:

@@ -144,7 +144,9 @@ def _place(nets: Nets, device: torch.device, dtype: torch.dtype, offload: Offloa
             devices.offload(net.to(precision), device)
         else:
             # Channels last is what fast convolutions want, also on a CPU.
-            net.to(device, precision, memory_format=torch.channels_last)
+            net.to(device, precision)
+            if net is not nets.speech:
+                torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
 
 
 def load_unet(path: Path, config: UNetConfig) -> UNet:

@@ -43,13 +43,18 @@ def cut(frame, affine, resolution, *, published=False):
     return align.cut_face(region, box, affine, resolution)
 
 
+def levels(face):
+    """(3, R, R) float32 about [-1, 1] -> (R, R, 3) uint8."""
+    return np.rint((face.numpy().transpose(1, 2, 0) * 127.5 + 127.5).clip(0, 255)).astype(np.uint8)
+
+
 def paste(frame, face, affine, *, published=False, share=None):
     out, size = frame.copy(), frame.shape[1::-1]
     if published:
         region, box = region_of(frame, affine, face.shape[-1])
         laid = as_published.paste_face(region, box, face, affine, size, share=share)
     else:
-        box, rgb, weight = align.paste_face(face, affine, size, share=share)
+        box, rgb, weight = align.paste_face(levels(face), affine, size, share=share)
         assert box.left % 2 == box.top % 2 == 0
         assert box.right % 2 == 0 or box.right == size[0]
         assert box.bottom % 2 == 0 or box.bottom == size[1]
@@ -167,7 +172,7 @@ def test_on_a_smooth_picture_one_resampling_shows_what_the_published_two_do(wher
     assert np.abs(ours - published)[inside].max() <= 2
     face = torch.from_numpy(np.mgrid[:128, :128, :1][[0, 1, 0], ..., 0] / 64 - 1).float()
     ours, published = (paste(frame, face, affine, published=p) for p in (False, True))
-    box, _, weight = align.paste_face(face, affine, (width, height))
+    box, _, weight = align.paste_face(levels(face), affine, (width, height))
     # Not at the soft edge: the published one is narrower the less of the crop is in the frame.
     whole = np.pad(weight == 255, ((box.top, height - box.bottom), (box.left, width - box.right)))
     assert whole.sum() > 1500
@@ -237,7 +242,7 @@ def test_only_where_something_is_laid_on_is_worked():
     side, frame = 128, (640, 480)
     points = np.array([[[260, 195], [380, 190], [320, 250]]], dtype=np.float32)
     affine = align.face_track(points, np.ones(1, dtype=bool), side).affine[0]
-    face, lips = torch.zeros(3, side, side), torch.zeros(side, side)
+    face, lips = np.full((side, side, 3), 128, np.uint8), torch.zeros(side, side)
     lips[90:100, 50:70] = 1
     box, rgb, weight = align.paste_face(face, affine, frame, share=lips)
     assert rgb.shape == (box.height, box.width, 3)
