@@ -1,7 +1,7 @@
 """The main path: a clip and a voice in, the same clip speaking that voice out.
 
     pass 1   decode | detect -> FaceTrack                     frames stream by, none is kept
-    pass 2   decode, cut | encode, denoise, decode | paste, write         16 frames at a time
+    pass 2   decode, cut | encode, denoise, decode | paste | write       16 frames at a time
 
 Two passes, because the smoothing of the face's place and the turn at the clip's end need the whole
 track, and the track is tiny. What a bar parts runs in threads of its own, a few frames ahead of
@@ -54,6 +54,8 @@ from latentsync.weights import Nets, Offload, load_nets, root
 __all__ = ["LipSync"]
 
 log = logging.getLogger(__name__)
+
+PASTED_AHEAD = 4  # frames that wait for the encoder
 
 
 class LipSync:
@@ -322,7 +324,7 @@ class LipSync:
             painter = Painter(self.nets, role, options, reporter, latents, self.occluder)
             groups = ahead(painter.cut(pictures), painter.batch, abandoned=reporter.abandon)
             drawn = ahead(painter.speak(groups), abandoned=reporter.abandon)
-            pictures = painter.paste(drawn)
+            pictures = ahead(painter.paste(drawn), PASTED_AHEAD, abandoned=reporter.abandon)
         reporter.step("generate", 0, first[-1].stop)
         with closing(pictures):
             for done, picture in enumerate(pictures, start=1):
