@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-all footage train-demo lint clean
+.PHONY: demo test test-all footage bench train-demo lint clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -20,6 +20,16 @@ test-all: .venv/installed
 # Whole runs on clips as people have them, made here: expected, got, PASS or FAIL, a line each.
 footage: .venv/installed
 	$(BIN)/python -m tests.footage
+
+# What benchmarks/README.md says of speed and memory, on a machine that does nothing else meanwhile:
+# half an hour. Needs neither a GPU nor weights; benchmarks/gpu.py is for who has one.
+bench: .venv/installed
+	$(BIN)/python benchmarks/media.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/stages.py -o benchmarks/stages.png
+	$(BIN)/python benchmarks/memory.py --plot benchmarks/memory.png
+	$(BIN)/python benchmarks/effort.py --plot benchmarks/effort.png
+	$(BIN)/python benchmarks/unet_forward.py
+	$(BIN)/python benchmarks/cold_start.py
 
 # What is in weights/demo, from nothing; goes on where it was stopped (what it draws is in out/).
 train-demo: .venv/installed
