@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsync import align, as_published, cache, diffusion
+from latentsync import align, as_published, cache, diffusion, types
 from latentsync.blend import match_colour, mouth_ring
 from latentsync.devices import free_memory, groups_that_fit
 from latentsync.errors import LatentSyncError
@@ -40,14 +40,9 @@ CROP_BYTES, LATENT_BYTES = 640 * 2**20, 128 * 2**20
 MOST_GROUPS = 4  # at once, unless asked for more: their frames, at 4K 0.8 GB, wait together
 
 
-class Picture(Protocol):
+class Picture(types.Picture, Protocol):
     """A frame that can be looked at and painted on: `media.VideoFrame`."""
 
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    def rgb(self, box: Box | None = None) -> Frame: ...
     def pasted(self, box: Box, rgb: Frame, weight: Frame | None = None) -> "Picture": ...
 
 

@@ -312,3 +312,25 @@ def test_sound_and_pictures_are_interleaved(tmp_path):
             apart.append(abs(latest["audio"] - latest["video"]))
         del packets, packet  # they point into the container
     assert max(apart) < 1.1
+
+
+def test_sound_that_cannot_be_copied_is_blamed_on_the_sound(tmp_path):
+    """A damaged packet that FFmpeg's muxer refuses, as about one damaged file in a hundred has."""
+    sound = write_sound(tmp_path / "a.mp3", babble(1, 44100), 44100)
+    out = tmp_path / "out.mp4"
+
+    class Refusing:
+        def mux(self, _packet):
+            raise av.ArgumentError(22, "Invalid argument")
+
+    def write():
+        with VideoWriter(out, audio=sound) as writer:
+            for _ in range(20):
+                writer.write(VideoFrame.from_rgb(picture(0)))
+                writer._sound._output = Refusing()
+
+    with pytest.raises(
+        MediaError, match=r"the sound of .*a\.mp3' is damaged .*: convert it to WAV"
+    ):
+        write()
+    assert list(tmp_path.iterdir()) == [sound]

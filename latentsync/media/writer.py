@@ -14,9 +14,11 @@ import av
 from av.audio.stream import AudioStream
 from av.codec.context import Flags
 from av.container import OutputContainer
+from av.packet import Packet
+from av.stream import Stream
 from av.video.stream import VideoStream
 
-from latentsync.errors import OutputError
+from latentsync.errors import MediaError, OutputError
 from latentsync.media.container import demux, open_media, shown
 from latentsync.media.encoders import check_codec, encoder_of, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, as_raw, scaled
@@ -294,7 +296,7 @@ class _Copied:
     """The sound's own packets, moved to the output's timeline."""
 
     def __init__(self, container: OutputContainer, sound: Sound) -> None:
-        self._output, self._origin = container, sound.origin
+        self._output, self._origin, self._path = container, sound.origin, sound.path
         self._input = open_media(sound.path, sound.limits)
         source = sound_stream(self._input, sound.path)
         self._stream = container.add_stream_from_template(source)
@@ -326,8 +328,17 @@ class _Copied:
                 packet.pts -= origin
                 packet.dts = packet.pts
                 packet.stream = self._stream
-                self._output.mux(packet)
+                self._hand_over(packet)
             self._next = next(self._packets, None)
+
+    def _hand_over(self, packet: "Packet[Stream]") -> None:
+        try:
+            self._output.mux(packet)
+        except (av.ArgumentError, av.InvalidDataError) as error:  # not of the disk
+            raise MediaError(
+                f"the sound of {shown(self._path)} is damaged ({error.strerror}):"
+                " convert it to WAV, or give another"
+            ) from error
 
 
 class _Encoded:
