@@ -587,6 +587,7 @@ def test_an_interrupt_exits_with_130(latentsync, fake, monkeypatch):
 # ---- as processes --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_as_a_module_with_nothing_but_the_output_left(tmp_path, voice):
     cwd, temporary = tmp_path / "cwd", tmp_path / "temporary"
     cwd.mkdir()
@@ -659,7 +660,11 @@ def test_ctrl_c_leaves_nothing_behind(out):
 
 @pytest.mark.parametrize(
     ("workers", "there"),
-    [(1, "raw/0*.truth.jsonl"), (2, "raw/0*.truth.jsonl"), (2, "raw")],  # "raw": workers start
+    [
+        pytest.param(1, "raw/0*.truth.jsonl", marks=pytest.mark.slow),
+        (2, "raw/0*.truth.jsonl"),
+        pytest.param(2, "raw", marks=pytest.mark.slow),  # workers start
+    ],
 )
 def test_ctrl_c_leaves_whole_clips_and_starts_again(latentsync, tmp_path, workers, there):
     folder = tmp_path / "raw"

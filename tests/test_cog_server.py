@@ -438,6 +438,7 @@ def test_a_killed_worker(tmp_path, web):
         server.stop()
 
 
+@pytest.mark.slow
 def test_setup_names_the_missing_file_and_its_remedy(tmp_path):
     weights = tmp_path / "weights"
     server = Server(

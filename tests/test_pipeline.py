@@ -474,7 +474,7 @@ def test_load_refuses_what_it_does_not_know():
     assert inspect.signature(LipSync.load).parameters["model"].default == "v1.6"
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 def test_half_precision_runs_end_to_end(clip, voice, out, tmp_path, dtype):
     weights.save(tiny_nets(), tmp_path / "tiny")
     lipsync = LipSync.load(tmp_path / "tiny", device="cpu", dtype=dtype)
@@ -507,3 +507,23 @@ def test_the_temporary_file_lies_beside_the_output(lipsync, clip, voice, out, mo
     lipsync.run(clip, voice, out, steps=1)
     assert beside == [[".mp4"]] * 20
     assert [p.name for p in out.parent.iterdir()] == ["out.mp4"]
+
+
+def test_groups_at_once_give_what_they_give_one_by_one(lipsync, clip, out, tmp_path, monkeypatch):
+    voice = write_sound(tmp_path / "long.wav", babble(2.6))  # 65 frames: 5 groups of 13
+    calls, denoise = [], diffusion.denoise
+
+    def spy(unet, noise, mask, latents, audio, effort, **options):
+        calls.append(len(audio))
+        return denoise(unet, noise, mask, latents, audio, effort, **options)
+
+    monkeypatch.setattr(diffusion, "denoise", spy)
+    films = []
+    for batch in (1, 2):
+        chosen = {"steps": 2, "seed": 7, "crf": 0, "follow": "frame"}  # which knows no cuts
+        lipsync.run(clip, voice, out, **chosen, batch=batch)
+        films.append([planes[0].astype(int) for planes in raw_frames(out)])
+    assert calls == [1] * 5 + [2, 2, 1]
+    assert len(films[0]) == 65
+    worst = max(np.abs(one - other).max() for one, other in zip(*films, strict=True))
+    assert worst <= 1

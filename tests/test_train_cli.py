@@ -144,6 +144,7 @@ def test_a_stopped_run_says_so_and_goes_on(command, folders, tmp_path, monkeypat
     assert wrong.startswith("demo stopped after step 3; it goes on from there\n")
 
 
+@pytest.mark.slow
 def test_parts_one_by_one_are_the_batch(folders, tmp_path):
     for accumulate in (1, 2):
         run = replace(RUN, steps=2, batch=2, accumulate=accumulate, speech_dropout=0.5)
@@ -193,6 +194,7 @@ def test_losses_on_pixels_teach_what_is_to_be_trained(folders, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("judged")
 def test_half_the_precision(folders, tmp_path, monkeypatch):
     from accelerate.state import AcceleratorState

@@ -223,7 +223,7 @@ def test_the_small_preset_fits_the_demo_models_latents():
 # -- The command -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["latent", "pixel"])
+@pytest.mark.parametrize("preset", ["latent", pytest.param("pixel", marks=pytest.mark.slow)])
 def test_clips_become_a_judge_of_a_run(command, folders, tmp_path, preset):
     out = tmp_path / "sync"
     given = ["--model", folders.model, "--preset", preset, "--steps", 2]
@@ -255,6 +255,7 @@ def test_clips_become_a_judge_of_a_run(command, folders, tmp_path, preset):
     assert float(rows(tmp_path / "unet", "demo")[0]["sync"]) > 0
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(folders, clips, tmp_path):
     def train(folder, cancel=None):
         return train_syncnet(
