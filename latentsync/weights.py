@@ -143,10 +143,7 @@ def _place(nets: Nets, device: torch.device, dtype: torch.dtype, offload: Offloa
         if net is nets.unet and offload == "sequential":
             devices.offload(net.to(precision), device)
         else:
-            # Channels last is what fast convolutions want, also on a CPU.
             net.to(device, precision)
-            if net is not nets.speech:
-                torch.nn.utils.convert_conv2d_weight_memory_format(net, torch.channels_last)
 
 
 def load_unet(path: Path, config: UNetConfig) -> UNet:

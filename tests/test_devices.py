@@ -318,3 +318,14 @@ def test_on_a_gpu_a_compiled_and_an_offloaded_net_compute_the_same():
         del unet.forward
         devices.offload(unet.cpu(), device)
         torch.testing.assert_close(unet(*call), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_channels_last_is_another_layout_of_the_same_net():
+    net = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3), torch.nn.GroupNorm(4, 16))
+    pictures = torch.rand(2, 8, 9, 9)
+    with torch.inference_mode():
+        before = net(pictures)
+    devices.channels_last(net)
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(pictures), before)
