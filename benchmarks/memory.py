@@ -78,7 +78,7 @@ def picture(lengths: list[int], peaks: list[float], path: Path) -> None:
     axes.plot([60, 180], [8.1 * 1024, 20 * 1024], "x--", label="published code (180 s: more)")
     axes.set(xscale="log", ylim=(0, None), xlabel="length of the clip, s", ylabel="peak, MiB")
     axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.legend(loc="upper left")
+    axes.legend(loc="center right")
     figure.tight_layout()
     figure.savefig(path, dpi=100)
 
