@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from latentsync.errors import BackendUnavailable, OptionError
 
 __all__ = [
     "DTYPES",
+    "GPU_PROVIDER",
     "channels_last",
     "choose",
     "compile_for",
@@ -22,6 +23,7 @@ __all__ = [
     "groups_that_fit",
     "has_room",
     "offload",
+    "onnx_providers",
     "peak_memory",
     "slow_on_cpu",
     "unet_call",
@@ -35,6 +37,7 @@ INSTRUCTIONS = {  # for matrices, any of them; as torch.cpu.get_capabilities cal
     torch.bfloat16: ("amx_bf16", "avx512_bf16"),
     torch.float16: ("amx_fp16", "avx512_fp16"),
 }
+GPU_PROVIDER = "CUDAExecutionProvider"  # onnxruntime's name
 FIRST_FAST_HALF = 7  # CUDA compute capability with half precision matrix units (Volta)
 # Numbers alive at once in a forward pass, for each latent pixel of each frame and each channel of
 # the first width; counted tensor by tensor, see tests/test_devices.py.
@@ -83,6 +86,12 @@ def choose(device: str | None = None, dtype: str | None = None) -> tuple[torch.d
         return chosen, DTYPES[dtype]
     half = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen)[0] >= FIRST_FAST_HALF
     return chosen, torch.float16 if half else torch.float32
+
+
+def onnx_providers(available: Sequence[str], *, gpu: bool) -> list[str]:
+    """What onnxruntime computes with, of what its build has: the GPU where it is wanted and can."""
+    usable = gpu and GPU_PROVIDER in available
+    return [GPU_PROVIDER, "CPUExecutionProvider"] if usable else ["CPUExecutionProvider"]
 
 
 def slow_on_cpu(dtype: torch.dtype) -> bool:

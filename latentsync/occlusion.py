@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentsync.align import crop_size
+from latentsync.devices import onnx_providers
 from latentsync.errors import BackendUnavailable, WeightsMismatch, WeightsMissing
-from latentsync.faces.scrfd import CPU_PROVIDER, GPU_PROVIDER
 from latentsync.types import FloatArray
 
 __all__ = ["Occluder", "OnnxOccluder", "uncovered"]
@@ -192,8 +192,7 @@ def _session(path: Path, gpu: bool) -> Any:  # noqa: ANN401 - onnxruntime is unt
             f"an occluder wants onnxruntime, which can't be loaded ({error}); "
             "run `pip install onnxruntime`"
         ) from error
-    usable = gpu and GPU_PROVIDER in onnxruntime.get_available_providers()
-    providers = [GPU_PROVIDER, CPU_PROVIDER] if usable else [CPU_PROVIDER]
+    providers = onnx_providers(onnxruntime.get_available_providers(), gpu=gpu)
     try:
         return onnxruntime.InferenceSession(str(path), providers=providers)
     except Exception as error:  # onnxruntime's errors share no other base

@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import save_file
 
 from latentsync import faces
+from latentsync.devices import GPU_PROVIDER
 from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
 from latentsync.faces import Builtin, FaceFilter, InsightFace, YuNet, create, track
 from latentsync.faces.base import nearest
 from latentsync.faces.builtin import _box, _last_crop
 from latentsync.faces.landmarks import ANCHORS, COUNT, MIRRORED, REFERENCE, cut, upright
-from latentsync.faces.scrfd import GPU_PROVIDER, LANDMARK_FILE, SCRFD_FILE
+from latentsync.faces.scrfd import LANDMARK_FILE, SCRFD_FILE
 from latentsync.faces.view import View
 from latentsync.faces.yunet import YUNET_FILE, points_from_eyes
 from latentsync.media import Colour, VideoFrame

@@ -8,8 +8,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from latentsync import align
+from latentsync.devices import GPU_PROVIDER
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.faces.scrfd import GPU_PROVIDER
 from latentsync.occlusion import OnnxOccluder, uncovered
 from latentsync.pipeline import LipSync
 from latentsync.synthetic import Identity, Mouth, Pose, draw, landmarks

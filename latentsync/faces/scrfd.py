@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from latentsync.devices import GPU_PROVIDER, onnx_providers
 from latentsync.errors import BackendUnavailable
 from latentsync.faces.base import PUBLISHED, FaceFilter, existing, face, mismatch
 from latentsync.faces.landmarks import similarity
 from latentsync.faces.view import Array, Shown, View
 from latentsync.types import Box, Face, FloatArray
 
-__all__ = ["GPU_PROVIDER", "LANDMARK_FILE", "SCRFD_FILE", "InsightFace"]
+__all__ = ["LANDMARK_FILE", "SCRFD_FILE", "InsightFace"]
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,6 @@ BENT = 0.15  # of the brows' distance: more than this a face's points don't bend
 LEFT_BROW = (43, 48, 49, 51, 50)
 RIGHT_BROW = (101, 102, 103, 104, 105)
 NOSE_BASE = (74, 77, 83, 86)
-GPU_PROVIDER = "CUDAExecutionProvider"
-CPU_PROVIDER = "CPUExecutionProvider"
 
 
 class InsightFace:
@@ -134,8 +133,7 @@ def _insightface_net(path: Path, task: str, gpu: bool) -> Net:
                 f"the insightface detector can't be loaded ({error}); it wants insightface 2.1 "
                 "and onnx: run `pip install onnx` and `pip install --no-deps insightface==2.1`"
             ) from error
-        usable = gpu and GPU_PROVIDER in onnxruntime.get_available_providers()
-        providers = [GPU_PROVIDER, CPU_PROVIDER] if usable else [CPU_PROVIDER]
+        providers = onnx_providers(onnxruntime.get_available_providers(), gpu=gpu)
         try:
             # One session for all sizes, as in the release that the published pipeline uses.
             net = get_model(str(path), providers=providers, static_shape_sessions=False)
