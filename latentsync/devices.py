@@ -53,13 +53,15 @@ FRAMES, TOKENS = 16, 50  # of a group; of speech at each frame
 Call = tuple[Tensor, ...]
 
 
-def choose(device: str | None = None, dtype: str | None = None) -> tuple[torch.device, torch.dtype]:
+def choose(
+    device: str | None = None, dtype: str | None = None, *, large: bool = False
+) -> tuple[torch.device, torch.dtype]:
     """The device and precision to use; what is not asked for is chosen by what is there.
 
     A CUDA device is preferred, with float16 from compute capability 7.0 on; then Apple's MPS and
-    the CPU, with float32 (half precision loses black frames on MPS and time on most CPUs). On a CPU
-    bfloat16 is only taken when asked for, so that equal seeds give equal results on all of them.
-    What it changes is in benchmarks/README.md; one without instructions for it is warned of.
+    the CPU, with float32 (half precision loses black frames on MPS and time on most CPUs). A CPU
+    with instructions for bfloat16 takes that for `large` nets; small ones have no use for it. What
+    it changes is in benchmarks/README.md; where it is asked for without instructions, it is warned.
 
     Raises:
         BackendUnavailable: a device was asked for that isn't there.
@@ -84,6 +86,8 @@ def choose(device: str | None = None, dtype: str | None = None) -> tuple[torch.d
         if chosen.type == "cpu" and slow_on_cpu(DTYPES[dtype]):
             log.warning("this CPU has no instructions for %s; float32 is far faster on it", dtype)
         return chosen, DTYPES[dtype]
+    if chosen.type == "cpu" and large and _fast_on_cpu(torch.bfloat16):
+        return chosen, torch.bfloat16
     half = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen)[0] >= FIRST_FAST_HALF
     return chosen, torch.float16 if half else torch.float32
 
@@ -92,6 +96,11 @@ def onnx_providers(available: Sequence[str], *, gpu: bool) -> list[str]:
     """What onnxruntime computes with, of what its build has: the GPU where it is wanted and can."""
     usable = gpu and GPU_PROVIDER in available
     return [GPU_PROVIDER, "CPUExecutionProvider"] if usable else ["CPUExecutionProvider"]
+
+
+def _fast_on_cpu(dtype: torch.dtype) -> bool:
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(map(told.get, INSTRUCTIONS.get(dtype, ())))
 
 
 def slow_on_cpu(dtype: torch.dtype) -> bool:

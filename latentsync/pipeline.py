@@ -27,6 +27,7 @@ from latentsync import casting, devices, faces, mel, timeline, voices
 from latentsync.ahead import ahead
 from latentsync.cache import Cache, ClipCache, Latents, net_digest
 from latentsync.casting import Clip
+from latentsync.config import PRESETS, UNetConfig
 from latentsync.devices import choose, peak_memory
 from latentsync.errors import OptionError
 from latentsync.faces import FaceChoice
@@ -107,7 +108,8 @@ class LipSync:
             OptionError: an unknown name.
         """
         attend = attention_backend(attention)
-        place, precision = choose(device, dtype)
+        size = PRESETS[str(model)].unet if str(model) in PRESETS else None
+        place, precision = choose(device, dtype, large=size == UNetConfig())
         # Said before the long part: a container's setup log may lose what is said last.
         log.info("loading model %s on %s in %s, %s attention", model, place, precision, attention)
         gpu = place.type not in ("cpu", "mps")  # onnxruntime knows CUDA

@@ -55,6 +55,23 @@ def test_what_is_asked_for_is_taken(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("told", "large", "expected"),
+    [
+        ({"architecture": "x86_64", "amx_bf16": True}, True, torch.bfloat16),
+        ({"architecture": "x86_64", "avx512_bf16": True}, True, torch.bfloat16),
+        ({"architecture": "x86_64", "avx512_bf16": True}, False, torch.float32),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True, torch.float32),
+        ({}, True, torch.float32),
+    ],
+)
+def test_large_nets_compute_in_bfloat16_where_the_cpu_can(monkeypatch, told, large, expected):
+    machine(monkeypatch)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert choose(large=large) == (torch.device("cpu"), expected)
+    assert choose(dtype="float32", large=large)[1] == torch.float32
+
+
+@pytest.mark.parametrize(
     ("device", "there"),
     [("cuda", {}), ("mps", {}), ("cuda:2", {"cuda": 2}), ("cuda", {"mps": True}), ("xpu", {})],
 )
