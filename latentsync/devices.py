@@ -42,7 +42,7 @@ FIRST_FAST_HALF = 7  # CUDA compute capability with half precision matrix units 
 # Numbers alive at once in a forward pass, for each latent pixel of each frame and each channel of
 # the first width; counted tensor by tensor, see tests/test_devices.py.
 UNET_NUMBERS = {torch.float32: 26, torch.float16: 29, torch.bfloat16: 29}
-# Of what is free; the rest is for what kernels borrow: 0.51 GiB counted, 0.73 GiB measured on a CPU
+# Of what is free; the rest is for what kernels borrow: 0.51 GiB counted, 0.68 GiB measured on a CPU
 # (benchmarks/unet_forward.py).
 SHARE = 0.7
 # Numbers: a smaller layer is not worth a journey. Among them are those whose weight is looked at
