@@ -1,5 +1,6 @@
 """What all detectors share: the Protocol, which faces are acceptable, and how they are built."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ __all__ = [
     "Array",
     "Detector",
     "FaceFilter",
-    "about",
+    "InPictures",
     "existing",
     "face",
     "mismatch",
@@ -119,6 +120,32 @@ class Detector(Protocol):
         ...
 
 
+class InPictures(ABC):
+    """What detectors share that find all faces of a picture at once: which pictures they see."""
+
+    filters: FaceFilter
+    search_side: int  # px, longest side of a picture that is searched
+
+    @abstractmethod
+    def _find(self, part: Part, filters: FaceFilter, rounded: bool) -> list[Face]:
+        """The acceptable faces of a picture, in px of the frame it is a part of."""
+
+    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+        """As in `Detector`."""
+        view = View(frame)
+        if near is None:
+            return self._find(view.small(self.search_side), self.filters, rounded)
+        part = view.around(near).shrunk(self.search_side)
+        return self._find(part, self.filters.lenient(), rounded)
+
+    def follow(
+        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+    ) -> list[Face | None]:
+        """As in `Detector`."""
+        view = View(frame)
+        return [nearest(self._find(_about(view, one), self.filters, rounded), one) for one in faces]
+
+
 def existing(path: Path, detector: str, download: str) -> Path:
     if path.is_file():
         return path
@@ -137,7 +164,7 @@ def face(box: Array, score: float, points: Array, rounded: bool) -> Face:
     return Face((left, top, right, bottom), float(score), points.astype(np.float32))
 
 
-def about(view: View, seen: Face) -> Part:
+def _about(view: View, seen: Face) -> Part:
     """What is to be searched for a face that was there a frame ago."""
     near = Box(*(round(edge) for edge in seen.box))
     shrink = 2 * max(near.width, near.height) / FOLLOW_SIDE

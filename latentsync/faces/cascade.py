@@ -1,15 +1,14 @@
 """A cascade of one's own, an OpenCV .xml: for faces that no detector here knows, as drawn ones."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.faces.base import PUBLISHED, FaceFilter, about, face, nearest, points_in
-from latentsync.faces.view import Part, Shown, View
-from latentsync.types import Box, Face
+from latentsync.faces.base import PUBLISHED, FaceFilter, InPictures, face, points_in
+from latentsync.faces.view import Part
+from latentsync.types import Face
 
 __all__ = ["CascadeFile"]
 
@@ -20,7 +19,7 @@ IN_SQUARE = ((0.3, 0.26), (0.7, 0.26), (0.5, 0.57))
 NEIGHBOURS = 5  # windows at one place that make a score of 0.5
 
 
-class CascadeFile:
+class CascadeFile(InPictures):
     """A cascade by path. It gives boxes alone, so the three points are placed in each box.
 
     Raises:
@@ -32,7 +31,7 @@ class CascadeFile:
         if not path.is_file():
             raise WeightsMissing(f"the face detector {path} is not there; give a cascade that is")
         self.name = path.stem
-        self.filters = filters
+        self.filters, self.search_side = filters, SEARCH_SIDE
         self._cascade = cv2.CascadeClassifier()
         try:
             loaded = self._cascade.load(str(path))
@@ -46,19 +45,6 @@ class CascadeFile:
             f"cascade {self.name} (whole pixels, points placed by the box's proportions, longest "
             f"side <= {SEARCH_SIDE} px, on the CPU; {self.filters})"
         )
-
-    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
-        view = View(frame)
-        if near is None:
-            return self._find(view.small(SEARCH_SIDE), self.filters, rounded)
-        part = view.around(near).shrunk(SEARCH_SIDE)
-        return self._find(part, self.filters.lenient(), rounded)
-
-    def follow(
-        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
-    ) -> list[Face | None]:
-        view = View(frame)
-        return [nearest(self._find(about(view, one), self.filters, rounded), one) for one in faces]
 
     def _find(self, part: Part, filters: FaceFilter, rounded: bool) -> list[Face]:
         if not filters.fits(*part.size):

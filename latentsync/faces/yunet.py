@@ -1,6 +1,5 @@
 """YuNet by OpenCV: five points under a permissive licence; brows and nose follow from the eyes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -9,14 +8,13 @@ import numpy as np
 from latentsync.faces.base import (
     PUBLISHED,
     FaceFilter,
-    about,
+    InPictures,
     existing,
     face,
     mismatch,
-    nearest,
 )
-from latentsync.faces.view import Array, Part, Shown, View
-from latentsync.types import Box, Face
+from latentsync.faces.view import Array, Part
+from latentsync.types import Face
 
 __all__ = ["YUNET_FILE", "YuNet", "points_from_eyes"]
 
@@ -30,7 +28,7 @@ BROW_ABOVE_EYE = 0.28
 NOSE_BELOW_EYES = 0.66
 
 
-class YuNet:
+class YuNet(InPictures):
     """YuNet's eyes by `cv2.FaceDetectorYN`, on the CPU; brows and nose base follow from the eyes.
 
     Raises as `create` does.
@@ -53,19 +51,6 @@ class YuNet:
 
     def describe(self) -> str:
         return f"yunet (longest side <= {self.search_side} px, on the CPU; {self.filters})"
-
-    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
-        view = View(frame)
-        if near is None:
-            return self._find(view.small(self.search_side), self.filters, rounded)
-        part = view.around(near).shrunk(self.search_side)
-        return self._find(part, self.filters.lenient(), rounded)
-
-    def follow(
-        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
-    ) -> list[Face | None]:
-        view = View(frame)
-        return [nearest(self._find(about(view, one), self.filters, rounded), one) for one in faces]
 
     def _find(self, part: Part, filters: FaceFilter, rounded: bool) -> list[Face]:
         if not filters.fits(*part.size):
