@@ -24,7 +24,7 @@ footage: .venv/installed
 # What benchmarks/README.md says of speed and memory, on a machine that does nothing else meanwhile:
 # half an hour. Needs neither a GPU nor weights; benchmarks/gpu.py is for who has one.
 bench: .venv/installed
-	$(BIN)/python benchmarks/media.py
+	$(BIN)/python benchmarks/media.py --plot benchmarks/media.png
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/stages.py -o benchmarks/stages.png
 	$(BIN)/python benchmarks/memory.py --plot benchmarks/memory.png
 	$(BIN)/python benchmarks/effort.py --plot benchmarks/effort.png

@@ -1,6 +1,6 @@
 """What do media and geometry cost when the network costs nothing?
 
-    python benchmarks/media.py --sizes 720p 1080p 4K --preset medium
+    python benchmarks/media.py --sizes 720p 1080p 4K --preset medium --plot benchmarks/media.png
 
 For each size a clip is drawn: a still, grainy room in which a head moves, as large as a crop of
 512 px wants it. Then, in turns, so that a shared machine slows all alike:
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import imageio_ffmpeg
@@ -197,8 +197,14 @@ def taken(work: Callable[..., object], *arguments: object) -> tuple[float, float
     return time.perf_counter() - wall, time.process_time() - core
 
 
-def compare(name: str, folder: Path, options: Options, turns: int) -> str:
-    """A line of the table."""
+class Speeds(NamedTuple):
+    """Frames a second of the three ways, and a line of the table."""
+
+    fps: tuple[float, float, float]
+    line: str
+
+
+def compare(name: str, folder: Path, options: Options, turns: int) -> Speeds:
     size, frames, output = SIZES[name], FRAMES[name], folder / "out.mp4"
     clip = draw(folder / f"{name}.mp4", size, frames)
     model, track = without_network(size), track_of(size, frames)
@@ -217,10 +223,31 @@ def compare(name: str, folder: Path, options: Options, turns: int) -> str:
     cores = 1000 * np.median(times[:, :2, 1], axis=0) / frames
     walls, work = times[:, 0] / times[:, 1], cores[0] / cores[1]
     ratio, low, high = (f(walls[:, 0]) for f in (np.median, np.min, np.max))
-    return (
+    return Speeds(
+        tuple(fps),
         f"{name:6} {fps[0]:7.1f} {fps[1]:7.1f} {fps[2]:7.1f} {ratio:8.2f} ({low:.2f} - {high:.2f})"
-        f" {cores[0]:12.1f} {cores[1]:7.1f} {work:7.2f}"
+        f" {cores[0]:12.1f} {cores[1]:7.1f} {work:7.2f}",
     )
+
+
+def draw_bars(speeds: dict[str, Speeds], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.2))
+    ways = ("bare decode + encode", "with cut and paste", "FFmpeg's own program")
+    for place, way in enumerate(ways):
+        x = [index + 0.27 * (place - 1) for index in range(len(speeds))]
+        bars = axes.bar(x, [speed.fps[place] for speed in speeds.values()], width=0.25, label=way)
+        axes.bar_label(bars, fmt="%.0f", fontsize="small")
+    axes.set_xticks(range(len(speeds)), list(speeds))
+    axes.set_ylabel("frames a second")
+    axes.margins(y=0.12)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
@@ -230,14 +257,19 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--preset", default=Options.preset)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--plot", type=Path, help="a PNG of the frames a second")
     asked = parser.parse_args()
     torch.set_num_threads(1)  # what is left of the network is too small for more
     options = replace(Options(seed=1), preset=asked.preset)
     print(f"{asked.preset}, crf {options.crf}; frames a second, then processor time, ms a frame")
     print("          bare   whole  ffmpeg    ratio                     bare   whole   ratio")
     with tempfile.TemporaryDirectory(prefix="latentsync-media-") as folder:
+        speeds = {}
         for name in asked.sizes:
-            print(compare(name, Path(folder), options, asked.turns), flush=True)
+            speeds[name] = compare(name, Path(folder), options, asked.turns)
+            print(speeds[name].line, flush=True)
+    if asked.plot:
+        draw_bars(speeds, asked.plot)
     cv2.setNumThreads(1)
     print("\nms a frame on one core: least wall time (median processor time)")
     for name in asked.sizes:
