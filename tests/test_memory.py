@@ -15,7 +15,9 @@ from tests.clips import babble, write_clip, write_sound
 ROOT = Path(__file__).parent.parent
 SIZE = (640, 360)
 CLIP_FRAMES = 300  # more than the reader keeps; 700 frames of output go to and fro, 2,000 thrice
-ALLOWED_MB = 40
+# What 1,300 more frames would take if their planes alone were kept is 450 MB; a busy machine's
+# threads, which meet in another order each time, leave the heap up to 40 MB apart.
+ALLOWED_MB = 100
 
 # The nets are replaced by the least that fits: what may grow is all the rest.
 CHILD = """
@@ -43,7 +45,8 @@ def peak(clip, voice, out):
     done = subprocess.run(
         [sys.executable, "-c", CHILD, clip, voice, out],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # so small, the work is done sooner by one
+        # So small, the work is done sooner by one thread; one arena holds no other thread's holes.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         text=True,
         check=False,
