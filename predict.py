@@ -101,11 +101,36 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
             choices=["exact", "fast", "preview"],
             default="exact",
         ),
+        superres: str = Input(
+            description="Restore the face as well; CodeFormer is not for commercial use.",
+            choices=["none", "gfpgan", "codeformer"],
+            default="none",
+        ),
+        mask_smooth: float = Input(
+            description="How softly a restored face goes over into the face around it.",
+            ge=0,
+            le=1,
+            default=0.5,
+        ),
+        sr_ratio: float = Input(
+            description="How many times the model's resolution a restored face has.",
+            ge=1,
+            le=4,
+            default=2,
+        ),
+        sr_weight: float = Input(
+            description="CodeFormer's fidelity: 0 cleanest, 1 nearest to the clip.",
+            ge=0,
+            le=1,
+            default=0.5,
+        ),
     ) -> Path:
         """Make the face speak the voice."""
         self.forget()  # the answer before this one; by now Cog has sent it
         self.folder = LocalPath(tempfile.mkdtemp(prefix="latentsync-"))
         try:
+            if superres != "none":
+                download(superres)  # what is there stays
             run = partial(
                 self.lipsync.run,
                 str(video),  # a path that is no upload arrives as a str; run checks it
@@ -119,6 +144,10 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
                 face=face,
                 on_missing=on_missing,
                 speed=speed,
+                superres=superres,
+                mask_smooth=float(mask_smooth),
+                sr_ratio=float(sr_ratio),
+                sr_weight=float(sr_weight),
                 progress=Tenths(),
             )
             result = interruptible(lambda cancelled: run(cancelled=cancelled))

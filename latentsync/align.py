@@ -10,6 +10,7 @@ https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/affine_tra
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
@@ -20,7 +21,20 @@ from torch import Tensor
 
 from latentsync.types import Box, FaceTrack, FloatArray, Frame
 
-__all__ = ["crop_size", "cut_face", "face_box", "face_track", "paste_face", "template"]
+__all__ = [
+    "View",
+    "crop_size",
+    "cut_face",
+    "face_box",
+    "face_track",
+    "paste_face",
+    "portrait",
+    "soft_edge",
+    "square",
+    "template",
+    "upright",
+    "warped",
+]
 
 # The three points (left brow, right brow, nose base) in a box 75 wide and 100 high, and that box's
 # scale at 256 px, https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/affine_transform.py
@@ -33,11 +47,81 @@ FILL = 127.0  # grey level outside the frame
 EDGE_DIVISOR = 20  # soft edge = square root of the face's area / 20
 MIN_SPREAD = 1e-3  # px; points closer together than this are no face
 MARGIN = 2  # px around the face's region: bilinear neighbours and the erosion's window
+# Left, top and side of the square that FFHQ's layout puts around a face, in units of the template:
+# eyes, nose and mouth's corners of 80 drawn heads, fitted to the five points that restoration nets
+# know, https://github.com/xinntao/facexlib/blob/3c06885/facexlib/utils/face_restoration_helper.py
+PORTRAIT = (-30.3, -35.1, 135.5)
 
 Array = NDArray[np.float64]
 Levels = NDArray[np.uint8]
 Size = tuple[int, int]
 """Width, height in px."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture of a face, cut out of a frame."""
+
+    matrix: Array  # (3, 3) frame px -> px of it
+    size: Size
+
+    @property
+    def zoom(self) -> float:
+        """Px of it for one of the frame."""
+        return _zoom(self.matrix)
+
+    def enlarged(self, width: int, height: int) -> "View":
+        """The same picture at another size."""
+        grown = _stretch(width / self.size[0], height / self.size[1])
+        return View(grown @ self.matrix, (width, height))
+
+    def box(self, frame: Size) -> Box:
+        """`face_box` of it: the part of a frame that it shows."""
+        return _box(self.matrix, (-1, -1, *self.size), frame)
+
+    def cut(self, region: Frame, box: Box) -> Frame:
+        """(height, width, 3) uint8 of a frame's pixels in `box`; beyond them their edge goes on."""
+        return warped(region, self.matrix @ _shift(box), self.size)
+
+    def onto(self, other: "View") -> Array:
+        """(3, 3) float64: px of this -> px of the other."""
+        return np.asarray(other.matrix @ np.linalg.inv(self.matrix), np.float64)
+
+
+def square(affine: FloatArray, resolution: int, side: int | None = None) -> View:
+    """The network's crop, which is drawn out in width; `side` px instead of `resolution`."""
+    crop = View(_onto_square(affine, resolution), (resolution, resolution))
+    return crop if side is None else crop.enlarged(side, side)
+
+
+def upright(affine: FloatArray, resolution: int) -> View:
+    """The crop as the face is, 3 wide and 4 high."""
+    return View(np.vstack([affine, [0, 0, 1]]), crop_size(resolution))
+
+
+def portrait(affine: FloatArray, resolution: int, side: int) -> View:
+    """The face with hair and chin, `side` px, in FFHQ's layout, which restoration nets know."""
+    left, top, width = (part * resolution / 256 * SCALE_AT_256 for part in PORTRAIT)
+    scale = side / width
+    place = np.array([[scale, 0, -scale * left], [0, scale, -scale * top], [0, 0, 1]])
+    return View(place @ np.vstack([affine, [0, 0, 1]]), (side, side))
+
+
+def warped(picture: Frame, matrix: Array, size: Size) -> Frame:
+    """A picture of `size`, to whose px `matrix` (3, 3) brings those of `picture`, (h, w, c) uint8.
+
+    Cubic; what becomes much smaller is averaged first, else lines would flicker. Beyond the
+    picture its edge goes on.
+    """
+    picture, back = _averaged(picture, _zoom(matrix))
+    shown = cv2.warpAffine(
+        picture,
+        (matrix @ back)[:2],
+        size,
+        flags=cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return np.asarray(shown, np.uint8)
 
 
 def crop_size(resolution: int) -> tuple[int, int]:
@@ -181,15 +265,21 @@ def cut_face(region: Frame, box: Box, affine: FloatArray, resolution: int) -> Fr
 
 
 def paste_face(
-    face: Frame, affine: FloatArray, frame: Size, *, share: Tensor | None = None
+    face: Frame,
+    affine: FloatArray,
+    frame: Size,
+    *,
+    share: Tensor | None = None,
+    resolution: int | None = None,
 ) -> tuple[Box, Frame, Levels]:
     """Bring a generated face back to where it lies in the frame, with a soft edge.
 
     Args:
-        face: (resolution, resolution, 3) uint8.
+        face: (side, side, 3) uint8.
         frame: width and height of the whole frame.
-        share: (resolution, resolution) float32 in [0, 1], how much of each pixel of the face is
-            laid on; None is all of it, as published.
+        share: (side, side) float32 in [0, 1], how much of each pixel of the face is laid on; None
+            is all of it, as published.
+        resolution: px, side of the crop that the affine is for; None: the face's own.
 
     Returns:
         A box of the frame on even pixels (see `face_box`), outside which nothing is laid on; the
@@ -198,16 +288,17 @@ def paste_face(
     """
     side = len(face)
     whole = 1.0 if share is None else share.numpy()
-    weight = cv2.multiply(_soft_edge(side), whole, scale=255, dtype=cv2.CV_8U)
-    onto = _onto_square(affine, side)
+    weight = cv2.multiply(soft_edge(side), whole, scale=255, dtype=cv2.CV_8U)
+    onto = square(affine, resolution or side, side).matrix
     left, top, width, height = cv2.boundingRect(weight)
     box = _box(onto, (left - 1, top - 1, left + width, top + height), frame)
     # One warp for colours and weight; four channels also go through OpenCV faster than three.
     both = np.empty((side, side, 4), np.uint8)
     cv2.mixChannels([face, weight], [both], [0, 0, 1, 1, 2, 2, 3, 3])
+    both, back = _averaged(both, 1 / _zoom(onto))
     laid = cv2.warpAffine(
         both,
-        (onto @ _shift(box))[:2],
+        (np.linalg.inv(back) @ onto @ _shift(box))[:2],
         (box.width, box.height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
     )
@@ -216,7 +307,7 @@ def paste_face(
 
 
 @lru_cache(maxsize=8)
-def _soft_edge(resolution: int) -> FloatArray:
+def soft_edge(resolution: int) -> FloatArray:
     """(resolution, resolution) float32 in [0, 1]: 1 within the crop, 0 at its rim."""
     width, height = crop_size(resolution)
     edge = math.isqrt(width * height) // EDGE_DIVISOR
@@ -228,10 +319,32 @@ def _soft_edge(resolution: int) -> FloatArray:
 
 def _onto_square(affine: FloatArray, resolution: int) -> Array:
     """(3, 3) float64: frame px -> px of the square, to which the upright crop is stretched."""
-    x, y = (resolution / side for side in crop_size(resolution))
-    # Pixel borders meet, not the centres of the outermost pixels.
-    stretch = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
-    return stretch @ np.vstack([affine, [0, 0, 1]])
+    width, height = crop_size(resolution)
+    return _stretch(resolution / width, resolution / height) @ np.vstack([affine, [0, 0, 1]])
+
+
+def _stretch(x: float, y: float) -> Array:
+    """(3, 3) float64; pixel borders meet, not the centres of the outermost pixels."""
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+
+
+def _zoom(matrix: Array) -> float:
+    """How much longer lines become, in the mean of all directions."""
+    return math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+
+
+def _averaged(picture: Frame, zoom: float) -> tuple[Frame, Array]:
+    """The picture for a warp that zooms so: where it would skip pixels, the means of neighbours.
+
+    And (3, 3) float64, px of the answer -> px of the picture.
+    """
+    skip = max(1, int(1 / zoom))
+    height, width = picture.shape[:2]
+    small = max(1, round(width / skip)), max(1, round(height / skip))
+    if skip > 1:
+        picture = np.asarray(cv2.resize(picture, small, interpolation=cv2.INTER_AREA), np.uint8)
+        return picture, _stretch(width / small[0], height / small[1])
+    return picture, np.eye(3)
 
 
 def _shift(box: Box) -> Array:

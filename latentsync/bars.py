@@ -4,8 +4,16 @@ import os
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from latentsync.types import Progress, ProgressCallback
 
@@ -16,10 +24,19 @@ console = Console(stderr=True)
 STAGES = {
     "detect": "finding the face",
     "generate": "speaking",
+    "restore": "restoring",
     "finish": "finishing",
     "draw": "drawing",
     "prepare": "preparing",
 }
+
+
+class _Speed(ProgressColumn):
+    """How many a second, over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "", style="progress.data.speed")
 
 
 def bars(unit: str = "frames") -> Bars:
@@ -28,6 +45,7 @@ def bars(unit: str = "frames") -> Bars:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
+        _Speed(),
         TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -1,4 +1,4 @@
-"""The command line: `latentsync generate`, `info`, `download`, `verify`, `synthesise`, `train`.
+"""The command line: `latentsync COMMAND`, one function a command.
 
 One line for every error. Exit codes: 2 bad usage or input, 1 failure, 130 interrupted.
 """
@@ -17,7 +17,8 @@ import typer
 from latentsync.bars import bars, console, shown_on
 from latentsync.cli_generate import PUBLISHED_SPELLINGS, generate
 from latentsync.cli_train import train
-from latentsync.downloads import Download
+from latentsync.cli_upscale import upscale
+from latentsync.downloads import SETS, Download
 from latentsync.errors import InputError, LatentSyncError, OptionError, WeightsMismatch
 from latentsync.types import Result
 
@@ -32,9 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Lip-sync by latent diffusion: a clip and a voice in, the same clip speaking it out.",
 )
-app.command(
-    context_settings={"token_normalize_func": lambda name: PUBLISHED_SPELLINGS.get(name, name)}
-)(generate)
+spellings = {"token_normalize_func": lambda name: PUBLISHED_SPELLINGS.get(name, name)}
+app.command(context_settings=spellings)(generate)
+app.command(context_settings=spellings)(upscale)
 app.add_typer(train, name="train")
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -111,7 +112,7 @@ def info(
 
 @app.command()
 def download(
-    name: Annotated[str, typer.Argument(help="v1.6, v1.5, buffalo_l, yunet, train or eval.")],
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(SETS)}.")],
     weights: Annotated[
         Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
     ] = None,
@@ -158,6 +159,26 @@ def verify(
         typer.echo(f"{verdict:<6} {check.what:<42} {check.found}")
     if wrong:
         raise WeightsMismatch(f"{wrong} of these checks went wrong; run `latentsync download`")
+
+
+@app.command()
+def doctor(
+    weights: Annotated[Path | None, typer.Option(help="Folder of weights.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine lacks, and the remedy of each."""
+    from latentsync.doctor import examine
+
+    found = list(examine(weights))
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+    for one in found if not as_json else []:
+        verdict = {True: "ok", False: "WRONG", None: "-"}[one.good]
+        typer.echo(f"{verdict:<6} {one.what:<21} {one.found}")
+        if one.remedy:
+            typer.echo(f"{'->':>30} {one.remedy}")
+    if wrong := [one.what for one in found if one.good is False]:
+        raise LatentSyncError(f"wrong here: {', '.join(wrong)}; each has its remedy beside it")
 
 
 @app.command()

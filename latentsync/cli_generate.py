@@ -20,6 +20,8 @@ PUBLISHED_SPELLINGS = {
     "inference_steps": "steps",
     "guidance_scale": "guidance-scale",
     "video_out_path": "output",
+    "mask_smooth": "mask-smooth",
+    "sr_ratio": "sr-ratio",
 }
 
 Video = Annotated[Path | None, typer.Argument(help="A clip or a picture.")]
@@ -138,6 +140,27 @@ Occluder = Annotated[
     ),
 ]
 
+restoring_option = partial(typer.Option, rich_help_panel="Super-resolution")
+Superres = Annotated[
+    str,
+    restoring_option(
+        help="none, gfpgan, codeformer (not for commercial use), or the file of a net that "
+        "spandrel knows: the face is restored, as well."
+    ),
+]
+SrRatio = Annotated[
+    float, restoring_option(help="1-4 times the model's resolution for a restored face.")
+]
+MaskSmooth = Annotated[
+    float, restoring_option(help="0-1, how softly it goes over into the face around it.")
+]
+SrWeight = Annotated[
+    float, restoring_option(help="0-1, CodeFormer's fidelity: 0 cleanest, 1 nearest to the clip.")
+]
+SrStability = Annotated[
+    float, restoring_option(help="0-1, how much a restored frame takes on from those before it.")
+]
+
 encoding_option = partial(typer.Option, rich_help_panel="Encoding")
 Codec = Annotated[str, encoding_option(help="h264, hevc, h264_nvenc or hevc_nvenc.")]
 Crf = Annotated[int, encoding_option(help="0 (lossless) - 51, quality.")]
@@ -204,6 +227,11 @@ def generate(
     color_match: ColorMatch = False,  # noqa: ARG001
     detector: DetectorName = None,
     occluder: Occluder = None,
+    superres: Superres = "none",  # noqa: ARG001
+    sr_ratio: SrRatio = 2,  # noqa: ARG001
+    mask_smooth: MaskSmooth = 0.5,  # noqa: ARG001
+    sr_weight: SrWeight = 0.5,  # noqa: ARG001
+    sr_stability: SrStability = 0.5,  # noqa: ARG001
     codec: Codec = "h264",  # noqa: ARG001
     crf: Crf = 17,  # noqa: ARG001
     preset: Preset = "medium",  # noqa: ARG001

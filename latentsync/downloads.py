@@ -32,6 +32,9 @@ MIT = "MIT"
 RESEARCH = "InsightFace model pack: non-commercial research only"
 CARD = "see the model card (LatentSync's code is Apache-2.0)"
 OTHER = "its authors' own terms, see LatentSync's README"
+# https://github.com/TencentARC/GFPGAN/blob/master/LICENSE names StyleGAN2 and others as parts of it
+APACHE_GFPGAN = "Apache-2.0; parts derived from StyleGAN2 and DFDNet under their own terms"
+S_LAB = "S-Lab License 1.0: non-commercial use only"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,22 @@ YUNET = Download(
     232_589,
     "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
 )
+GFPGAN = Download(
+    "auxiliary/GFPGANv1.4.pth",
+    "https://github.com/TencentARC/GFPGAN/releases/download/v1.3.0/GFPGANv1.4.pth",
+    "",
+    APACHE_GFPGAN,
+    348_632_874,
+    "e2cd4703ab14f4d01fd1383a8a8b266f9a5833dacee8e6a79d3bf21a1b6be5ad",
+)
+CODEFORMER = Download(
+    "auxiliary/codeformer.pth",
+    "https://github.com/sczhou/CodeFormer/releases/download/v0.1.0/codeformer.pth",
+    "",
+    S_LAB,
+    376_637_898,
+    "1009e537e0c2a07d4cabce6355f53cb66767cd4b4297ec7a4a64ca4b8a5684b7",
+)
 
 
 def _of_latentsync(name: str, licence: str = OTHER) -> Download:
@@ -128,6 +147,8 @@ SETS: dict[str, tuple[Download, ...]] = {
     ),
     "buffalo_l": INSIGHTFACE,
     "yunet": (YUNET,),
+    "gfpgan": (GFPGAN,),
+    "codeformer": (CODEFORMER,),
     "train": (
         Download("stable_syncnet.pt", LATENTSYNC, "stable_syncnet.pt", CARD),
         _of_latentsync("auxiliary/vgg16-397923af.pth", "BSD-3-Clause (torchvision)"),

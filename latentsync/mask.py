@@ -10,7 +10,7 @@ import numpy as np
 
 from latentsync.types import FloatArray
 
-__all__ = ["keep_mask", "paste_share"]
+__all__ = ["keep_mask", "paste_share", "restored_share"]
 
 SIDE = 256  # px, the published picture
 CHEEK_ROWS = (95, 128)  # beside the nose: black on both cheeks
@@ -30,6 +30,10 @@ MOUTH = """
 """
 LAST_ROW = 242
 PASTE_EDGE = 0.025  # of the crop's side, standard deviation of the soft edge
+# The face above the mouth, in shares of the crop's side: an ellipse's centre and half axes. It
+# meets the hole on the cheeks, and ends above the brows, before the hair of most.
+FACE_CENTRE, FACE_AXES = (0.5, 0.5), (0.47, 0.49)
+SOFTEST = 0.1  # of the crop's side: lips lie so deep within the hole that they are restored fully
 
 
 def keep_mask(resolution: int) -> FloatArray:
@@ -59,3 +63,22 @@ def paste_share(resolution: int) -> FloatArray:
     """
     hole = 1 - keep_mask(resolution)
     return np.asarray(cv2.GaussianBlur(hole, (0, 0), resolution * PASTE_EDGE), dtype=np.float32)
+
+
+def restored_share(resolution: int, softness: float, *, whole: bool) -> FloatArray:
+    """(resolution, resolution) float32 in [0, 1]: how much of a restored face is laid on.
+
+    Args:
+        softness: 0-1; the share grows from the region's border inwards, over a tenth of the
+            side at 1, at once at 0. Outside it is 0 always.
+        whole: the face from above the brows to the chin; or the hole of `keep_mask` alone.
+    """
+    region = np.asarray(keep_mask(resolution) < 0.5, np.uint8)
+    if whole:
+        centre, axes = (
+            tuple(round(part * resolution) for part in pair) for pair in (FACE_CENTRE, FACE_AXES)
+        )
+        cv2.ellipse(region, centre, axes, 0, 180, 360, 1, cv2.FILLED)
+    inwards = cv2.distanceTransform(region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    share = np.clip(inwards / max(1, softness * SOFTEST * resolution), 0, 1)
+    return np.asarray(share * share * (3 - 2 * share), np.float32)  # without a kink at either end

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from latentsync.errors import OptionError
 from latentsync.types import SyncMode
 
-__all__ = ["MAX_SEED", "MIN_SIDE", "SPEEDS", "Codec", "Effort", "Options", "Preset"]
+__all__ = ["MAX_SEED", "MIN_SIDE", "RESTORERS", "SPEEDS", "Codec", "Effort", "Options", "Preset"]
 
 MAX_GUIDANCE = 10
 MAX_STEPS = 50
@@ -22,6 +22,8 @@ MAX_OVERLAP = 12  # frames of a group of 16
 MAX_CACHE_INTERVAL = 10  # steps
 MAX_DETECT_EVERY = 50  # frames
 MAX_BATCH = 16  # groups
+RATIOS = (1, 4)  # crops beyond would be larger than 8K shows a face
+RESTORERS = ("gfpgan", "codeformer")  # known by name
 
 Speed = Literal["exact", "fast", "preview"]
 Sampler = Literal["ddim", "dpm++"]
@@ -94,6 +96,11 @@ class Options:
         None  # 5-85 degrees of turn beyond which the clip's own mouth comes back
     )
     overlap: int = 0  # 0-12 frames that neighbouring groups share, blended at every step
+    superres: str = "none"  # or gfpgan, codeformer (any case), a file: restorers.load_restorer
+    sr_ratio: float = 2  # 1-4 times the network's resolution is what a restored crop has
+    mask_smooth: float = 0.5  # 0-1, how softly a restored face goes over into the face around it
+    sr_weight: float = 0.5  # 0-1, CodeFormer's fidelity
+    sr_stability: float = 0.5  # 0-1, how much restored frames take on from those before them
     max_pixels: int = 8192 * 8192  # of an input's frames: 8K video, photographs of 64 million px
     max_seconds: float = 6 * 3600.0  # of an input's pictures and sound: longer than any film
     max_bytes: int = 64 * 2**30  # of an input: 6 hours at 20 Mbit/s are 54 GB
@@ -131,6 +138,9 @@ class Options:
         _in_range("overlap", self.overlap, 0, MAX_OVERLAP)
         if self.smooth and self.smooth % 2 == 0:
             raise OptionError(f"smooth is {self.smooth}; it must be 0 or an odd number of frames")
+        _in_range("sr_ratio", self.sr_ratio, *RATIOS, whole=False)
+        for name in ("mask_smooth", "sr_weight", "sr_stability"):
+            _in_range(name, getattr(self, name), 0, 1, whole=False)
         _in_range("max_pixels", self.max_pixels, 1, MAX_LIMIT)
         _in_range("max_seconds", self.max_seconds, 0.001, MAX_LIMIT, whole=False)
         _in_range("cache_bytes", self.cache_bytes, 2**20, MAX_LIMIT)
@@ -146,12 +156,30 @@ class Options:
                     f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}"
                 )
 
-        for name, kind in (("face", str), ("color_match", bool), ("report", bool)):
+        for name, kind in (
+            ("face", str),
+            ("superres", str),
+            ("color_match", bool),
+            ("report", bool),
+        ):
             if not isinstance(getattr(self, name), kind):
                 got = getattr(self, name)
                 raise OptionError(f"{name} is {got!r}; it must be a {kind.__name__}")
         if not isinstance(self.cache_dir, str | None):
             raise OptionError(f"cache_dir is {self.cache_dir!r}; it must be a folder's name")
+        if self.restorer and self.to_uint8 == "truncate":
+            raise OptionError(
+                f"superres is {self.superres!r} and to_uint8 'truncate', as published; restored "
+                "faces want 'round': leave one of the two out"
+            )
+
+    @property
+    def restorer(self) -> str | None:
+        """The restoration net's name, or its file; None: no super-resolution."""
+        name = self.superres.lower()
+        if name == "none":
+            return None
+        return name if name in RESTORERS else self.superres
 
     @property
     def effort(self) -> Effort:

@@ -1,7 +1,7 @@
 """One face through a run: cut it out, let the network draw its mouth, paste it back.
 
     cut     frames -> groups of 16, with the crops of their face
-    speak   the network: crops and speech -> crops with a new mouth
+    speak   the network: crops and speech -> crops with a new mouth, restored where that is asked
     paste   the frames with these in them, one by one
 
 Each is an iterator over the one before, so that each may run in a thread of its own.
@@ -16,8 +16,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from latentsync import align, as_published, cache, diffusion, types
+from latentsync import align, as_published, cache, diffusion, timeline, types
 from latentsync.blend import match_colour, mouth_ring
 from latentsync.devices import free_memory, groups_that_fit
 from latentsync.errors import LatentSyncError
@@ -28,6 +29,7 @@ from latentsync.options import Options
 from latentsync.reporter import Reporter
 from latentsync.speech import SpeechFeatures
 from latentsync.types import Box, FaceTrack, FloatArray, Frame, Segment
+from latentsync.upscale import Restorer, Upscaler
 from latentsync.weights import Nets
 
 __all__ = ["Group", "Painter", "Picture", "Role"]
@@ -86,10 +88,13 @@ class Painter:
         reporter: Reporter,
         known: cache.Latents | None = None,
         occluder: Occluder | None = None,
+        restorer: Restorer | None = None,
     ) -> None:
         self._nets, self._role, self._options, self._reporter = nets, role, options, reporter
         self._occluder = occluder
         self._side = nets.config.resolution
+        self._upscaler = Upscaler(restorer, self._side, options) if restorer else None
+        self._before = (-2, -1)  # the output frame restored last, and its source frame
         self._like = nets.unet.conv_in.weight  # what goes into the nets has its device and dtype
         draw = diffusion.seeded_draw(options.seed)
         self._noise = draw(nets.vae.latent_shape(self._side)).to(self._like)
@@ -133,7 +138,8 @@ class Painter:
     ) -> Generator[tuple[Group, Tensor | None], None, None]:
         """Each group, with crops that speak: (f, R, R, 3) uint8 on the CPU.
 
-        As published they are (f, 3, R, R) float32, about [-1, 1], until they lie in the frame.
+        As published they are (f, 3, R, R) float32, about [-1, 1], until they lie in the frame. With
+        a restorer they are larger, and of the frames that no other group gives.
 
         Raises:
             LatentSyncError: the network's output is not finite, or memory doesn't suffice.
@@ -153,7 +159,9 @@ class Painter:
                             f"{self._like.dtype}; free some, use batch 1, dtype float16, or the "
                             "smaller model v1.5"
                         ) from error
-                yield from zip(batch, drawn, strict=True)
+                last = drawn[-1][-1]
+                self._reporter.show((_levels(last) if self._as_published else last).numpy())
+                yield from map(self._upscaled, batch, drawn)
 
     def paste(
         self, drawn: Generator[tuple[Group, Tensor | None], None, None]
@@ -206,6 +214,27 @@ class Painter:
         faces = faces if self._as_published else _levels(faces)
         return faces.cpu().unflatten(0, crops.shape[:2])
 
+    def _upscaled(self, group: Group, faces: Tensor) -> tuple[Group, Tensor]:
+        """The group with its crops, restored if there is a restorer."""
+        if self._upscaler is None:
+            return group, faces
+        self._reporter.check()
+        with self._reporter.timed("restore"):
+            shown, source = group.shown[group.fresh], group.segment.source[group.fresh]
+            drawn = torch.stack([self._matched(group, i, faces[i]) for i in range(len(shown))])
+            affines = self._role.track.affine[source]
+            fresh = self._apart(group.segment.start, int(source[0]))
+            self._before = group.segment.start + len(shown) - 1, int(source[-1])
+            return group, self._upscaler(shown, affines, drawn, fresh=fresh)
+
+    def _apart(self, frame: int, source: int) -> bool:
+        """Whether an output frame doesn't follow the one restored last, or in another shot."""
+        last, shown = self._before
+        cut = self._role.track.cut
+        if frame != last + 1 or cut is None:
+            return frame != last + 1
+        return bool(timeline.new_shots(np.array([shown, source]), cut)[1])
+
     def _encoded(self, batch: list[Group], pixels: Tensor) -> diffusion.Latents:
         """Of (g, f, 4, h, w)."""
         flat, groups = pixels.flatten(0, 1), (len(batch), -1)
@@ -255,21 +284,32 @@ class Painter:
         affine: FloatArray = self._role.track.affine[segment.source[place]]
         frame = (picture.width, picture.height)
         share, strength = self._share, float(segment.strength[place])
-        if self._options.color_match and group.crops is not None:
-            pair = (face if self._as_published else _in_range(face), _in_range(group.crops[place]))
-            matched = match_colour(*pair, self._ring, self._hole)
-            face = matched if self._as_published else _levels(matched)
+        if self._upscaler is not None:
+            share = self._upscaler.share(affine)
+        else:
+            face = self._matched(group, place, face)
         if strength < 1:
             share = strength * (torch.ones(self._side, self._side) if share is None else share)
         if self._occluder is not None and group.crops is not None:
             seen = self._occluder.visible(_in_range(group.crops[place])[None])[0]
+            if share is not None and share.shape != seen.shape:
+                seen = interpolate(seen[None, None], share.shape, mode="bilinear")[0, 0]
             share = seen if share is None else seen * share
         if not self._as_published:
-            return picture.pasted(*align.paste_face(face.numpy(), affine, frame, share=share))
+            laid = align.paste_face(face.numpy(), affine, frame, share=share, resolution=self._side)
+            return picture.pasted(*laid)
         box = align.face_box(affine, self._side, *frame)
         region = picture.rgb(box)
         pasted = as_published.paste_face(region, box, face, affine, frame, share=share)
         return picture.pasted(box, pasted)
+
+    def _matched(self, group: Group, place: int, face: Tensor) -> Tensor:
+        """A drawn crop, in the colours of its face where that is asked."""
+        if not self._options.color_match or group.crops is None:
+            return face
+        pair = (face if self._as_published else _in_range(face), _in_range(group.crops[place]))
+        matched = match_colour(*pair, self._ring, self._hole)
+        return matched if self._as_published else _levels(matched)
 
     @property
     def _as_published(self) -> bool:

@@ -47,8 +47,18 @@ from latentsync.pace import FPS, Pace
 from latentsync.painter import Painter, Role, usual_batch
 from latentsync.report import comment, report_path, write_report
 from latentsync.reporter import Reporter
+from latentsync.restorers import load_restorer
 from latentsync.speech import SpeechFeatures
-from latentsync.types import FaceTrack, Progress, ProgressCallback, Result, Segment, VideoInfo
+from latentsync.types import (
+    FaceTrack,
+    Frame,
+    Progress,
+    ProgressCallback,
+    Result,
+    Segment,
+    VideoInfo,
+)
+from latentsync.upscale import Restorer
 from latentsync.voices import Speakers
 from latentsync.weights import Nets, Offload, load_nets, root
 
@@ -63,11 +73,17 @@ class LipSync:
     """A loaded model. `load` makes one; `run` may be called as often as wanted, one at a time."""
 
     def __init__(
-        self, nets: Nets, detector: faces.Detector, occluder: Occluder | None = None
+        self,
+        nets: Nets,
+        detector: faces.Detector,
+        occluder: Occluder | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.nets = nets
         self.detector = detector
         self.occluder = occluder
+        self.folder = folder or root()  # where weights lie
+        self._restorers: dict[tuple[str, float], Restorer] = {}
         weight = nets.unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
 
@@ -136,7 +152,7 @@ class LipSync:
             root=root(weights) / "auxiliary",
             gpu=gpu,
         )
-        return cls(nets, finder, cover)
+        return cls(nets, finder, cover, root(weights))
 
     def run(
         self,
@@ -147,6 +163,7 @@ class LipSync:
         options: Options | None = None,
         progress: ProgressCallback | None = None,
         cancelled: Callable[[], bool] | None = None,
+        preview: Callable[[Frame], None] | None = None,
         **changes: Any,  # noqa: ANN401 - fields of Options, by name
     ) -> Result:
         """Make `output`, an mp4 of `video` (a clip or a picture) speaking `audio`.
@@ -158,20 +175,24 @@ class LipSync:
             progress: called with every step forward, from this thread.
             cancelled: asked before every frame of pass 1 and every denoising step of pass 2, the
                 latter from another thread.
+            preview: called with the last face of every group of frames that speaks, (R, R, 3)
+                uint8, an upright box squeezed into a square; from another thread.
 
         Raises:
             InputError: a file can't be used, no face is found, the output can't be written.
+            WeightsError, BackendUnavailable: of the super-resolution that was asked for.
             Cancelled: `cancelled` said so. Then as in every failure nothing is left behind, and an
                 output that was there before is untouched.
         """
         options = replace(options or Options(), **changes)
         options = replace(options, seed=options.seed or 1 + secrets.randbelow(MAX_SEED))
-        reporter = Reporter(progress, cancelled)
+        reporter = Reporter(progress, cancelled, preview)
         sounds = [audio] if isinstance(audio, Path | str) else list(audio.values())
         check_output(output, (video, *sounds))
         if options.report:
             check_output(report_path(Path(output)), (video, *sounds, output))
         check_codec(options.codec)
+        self.restorer(options)
         limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
         with voices.speakers(audio, options, limits) as speakers:
             with reporter.timed("read"):
@@ -256,6 +277,21 @@ class LipSync:
             comment=comment(self.nets.config.name, *how),
         )
 
+    def restorer(self, options: Options) -> Restorer | None:
+        """The restoration net that is asked for; loaded once, then kept.
+
+        Raises:
+            WeightsError, BackendUnavailable: it can't be loaded; see `load_restorer`.
+        """
+        if options.restorer is None:
+            return None
+        key = options.restorer, options.sr_weight
+        if key not in self._restorers:
+            self._restorers[key] = load_restorer(
+                key[0], folder=self.folder, device=self.device, weight=key[1]
+            )
+        return self._restorers[key]
+
     def listen(self, sound: AudioReader, options: Options) -> SpeechFeatures:
         """The speech at each frame of the output; their number is the output's length.
 
@@ -325,7 +361,8 @@ class LipSync:
         pictures = reporter.each("decode", clip.frames(wanted))
         for role in roles:
             latents = self._latents(known, role)
-            painter = Painter(self.nets, role, options, reporter, latents, self.occluder)
+            extra = self.occluder, self.restorer(options)
+            painter = Painter(self.nets, role, options, reporter, latents, *extra)
             groups = ahead(painter.cut(pictures), painter.batch, abandoned=reporter.abandon)
             drawn = ahead(painter.speak(groups), abandoned=reporter.abandon)
             pictures = ahead(painter.paste(drawn), PASTED_AHEAD, abandoned=reporter.abandon)
@@ -370,6 +407,7 @@ class LipSync:
         width, height = _size(clip, options)
         return Result(
             path=path,
+            source=clip.path.absolute(),
             frames=frames,
             fps=float(frames / shown.seconds),
             seconds=float(shown.seconds),

@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import TypeVar
 
 from latentsync.errors import Cancelled
-from latentsync.types import Progress, ProgressCallback
+from latentsync.types import Frame, Progress, ProgressCallback
 
 __all__ = ["Reporter", "interruptible"]
 
@@ -30,8 +30,9 @@ class Reporter:
         self,
         progress: ProgressCallback | None = None,
         cancelled: Callable[[], bool] | None = None,
+        preview: Callable[[Frame], None] | None = None,
     ) -> None:
-        self._progress, self._cancelled = progress, cancelled
+        self._progress, self._cancelled, self._preview = progress, cancelled, preview
         self._started = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
         self._at = Progress("read", 0, None)
@@ -60,6 +61,11 @@ class Reporter:
         """Pass one step on when it is too late to stop."""
         if self._progress:
             self._progress(progress)
+
+    def show(self, crop: Frame) -> None:
+        """Pass on a face as it looks by now, (R, R, 3) uint8."""
+        if self._preview:
+            self._preview(crop)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

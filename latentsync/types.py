@@ -158,6 +158,7 @@ class Result:
     """What one run did."""
 
     path: Path
+    source: Path  # the clip or the picture, absolute
     frames: int  # in the output
     fps: float  # frames per second
     seconds: float  # of output

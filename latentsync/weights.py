@@ -45,11 +45,13 @@ __all__ = [
     "Nets",
     "Offload",
     "download",
+    "filled",
     "load_lpips",
     "load_nets",
     "load_syncnet",
     "load_unet",
     "load_videomae",
+    "read",
     "root",
     "save",
 ]
@@ -153,13 +155,13 @@ def load_unet(path: Path, config: UNetConfig) -> UNet:
         WeightsMissing: no such file.
         WeightsMismatch: another net is in it: a 1.0 checkpoint, another width, another stage.
     """
-    state = _read(path, "state_dict")
+    state = read(path, "state_dict")
     found = _describe_unet(state)
     wanted = _describe_unet(_shapes(lambda: UNet(config)))
     if found != wanted:
         fits = "; it fits the v1.5 and v1.6 models" if found == _PUBLISHED_UNET else ""
         raise WeightsMismatch(f"{path} holds {found}, but {wanted} is wanted{fits}")
-    return _filled(lambda: UNet(config), state, path)
+    return filled(lambda: UNet(config), state, path)
 
 
 def load_syncnet(
@@ -178,7 +180,7 @@ def load_syncnet(
         WeightsMissing: no such file.
         WeightsMismatch: another net is in it.
     """
-    net = _filled(lambda: StableSyncNet(config), _read(path, "state_dict", hint=FETCH), path)
+    net = filled(lambda: StableSyncNet(config), read(path, "state_dict", hint=FETCH), path)
     return net.to(device, dtype).eval().requires_grad_(False)
 
 
@@ -197,9 +199,9 @@ def load_lpips(
         WeightsMismatch: something else is in one of them.
     """
     linear = linear or _lpips_package() / "weights/v0.1/vgg.pth"
-    features = {k: v for k, v in _read(vgg, hint=FETCH).items() if not k.startswith("classifier.")}
-    state = features | _read(linear, hint=f"it is part of {LPIPS_PACKAGE}")
-    return _filled(LPIPS, state, f"{vgg} with {linear}").to(device).eval()
+    features = {k: v for k, v in read(vgg, hint=FETCH).items() if not k.startswith("classifier.")}
+    state = features | read(linear, hint=f"it is part of {LPIPS_PACKAGE}")
+    return filled(LPIPS, state, f"{vgg} with {linear}").to(device).eval()
 
 
 def load_videomae(
@@ -219,8 +221,8 @@ def load_videomae(
             f"VideoMAE needs the package transformers, which can't be loaded ({_reason(error)}); "
             "install latentsync[train]"
         ) from error
-    state = renamed(_read(path, "model", "module", "", hint=FETCH))
-    return _filled(VideoMAE, state, path).to(device, dtype).eval()
+    state = renamed(read(path, "model", "module", "", hint=FETCH))
+    return filled(VideoMAE, state, path).to(device, dtype).eval()
 
 
 def _lpips_package() -> Path:
@@ -247,8 +249,8 @@ def _load_own(folder: Path) -> Nets:
     return Nets(
         config=config,
         unet=load_unet(folder / "unet.safetensors", config.unet),
-        vae=_filled(lambda: VAE(config.vae), _read(vae), vae),
-        speech=_filled(lambda: SpeechEncoder(config.whisper), _read(speech), speech),
+        vae=filled(lambda: VAE(config.vae), read(vae), vae),
+        speech=filled(lambda: SpeechEncoder(config.whisper), read(speech), speech),
     )
 
 
@@ -256,14 +258,14 @@ def _load_published(config: ModelConfig, base: Path, *, half: bool) -> Nets:
     unet, vae, whisper = _published_files(config.name, base)
     encoder = {
         key: value
-        for key, value in _read(whisper, "model_state_dict").items()
+        for key, value in read(whisper, "model_state_dict").items()
         if key.startswith("encoder.")
     }
     return Nets(
         config=config,
         unet=load_unet(_in_half(unet, config.unet) if half else unet, config.unet),
-        vae=_filled(lambda: VAE(config.vae), _vae_state(_read(vae)), vae),
-        speech=_filled(lambda: SpeechEncoder(config.whisper), encoder, whisper),
+        vae=filled(lambda: VAE(config.vae), _vae_state(read(vae)), vae),
+        speech=filled(lambda: SpeechEncoder(config.whisper), encoder, whisper),
     )
 
 
@@ -317,7 +319,7 @@ def _in_half(path: Path, config: UNetConfig) -> Path:
     return half
 
 
-def _read(path: Path, *entries: str, hint: str = "put it there, or use `--model demo`") -> State:
+def read(path: Path, *entries: str, hint: str = "put it there, or use `--model demo`") -> State:
     """The tensors of a .safetensors file, or those in a .pt file.
 
     There they lie in the first of `entries` that it has; none, or "", is the file itself.
@@ -350,8 +352,12 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or "it is empty").splitlines()[0][:200]
 
 
-def _filled(make: Callable[[], Net], state: State, path: Path | str) -> Net:
-    """A net holding `state`, nothing missing and nothing over; never initialised twice."""
+def filled(make: Callable[[], Net], state: State, path: Path | str) -> Net:
+    """A net holding `state`, never initialised twice.
+
+    Raises:
+        WeightsMismatch: a tensor is missing, over, or of another shape.
+    """
     with torch.device("meta"):
         net = make()
     try:

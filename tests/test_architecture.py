@@ -15,17 +15,20 @@ LAYERS = [
     {"errors", "types"},
     {"config", "options"},
     {"devices"},
-    {"media", "timeline", "align", "mask", "mel", "models"}
+    {"media", "timeline", "align", "mask", "mel", "models", "steady"}
     | {"report", "reporter", "bars", "ahead", "kept"},
-    {"archives", "cache", "as_published", "blend", "diffusion", "downloads", "faces", "speech"},
+    {"archives", "cache", "as_published", "blend", "diffusion", "downloads", "faces", "speech"}
+    | {"upscale"},
     {"weights", "voice_activity", "occlusion"},
-    {"painter", "pace"},
+    {"painter", "pace", "restorers"},
     {"casting", "voices"},
-    {"pipeline"},
-    {"training", "evaluation", "preparation", "synthetic", "service"},
-    {"verify"},
+    {"pipeline", "upscale_clip"},
+    {"evaluation", "synthetic", "training"},
+    {"doctor", "page", "preparation", "service", "verify"},
+    {"cluster"},
     {"cli_generate", "cli_train"},
-    {"cli", "app"},
+    {"cli_app", "cli_evaluate", "cli_prepare", "cli_serve", "cli_upscale"},
+    {"cli"},
     {"__init__", "__main__"},
 ]
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

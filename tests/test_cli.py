@@ -84,6 +84,7 @@ class Fake:
         progress(Progress("detect", 1, None))
         return Result(
             path=output,
+            source=Path(video),
             frames=1234,
             fps=25.0,
             seconds=49.36,
@@ -213,6 +214,11 @@ def test_every_option_but_those_of_fidelity_is_on_the_command_line(latentsync, f
         "crf": 20,
         "preset": "fast",
         "max_side": 640,
+        "superres": "codeformer",
+        "sr_ratio": 3.5,
+        "mask_smooth": 0.25,
+        "sr_weight": 0.7,
+        "sr_stability": 0.2,
     }
     words = [w for k, v in asked.items() for w in ("--" + k.replace("_", "-"), str(v))]
     asked |= {"report": True, "color_match": True}
@@ -258,6 +264,13 @@ def test_the_published_scripts_spellings_work(latentsync, fake):
     assert latentsync("generate", *pairs)[0] == 0
     assert fake.ran == tuple(map(Path, values[:3]))
     assert fake.options == Options(steps=3, guidance_scale=1.5, seed=1247)
+
+
+def test_the_spellings_of_a_fork_with_super_resolution_work(latentsync, fake):
+    words = "--superres GFPGAN --mask_smooth 0.4 --sr_ratio 3 --inference_steps 25"
+    assert latentsync("generate", "a", "b", "-o", "c", *words.split())[0] == 0
+    assert fake.options == Options(superres="GFPGAN", mask_smooth=0.4, sr_ratio=3, steps=25)
+    assert fake.options.restorer == "gfpgan"
 
 
 def test_the_published_scripts_spellings_are_not_in_the_help(latentsync, monkeypatch):

@@ -39,6 +39,10 @@ RANGES = {
     "detect_every": (1, 50),
     "batch": (1, 16),
     "cache_bytes": (2**20, 2**63),
+    "sr_ratio": (1, 4),
+    "mask_smooth": (0, 1),
+    "sr_weight": (0, 1),
+    "sr_stability": (0, 1),
 }
 NONE_ALLOWED = {"steps", "cache_interval", "guidance_start", "guidance_stop", "detect_every"} | {
     "batch"
@@ -92,6 +96,20 @@ def test_effort_is_what_speed_says_and_over_it_what_is_said_by_itself():
 def test_an_unknown_speed_or_sampler_is_refused(name):
     with pytest.raises(OptionError, match=f"{name} is 'quick'; it must be one of '"):
         Options(**{name: "quick"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "net"),
+    [("None", None), ("GFPGAN", "gfpgan"), ("codeFormer", "codeformer"), ("A/b.pth", "A/b.pth")],
+)
+def test_restoration_nets_are_known_in_any_case(asked, net):
+    assert Options(superres=asked).restorer == net
+
+
+def test_restoration_is_asked_for_by_name():
+    for value in (None, True, 2):
+        with pytest.raises(OptionError, match=r"superres is .*; it must be a str"):
+            Options(superres=value)
 
 
 def test_the_limit_of_a_turn_has_a_range():

@@ -208,6 +208,7 @@ def test_the_result_says_what_ran(clip, voice, out):
     assert result.peak_memory["process"] > 10**8
     assert dataclasses.replace(result, timings={}, options={}, peak_memory={}) == Result(
         path=out,
+        source=clip,
         frames=20,
         fps=25.0,
         seconds=0.8,
@@ -228,6 +229,15 @@ def test_the_result_says_what_ran(clip, voice, out):
     stages = {"read", "speech", "detect", "decode", "cut", "wait", "network", "paste", "write"}
     assert set(timings) == {*stages, "total"}
     assert all(0 < timings[stage] <= timings["total"] for stage in stages)
+
+
+@pytest.mark.parametrize("choices", [{}, {"to_uint8": "truncate"}])
+def test_the_face_is_shown_as_it_is_drawn(lipsync, clip, voice, out, choices):
+    seen = []
+    lipsync.run(clip, voice, out, steps=1, preview=seen.append, **choices)
+    side = lipsync.nets.config.resolution
+    assert {(face.shape, str(face.dtype)) for face in seen} == {((side, side, 3), "uint8")}
+    assert len({face.tobytes() for face in seen}) == len(seen) > 1
 
 
 def test_the_output_says_that_it_is_synthetic_and_how_it_was_made(lipsync, clip, voice, out):

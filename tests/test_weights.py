@@ -306,7 +306,7 @@ def test_a_checkpoint_of_1_0_is_told_by_its_names(nets, tmp_path):
 def test_the_published_unet_is_known_by_its_name(tmp_path, monkeypatch):
     with torch.device("meta"):
         state = UNet(PRESETS["v1.6"].unet).state_dict()
-    monkeypatch.setattr(weights, "_read", lambda *_: state)
+    monkeypatch.setattr(weights, "read", lambda *_: state)
     line = refused(WeightsMismatch, weights.load_unet, tmp_path / "x.pt", TINY.unet)
     assert "widths 320/640/1280/1280" in line
     assert line.endswith("; it fits the v1.5 and v1.6 models")

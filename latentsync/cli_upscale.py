@@ -1,0 +1,97 @@
+"""The command line of super-resolution alone: `latentsync upscale`."""
+
+import json
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentsync.bars import bars, shown_on
+from latentsync.cli_generate import (
+    AsJson,
+    Codec,
+    Crf,
+    Device,
+    Face,
+    MaskSmooth,
+    MaxSide,
+    Preset,
+    SrRatio,
+    SrStability,
+    SrWeight,
+    Weights,
+)
+from latentsync.errors import OptionError
+from latentsync.reporter import interruptible
+
+__all__ = ["upscale"]
+
+Clip = Annotated[Path, typer.Argument(help="A clip.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write.")]
+Net = Annotated[
+    str, typer.Option(help="gfpgan, codeformer, or the file of a net that spandrel knows.")
+]
+WholeFrame = Annotated[
+    bool,
+    typer.Option(
+        "--whole-frame", help="Enlarge frames as a whole, with a net for any picture (RealESRGAN)."
+    ),
+]
+DetectorName = Annotated[str, typer.Option(help="insightface, yunet or builtin.")]
+
+
+def upscale(
+    context: typer.Context,
+    video: Clip,
+    output: Output,
+    superres: Net = "gfpgan",
+    sr_ratio: SrRatio = 2,  # noqa: ARG001 - here and below: fields of Options
+    mask_smooth: MaskSmooth = 0.5,  # noqa: ARG001
+    sr_weight: SrWeight = 0.5,  # noqa: ARG001
+    sr_stability: SrStability = 0.5,  # noqa: ARG001
+    whole_frame: WholeFrame = False,
+    face: Face = "all",  # noqa: ARG001
+    detector: DetectorName = "insightface",
+    codec: Codec = "h264",  # noqa: ARG001
+    crf: Crf = 17,  # noqa: ARG001
+    preset: Preset = "medium",  # noqa: ARG001
+    max_side: MaxSide = None,  # noqa: ARG001
+    device: Device = None,
+    weights: Weights = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore the faces of VIDEO, which keeps its words; or enlarge its frames."""
+    from latentsync import faces
+    from latentsync.devices import choose
+    from latentsync.media import check_output, open_media
+    from latentsync.options import Options
+    from latentsync.restorers import load_restorer
+    from latentsync.upscale_clip import upscale_clip
+    from latentsync.weights import root
+
+    given = {one.name for one in fields(Options)} & context.params.keys()
+    options = Options(**{name: context.params[name] for name in given})
+    if options.restorer is None:
+        raise OptionError(f"superres is {superres!r}; it must name a net, such as gfpgan")
+    check_output(output, (video,))
+    open_media(video).close()
+    place, _ = choose(device)
+    folder, gpu = root(weights), place.type not in ("cpu", "mps")
+    net = load_restorer(options.restorer, folder=folder, device=place, weight=options.sr_weight)
+    finder = None if whole_frame else faces.create(detector, root=folder / "auxiliary", gpu=gpu)
+    with bars() as drawn:
+        run = partial(
+            upscale_clip, video, output, net, finder, options=options, progress=shown_on(drawn)
+        )
+        result = interruptible(lambda cancelled: run(cancelled=cancelled))
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2, default=str))
+        return
+    typer.echo(result.path)
+    typer.echo(
+        f"{result.frames} frames, {result.seconds:.2f} s, {result.width}x{result.height}; "
+        f"face in {result.faces_found}; {result.net}, licence: {result.licence}; "
+        f"took {result.timings['total']:.1f} s"
+    )
