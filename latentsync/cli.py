@@ -16,6 +16,7 @@ import typer
 
 from latentsync.bars import bars, console, shown_on
 from latentsync.cli_generate import PUBLISHED_SPELLINGS, generate
+from latentsync.cli_prepare import prepare
 from latentsync.cli_train import train
 from latentsync.cli_upscale import upscale
 from latentsync.downloads import SETS, Download
@@ -36,6 +37,7 @@ app = typer.Typer(
 spellings = {"token_normalize_func": lambda name: PUBLISHED_SPELLINGS.get(name, name)}
 app.command(context_settings=spellings)(generate)
 app.command(context_settings=spellings)(upscale)
+app.command()(prepare)
 app.add_typer(train, name="train")
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130

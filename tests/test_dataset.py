@@ -153,8 +153,9 @@ def test_a_clip_that_was_cut_off_is_prepared_anew(tmp_path, make, monkeypatch):
 
 
 def test_a_folder_is_searched_to_its_end(tmp_path):
-    (tmp_path / "deep").mkdir()
-    for name in ("b.MP4", "a.mkv", "deep/c.webm", "b.truth.jsonl", "d.wav"):
+    for folder in ("deep", ".prepare"):
+        (tmp_path / folder).mkdir()
+    for name in ("b.MP4", "a.mkv", "deep/c.webm", "b.truth.jsonl", "d.wav", ".prepare/half.mp4"):
         (tmp_path / name).touch()
     assert [p.name for p in find_clips(tmp_path)] == ["a.mkv", "b.MP4", "c.webm"]
     with pytest.raises(InputError, match="holds no clip"):

@@ -48,12 +48,18 @@ VERSION = 1  # of what is in the cache
 
 
 def find_clips(folder: Path) -> list[Path]:
-    """The clips in a folder and below it, in the order of their names.
+    """The clips in a folder and below it, in the order of their names; none that is hidden.
 
     Raises:
         InputError: no folder, or no clip in it.
     """
-    found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+        # What `latentsync prepare` hasn't finished lies in a hidden folder.
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     if not found:
         raise InputError(
             f"{folder} holds no clip; give a folder of clips with sound: "

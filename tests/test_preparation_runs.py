@@ -1,0 +1,188 @@
+"""Runs of preparation: ended and taken up again, with other files, with other settings."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from latentsync import faces
+from latentsync.errors import InputError, OptionError, OutputError
+from latentsync.preparation import Settings, prepare, runner, workers
+from latentsync.preparation.journal import Journal
+from tests.prepared import EASY, clip, left_out, lines, tree
+from tests.stubs import StubDetector
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    monkeypatch.setattr(runner, "write_summary", lambda *_: None)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    detector = StubDetector()
+    monkeypatch.setattr(faces, "create", lambda *_, **__: detector)
+    return detector
+
+
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def once(raw, tmp_path, stub):  # noqa: ARG001
+    for name in "abc":
+        clip(raw / f"{name}.mp4", 25 + ord(name) % 3)
+    (raw / "d.mp4").write_text("no clip")
+    output = tmp_path / "out"
+    prepare(raw, output, EASY, workers=0)
+    return output
+
+
+@pytest.fixture
+def worked_on(monkeypatch):
+    names, examine = [], workers.examine
+
+    def noted(source, *rest):
+        names.append(source.relative)
+        return examine(source, *rest)
+
+    monkeypatch.setattr(workers, "examine", noted)
+    return names
+
+
+def test_finished_files_are_not_worked_on_again(once, raw, worked_on):
+    before = tree(once)
+    prepare(raw, once, EASY, workers=0)
+    os.utime(raw / "b.mp4", (1, 1))  # a copy, say
+    prepare(raw, once, EASY, workers=0)
+    assert worked_on == []
+    assert tree(once, hidden=False) == {k: v for k, v in before.items() if k[0] != "."}
+
+
+def test_a_killed_run_is_taken_up(once, raw, worked_on):
+    before = tree(once)
+    records = once / ".prepare" / "records"
+    lost = next(p for p in records.iterdir() if json.loads(p.read_text())["source"] == "b.mp4")
+    lost.unlink()  # killed when the clips were in place, and the record not yet
+    left = once / ".prepare" / "work" / "0"
+    left.mkdir(parents=True)
+    (left / "half.mp4").write_text("half a clip")
+    next(p for p in records.iterdir() if p != lost).write_bytes(b"")  # power went, too
+    (once / "clips" / "other.mp4").write_text("of other settings")
+    (once / "index.jsonl").unlink()
+    prepare(raw, once, EASY, workers=0)
+    assert len(worked_on) == 2
+    assert "b.mp4" in worked_on
+    assert tree(once) == before
+
+
+def test_what_changed_is_done_again(once, raw, worked_on):
+    clip(raw / "a.mp4", 45)
+    removed = next((once / "clips").glob("b.*.mp4"))
+    removed.unlink()
+    (raw / "c.mp4").unlink()
+    prepare(raw, once, EASY, workers=0)
+    assert worked_on == ["a.mp4", "b.mp4"]
+    assert [line["source"] for line in lines(once, "index.jsonl")] == ["a.mp4", "b.mp4"]
+    assert {path.name[0] for path in (once / "clips").iterdir()} == {"a", "b"}
+    worked_on.clear()
+    prepare(raw, once, Settings(**{**vars(EASY), "min_face": 41}), workers=0)
+    assert worked_on == ["a.mp4", "b.mp4", "d.mp4"]
+
+
+def test_an_ended_run_with_other_settings_spoils_nothing(once, raw, monkeypatch):
+    before = tree(once)
+    other = Settings(**{**vars(EASY), "form": "aligned"})  # whose clips have the same names
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_keep", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(raw, once, other, workers=0)
+    assert tree(once) != before
+    prepare(raw, once, EASY, workers=0)
+    assert tree(once) == before
+
+
+def test_an_accident_is_tried_again(raw, tmp_path, stub, monkeypatch):
+    clip(raw / "a.mp4")
+    clip(raw / "b.mp4")
+    detect = stub.detect
+    monkeypatch.setattr(stub, "detect", lambda *_, **__: 1 / 0)
+    prepare(raw, tmp_path / "out", EASY, workers=0)
+    assert set(left_out(tmp_path / "out").values()) == {("face", "failed")}
+    assert "ZeroDivisionError" in (tmp_path / "out" / "rejected.jsonl").read_text()
+    monkeypatch.setattr(stub, "detect", detect)
+    assert prepare(raw, tmp_path / "out", EASY, workers=0).clips == 2
+
+
+def test_an_interrupt_leaves_the_lists_of_what_is_done(raw, tmp_path, stub):  # noqa: ARG001
+    for name in "abc":
+        clip(raw / f"{name}.mp4")
+    output = tmp_path / "out"
+
+    def stop(tally):
+        if tally.files:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "TELL_EVERY", 0)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(raw, output, EASY, workers=0, progress=stop)
+    assert [line["source"] for line in lines(output, "index.jsonl")] == ["a.mp4"]
+    assert prepare(raw, output, EASY, workers=0).clips == 3
+
+
+# Bad input
+
+
+def test_bad_folders_are_refused(once, raw, tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        prepare(tmp_path / "gone", tmp_path / "o", EASY, workers=0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no video"):
+        prepare(tmp_path / "empty", tmp_path / "o", EASY, workers=0)
+    for output in (raw, raw / "inside", tmp_path):
+        with pytest.raises(OutputError, match="in one another"):
+            prepare(raw, output, EASY, workers=0)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(OutputError, match="holds other files"):
+        prepare(raw, tmp_path / "mine", EASY, workers=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is no folder"):
+        prepare(raw, tmp_path / "file", EASY, workers=0)
+    (tmp_path / "raw2").mkdir()
+    clip(tmp_path / "raw2" / "z.mp4")
+    with pytest.raises(OutputError, match="filled from other files"):
+        prepare(tmp_path / "raw2", once, EASY, workers=0)
+    assert len(lines(once, "index.jsonl")) == 3
+
+
+def test_one_run_at_a_time(raw, tmp_path, stub):  # noqa: ARG001
+    clip(raw / "a.mp4")
+    refused = []
+
+    def second(_tally):
+        with pytest.raises(OutputError, match="another run"):
+            prepare(raw, tmp_path / "out", EASY, workers=0)
+        refused.append(True)
+
+    prepare(raw, tmp_path / "out", EASY, workers=0, progress=second)
+    assert refused
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"size": 300}, {"form": "square"}, {"sync": "ruler"}, {"min_seconds": 0},
+        {"min_seconds": 11}, {"max_offset": 16}, {"min_face": 0}, {"min_sharpness": -1},
+        {"min_confidence": float("nan")},
+    ],
+)  # fmt: skip
+def test_options_out_of_range(wish):
+    with pytest.raises(OptionError):
+        Settings(**wish)
