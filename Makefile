@@ -13,9 +13,10 @@ demo: .venv/installed
 test: .venv/installed lint
 	$(BIN)/pytest -m "not slow and not gpu and not weights"
 
-# What `test` leaves out for its weight: full-size nets and long runs.
-test-all: .venv/installed
+# What `test` leaves out for its weight: full-size nets, services, long runs.
+test-all: .venv/installed .venv-restore/installed
 	$(BIN)/pytest -m slow --timeout 1800
+	.venv-restore/bin/python -m pytest --confcutdir tests/restoration tests/restoration --timeout 1800
 
 # Whole runs on clips as people have them, made here: expected, got, PASS or FAIL, a line each.
 footage: .venv/installed
@@ -28,6 +29,7 @@ bench: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/stages.py -o benchmarks/stages.png
 	$(BIN)/python benchmarks/memory.py --plot benchmarks/memory.png
 	$(BIN)/python benchmarks/effort.py --plot benchmarks/effort.png
+	$(BIN)/python benchmarks/restoration.py --people 2 --plot benchmarks/restoration.png
 	$(BIN)/python benchmarks/unet_forward.py
 	$(BIN)/python benchmarks/cold_start.py
 
@@ -51,5 +53,15 @@ lint: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps insightface==2.1 lpips==0.1.4
 	touch $@
 
+# Restoration's own environment: all of .venv's, and torchvision with what needs it, for a build of
+# it that doesn't fit torch breaks the import of much else.
+.venv-restore/installed: .venv/installed
+	$(BIN)/python -m venv .venv-restore
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-restore/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	.venv-restore/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		torchvision==0.28.0 spandrel==0.4.2 spandrel_extra_arches==0.2.0 einops==0.8.2
+	touch $@
+
 clean:
-	rm -rf .venv out .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-restore out .mypy_cache .pytest_cache .ruff_cache
