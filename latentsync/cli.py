@@ -17,6 +17,7 @@ import typer
 from latentsync.bars import bars, console, shown_on
 from latentsync.cli_generate import PUBLISHED_SPELLINGS, generate
 from latentsync.cli_prepare import prepare
+from latentsync.cli_serve import keys, serve, work
 from latentsync.cli_train import train
 from latentsync.cli_upscale import upscale
 from latentsync.downloads import SETS, Download
@@ -38,6 +39,9 @@ spellings = {"token_normalize_func": lambda name: PUBLISHED_SPELLINGS.get(name, 
 app.command(context_settings=spellings)(generate)
 app.command(context_settings=spellings)(upscale)
 app.command()(prepare)
+app.command()(serve)
+app.command()(work)
+app.add_typer(keys, name="keys")
 app.add_typer(train, name="train")
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130

@@ -1,0 +1,1 @@
+"""The task API that one hosts oneself: tasks over HTTP, workers, files."""

@@ -1,0 +1,151 @@
+"""What clients are answered, as the hosted API has it: `{code, message, data}`, errors too."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Generic, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from latentsync.errors import BackendUnavailable, InputError, LatentSyncError
+from latentsync.service.files import StorageFull
+from latentsync.service.signing import BadSignature
+from latentsync.service.storage import NotStored
+from latentsync.service.tables import Task
+from latentsync.service.tasks import Conflict, TooMany
+
+__all__ = ["Answer", "Deleted", "PageData", "TaskData", "Ticket", "answer_errors", "task_data"]
+
+RETRY_AFTER = {"Retry-After": "5"}  # s; until then a task may have ended
+STATUSES: tuple[tuple[type[LatentSyncError], HTTPStatus, dict[str, str]], ...] = (
+    (TooMany, HTTPStatus.TOO_MANY_REQUESTS, RETRY_AFTER),
+    (Conflict, HTTPStatus.CONFLICT, {}),
+    (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE, {}),
+    (BadSignature, HTTPStatus.FORBIDDEN, {}),
+    (NotStored, HTTPStatus.NOT_FOUND, {}),
+    (InputError, HTTPStatus.BAD_REQUEST, {}),
+    (BackendUnavailable, HTTPStatus.SERVICE_UNAVAILABLE, RETRY_AFTER),
+    (LatentSyncError, HTTPStatus.INTERNAL_SERVER_ERROR, {}),
+)  # the first that fits
+
+Data = TypeVar("Data")
+
+
+class Answer(BaseModel, Generic[Data]):
+    """Of every request that succeeded."""
+
+    code: int = 200
+    message: str = "success"
+    data: Data
+
+
+class Urls(BaseModel):
+    """Where to ask on."""
+
+    get: str
+    cancel: str
+
+
+class Timings(BaseModel):
+    """How long it took."""
+
+    inference: int  # ms
+
+
+class TaskData(BaseModel):
+    """A task, as it is now."""
+
+    id: str
+    model: str
+    input: dict[str, Any]
+    outputs: list[str]  # addresses, signed and expiring
+    urls: Urls
+    has_nsfw_contents: list[bool]  # false for each output: nothing is checked
+    status: str  # created, processing, completed, failed, cancelled
+    created_at: str
+    error: str
+    timings: Timings
+
+
+class PageData(BaseModel):
+    """Some tasks, the newest first."""
+
+    page: int
+    total: int
+    items: list[TaskData]
+
+
+class Deleted(BaseModel):
+    """What was deleted."""
+
+    deleted_count: int
+
+
+class Upload(BaseModel):
+    """How to upload."""
+
+    method: str = "PUT"
+    url: str
+    headers: dict[str, str]
+
+
+class Ticket(BaseModel):
+    """Where to upload, and the address by which a task names the file then."""
+
+    upload: Upload
+    download_url: str
+
+
+def task_data(task: Task, base: str, signed: Callable[[str], str]) -> TaskData:
+    """`base` is the service's address; `signed` makes one of a file's name."""
+    address = f"{base}/api/v3/predictions/{task.id}"
+    return TaskData(
+        id=task.id,
+        model=task.model,
+        input=task.input,
+        outputs=[signed(name) for name in task.outputs],
+        urls=Urls(get=f"{address}/result", cancel=f"{address}/cancel"),
+        has_nsfw_contents=[False] * len(task.outputs),
+        status=task.status,
+        created_at=datetime.fromtimestamp(task.created_at, UTC).isoformat().replace("+00:00", "Z"),
+        error=task.error,
+        timings=Timings(inference=task.inference_ms),
+    )
+
+
+def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    content = {"code": status, "message": " ".join(message.split()), "data": {}}
+    return JSONResponse(content, status, headers)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Let the app answer every error in the hosted API's form."""
+
+    @app.exception_handler(LatentSyncError)
+    def ours(_: Request, error: LatentSyncError) -> JSONResponse:
+        status, headers = next(row[1:] for row in STATUSES if isinstance(error, row[0]))
+        return problem(status, str(error), headers)
+
+    @app.exception_handler(HTTPException)
+    def http(_: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        return problem(HTTPStatus.BAD_REQUEST, f"{where}: {first['msg']}")
+
+    @app.exception_handler(ClientDisconnect)
+    def gone(_: Request, _error: ClientDisconnect) -> JSONResponse:
+        return problem(HTTPStatus.BAD_REQUEST, "the connection ended before the body did")
+
+    @app.exception_handler(Exception)
+    def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        # Its text may hold what is no client's business; it stands in the log.
+        return problem(500, f"{type(error).__name__}; this is a fault of the service")

@@ -1,0 +1,127 @@
+"""The routes of files: a ticket to upload, the upload, and fetching by a signed address."""
+
+from http import HTTPStatus
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Annotated
+
+import anyio
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, RedirectResponse
+from starlette.exceptions import HTTPException
+
+from latentsync.service.answers import Answer, Ticket, Upload
+from latentsync.service.files import FILES, TICKET_SECONDS
+from latentsync.service.front import Beginner, Front, FrontOf
+from latentsync.service.requests import UploadRequest
+from latentsync.service.settings import Settings
+from latentsync.service.storage import NotStored
+from latentsync.service.tables import File
+
+__all__ = ["incoming", "router"]
+
+REDIRECT_SECONDS = 300  # that a redirect to the storage holds: it is followed at once
+
+
+def incoming(settings: Settings) -> Path:
+    """The folder of uploads that are coming in."""
+    return settings.data / "incoming"
+
+
+router = APIRouter(tags=["files"])
+
+
+@router.post("/api/v3/media/uploads")
+def ticket(front: FrontOf, key: Beginner, wanted: UploadRequest) -> Answer[Ticket]:
+    """Where to PUT a file, and the address by which tasks can name it then."""
+    files, signer = front.service.files, front.signer
+    file = files.reserve_upload(key.id, wanted.filename, wanted.size, wanted.content_type)
+    direct = files.storage.upload_url(file.name, size=file.bytes, seconds=TICKET_SECONDS)
+    here = signer.sign(FILES + file.name, method="PUT", seconds=TICKET_SECONDS)
+    upload = Upload(
+        url=direct or front.service.settings.base + here,
+        headers={} if direct else {"Content-Type": wanted.content_type},
+    )
+    return Answer(data=Ticket(upload=upload, download_url=front.signed(file.name)))
+
+
+@router.put(FILES + "{name:path}")
+async def upload(
+    request: Request,
+    front: FrontOf,
+    name: str,
+    expires: Annotated[str, Query()],
+    signature: Annotated[str, Query()],
+) -> Answer[dict[str, int]]:
+    """Upload a file to the address of its ticket."""
+    front.signer.check(FILES + name, method="PUT", expires=expires, signature=signature)
+    file = await run_in_threadpool(_file, front, name)
+    if file.ready:
+        raise HTTPException(HTTPStatus.CONFLICT, "this file was uploaded; ask for another ticket")
+    folder = incoming(front.service.settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=folder) as part:
+        path = Path(part.name)
+        size = await _receive(request, path, file.bytes)
+        await run_in_threadpool(_keep, front, name, path, size)
+    return Answer(data={"size": size})
+
+
+async def _receive(request: Request, path: Path, most: int) -> int:
+    """Write the body to a file as it comes; its size in bytes."""
+    size = 0
+    async with await anyio.open_file(path, "wb") as target:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > most:
+                raise HTTPException(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"more than the {most} bytes announced",
+                )
+            await target.write(piece)
+    if not size:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "an empty body; PUT the file's bytes")
+    return size
+
+
+def _keep(front: Front, name: str, path: Path, size: int) -> None:
+    files = front.service.files
+    # Noted first: a second upload to this ticket, at the same time, can't replace what a task has.
+    if not files.received(name, size):
+        raise HTTPException(HTTPStatus.CONFLICT, "this file was uploaded; ask for another ticket")
+    try:
+        files.storage.put(name, path)
+    except BaseException:
+        files.drop([name])
+        raise
+
+
+@router.get(FILES + "{name:path}")
+@router.head(FILES + "{name:path}", include_in_schema=False)  # players ask first
+def download(
+    front: FrontOf,
+    name: str,
+    expires: Annotated[str, Query()],
+    signature: Annotated[str, Query()],
+) -> Response:
+    """An output, or an upload, by its signed address."""
+    front.signer.check(FILES + name, expires=expires, signature=signature)
+    file, storage = _file(front, name), front.service.files.storage
+    shown = Path(name).name
+    elsewhere = storage.download_url(name, name=shown, seconds=REDIRECT_SECONDS)
+    if elsewhere:
+        return RedirectResponse(elsewhere)
+    path = storage.path(name)
+    if path is None or not path.is_file():
+        raise NotStored(f"{shown} isn't stored yet, or no longer; upload it again")
+    # To be saved, whatever a stranger called it: never a page of this address.
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
+    return FileResponse(path, media_type=file.content_type, filename=shown, headers=headers)
+
+
+def _file(front: Front, name: str) -> File:
+    file = front.service.files.find(name)
+    if file is None:
+        raise NotStored(f"no file {name!r}; it was deleted, or has expired")
+    return file

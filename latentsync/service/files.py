@@ -1,0 +1,152 @@
+"""What is stored for whom: every file is a row first, so that nothing is forgotten or too much."""
+
+import re
+import secrets
+import time
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from sqlalchemy import delete, func, select, update
+
+from latentsync.errors import InputError, OutputError
+from latentsync.service.expiry import sweep
+from latentsync.service.settings import HOUR, Settings
+from latentsync.service.storage import NotStored, Storage
+from latentsync.service.tables import Database, File
+
+__all__ = ["FILES", "TICKET_SECONDS", "Files", "StorageFull"]
+
+FILES = "/files/"  # the path of addresses under which files are uploaded and fetched
+MAX_NAME = 80  # characters of an upload's own name
+TICKET_SECONDS = 3600  # in which an upload must begin
+SWEPT_AT_ONCE = 500  # files
+
+
+class StorageFull(OutputError):
+    """There is no room for another file."""
+
+
+class Files:
+    """The files of a database and its storage."""
+
+    def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
+        self._database, self.storage, self._settings = database, storage, settings
+
+    def reserve_upload(self, key_id: str, given: str, size: int, content_type: str) -> File:
+        """Room for an upload of so many bytes, by the name that its owner gave.
+
+        Raises:
+            InputError: it is empty, or larger than an upload may be.
+            StorageFull
+        """
+        most = self._settings.max_upload_bytes
+        if not 0 < size <= most:
+            raise InputError(f"an upload of {size} bytes; it must have from 1 to {most}")
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(given).name).lstrip(".")[-MAX_NAME:]
+        name = f"{key_id}/{secrets.token_hex(16)}/{plain.lstrip('.') or 'upload'}"
+        return self._reserve(File(
+            name=name, key_id=key_id, bytes=size, content_type=content_type,
+            expires_at=time.time() + TICKET_SECONDS,
+        ))  # fmt: skip
+
+    def reserve_output(self, key_id: str, task_id: str, fence: int, size: int) -> File:
+        """Room for what this lease of a task made. Raises StorageFull."""
+        return self._reserve(File(
+            name=f"{key_id}/{task_id}/{fence}.mp4", key_id=key_id, task_id=task_id, bytes=size,
+            content_type="video/mp4", expires_at=self.keep_until(),
+        ))  # fmt: skip
+
+    def _reserve(self, file: File) -> File:
+        most = self._settings.max_stored_bytes
+        with self._database.alone() as session:
+            used = session.scalar(select(func.coalesce(func.sum(File.bytes), 0))) or 0
+            if used + file.bytes > most:
+                raise StorageFull(
+                    f"{used} of {most} bytes are in use, {file.bytes} more don't fit; delete tasks "
+                    "that are no longer needed, or wait until files expire"
+                )
+            session.add(file)
+        return file
+
+    def find(self, name: str) -> File | None:
+        """The file, unless it has expired."""
+        with self._database.reading() as session:
+            return session.scalar(
+                select(File).where(File.name == name, File.expires_at > time.time())
+            )
+
+    def received(self, name: str, size: int) -> bool:
+        """Note that an upload is stored, with so many bytes; False where it was before."""
+        until = time.time() + self._settings.upload_hours * HOUR
+        with self._database.writing() as session:
+            noted = session.execute(
+                update(File)
+                .where(File.name == name, File.ready.is_(False))
+                .values(ready=True, bytes=size, expires_at=until)
+                .returning(File.name)
+            )
+            return noted.first() is not None
+
+    def drop(self, names: list[str]) -> None:
+        """Let them expire at once."""
+        with self._database.writing() as session:
+            session.execute(update(File).where(File.name.in_(names)).values(expires_at=0.0))
+
+    def own(self, key_id: str, url: str) -> str | None:
+        """The name of the key's own file under an address of this service; None: it is elsewhere.
+
+        A file that is named here is kept for `upload_hours` from now on, or longer.
+
+        Raises:
+            InputError: this service has no such file for this key, or not yet.
+        """
+        if not url.startswith(self._settings.base + FILES):
+            return None
+        path = urlsplit(url).path
+        name = unquote(path[path.index(FILES) + len(FILES) :])
+        file = self.find(name)
+        # Another's file is answered like one that isn't there, or its name could be guessed.
+        if file is None or file.key_id != key_id:
+            raise InputError(f"no file {name!r} of this key; it may have expired: upload it again")
+        if not file.ready:
+            self._arrived(file)
+        until = time.time() + self._settings.upload_hours * HOUR
+        with self._database.writing() as session:
+            kept = update(File).where(File.name == name, File.expires_at.between(1, until))
+            session.execute(kept.values(expires_at=until))
+        return name
+
+    def _arrived(self, file: File) -> None:
+        """Note an upload that went to the storage directly."""
+        try:
+            size = self.storage.size(file.name)
+        except NotStored as error:
+            raise InputError(f"nothing was uploaded to {file.name!r} yet; PUT it first") from error
+        if size > file.bytes:
+            self.drop([file.name])
+            raise InputError(f"{size} bytes were uploaded, {file.bytes} announced; begin again")
+        self.received(file.name, size)
+
+    def keep_until(self) -> float:
+        return time.time() + self._settings.keep_hours * HOUR
+
+    def sweep(self) -> int:
+        """Remove what has expired; how many files these were."""
+        with self._database.reading() as session:
+            old = select(File.name).where(File.expires_at <= time.time()).limit(SWEPT_AT_ONCE)
+            names = session.scalars(old).all()
+        for name in names:
+            self.storage.delete(name)
+        # Its row goes last: whoever dies in between leaves one that is swept again.
+        with self._database.writing() as session:
+            session.execute(delete(File).where(File.name.in_(names)))
+        return len(names)
+
+    def sweep_unknown(self) -> int:
+        """Remove what is stored without a row: a worker that lost its lease stored it too late."""
+
+        def known(name: str) -> bool:
+            with self._database.reading() as session:
+                return session.get(File, name) is not None
+
+        return len(sweep(self.storage, max_age_seconds=HOUR, in_use=known))

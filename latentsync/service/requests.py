@@ -1,0 +1,127 @@
+"""What clients may ask for, as the hosted API spells it; checked here, documented at /docs."""
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, create_model
+
+from latentsync.errors import OptionError
+from latentsync.options import RESTORERS, Options
+from latentsync.service.settings import Settings
+
+__all__ = ["DeleteRequest", "PageRequest", "TaskRequest", "UploadRequest", "options_of"]
+
+MAX_ADDRESS = 4000  # characters: signed ones are long
+MAX_PAGE = 100  # tasks
+
+# The fields of Options that a stranger may choose, and what is said of them.
+OPTIONS = {
+    "guidance_scale": "0-10; above 1 the voice counts for more, and a step takes twice as long.",
+    "seed": "Equal seeds give equal results; 0 draws one.",
+    "speed": "exact, or fewer operations at some cost of quality.",
+    "steps": "1-50 denoising steps, also called inference_steps; by default as many as speed says.",
+    "sync_mode": "What becomes of a clip that is not as long as the voice.",
+    "fps": "25 frames a second, or every frame of the clip at its own time.",
+    "face": "largest, left, right, center, all, or a place x,y or x,y,width,height, @seconds.",
+    "on_missing": "Frames without the face: pass them through, or fail.",
+    "silence": "The mouth while nobody speaks: drawn, the clip's own, or closed.",
+    "smooth": "0-51 frames over which the face's place is smoothed, an odd number.",
+    "max_yaw": "5-85 degrees of turn beyond which the clip's own mouth is kept.",
+    "color_match": "Whether the mouth takes on the colours of its rim.",
+    "overlap": "0-12 frames that groups of 16 share: softer seams, more time.",
+    "lead_in": "Seconds of the clip before the voice.",
+    "lead_out": "Seconds of the clip after the voice.",
+    "max_side": "16-16384 px; larger pictures are scaled down to it.",
+    "superres": "none, gfpgan or codeformer (which is not for commercial use): a sharper face.",
+    "sr_ratio": "1-4 times the model's resolution for a restored face.",
+    "mask_smooth": "0-1, how softly a restored face goes over into what is around it.",
+    "sr_weight": "0-1, CodeFormer's fidelity.",
+    "sr_stability": "0-1, how much of the flicker of restored frames is held down.",
+}
+OTHER_NAMES = {"steps": AliasChoices("steps", "inference_steps")}
+
+# On the command line a face may be a picture's path, and a restorer a model's; from outside, a path
+# is nobody's business.
+NUMBER = r"\d+(\.\d+)?"
+FACE = re.compile(rf"largest|left|right|center|all|{NUMBER}(,{NUMBER}){{1,3}}(@{NUMBER})?")
+
+Address = Annotated[
+    str,
+    Field(
+        max_length=MAX_ADDRESS,
+        pattern="^https?://",
+        description="http(s) address: public, or what POST /api/v3/media/uploads answered.",
+    ),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _TaskRequest(_Strict):
+    audio: Address
+    video: Address
+    enable_sync_mode: bool = Field(False, description="Answer when the task has ended.")
+
+
+def _fields() -> dict[str, Any]:
+    """OPTIONS with the types and the defaults that they have in Options."""
+    hints = get_type_hints(Options)
+    return {
+        name: (
+            hints[name],
+            Field(getattr(Options, name), description=said, validation_alias=OTHER_NAMES.get(name)),
+        )
+        for name, said in OPTIONS.items()
+    }
+
+
+if TYPE_CHECKING:
+    TaskRequest = _TaskRequest
+else:
+    TaskRequest = create_model("TaskRequest", __base__=_TaskRequest, **_fields())
+
+
+class UploadRequest(_Strict):
+    """A file that is going to be uploaded."""
+
+    filename: str = Field("upload", max_length=1000)
+    size: int = Field(description="Bytes.")
+    content_type: str = Field(
+        "application/octet-stream", max_length=200, pattern=r"^[\w.+-]+/[^\r\n]+$"
+    )
+
+
+class PageRequest(_Strict):
+    """Which tasks; the newest come first."""
+
+    page: int = Field(1, ge=1, le=1_000_000)
+    page_size: int = Field(MAX_PAGE, ge=1, le=MAX_PAGE)
+    status: str | None = None
+    model: str | None = None
+    created_after: AwareDatetime | None = None
+    created_before: AwareDatetime | None = None
+
+
+class DeleteRequest(_Strict):
+    """Which tasks."""
+
+    ids: list[str] = Field(max_length=MAX_PAGE)
+
+
+def options_of(asked: dict[str, Any], settings: Settings) -> Options:
+    """What a task's `input` asks of a run, within what the service allows.
+
+    Raises:
+        OptionError: a value out of its range, or a file where a word or a place is wanted.
+    """
+    chosen = {name: asked[name] for name in OPTIONS if name in asked}
+    if not FACE.fullmatch(face := chosen.get("face", Options.face)):
+        raise OptionError(
+            f"face is {face!r}; it must be largest, left, right, center, all, or a place such as "
+            "120,80 or 120,80,90,110@2.5"
+        )
+    if (net := chosen.get("superres", "none")).lower() not in ("none", *RESTORERS):
+        raise OptionError(f"superres is {net!r}; it must be none, {' or '.join(RESTORERS)}")
+    return Options(**chosen, max_bytes=settings.max_upload_bytes, max_seconds=settings.max_seconds)

@@ -1,0 +1,68 @@
+"""What a service is told when it starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentsync.errors import OptionError
+
+__all__ = ["HOUR", "MODEL_PATH", "Settings"]
+
+HOUR = 3600.0  # s
+MODEL_PATH = "bytedance/lipsync/audio-to-video"  # the hosted model whose requests are understood
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one service; every process that works for it is given the same.
+
+    Raises:
+        OptionError: a value out of its range.
+    """
+
+    data: Path = Path("latentsync-data")  # folder of the SQLite file and of what is stored
+    database: str = ""  # URL; "": SQLite in `data`
+    storage: str = ""  # folder, or s3://BUCKET/PREFIX; "": a folder in `data`
+    public_url: str = "http://127.0.0.1:8000"  # where clients reach the service
+    model: str = "v1.6"
+    weights: Path | None = None
+    device: str | None = None
+    compile: bool | None = None  # kernels by torch.compile as a worker starts; None: on a GPU
+    max_upload_bytes: int = 2 * 2**30  # of an upload, and of a file fetched from an address
+    max_stored_bytes: int = 50 * 2**30  # of uploads and outputs together
+    max_seconds: float = 1800.0  # of a clip, and of a sound
+    keep_hours: float = 7 * 24.0  # how long an ended task and its outputs are kept
+    upload_hours: float = 24.0  # how long an upload is kept after a task last named it
+    url_hours: float = 24.0  # how long an address in an answer holds
+    lease_seconds: float = 30.0  # after so long without a word, a worker is taken for dead
+    max_lost: int = 3  # so many workers may die over a task before it is given up
+    sync_seconds: float = 120.0  # how long an answer to enable_sync_mode may take
+    private_addresses: bool = False  # whether inputs and webhooks may be on this network
+
+    def __post_init__(self) -> None:
+        for name in ("max_upload_bytes", "max_stored_bytes", "max_seconds", "keep_hours",
+                     "upload_hours", "url_hours", "lease_seconds", "max_lost"):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise OptionError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        if not self.public_url.startswith(("http://", "https://")):
+            raise OptionError(
+                f"public_url is {self.public_url!r}; it must be where clients reach this service, "
+                "such as https://lips.example.org"
+            )
+
+    @property
+    def database_url(self) -> str:
+        """Its own, or the SQLite file in `data`, whose folder is made."""
+        if self.database:
+            return self.database
+        self.data.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{self.data / 'tasks.db'}"
+
+    @property
+    def storage_url(self) -> str:
+        """Its own, or a folder in `data`."""
+        return self.storage or str(self.data / "files")
+
+    @property
+    def base(self) -> str:
+        """`public_url` without a slash at its end."""
+        return self.public_url.rstrip("/")

@@ -1,0 +1,121 @@
+"""Worker processes, each in its slot, started anew when they die."""
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from latentsync.errors import LatentSyncError
+from latentsync.service.core import Service
+from latentsync.service.settings import Settings
+from latentsync.service.worker import Run, Worker, load
+
+__all__ = ["Supervisor"]
+
+PAUSES = (1.0, 30.0)  # s before a process that died is followed by the next; doubled up to the last
+HEALTHY = 30.0  # s after which a process that dies is followed at once
+STOP_SECONDS = 20.0  # in which a worker must let go of its task
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Keeps so many workers alive, between `start` and `stop`.
+
+    `scratch` is a folder of its own, in which each has one that goes when its process does.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        workers: int,
+        scratch: Path,
+        loader: Callable[[Settings], Run] = load,
+    ) -> None:
+        self._settings, self._scratch, self._loader = settings, scratch, loader
+        self._stopping = threading.Event()
+        self._slots = [
+            threading.Thread(target=self._keep, args=[slot], name=f"worker-{slot}", daemon=True)
+            for slot in range(workers)
+        ]
+
+    def start(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)  # of a supervisor that was killed
+        for slot in self._slots:
+            slot.start()
+
+    def stop(self) -> None:
+        """Let the workers give their tasks back, and end."""
+        self._stopping.set()
+        for slot in self._slots:
+            slot.join()
+
+    def wait(self) -> None:
+        """Until something else in this process calls `stop`, or interrupts."""
+        while not self._stopping.wait(1.0):
+            pass
+
+    def _keep(self, slot: int) -> None:
+        pause = PAUSES[0]
+        while not self._stopping.is_set():
+            scratch = self._scratch / str(slot)
+            scratch.mkdir(parents=True)
+            began = time.monotonic()
+            # Spawned: a process that is forked from one with threads may inherit locked locks.
+            process = multiprocessing.get_context("spawn").Process(
+                target=_work,
+                args=(self._settings, self._loader, slot, scratch, logging.root.level),
+                daemon=True,
+            )
+            process.start()
+            self._watch(process)
+            shutil.rmtree(scratch, ignore_errors=True)
+            if self._stopping.is_set():
+                return
+            pause = PAUSES[0] if time.monotonic() - began > HEALTHY else min(2 * pause, PAUSES[1])
+            log.warning("worker %d ended (%s); another in %g s", slot, process.exitcode, pause)
+            self._stopping.wait(pause)
+
+    def _watch(self, process: SpawnProcess) -> None:
+        while process.is_alive() and not self._stopping.is_set():
+            process.join(0.2)
+        if process.is_alive():
+            process.terminate()
+            process.join(STOP_SECONDS)
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+def _work(
+    settings: Settings, loader: Callable[[Settings], Run], slot: int, scratch: Path, level: int
+) -> None:
+    """A worker process."""
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("latentsync.service").setLevel(logging.INFO)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    threading.Thread(target=_orphaned, args=[stopping], daemon=True).start()
+    try:
+        with Service.open(settings) as service:
+            name = f"{socket.gethostname()}:{os.getpid()}"
+            Worker(service, loader(settings), name, scratch, stopping).work()
+    except LatentSyncError as error:
+        log.error("worker %d can't work: %s", slot, error)  # a line: a person can act on it
+        raise SystemExit(1) from None
+
+
+def _orphaned(stopping: threading.Event) -> None:
+    """Stop when the supervisor is gone, however that happened."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    stopping.set()

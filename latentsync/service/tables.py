@@ -1,0 +1,184 @@
+"""The service's tables, and how their database is opened: SQLite, or PostgreSQL by its URL.
+
+Times are seconds since 1970. Machines that share a database keep theirs by NTP; where they don't,
+a task may be worked on twice, and still only one result counts (`Task.fence`).
+"""
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Engine,
+    ForeignKey,
+    Index,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from latentsync.errors import InputError
+
+__all__ = ["ENDED", "UNFINISHED", "Base", "Database", "Delivery", "File", "Key", "Setting", "Task"]
+
+SCHEMA = "1"  # of the tables below; another number: another program made them
+LOCK = 5_140_911  # any number: PostgreSQL's lock of `alone`
+BUSY_SECONDS = 30  # a writer of SQLite waits so long for another
+UNFINISHED = ("created", "processing")
+ENDED = ("completed", "failed", "cancelled")
+
+
+class Base(DeclarativeBase):
+    """Of all tables."""
+
+
+class Setting(Base):
+    """What all processes on this database must agree on: its schema."""
+
+    __tablename__ = "settings"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class Key(Base):
+    """Whom the service serves; the key itself is shown once and never stored."""
+
+    __tablename__ = "keys"
+    id: Mapped[str] = mapped_column(primary_key=True)  # also the folder of its files
+    name: Mapped[str] = mapped_column(unique=True)
+    digest: Mapped[str] = mapped_column(unique=True)  # SHA-256 of the key, which is 256 random bits
+    per_minute: Mapped[int]  # tasks and uploads it may begin
+    at_once: Mapped[int]  # unfinished tasks it may have
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    used_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+
+class Task(Base):
+    """One clip that is to speak one sound."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        UniqueConstraint("key_id", "idempotency_key"),
+        Index("tasks_waiting", "status", "created_at"),
+        Index("tasks_of_key", "key_id", "created_at"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey(Key.id))
+    idempotency_key: Mapped[str | None]
+    model: Mapped[str]  # as the address named it
+    input: Mapped[dict[str, Any]] = mapped_column(JSON)  # as it was asked for
+    stored: Mapped[dict[str, str]] = mapped_column(JSON)  # video, audio: names in the storage
+    webhook: Mapped[str | None]
+    status: Mapped[str] = mapped_column(default="created")
+    error: Mapped[str] = mapped_column(default="")
+    outputs: Mapped[list[str]] = mapped_column(JSON, default=list)  # names in the storage
+    inference_ms: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    ended_at: Mapped[float | None]
+    worker: Mapped[str | None]  # who has it, or had it last
+    lease_until: Mapped[float | None]  # without a word from its worker, it goes to another then
+    fence: Mapped[int] = mapped_column(default=0)  # leases so far; only the last may finish it
+    lost: Mapped[int] = mapped_column(default=0)  # leases that ran out
+
+
+class File(Base):
+    """Something in the storage; the row is there before the first byte, and after the last."""
+
+    __tablename__ = "files"
+    name: Mapped[str] = mapped_column(primary_key=True)  # in the storage: key id/id/file name
+    key_id: Mapped[str] = mapped_column(ForeignKey(Key.id))
+    task_id: Mapped[str | None] = mapped_column(index=True)  # whose output it is; None: an upload
+    bytes: Mapped[int] = mapped_column(BigInteger)  # that it has, or may have at most
+    content_type: Mapped[str]
+    ready: Mapped[bool] = mapped_column(default=False)  # whether it is there as a whole
+    expires_at: Mapped[float] = mapped_column(index=True)
+
+
+class Delivery(Base):
+    """A webhook that is to be called, until it answered or was given up."""
+
+    __tablename__ = "deliveries"
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: secrets.token_hex(16))
+    task_id: Mapped[str] = mapped_column(ForeignKey(Task.id, ondelete="CASCADE"), index=True)
+    tries: Mapped[int] = mapped_column(default=0)
+    next_at: Mapped[float | None] = mapped_column(index=True)  # None: delivered, or given up
+    delivered_at: Mapped[float | None]
+    error: Mapped[str] = mapped_column(default="")  # of the last try
+
+
+class Database:
+    """An open database; `reading()` and `writing()` are transactions.
+
+    Raises:
+        InputError: the URL is none, or nobody answers there.
+    """
+
+    def __init__(self, url: str) -> None:
+        shown = url.split("@")[-1]  # without a password
+        try:
+            self.engine = _engine(url)
+            reads = self.engine.execution_options(reads=True)
+            self.reading = sessionmaker(reads, expire_on_commit=False).begin
+            self.writing = sessionmaker(self.engine, expire_on_commit=False).begin
+            schema = self._prepared()
+        except (ArgumentError, DBAPIError, ImportError) as error:
+            reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+            raise InputError(
+                f"database {shown}: {reason}; it must be sqlite:///FILE or "
+                "postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+            ) from error
+        if schema != SCHEMA:
+            self.close()
+            raise InputError(
+                f"database {shown} has tables of schema {schema}, this program knows {SCHEMA}; "
+                "give another database, or use the program that made it"
+            )
+
+    def _prepared(self) -> str:
+        """The schema of its tables, which are there from now on."""
+        with self.alone() as session:
+            Base.metadata.create_all(session.connection())
+            made = session.get(Setting, "schema") or Setting(name="schema", value=SCHEMA)
+            session.add(made)
+            return made.value
+
+    @contextmanager
+    def alone(self) -> Iterator[Session]:
+        """A transaction that no other one of these runs beside, in any process."""
+        with self.writing() as session:
+            if self.engine.dialect.name == "postgresql":
+                session.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - sqlite3's, or another
+        connection.isolation_level = None  # or the driver begins transactions by itself, too late
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:  # noqa: ANN401 - as above
+        # A transaction that will write says so at once: one that reads first and then writes is
+        # refused where another wrote meanwhile, whatever it would wait.
+        reads = connection.get_execution_options().get("reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,262 @@
+"""Tasks as rows: made once, leased to one worker at a time, finished once."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from latentsync.errors import InputError
+from latentsync.service.tables import ENDED, UNFINISHED, Database, Delivery, File, Key, Task
+
+__all__ = ["Conflict", "Page", "Tasks", "TooMany"]
+
+
+class TooMany(InputError):
+    """The key has as many unfinished tasks as it may."""
+
+
+class Conflict(InputError):
+    """The Idempotency-Key was used for another request."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of a key's tasks, the newest first."""
+
+    tasks: list[Task]
+    total: int  # on all pages
+
+
+class Tasks:
+    """The tasks of a database. What has a `key_id` sees and changes that key's alone."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self,
+        key: Key,
+        model: str,
+        asked: dict[str, Any],
+        *,
+        stored: dict[str, str] | None = None,
+        webhook: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Task:
+        """A new task; where the key gave this idempotency key before, the one made then.
+
+        Raises:
+            Conflict: it gave it with another request.
+            TooMany: it has `at_once` unfinished tasks.
+        """
+        with self._database.writing() as session:
+            # Whoever else makes a task with this key waits here until this one is counted.
+            session.execute(select(Key.id).where(Key.id == key.id).with_for_update())
+            if idempotency_key is not None:
+                before = session.scalar(
+                    select(Task).where(
+                        Task.key_id == key.id, Task.idempotency_key == idempotency_key
+                    )
+                )
+                if before:
+                    if (before.model, before.input, before.webhook) != (model, asked, webhook):
+                        raise Conflict(
+                            f"Idempotency-Key {idempotency_key!r} made task {before.id} of another "
+                            "request; give another key"
+                        )
+                    return before
+            unfinished = session.scalar(
+                select(func.count()).where(Task.key_id == key.id, Task.status.in_(UNFINISHED))
+            )
+            if (unfinished or 0) >= key.at_once:
+                raise TooMany(
+                    f"{unfinished} unfinished tasks; this key may have {key.at_once} at once: "
+                    "wait for one of them"
+                )
+            task = Task(
+                id=secrets.token_hex(16),
+                key_id=key.id,
+                model=model,
+                input=asked,
+                stored=stored or {},
+                webhook=webhook,
+                idempotency_key=idempotency_key,
+            )
+            session.add(task)
+        return task
+
+    def get(self, key_id: str, task_id: str) -> Task | None:
+        with self._database.reading() as session:
+            return session.scalar(select(Task).where(Task.id == task_id, Task.key_id == key_id))
+
+    def page(
+        self,
+        key_id: str,
+        number: int,
+        size: int,
+        *,
+        status: str | None = None,
+        model: str | None = None,
+        after: float | None = None,
+        before: float | None = None,
+    ) -> Page:
+        """Page `number`, from 1, of `size` tasks each; `after` and `before` bound `created_at`."""
+        wanted: list[ColumnElement[bool]] = [Task.key_id == key_id]
+        if status is not None:
+            wanted.append(Task.status == status)
+        if model is not None:
+            wanted.append(Task.model == model)
+        if after is not None:
+            wanted.append(Task.created_at >= after)
+        if before is not None:
+            wanted.append(Task.created_at < before)
+        with self._database.reading() as session:
+            total = session.scalar(select(func.count()).select_from(Task).where(*wanted)) or 0
+            newest = select(Task).where(*wanted).order_by(Task.created_at.desc(), Task.id)
+            tasks = session.scalars(newest.offset((number - 1) * size).limit(size)).all()
+        return Page(list(tasks), total)
+
+    def cancel(self, key_id: str, task_id: str) -> Task | None:
+        """The task, cancelled unless it had ended; its worker finds out at its next heartbeat."""
+        with self._database.writing() as session:
+            mine = (Task.id == task_id, Task.key_id == key_id)
+            _end(session, *mine, Task.status.in_(UNFINISHED), status="cancelled")
+            return session.scalar(select(Task).where(*mine))
+
+    def delete(self, key_id: str, task_ids: Sequence[str]) -> int:
+        """How many of these tasks there were; they are gone, and their outputs are expired."""
+        mine = (Task.key_id == key_id, Task.id.in_(task_ids))
+        with self._database.writing() as session:
+            return _delete(session, session.scalars(select(Task.id).where(*mine)).all())
+
+    def forget(self, ended_before: float) -> int:
+        """Delete the tasks that ended before that time; how many these were."""
+        old = select(Task.id).where(Task.status.in_(ENDED), Task.ended_at < ended_before)
+        with self._database.writing() as session:
+            return _delete(session, session.scalars(old.limit(1000)).all())
+
+    def counts(self) -> dict[str, int]:
+        """How many tasks of all keys are created, processing, ..."""
+        with self._database.reading() as session:
+            rows = session.execute(select(Task.status, func.count()).group_by(Task.status)).all()
+        return {status: count for status, count in rows}  # noqa: C416 - rows are no plain tuples
+
+    # What workers do. A lease is the task as `lease` gave it; it is good until it runs out and
+    # the task is given to another worker, which raises `fence`.
+
+    def lease(self, worker: str, seconds: float, max_lost: int) -> Task | None:
+        """The task that has waited longest, for this worker alone, for so many seconds.
+
+        A task that nobody heard of until its lease ran out counts as waiting; where that happened
+        `max_lost` times, it has failed.
+        """
+        now = time.time()
+        ran_out = (Task.status == "processing") & (Task.lease_until < now)
+        with self._database.writing() as session:
+            _end(
+                session,
+                ran_out,
+                Task.lost >= max_lost - 1,
+                status="failed",
+                error=f"{max_lost} workers died over this task; is the clip too large for them?",
+            )
+            waiting = (
+                select(Task.id)
+                .where(or_(Task.status == "created", ran_out))
+                .order_by(Task.created_at)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            )
+            return session.scalar(
+                update(Task)
+                .where(Task.id == waiting.scalar_subquery())
+                .values(
+                    status="processing",
+                    worker=worker,
+                    lease_until=now + seconds,
+                    fence=Task.fence + 1,
+                    lost=Task.lost + (Task.status == "processing").cast(Task.lost.type),
+                )
+                .returning(Task)
+            )
+
+    def extend(self, lease: Task, seconds: float) -> bool:
+        """Whether the lease was still good; then it is, for so many seconds from now."""
+        with self._database.writing() as session:
+            held = session.execute(
+                update(Task)
+                .where(*_held(lease))
+                .values(lease_until=time.time() + seconds)
+                .returning(Task.id)
+            )
+            return held.first() is not None
+
+    def finish(self, lease: Task, outputs: list[str], inference_ms: int, expires_at: float) -> bool:
+        """Whether the lease was still good; then the task is completed, with these outputs."""
+        with self._database.writing() as session:
+            done = _end(
+                session,
+                *_held(lease),
+                status="completed",
+                outputs=outputs,
+                inference_ms=inference_ms,
+            )
+            if done:
+                files = update(File).where(File.name.in_(outputs))
+                session.execute(files.values(ready=True, expires_at=expires_at))
+            return done
+
+    def fail(self, lease: Task, reason: str) -> bool:
+        """Whether the lease was still good; then the task has failed, for this reason."""
+        with self._database.writing() as session:
+            return _end(session, *_held(lease), status="failed", error=reason)
+
+    def release(self, lease: Task) -> bool:
+        """Whether the lease was still good; then the task waits for another worker."""
+        with self._database.writing() as session:
+            held = session.execute(
+                update(Task)
+                .where(*_held(lease))
+                .values(status="created", lease_until=None)
+                .returning(Task.id)
+            )
+            return held.first() is not None
+
+
+def _held(lease: Task) -> tuple[ColumnElement[bool], ...]:
+    """That nobody else was given the task since, and nobody cancelled or deleted it."""
+    return (Task.id == lease.id, Task.fence == lease.fence, Task.status == "processing")
+
+
+def _end(
+    session: Session,
+    *which: ColumnElement[bool],
+    status: str,
+    **values: Any,  # noqa: ANN401 - columns of Task
+) -> bool:
+    """Whether there were such tasks; they have ended, and their webhooks will be called."""
+    now = time.time()
+    ended = session.execute(
+        update(Task)
+        .where(*which)
+        .values(status=status, ended_at=now, lease_until=None, **values)
+        .returning(Task.id, Task.webhook)
+    ).all()
+    # In the same transaction: a task that ended has its delivery, whoever dies when, and of what
+    # its workers stored only what counts is kept.
+    session.add_all(Delivery(task_id=task, next_at=now) for task, webhook in ended if webhook)
+    stored = update(File).where(File.task_id.in_([task for task, _ in ended]))
+    unused = stored.where(File.name.not_in(values.get("outputs", [])))
+    session.execute(unused.values(expires_at=0.0))
+    return bool(ended)
+
+
+def _delete(session: Session, task_ids: Sequence[str]) -> int:
+    session.execute(update(File).where(File.task_id.in_(task_ids)).values(expires_at=0.0))
+    session.execute(delete(Delivery).where(Delivery.task_id.in_(task_ids)))
+    session.execute(delete(Task).where(Task.id.in_(task_ids)))
+    return len(task_ids)

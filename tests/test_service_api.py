@@ -1,0 +1,364 @@
+"""The task API over HTTP: paths and fields, who may see what, and every refusal."""
+
+import sys
+import time
+from subprocess import run
+from urllib.parse import urlsplit
+
+import pytest
+
+from latentsync.options import Options
+from latentsync.service import app as app_module
+from latentsync.service.requests import OPTIONS, TaskRequest
+from latentsync.service.storage import LocalStorage
+from tests.service import BASE, ELSEWHERE, SUBMIT, house
+
+
+@pytest.fixture
+def home(tmp_path):
+    with house(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def ann(home):
+    return home.person("ann")
+
+
+@pytest.fixture
+def bob(home):
+    return home.person("bob")
+
+
+def problem(answer):
+    """The message of an error, which has the hosted API's form."""
+    body = answer.json()
+    assert body["code"] == answer.status_code
+    return body["message"]
+
+
+def test_a_task_from_submit_to_output(home, ann):
+    answer = ann.post(
+        SUBMIT, {"video": ann.upload(b"face"), "audio": ann.upload(b"voice"), "seed": 7}
+    )
+    body = answer.json()
+    task = body["data"]
+    assert (answer.status_code, body["code"], body["message"]) == (200, 200, "success")
+    assert task["model"] == "bytedance/lipsync/audio-to-video"
+    assert task["urls"]["get"] == f"{BASE}/api/v3/predictions/{task['id']}/result"
+    assert (task["outputs"], task["has_nsfw_contents"], task["status"]) == ([], [], "created")
+    assert (task["error"], task["timings"]) == ("", {"inference": 0})
+    assert task["created_at"].endswith("Z")
+    assert home.worker().work_once()
+    done = ann.get(task["urls"]["get"]).json()["data"]
+    assert (done["status"], done["has_nsfw_contents"]) == ("completed", [False])
+    assert isinstance(done["timings"]["inference"], int)
+    output = home.client.get(done["outputs"][0])  # without a key: the address is signed
+    assert output.content == b"face+voice7"
+    assert output.headers["content-type"] == "video/mp4"
+    assert output.headers["content-disposition"].startswith("attachment")
+    part = home.client.get(done["outputs"][0], headers={"Range": "bytes=0-3"})
+    assert (part.status_code, part.content) == (206, b"face")
+    assert home.client.head(done["outputs"][0]).status_code == 200
+    assert ann.get(f"/api/v3/predictions/{task['id']}").json()["data"]["id"] == task["id"]
+
+
+def test_an_output_becomes_an_input(home, ann):
+    first = ann.speaking()
+    home.worker().work_once()
+    second = ann.submit(video=ann.result(first)["outputs"][0], audio=ann.upload(b"more"))
+    home.worker().work_once()
+    assert home.client.get(ann.result(second)["outputs"][0]).content == b"face+voice0+more0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"audio": None}, "audio"),
+        ({"video": "file:///etc/passwd"}, "video"),
+        ({"video": "http://ann:word@example.org/x.mp4"}, "user name"),
+        ({"audio": "https:///x.mp4"}, "its host"),
+        ({"audio": f"{BASE}/files/0123/4567/voice.wav"}, "no file '0123/4567/voice.wav'"),
+        ({"frobnicate": 1}, "frobnicate"),
+        ({"guidance_scale": 11}, "from 0 to 10"),
+        ({"guidance_scale": "much"}, "guidance_scale"),
+        ({"steps": 51}, "from 1 to 50"),
+        ({"inference_steps": 51}, "from 1 to 50"),
+        ({"sync_mode": "sideways"}, "sync_mode"),
+        ({"face": "/etc/passwd"}, "face is '/etc/passwd'"),
+        ({"face": "3"}, "face is '3'"),
+        ({"superres": "/data/net.pth"}, "superres is '/data/net.pth'"),
+        ({"cache_dir": "/tmp"}, "cache_dir"),  # noqa: S108 - a name that is refused
+        ({"seed": -5}, "seed"),
+        ({"smooth": 4}, "odd"),
+    ],
+)
+def test_refused_with_the_reason(ann, changes, said):
+    answer = ann.post(SUBMIT, ELSEWHERE | changes)
+    assert answer.status_code == 400
+    assert said in problem(answer)
+    assert ann.get("/api/v3/predictions").json()["data"]["total"] == 0
+
+
+def test_other_bodies_are_refused(ann):
+    assert ann.post(SUBMIT, {"video": ELSEWHERE["video"]}).status_code == 400
+    assert ann.post(SUBMIT, [1]).status_code == 400
+    bad = ann.client.post(SUBMIT, content=b"{", headers=ann.headers)
+    assert bad.status_code == 400
+    huge = ann.post(SUBMIT, ELSEWHERE | {"face": "x" * app_module.MAX_BODY})
+    assert huge.status_code == 413
+    assert "bytes" in problem(huge)
+
+
+def test_the_request_follows_options():
+    fields = TaskRequest.model_fields
+    assert {name: fields[name].default for name in OPTIONS} == {
+        name: getattr(Options(), name) for name in OPTIONS
+    }
+
+
+PROTECTED = (
+    ("POST", SUBMIT),
+    ("POST", "/api/v3/media/uploads"),
+    ("POST", "/api/v3/predictions"),
+    ("GET", "/api/v3/predictions"),
+    ("GET", "/api/v3/predictions/x"),
+    ("GET", "/api/v3/predictions/x/result"),
+    ("POST", "/api/v3/predictions/x/cancel"),
+    ("POST", "/api/v3/predictions/delete"),
+    ("DELETE", "/api/v3/predictions/x"),
+    ("GET", "/api/v3/webhook/secret"),
+    ("POST", "/api/v3/some/other/model"),
+)
+
+
+@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer ls_no"}, {"Authorization": "x"}])
+def test_nothing_without_a_key(home, header):
+    for method, path in PROTECTED:
+        answer = home.client.request(method, path, headers=header, json=ELSEWHERE)
+        assert answer.status_code == 401, path
+        assert "Bearer KEY" in problem(answer)
+
+
+def test_of_every_route_it_is_known_whether_it_needs_a_key(home):
+    """A route that is added has to be named above, or here."""
+    named = {(method, path.replace("/x", "/{task_id}")) for method, path in PROTECTED}
+    open_to_all = {("GET", "/health"), ("GET", "/files/{name}"), ("PUT", "/files/{name}")}
+    paths = home.client.get("/openapi.json").json()["paths"]
+    shown = {(method.upper(), path) for path, way in paths.items() for method in way}
+    assert shown <= named | open_to_all
+
+
+def test_a_revoked_key_opens_nothing(home, ann):
+    task = ann.submit()
+    home.service.keys.revoke("ann")
+    assert ann.get(task["urls"]["get"]).status_code == 401
+
+
+def test_without_auth_everybody_is_the_same(tmp_path):
+    with house(tmp_path, needs_key=False) as open_house:
+        task = open_house.client.post(SUBMIT, json=ELSEWHERE).json()["data"]
+        assert open_house.client.get(task["urls"]["get"]).json()["data"]["id"] == task["id"]
+
+
+def test_one_key_never_sees_anothers(home, ann, bob):
+    task = ann.speaking()
+    home.worker().work_once()
+    done = ann.result(task)
+    for method, path in (
+        ("GET", f"/api/v3/predictions/{task['id']}/result"),
+        ("GET", f"/api/v3/predictions/{task['id']}"),
+        ("POST", f"/api/v3/predictions/{task['id']}/cancel"),
+        ("DELETE", f"/api/v3/predictions/{task['id']}"),
+    ):
+        answer = home.client.request(method, path, headers=bob.headers)
+        unknown = home.client.request(
+            method, path.replace(task["id"], "0" * 32), headers=bob.headers
+        )
+        assert answer.status_code == unknown.status_code == 404
+        assert problem(answer).replace(task["id"], "") == problem(unknown).replace("0" * 32, "")
+    assert bob.post("/api/v3/predictions", {}).json()["data"] == {
+        "page": 1,
+        "total": 0,
+        "items": [],
+    }
+    deleted = bob.post("/api/v3/predictions/delete", {"ids": [task["id"]]})
+    assert deleted.json()["data"] == {"deleted_count": 0}
+    # Not even who was shown an address can make its file an input.
+    for address in (done["outputs"][0], done["input"]["video"]):
+        assert bob.post(SUBMIT, ELSEWHERE | {"video": address}).status_code == 400
+    assert ann.result(task) | {"outputs": []} == done | {"outputs": []}
+
+
+def test_addresses_are_signed_for_one_file_and_end(home, ann, monkeypatch):
+    first, second = ann.upload(b"one"), ann.upload(b"two")
+    assert home.client.get(first).content == b"one"
+    other = second.split("?")[0] + "?" + urlsplit(first).query
+    for wrong in (other, first.split("?")[0], first[:-1], first.replace("expires=", "expires=9")):
+        answer = home.client.get(wrong)
+        assert answer.status_code in (400, 403)
+        assert problem(answer)
+    assert home.client.put(first, content=b"three").status_code == 403
+    tomorrow = time.time() + 25 * 3600
+    monkeypatch.setattr("time.time", lambda: tomorrow)
+    assert "ended" in problem(home.client.get(first))
+
+
+def ticket(person, size=4, **more):
+    answer = person.post("/api/v3/media/uploads", {"filename": "a.mp4", "size": size} | more)
+    return answer.json()["data"]
+
+
+def test_an_upload_holds_what_was_announced_and_once(home, ann):
+    made = ticket(ann, 4)
+    url = made["upload"]["url"]
+    early = ann.post(SUBMIT, ELSEWHERE | {"video": made["download_url"]})
+    assert "nothing was uploaded" in problem(early)
+    assert home.client.get(made["download_url"]).status_code == 404
+    assert "4 bytes" in problem(home.client.put(url, content=b"12345"))
+    assert home.client.put(url, content=b"").status_code == 400
+    assert home.client.put(url, content=b"1234").json()["data"] == {"size": 4}
+    assert home.client.put(url, content=b"4321").status_code == 409
+    assert home.client.get(made["download_url"]).content == b"1234"
+    assert list((home.service.settings.data / "incoming").iterdir()) == []
+
+
+def test_uploads_that_cannot_be(home, ann):
+    for size in (0, -1, 3 * 2**30):
+        answer = ann.post("/api/v3/media/uploads", {"filename": "a", "size": size})
+        assert answer.status_code == 400
+        assert "must have from 1" in problem(answer)
+    odd = ticket(ann, filename="../../.ssh/ü key?.mp4", content_type="text/html")
+    assert urlsplit(odd["download_url"]).path.endswith("/_key_.mp4")
+    assert home.client.request(**odd["upload"], content=b"<ht>").status_code == 200
+    page = home.client.get(odd["download_url"])
+    assert page.headers["content-disposition"].startswith("attachment")
+    assert page.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_full_storage_says_so(tmp_path):
+    with house(tmp_path, max_stored_bytes=10) as small:
+        ann = small.person()
+        ann.upload(b"12345678")
+        full = ann.post("/api/v3/media/uploads", {"filename": "a", "size": 4})
+        assert full.status_code == 507
+        assert "don't fit" in problem(full)
+
+
+def test_a_full_disk_takes_the_upload_back(home, ann, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    made = ticket(ann)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "put", full)
+        assert home.client.request(**made["upload"], content=b"1234").status_code == 500
+    assert home.service.files.sweep() == 1
+    assert ann.post(SUBMIT, ELSEWHERE | {"video": made["download_url"]}).status_code == 400
+
+
+def test_so_many_a_minute(home):
+    slow = home.person("slow", per_minute=2)
+    assert slow.post("/api/v3/media/uploads", {"size": 1}).status_code == 200
+    assert slow.post(SUBMIT, ELSEWHERE).status_code == 200
+    refused = slow.post(SUBMIT, ELSEWHERE)
+    assert refused.status_code == 429
+    assert 0 < int(refused.headers["retry-after"]) <= 30
+    assert slow.get("/api/v3/predictions").status_code == 200  # looking costs nothing
+
+
+def test_so_many_at_once(home):
+    few = home.person("few", at_once=1)
+    few.submit()
+    refused = few.post(SUBMIT, ELSEWHERE)
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"]
+    assert "1 at once" in problem(refused)
+
+
+def test_the_same_idempotency_key_is_the_same_task(ann, bob):
+    once = {"Idempotency-Key": "one"}
+    first = ann.post(SUBMIT, ELSEWHERE, **once).json()["data"]["id"]
+    assert ann.post(SUBMIT, ELSEWHERE, **once).json()["data"]["id"] == first
+    assert bob.post(SUBMIT, ELSEWHERE, **once).json()["data"]["id"] != first
+    assert ann.post(SUBMIT, ELSEWHERE | {"seed": 1}, **once).status_code == 409
+
+
+def test_cancel_list_and_delete(home, ann):
+    made = [ann.submit(seed=seed) for seed in range(3)]
+    cancelled = ann.post(f"/api/v3/predictions/{made[0]['id']}/cancel").json()["data"]
+    assert cancelled["status"] == "cancelled"
+    listed = ann.post("/api/v3/predictions", {"page": 1, "page_size": 2}).json()["data"]
+    assert [item["id"] for item in listed["items"]] == [made[2]["id"], made[1]["id"]]
+    assert (listed["page"], listed["total"]) == (1, 3)
+    assert listed["items"][0]["input"]["seed"] == 2
+    assert ann.get("/api/v3/predictions?status=cancelled").json()["data"]["total"] == 1
+    soon = {"created_after": "2100-01-01T00:00:00Z"}
+    assert ann.post("/api/v3/predictions", soon).json()["data"]["total"] == 0
+    assert ann.post("/api/v3/predictions", {"page_size": 101}).status_code == 400
+    gone = ann.post("/api/v3/predictions/delete", {"ids": [made[0]["id"], made[1]["id"]]})
+    assert gone.json()["data"]["deleted_count"] == 2
+    one = home.client.delete(f"/api/v3/predictions/{made[2]['id']}", headers=ann.headers)
+    assert one.json()["data"] == {"id": made[2]["id"], "status": "deleted"}
+    assert ann.get(made[2]["urls"]["get"]).status_code == 404
+
+
+def test_deleting_takes_the_output_along(home, ann):
+    task = ann.speaking()
+    home.worker().work_once()
+    address = ann.result(task)["outputs"][0]
+    home.client.delete(f"/api/v3/predictions/{task['id']}", headers=ann.headers)
+    assert home.client.get(address).status_code == 404
+    assert home.service.files.sweep() == 1
+    assert home.service.files.storage.used() == len(b"face" + b"voice")
+
+
+def test_sync_mode_answers_when_it_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentsync.service.front.LOOK_EVERY", 0.01)
+    with house(tmp_path, sync_seconds=0.05) as home:
+        ann = home.person()
+        late = ann.submit(enable_sync_mode=True)
+        assert late["status"] == "processing"
+        assert late["error"].startswith("Sync mode timed out")
+        assert late["urls"]["get"] in late["error"]
+        home.service.tasks.cancel(ann.key.id, late["id"])
+        monkeypatch.setattr("latentsync.service.front.LOOK_EVERY", 0)
+        create = home.service.tasks.create
+
+        def worked_on(*given, **more):
+            task = create(*given, **more)
+            home.worker().work_once()
+            return task
+
+        object.__setattr__(home.service.tasks, "create", worked_on)
+        done = ann.speaking(enable_sync_mode=True)
+        assert done["status"] == "completed"
+        assert done["outputs"]
+
+
+def test_health_docs_and_models(home, ann):
+    ann.submit()
+    assert home.client.get("/health").json() == {"status": "ok", "tasks": {"created": 1}}
+    assert home.client.get("/docs").status_code == 200
+    paths = home.client.get("/openapi.json").json()["paths"]
+    assert {SUBMIT, "/api/v3/predictions/{task_id}/result", "/api/v3/media/uploads"} <= set(paths)
+    other = ann.post("/api/v3/some/other/model", {})
+    assert other.status_code == 404
+    assert "bytedance/lipsync/audio-to-video" in problem(other)
+    assert home.client.get("/nowhere").status_code == 404
+
+
+def test_a_fault_tells_no_secrets(home, ann, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("postgresql://ann:password@db")
+
+    monkeypatch.setattr(home.service.tasks, "get", broken)
+    answer = ann.get("/api/v3/predictions/x/result")
+    assert answer.status_code == 500
+    assert "password" not in problem(answer)
+
+
+def test_the_web_process_has_no_torch():
+    seen = "import sys, latentsync.service.app, latentsync.service.supervisor, latentsync.cli_serve"
+    done = run([sys.executable, "-c", f"{seen}; sys.exit('torch' in sys.modules)"], check=False)
+    assert done.returncode == 0
