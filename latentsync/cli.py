@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentsync.bars import bars, console, shown_on
+from latentsync.cli_evaluate import evaluate
 from latentsync.cli_generate import PUBLISHED_SPELLINGS, generate
 from latentsync.cli_prepare import prepare
 from latentsync.cli_serve import keys, serve, work
@@ -38,6 +39,7 @@ app = typer.Typer(
 spellings = {"token_normalize_func": lambda name: PUBLISHED_SPELLINGS.get(name, name)}
 app.command(context_settings=spellings)(generate)
 app.command(context_settings=spellings)(upscale)
+app.command()(evaluate)
 app.command()(prepare)
 app.command()(serve)
 app.command()(work)

@@ -121,6 +121,42 @@ CODEFORMER = Download(
 )
 
 
+SYNCNET = Download(
+    "auxiliary/syncnet_v2.model",
+    OLDER,
+    "auxiliary/syncnet_v2.model",
+    OTHER,
+    54_573_114,
+    "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+    "http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
+)
+S3FD = Download(
+    "auxiliary/sfd_face.pth",
+    LATENTSYNC,
+    "auxiliary/sfd_face.pth",
+    OTHER,
+    89_844_381,
+    "d54a87c2b7543b64729c9a25eafd188da15fd3f6e02f0ecec76ae1b30d86c491",
+    "https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/sfd_face.pth",
+)
+INCEPTION = Download(
+    "auxiliary/pt_inception-2015-12-05-6726825d.pth",
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    "",
+    "see pytorch-fid (Apache-2.0)",
+    95_628_359,
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
+ARCFACE = Download(
+    "auxiliary/models/buffalo_l/w600k_r50.onnx",
+    BUFFALO,
+    "w600k_r50.onnx",
+    RESEARCH,
+    174_383_860,
+    "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
+)
+
+
 def _of_latentsync(name: str, licence: str = OTHER) -> Download:
     return Download(name, OLDER, name, licence)
 
@@ -155,10 +191,12 @@ SETS: dict[str, tuple[Download, ...]] = {
         _of_latentsync("auxiliary/vit_g_hybrid_pt_1200e_ssv2_ft.pth"),
     ),
     "eval": (
-        _of_latentsync("auxiliary/syncnet_v2.model"),
+        SYNCNET,
+        S3FD,
+        INCEPTION,
+        ARCFACE,
         _of_latentsync("auxiliary/i3d_torchscript.pt"),
         _of_latentsync("auxiliary/koniq_pretrained.pkl"),
-        _of_latentsync("auxiliary/s3fd-619a316812.pth"),
         _of_latentsync("auxiliary/vgg16-397923af.pth", "BSD-3-Clause (torchvision)"),
     ),
 }

@@ -4,10 +4,21 @@ import math
 
 import numpy as np
 import pytest
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from latentsync.errors import OptionError
-from latentsync.evaluation.pictures import flicker, mouth_box, mouth_picture, psnr, sheet, ssim
+from latentsync.evaluation.pictures import (
+    Flicker,
+    flicker,
+    mouth_box,
+    mouth_picture,
+    pooled_psnr,
+    psnr,
+    psnr_curve,
+    sheet,
+    ssim,
+    ssim_curve,
+)
 from latentsync.mask import keep_mask
 from latentsync.types import Box
 
@@ -116,3 +127,44 @@ def test_a_sheet_of_nothing(rows):
         sheet([[clip(1)[0]]], [])
     with pytest.raises(OptionError, match="too narrow"):
         sheet([[clip(1)[0]] * 30], ["x"], 400)
+
+
+def test_curves_are_scikit_images():
+    a, b = clip(1), clip(2)
+    b[3] = a[3]
+    found, likeness = psnr_curve(a, b), ssim_curve(a, b)
+    assert found[3] == math.inf
+    for i in (0, 5):
+        assert found[i] == pytest.approx(peak_signal_noise_ratio(b[i], a[i]), abs=1e-4)
+        whole = structural_similarity(a[i], b[i], channel_axis=2)
+        assert likeness[i] == pytest.approx(whole, abs=1e-9)
+    assert ssim(a, b) == pytest.approx(likeness.mean())
+    for x, y in ((a[0] // 99, b[0] // 99), (250 + a[0] // 64, 250 + b[0] // 64)):  # dark, bright
+        whole = structural_similarity(x, y, channel_axis=2)
+        assert ssim_curve(x[None], y[None])[0] == pytest.approx(whole, abs=1e-9)
+    region = Box(3, 5, 40, 50)
+    assert psnr_curve(a, b, region)[0] == pytest.approx(psnr(a[:1], b[:1], region))
+
+
+def test_parts_of_a_curve_pool_to_the_whole():
+    a, b = clip(1), clip(2)
+    b[3] = a[3]
+    parts = [psnr_curve(a[:4], b[:4]), psnr_curve(a[4:], b[4:])]
+    assert pooled_psnr(np.concatenate(parts)) == pytest.approx(
+        peak_signal_noise_ratio(b, a), abs=1e-4
+    )
+    assert pooled_psnr(np.array([math.inf])) == math.inf
+    with pytest.raises(OptionError, match="no picture"):
+        pooled_psnr(np.array([]))
+
+
+def test_flicker_streams():
+    a, b = clip(3, noise=6), clip(4)
+    found = Flicker()
+    with pytest.raises(OptionError, match="2 or more"):
+        _ = found.value
+    for pair in zip(a, b, strict=True):
+        found.add(*pair)
+    assert found.value == flicker(a, b)
+    with pytest.raises(OptionError, match="flicker needs both"):
+        found.add(a[0], b[0, :32])

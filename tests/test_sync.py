@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from python_speech_features import mfcc as published_mfcc
+from scipy.signal import medfilt
 
 from latentsync import align
 from latentsync.errors import InputError, WeightsMismatch, WeightsMissing
@@ -46,7 +47,7 @@ def test_the_published_features_and_distances(net, stored):
         lip, voice = net(lips, torch.from_numpy(stored["evalS/aud"]))
     np.testing.assert_allclose(lip, stored["evalS/lip_feat"], atol=1e-4)
     np.testing.assert_allclose(voice, stored["evalS/aud_feat"], atol=1e-4)
-    curve = sync.distance_curve(lip, voice, shift=2)
+    curve = sync.distance_curve([(lip, voice)], shift=2)
     np.testing.assert_allclose(curve, stored["evalS/pdist_vshift2"], atol=1e-4)
 
 
@@ -62,7 +63,7 @@ def test_mfcc_are_the_published_ones(samples):
 def test_a_shifted_sound_is_found(shift):
     lips = torch.randn(120, 64, generator=torch.manual_seed(3))
     # roll by -shift: the sound that belongs to frame i comes `shift` frames before it
-    found = sync.score(sync.distance_curve(lips, lips.roll(-shift, 0)).mean(dim=1))
+    found = sync.score(sync.distance_curve([(lips, lips.roll(-shift, 0))]).mean(dim=1))
     assert found.offset == shift
     assert found.confidence > 5
     assert found.distance < 2
@@ -78,11 +79,40 @@ def test_a_curve_is_read_as_published():
 
 def test_another_sound_has_no_confidence():
     lips, voice = torch.randn(2, 400, 64, generator=torch.manual_seed(4)).unbind()
-    shifts = sync.distance_curve(lips, voice)
+    shifts = sync.distance_curve([(lips, voice)])
     found = sync.score(shifts.mean(dim=1))
     assert shifts.shape == (31, 400)
+    parts = zip(lips.split(7), voice.split(7), strict=True)
+    assert torch.equal(sync.distance_curve(parts), shifts)
     assert found.confidence < 0.6
     assert found.distance > 10
+
+
+def test_a_curve_in_time():
+    """The first half's sound runs 3 frames ahead, the second's fits; in its middle nothing does."""
+    lips = torch.randn(200, 64, generator=torch.manual_seed(5))
+    voice = torch.cat([lips[:100].roll(-3, 0), lips[100:]])
+    voice[140:160] = torch.randn(20, 64, generator=torch.manual_seed(6))
+    distances = sync.distance_curve([(lips, voice)])
+    found = sync.sync_curve(distances)
+    assert found.confidence.shape == found.offset.shape == (200,)
+    assert (found.offset[15:85] == 3).all()
+    assert (found.offset[115:] == 0).mean() > 0.9
+    whole = sync.score(distances.mean(dim=1))
+    own = distances.mean(dim=1).median() - distances[15 - whole.offset]
+    # as published, but for the ends, beyond which zeros lie there
+    np.testing.assert_allclose(found.confidence[4:-4], medfilt(own.numpy(), 9)[4:-4], atol=1e-5)
+    ends = sync.running_median(own.numpy(), 9, beyond="constant")
+    np.testing.assert_array_equal(ends, medfilt(own.numpy(), 9))
+    fits = slice(15, 85) if whole.offset == 3 else slice(170, 195)
+    assert found.confidence[fits].min() > found.confidence[142:158].max() + 2
+
+
+def test_the_score_is_the_mean_of_the_distances():
+    told, crops = Told([]), np.random.default_rng(0).integers(0, 9, (20, 8, 8, 3), np.uint8)
+    distances = sync.sync_distances(told, crops, noise(20 * 640))
+    assert distances.shape == (31, 15)
+    assert sync.sync_confidence(told, crops, noise(20 * 640)) == sync.score(distances.mean(dim=1))
 
 
 @dataclass
@@ -218,7 +248,7 @@ def test_loading_is_strict(tmp_path, net):
     assert torch.equal(sync.load_eval_syncnet(file).netfclip[3].weight, net.netfclip[3].weight)
     for broken in ({**state, "more": torch.zeros(1)}, {"a": 1}, [1, 2], {}):
         torch.save(broken, file)
-        with pytest.raises(WeightsMismatch, match="not the published") as caught:
+        with pytest.raises(WeightsMismatch, match="syncnet_v2") as caught:
             sync.load_eval_syncnet(file)
         assert "\n" not in str(caught.value)
     file.write_bytes(b"nothing")

@@ -10,7 +10,7 @@ import torch
 from latentsync import cli, faces
 from latentsync.config import SYNCNET_RUNS, SyncNetConfig, SyncNetTower, SyncNetTrainConfig
 from latentsync.errors import Cancelled, OptionError, WeightsMismatch
-from latentsync.models.syncnet import StableSyncNet, cosine_loss, stacked
+from latentsync.models.syncnet import StableSyncNet, accuracies, cosine_loss, stacked
 from latentsync.training import dataset
 from latentsync.training.batches import WHOLE, Part
 from latentsync.training.crops import pictures
@@ -18,7 +18,7 @@ from latentsync.training.dataset import Clip, Preparer, prepare
 from latentsync.training.loop import fit
 from latentsync.training.main import train_syncnet
 from latentsync.training.pixels import load_pixel_losses
-from latentsync.training.syncnet import ClipPairs, Pairs, SyncNetTask, accuracies, contrast_loss
+from latentsync.training.syncnet import ClipPairs, Pairs, SyncNetTask, contrast_loss
 from latentsync.weights import load_nets, load_syncnet
 from tests.stubs import TINY, StubDetector, tiny_nets
 from tests.training_run import rows

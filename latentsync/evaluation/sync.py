@@ -15,30 +15,38 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 
-from latentsync import align
-from latentsync.errors import InputError, WeightsMismatch, WeightsMissing
+from latentsync import align, weights
+from latentsync.errors import InputError
+from latentsync.evaluation.region import BOX_CENTRE, HALF_BOX
 from latentsync.media import VideoFrame, VideoReader, even_box
 from latentsync.models.eval_syncnet import EvalSyncNet
-from latentsync.types import FaceTrack, FloatArray, Frame
+from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
 __all__ = [
+    "SyncCurve",
     "SyncScore",
+    "cut_square",
     "distance_curve",
     "face_crops",
     "load_eval_syncnet",
     "longest_run",
     "mfcc",
+    "running_median",
     "score",
     "sync_conf_local",
     "sync_confidence",
+    "sync_curve",
+    "sync_distances",
 ]
 
 Array = NDArray[np.float64]
@@ -50,6 +58,8 @@ WINDOW = 5  # frames seen at once
 STEPS_A_FRAME = 4  # MFCC steps of 10 ms
 SHIFT = 15  # frames, either way
 BATCH = 8  # windows
+CONFIDENCE_WINDOW = 9  # frames of the median, as published
+OFFSET_WINDOW = FPS  # frames of the mean: 1 s
 
 # MFCC as `python_speech_features.mfcc` has them by default.
 STEP = SAMPLE_RATE // 100  # samples, 10 ms
@@ -60,12 +70,9 @@ PREEMPHASIS = 0.97
 LIFTER = 22
 BLOCK = 4096  # steps computed at once
 
-# The crop, in units of `align.TEMPLATE`, so that it shows about what the published one does: there
-# a box from the upper forehead to the chin, of half side s, gets 0.4 s at either side and 0.8 s
-# below, https://github.com/joonson/syncnet_python/blob/1fbfc08/run_pipeline.py
+# The crop shows about what the published one does: there a box from the upper forehead to the chin,
+# of half side s, gets 0.4 s at either side and 0.8 s below, https://github.com/joonson/syncnet_python/blob/1fbfc08/run_pipeline.py
 SIDE = 224  # px
-HALF_BOX = 42.0  # s; this and the centre are where face detectors have their boxes on average
-BOX_CENTRE = (38.0, 38.0)
 PADDING = 0.4
 GREY = 110  # outside the frame
 MEDIAN = 13  # frames over which place and size are smoothed
@@ -80,6 +87,14 @@ class SyncScore:
     offset: int  # frames by which the sound runs ahead of the picture
 
 
+@dataclass(frozen=True)
+class SyncCurve:
+    """The same in time, at each window of 5 frames; see `sync_curve`."""
+
+    confidence: FloatArray  # (n,)
+    offset: IntArray  # (n,) frames by which the sound runs ahead of the picture
+
+
 def load_eval_syncnet(path: Path, device: torch.device | str = "cpu") -> EvalSyncNet:
     """The published `syncnet_v2.model`, a bare state dict, strictly; float32, in eval mode.
 
@@ -87,27 +102,19 @@ def load_eval_syncnet(path: Path, device: torch.device | str = "cpu") -> EvalSyn
         WeightsMissing: no such file.
         WeightsMismatch: something else is in it.
     """
-    if not path.is_file():
-        raise WeightsMissing(f"{path} is not there; run `latentsync download eval`")
-    net = EvalSyncNet()
-    try:
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle raises whatever it stumbles over
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-            "it is empty"
-        ]
-        reason = lines[min(1, len(lines) - 1)][:200]
-        raise WeightsMismatch(
-            f"{path} is not the published evaluation SyncNet ({reason}); delete it and run "
-            "`latentsync download eval`"
-        ) from error
-    return net.to(device).eval().requires_grad_(False)
+    state = weights.read(path, hint="run `latentsync download eval`")
+    return weights.filled(EvalSyncNet, state, path).to(device).eval().requires_grad_(False)
 
 
 def sync_confidence(net: EvalSyncNet, crops: Iterable[Frame], sound: FloatArray) -> SyncScore:
-    """How well a mouth fits a sound; frames stream by, only one batch of windows is held.
+    """How well a mouth fits a sound: `sync_distances`, read as one."""
+    return score(sync_distances(net, crops, sound).mean(dim=1))
+
+
+def sync_distances(net: EvalSyncNet, crops: Iterable[Frame], sound: FloatArray) -> Tensor:
+    """How far a mouth is from a sound, at each window and shift.
+
+    Crops stream by; what is held of a window are its 31 distances, and a second's features.
 
     Of n frames that have sound, the published evaluation looks at n - 5 windows; so does this.
 
@@ -115,29 +122,38 @@ def sync_confidence(net: EvalSyncNet, crops: Iterable[Frame], sound: FloatArray)
         crops: each (224, 224, 3) uint8 RGB, at 25 fps; an array (n, 224, 224, 3) does as well.
         sound: (samples,) float32 in [-1, 1) at 16 kHz, beginning with the first crop.
 
+    Returns:
+        (31, n - 5), as `distance_curve` has it: its mean over time is what `score` reads, and
+        `sync_curve` reads it in time.
+
     Raises:
         InputError: fewer than 6 frames with sound.
     """
-    steps = torch.from_numpy(mfcc(sound).T.astype(np.float32))
-    device = next(net.parameters()).device
-    lips: list[Tensor] = []
-    voice: list[Tensor] = []
-    done = 0
-    with torch.inference_mode():
-        windows = _windows(islice(crops, len(sound) // SAMPLES))
-        while batch := list(islice(windows, BATCH)):
-            pictures = torch.from_numpy(np.stack(batch)).permute(0, 4, 1, 2, 3)
-            starts = [STEPS_A_FRAME * (done + i) for i in range(len(batch))]
-            beside = torch.stack([steps[None, :, s : s + STEPS_A_FRAME * WINDOW] for s in starts])
-            lips.append(net.lip_features(pictures.to(device).float().flip(1)).cpu())
-            voice.append(net.audio_features(beside.to(device)).cpu())
-            done += len(batch)
-    if not lips:
+    distances = distance_curve(_features(net, crops, sound))
+    if not distances.shape[1]:
         raise InputError(
             f"lip-sync can't be measured on less than {WINDOW + 1} frames with a face and sound "
             f"({(WINDOW + 1) / FPS} s); give a longer clip"
         )
-    return score(distance_curve(torch.cat(lips), torch.cat(voice)).mean(dim=1))
+    return distances
+
+
+def _features(
+    net: EvalSyncNet, crops: Iterable[Frame], sound: FloatArray
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of lips and voice, (b, d) each, of b windows at a time."""
+    steps = torch.from_numpy(mfcc(sound).T.astype(np.float32))
+    device = next(net.parameters()).device
+    windows, done = _windows(islice(crops, len(sound) // SAMPLES)), 0
+    while batch := list(islice(windows, BATCH)):
+        pictures = torch.from_numpy(np.stack(batch)).permute(0, 4, 1, 2, 3)
+        starts = [STEPS_A_FRAME * (done + i) for i in range(len(batch))]
+        beside = torch.stack([steps[None, :, s : s + STEPS_A_FRAME * WINDOW] for s in starts])
+        with torch.inference_mode():
+            lips = net.lip_features(pictures.to(device).float().flip(1)).cpu()
+            voice = net.audio_features(beside.to(device)).cpu()
+        yield lips, voice
+        done += len(batch)
 
 
 def _windows(crops: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
@@ -149,20 +165,37 @@ def _windows(crops: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
         held.append(crop)
 
 
-def distance_curve(lips: Tensor, voice: Tensor, shift: int = SHIFT) -> Tensor:
+def distance_curve(features: Iterable[tuple[Tensor, Tensor]], shift: int = SHIFT) -> Tensor:
     """Distances of every lip feature to the audio features around it.
 
     Args:
-        lips, voice: (n, d) features; before and after the sound lie zeros, as published, so in
-            clips of a few seconds the outer shifts are compared to silence.
+        features: (lips, voice), (b, d) each, in any number of parts; before and after the sound lie
+            zeros, as published, so in clips of a few seconds the outer shifts are compared to
+            silence.
 
     Returns:
         (2 * shift + 1, n): at [j, i] from lip feature i to audio feature i + j - shift.
     """
-    padded = F.pad(voice, (0, 0, shift, shift))
-    count = len(lips)
-    rows = [F.pairwise_distance(lips, padded[j : j + count]) for j in range(2 * shift + 1)]
-    return torch.stack(rows)
+    blocks = [torch.empty(2 * shift + 1, 0)]
+    lips = voice = torch.empty(0)  # lips that wait for the voice after them; voice from before them
+
+    def compare(count: int) -> None:
+        rows = [
+            F.pairwise_distance(lips[:count], voice[j : j + count]) for j in range(2 * shift + 1)
+        ]
+        blocks.append(torch.stack(rows))
+
+    for seen, heard in features:
+        if not len(voice):
+            lips, voice = seen[:0], heard.new_zeros(shift, heard.shape[1])
+        lips, voice = torch.cat([lips, seen]), torch.cat([voice, heard])
+        if (ready := len(lips) - shift) > 0:
+            compare(ready)
+            lips, voice = lips[ready:], voice[ready:]
+    if len(lips):
+        voice = F.pad(voice, (0, 0, 0, shift))
+        compare(len(lips))
+    return torch.cat(blocks, dim=1)
 
 
 def score(curve: Tensor) -> SyncScore:
@@ -175,6 +208,37 @@ def score(curve: Tensor) -> SyncScore:
     )
 
 
+def sync_curve(distances: Tensor) -> SyncCurve:
+    """How well mouth and sound fit over time, for the eye; the clip's own figures are `score`'s.
+
+    Confidence is as published: the clip's median less the distance of each frame at the clip's own
+    offset, by a median over 9 frames, as in
+    https://github.com/joonson/syncnet_python/blob/1fbfc08/SyncNetInstance.py. The offset is where
+    the mean distance of the 25 frames around is lowest; of so little it is less sure than the
+    clip's, and means nothing where the confidence is low.
+
+    Args:
+        distances: (2 * shift + 1, n) by `sync_distances`.
+    """
+    curve = distances.mean(dim=1)
+    own = (curve.median() - distances[curve.argmin()]).numpy()
+    around = uniform_filter1d(distances.numpy(), OFFSET_WINDOW, axis=1, mode="nearest")
+    return SyncCurve(
+        confidence=running_median(own, CONFIDENCE_WINDOW).astype(np.float32),
+        offset=(len(curve) // 2 - around.argmin(axis=0)).astype(np.int64),
+    )
+
+
+def running_median(
+    values: NDArray[np.floating], window: int, beyond: Literal["edge", "constant"] = "edge"
+) -> Array:
+    """Medians over an odd number of rows (n, ...); beyond the ends lie these again, or zeros."""
+    beside = [(window // 2, window // 2)] + [(0, 0)] * (values.ndim - 1)
+    padded = np.pad(values, beside, mode=beyond)
+    views = np.lib.stride_tricks.sliding_window_view(padded, window, axis=0)
+    return np.asarray(np.median(views, axis=-1))
+
+
 def mfcc(sound: FloatArray) -> Array:
     """Mel-frequency cepstral coefficients of 16 kHz sound, 100 a second.
 
@@ -185,14 +249,20 @@ def mfcc(sound: FloatArray) -> Array:
     Returns:
         (steps, 13) float64; steps = 1 + ceil((samples - 400) / 160), at least 1.
     """
-    levels = np.round(sound.astype(np.float64) * 32768)
-    steps = 1 + max(0, math.ceil((len(levels) - LENGTH) / STEP))
-    sharp = np.zeros((steps - 1) * STEP + LENGTH)
-    sharp[: len(levels)] = levels
-    sharp[1 : len(levels)] -= PREEMPHASIS * levels[:-1]
-    pieces = np.lib.stride_tricks.sliding_window_view(sharp, LENGTH)[::STEP]
-    blocks = [pieces[i : i + BLOCK] for i in range(0, steps, BLOCK)]
+    steps = 1 + max(0, math.ceil((len(sound) - LENGTH) / STEP))
+    blocks = [_pieces(sound, i, min(BLOCK, steps - i)) for i in range(0, steps, BLOCK)]
     return np.concatenate([_cepstra(block) for block in blocks])
+
+
+def _pieces(sound: FloatArray, first: int, count: int) -> Array:
+    """(count, 400) pre-emphasized samples of the steps from `first` on, zeros after the end."""
+    start, length = first * STEP, (count - 1) * STEP + LENGTH
+    levels = np.round(sound[max(0, start - 1) : start + length].astype(np.float64) * 32768)
+    sharp = np.zeros(length)
+    here = levels[min(1, start) :]
+    sharp[: len(here)] = here
+    sharp[len(here) - len(levels) + 1 : len(here)] -= PREEMPHASIS * levels[:-1]
+    return np.lib.stride_tricks.sliding_window_view(sharp, LENGTH)[::STEP]
 
 
 def _cepstra(pieces: Array) -> Array:
@@ -266,7 +336,7 @@ def face_crops(
         affine: (n, 2, 3) frame px -> crop px of `resolution`, one for each frame.
     """
     for frame, (x, y, half) in zip(frames, _squares(affine, resolution), strict=False):
-        yield _square(frame, float(x), float(y), float(half))
+        yield cut_square(frame, float(x), float(y), float(half))
 
 
 def _squares(affine: FloatArray, resolution: int) -> Array:
@@ -278,21 +348,25 @@ def _squares(affine: FloatArray, resolution: int) -> Array:
     half_box = HALF_BOX * unit / np.sqrt(np.linalg.det(turn))
     centre[:, 1] += PADDING * half_box  # twice the padding is added, below
     rows = np.column_stack([centre, (1 + PADDING) * half_box])
-    padded = np.pad(rows, ((MEDIAN // 2, MEDIAN // 2), (0, 0)), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, MEDIAN, axis=0)
-    return np.asarray(np.median(windows, axis=-1))
+    return running_median(rows, MEDIAN)
 
 
-def _square(frame: VideoFrame, x: float, y: float, half: float) -> Frame:
-    """One upright square of a frame; only its part inside the frame is converted."""
-    left, top, side = math.floor(x - half), math.floor(y - half), max(1, round(2 * half))
-    box = even_box((left, top, left + side, top + side), width=frame.width, height=frame.height)
+def cut_square(frame: VideoFrame, x: float, y: float, half: float) -> Frame:
+    """An upright square of a frame by its centre and half side, (224, 224, 3) uint8 RGB.
+
+    Its edges lie on the whole pixels below, as published. Only what lies inside of the frame is
+    converted; grey 110 beyond.
+    """
+    left, top, right, bottom = (math.floor(v) for v in (x - half, y - half, x + half, y + half))
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    box = even_box((left, top, right, bottom), width=frame.width, height=frame.height)
     if box is None:
         return np.full((SIDE, SIDE, 3), GREY, np.uint8)
     inside = frame.rgb(box)[max(0, top - box.top) :, max(0, left - box.left) :]
-    inside = inside[: top + side - max(top, box.top), : left + side - max(left, box.left)]
+    inside = inside[: bottom - max(top, box.top), : right - max(left, box.left)]
     above, before = max(0, box.top - top), max(0, box.left - left)
-    below, behind = side - above - inside.shape[0], side - before - inside.shape[1]
+    below = bottom - top - above - inside.shape[0]
+    behind = right - left - before - inside.shape[1]
     whole = cv2.copyMakeBorder(
         inside, above, below, before, behind, cv2.BORDER_CONSTANT, value=(GREY,) * 3
     )

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from latentsync.faces.base import PUBLISHED, FaceFilter, face
-from latentsync.faces.landmarks import ANCHORS, FILE, Landmarks, upright
+from latentsync.faces.landmarks import ANCHORS, FILE, MOUTH, Landmarks, upright
 from latentsync.faces.view import Array, Shown, View
 from latentsync.types import Box, Face
 
@@ -86,6 +86,13 @@ class Builtin:
             face(boxes[i], scores[i], points[i, ANCHORS], rounded) if i in kept else None
             for i in range(len(faces))
         ]
+
+    def mouth(self, frame: Shown, seen: Face) -> Array:
+        """Six points (6, 2) of a face's mouth, in px: corners, then edges of the lips downwards."""
+        view = View(frame)
+        points, _ = self._landmarks.look(view, _last_crop(seen)[None])
+        _, _, points = self._closer(view, points, ROUNDS)
+        return np.asarray(points[0, MOUTH])
 
     def _search(self, view: View) -> Iterator[Array]:
         """Squares (n, 3) that may hold a face, centre x, y and side in px; try by try."""

@@ -17,12 +17,13 @@ from latentsync.faces.view import Array, View
 from latentsync.models.regressor import SIDE, PointNet
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["ANCHORS", "COUNT", "FILE", "MIRRORED", "REFERENCE"]
+__all__ = ["ANCHORS", "COUNT", "FILE", "MIRRORED", "MOUTH", "REFERENCE"]
 __all__ += ["Landmarks", "cut", "similarity", "upright"]
 
 COUNT = 12  # the points of `synthetic.LANDMARKS`, in its order
 ANCHORS = [0, 1, 4]  # of these the template's: brow centres and nose base
 STEADY = [0, 1, 2, 3, 4]  # those that speech doesn't move: brows, pupils, nose base
+MOUTH = slice(5, 11)  # corners, then edges of the lips downwards
 MIRRORED = [1, 0, 3, 2, 4, 6, 5, 7, 8, 9, 10, 11]  # what each becomes in a mirror
 REFERENCE = np.array([[-0.35, -0.65], [0.35, -0.65], [-0.35, -0.4], [0.35, -0.4], [0, -0.1]])
 """(5, 2) where the steady points of a common face lie in the crop, whose edges are -1 and 1."""

@@ -36,6 +36,7 @@ BENT = 0.15  # of the brows' distance: more than this a face's points don't bend
 LEFT_BROW = (43, 48, 49, 51, 50)
 RIGHT_BROW = (101, 102, 103, 104, 105)
 NOSE_BASE = (74, 77, 83, 86)
+MOUTH = slice(52, 72)
 
 
 class InsightFace:
@@ -108,7 +109,18 @@ class InsightFace:
             return None
         return face(box, seen.score, points, rounded)
 
+    def mouth(self, frame: Shown, seen: Face) -> Array:
+        """The 20 points (20, 2) of a face's mouth, in px; the face is where its box is."""
+        return self._marks(View(frame), np.array(seen.box, np.float32))[MOUTH]
+
     def _points(self, view: View, box: FloatArray, rounded: bool) -> Array:
+        marks = self._marks(view, box)
+        marks = np.round(marks) if rounded else marks
+        groups = (LEFT_BROW, RIGHT_BROW, NOSE_BASE)
+        return np.stack([marks[list(group)].mean(axis=0) for group in groups])
+
+    def _marks(self, view: View, box: FloatArray) -> Array:
+        """The 106 points (106, 2) of the face in a box."""
         from insightface.app.common import Face as Found
 
         low, high = box.astype(np.float64).reshape(2, 2)
@@ -116,10 +128,7 @@ class InsightFace:
         part = view.part(middle - half, middle + half, 2 * half / LANDMARK_SIDE)
         bbox = ((box.reshape(2, 2) - part.corner) / part.step).astype(np.float32).ravel()
         marks = self._landmark.get(part.pixels, Found(bbox=bbox)).astype(np.float64)  # (106, 2)
-        marks = part.out_centred(marks)
-        marks = np.round(marks) if rounded else marks
-        groups = (LEFT_BROW, RIGHT_BROW, NOSE_BASE)
-        return np.stack([marks[list(group)].mean(axis=0) for group in groups])
+        return part.out_centred(marks)
 
 
 def _insightface_net(path: Path, task: str, gpu: bool) -> Net:

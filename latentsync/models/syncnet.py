@@ -14,11 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from latentsync.config import SyncNetConfig, SyncNetTower
 from latentsync.models.attention import Attention, FeedForward
 
-__all__ = ["StableSyncNet", "cosine_loss", "stacked"]
+__all__ = ["StableSyncNet", "accuracies", "cosine_loss", "stacked"]
 
 GROUPS = 32
 EPS = 1e-6  # of every GroupNorm
 HEADS = 8
+IN_SYNC = 0.5  # the cosine is the chance that both belong together
 
 
 class StableSyncNet(nn.Module):
@@ -87,6 +88,14 @@ def cosine_loss(visual: Tensor, audio: Tensor, in_sync: Tensor | None = None) ->
     cosine = cosine.clamp(0, 1)  # rounding may lift it above 1, which the next line refuses
     target = torch.ones_like(cosine) if in_sync is None else in_sync.to(cosine)
     return F.binary_cross_entropy(cosine, target, reduction="none")
+
+
+def accuracies(cosines: Tensor, in_sync: Tensor) -> tuple[float, float]:
+    """Share of (n,) pairs that a threshold of 0.5 tells right, and that the best one does."""
+    right = ((cosines > IN_SYNC) == in_sync).float().mean().item()
+    thresholds = torch.cat([cosines.min()[None] - 1, cosines])
+    best = ((cosines > thresholds[:, None]) == in_sync).float().mean(1).max().item()
+    return right, best
 
 
 class Tower(nn.Module):

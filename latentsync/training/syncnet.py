@@ -16,16 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentsync.config import SyncNetTrainConfig
-from latentsync.models.syncnet import StableSyncNet, cosine_loss, stacked
+from latentsync.models.syncnet import StableSyncNet, accuracies, cosine_loss, stacked
 from latentsync.training.batches import WHOLE, Part
 from latentsync.training.crops import pictures
 from latentsync.training.dataset import Clip, window_and_reference
 
-__all__ = ["ClipPairs", "PairWindows", "Pairs", "SyncNetTask", "accuracies", "contrast_loss"]
+__all__ = ["ClipPairs", "PairWindows", "Pairs", "SyncNetTask", "contrast_loss"]
 
 FRAMES = 16  # of a window
 TEMPERATURE = 0.05  # of cosines
-IN_SYNC = 0.5  # the cosine is the chance that both belong together
 VALIDATION_CLIPS = 128  # drawn, two windows of each
 VALIDATION_PARTS = 16  # memory
 
@@ -162,11 +161,3 @@ def contrast_loss(visual: Tensor, audio: Tensor) -> Tensor:
     alike = visual.float() @ audio.float().T / TEMPERATURE
     own = torch.arange(len(alike), device=alike.device)
     return (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)) / 2
-
-
-def accuracies(cosines: Tensor, in_sync: Tensor) -> tuple[float, float]:
-    """Share of (n,) pairs that a threshold of 0.5 tells right, and that the best one does."""
-    right = ((cosines > IN_SYNC) == in_sync).float().mean().item()
-    thresholds = torch.cat([cosines.min()[None] - 1, cosines])
-    best = ((cosines > thresholds[:, None]) == in_sync).float().mean(1).max().item()
-    return right, best

@@ -1,0 +1,313 @@
+"""The metrics that `latentsync evaluate` knows, by name; those of pictures are here.
+
+The arithmetic lies in the files beside this one; here it is asked in batches, as a clip passes by.
+See metric.py.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync import weights
+from latentsync.evaluation import features, identity, landmarks, perceptual, pictures
+from latentsync.evaluation.clips import Clip, Moment
+from latentsync.evaluation.frechet import Moments, frechet_distance
+from latentsync.evaluation.metric import Figure, Metric, Setup
+from latentsync.evaluation.region import face_of, face_size
+from latentsync.evaluation.ruler import CROP
+from latentsync.evaluation.speaking import Lips, Stable, Sync, SyncLocal
+from latentsync.types import FloatArray, Frame
+
+__all__ = ["METRICS"]
+
+Stack = NDArray[np.uint8]
+REGIONS = ("frame", "face")
+
+
+def _both(
+    name: str, unit: str, better: Literal["higher", "lower"], what: str
+) -> tuple[Figure, ...]:
+    where = {"frame": "the whole frame", "face": f"the face, aligned in {CROP} px"}
+    return tuple(
+        Figure(f"{name}_{region}", unit, better, f"{what} of {where[region]}") for region in REGIONS
+    )
+
+
+@dataclass
+class _Pending:
+    """Pictures that wait for their batch."""
+
+    indices: list[int] = field(default_factory=list)
+    pictures: list[Frame] = field(default_factory=list)
+    truth: list[Frame] = field(default_factory=list)
+
+    def add(self, index: int, picture: Frame, truth: Frame) -> int:
+        self.indices.append(index)
+        self.pictures.append(picture)
+        self.truth.append(truth)
+        return len(self.indices)
+
+
+class _Batched(Metric):
+    """Sees both regions of both files, a batch at a time."""
+
+    batch: ClassVar[int]
+
+    def begin(self, clip: Clip) -> None:
+        super().begin(clip)
+        self._pending = {region: _Pending() for region in REGIONS}
+
+    def update(self, moment: Moment) -> None:
+        self._add("frame", moment.index, moment.whole, moment.whole_reference)
+        if moment.affine is not None:
+            self._add("face", moment.index, moment.face, moment.face_reference)
+
+    def _add(self, region: str, index: int, picture: Frame, truth: Frame) -> None:
+        if self._pending[region].add(index, picture, truth) == self.batch:
+            self._flush(region)
+
+    def _flush(self, region: str) -> None:
+        waiting, self._pending[region] = self._pending[region], _Pending()
+        if waiting.indices:
+            both = np.stack(waiting.pictures), np.stack(waiting.truth)
+            self._see(region, waiting.indices, *both)
+
+    def _see(self, region: str, indices: list[int], pictures: Stack, truth: Stack) -> None:
+        raise NotImplementedError
+
+
+class _PerFrame(_Batched):
+    """A value for each frame and region, pooled over the clip."""
+
+    batch = 4
+    name: ClassVar[str]
+
+    def compare(self, pictures: Stack, truth: Stack) -> NDArray[np.floating]:
+        """(n,) values of (n, H, W, 3)."""
+        raise NotImplementedError
+
+    def pool(self, curve: NDArray[np.float64]) -> float:
+        return float(curve.mean())
+
+    def _see(self, region: str, indices: list[int], pictures: Stack, truth: Stack) -> None:
+        for index, value in zip(indices, self.compare(pictures, truth), strict=True):
+            self.on_curve(f"{self.name}_{region}", index, float(value))
+
+    def end(self) -> dict[str, float]:
+        for region in REGIONS:
+            self._flush(region)
+        curves = {name: np.array(curve) for name, curve in self.curves.items()}
+        return {name: self.pool(curve[~np.isnan(curve)]) for name, curve in curves.items()}
+
+
+class Psnr(_PerFrame):
+    name = "psnr"
+    figures = _both(name, "dB", "higher", "peak signal-to-noise ratio")
+
+    def compare(self, pictures_: Stack, truth: Stack) -> NDArray[np.floating]:
+        return pictures.psnr_curve(pictures_, truth)
+
+    def pool(self, curve: NDArray[np.float64]) -> float:
+        return pictures.pooled_psnr(curve)
+
+
+class Ssim(_PerFrame):
+    name = "ssim"
+    figures = _both(name, "", "higher", "structural similarity")
+
+    def compare(self, pictures_: Stack, truth: Stack) -> NDArray[np.floating]:
+        return pictures.ssim_curve(pictures_, truth)
+
+
+class Lpips(_PerFrame):
+    name = "lpips"
+    figures = _both(name, "", "lower", "LPIPS distance on VGG16")
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        path = setup.weights / "auxiliary/vgg16-397923af.pth"
+        self.net = weights.load_lpips(path, device=setup.device)
+
+    def compare(self, pictures_: Stack, truth: Stack) -> NDArray[np.floating]:
+        return perceptual.lpips_distance(self.net, pictures_, truth)
+
+
+class _Frechet(_Batched):
+    """The distance between what two nets' features of all outputs and all references are like."""
+
+    name: ClassVar[str]
+    width: ClassVar[int]
+    whole_set = True
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.sums = {
+            region: [Moments.none(self.width), Moments.none(self.width)] for region in REGIONS
+        }
+
+    def features(self, stack: Stack) -> FloatArray:
+        """(n, width) of a batch."""
+        raise NotImplementedError
+
+    def _see(self, region: str, indices: list[int], pictures: Stack, truth: Stack) -> None:  # noqa: ARG002
+        for side, stack in enumerate((pictures, truth)):
+            self.sums[region][side] += Moments.of(self.features(stack))
+
+    def total(self) -> dict[str, tuple[float, int]]:
+        return {
+            f"{self.name}_{region}": (frechet_distance(*sums), sums[0].count)
+            for region, sums in self.sums.items()
+            if sums[0].count > 1
+        }
+
+
+class Fid(_Frechet):
+    name, width, batch = "fid", 2048, 16
+    figures = _both(name, "", "lower", "Frechet distance of Inception's features, of all clips,")
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        path = setup.weights / "auxiliary/pt_inception-2015-12-05-6726825d.pth"
+        self.net = features.load_inception(path, setup.device)
+
+    def features(self, stack: Stack) -> FloatArray:
+        return features.inception_features(self.net, stack)
+
+    def end(self) -> dict[str, float]:
+        for region in REGIONS:
+            self._flush(region)
+        return {}
+
+
+class _OfWindows(_Frechet):
+    batch = 16  # frames in a window; what is left of a clip is no window
+
+    def _add(self, region: str, index: int, picture: Frame, truth: Frame) -> None:
+        waiting = self._pending[region].indices
+        if waiting and waiting[-1] != index - 1:  # a window is unbroken
+            self._pending[region] = _Pending()
+        super()._add(region, index, picture, truth)
+
+
+class Fvd(_OfWindows):
+    name, width = "fvd", 400
+    figures = _both(name, "", "lower", "Frechet distance of I3D's features, of all clips,")
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.net = features.load_i3d(setup.weights / "auxiliary/i3d_torchscript.pt", setup.device)
+
+    def features(self, stack: Stack) -> FloatArray:
+        return features.i3d_features(self.net, stack[None])
+
+
+class FvdVideoMae(_OfWindows):
+    name, width = "fvd_videomae", 1408
+    figures = _both(name, "", "lower", "Frechet distance of VideoMAE's features, of all clips,")
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        path = setup.weights / "auxiliary/vit_g_hybrid_pt_1200e_ssv2_ft.pth"
+        self.net = weights.load_videomae(path, device=setup.device)
+
+    def features(self, stack: Stack) -> FloatArray:
+        return features.videomae_features(self.net, stack[None])
+
+
+class Lmd(Metric):
+    figures = (
+        Figure(
+            "lmd",
+            "px",
+            "lower",
+            "distance of the lips' landmarks to those of a reference that says the same",
+        ),
+        Figure("lmd_norm", "", "lower", "the same, in sizes of the face"),
+    )
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.detector = landmarks.mouth_finder(setup.detector)
+
+    def begin(self, clip: Clip) -> None:
+        super().begin(clip)
+        self.need_face()
+
+    def update(self, moment: Moment) -> None:
+        if moment.affine is None:
+            return
+        face = face_of(moment.affine, CROP)
+        mouths = [
+            self.detector.mouth(frame, face)[None]
+            for frame in (moment.whole, moment.whole_reference)
+        ]
+        distance = float(landmarks.landmark_distance(*mouths)[0])
+        self.on_curve("lmd", moment.index, distance)
+        self.on_curve("lmd_norm", moment.index, distance / face_size(moment.affine, CROP))
+
+    def end(self) -> dict[str, float]:
+        return {name: float(np.nanmean(curve)) for name, curve in self.curves.items()}
+
+
+class Identity(Metric):
+    figures = (Figure("identity", "", "higher", "ArcFace's cosine to the reference's face"),)
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.net = identity.ArcFace(
+            setup.weights / identity.ARCFACE_FILE, gpu=setup.device != "cpu"
+        )
+
+    def begin(self, clip: Clip) -> None:
+        super().begin(clip)
+        self.need_face()
+
+    def update(self, moment: Moment) -> None:
+        if moment.affine is None:
+            return
+        face = face_of(moment.affine, CROP)
+        look, truth = (
+            self.net.embed(frame, face)[None] for frame in (moment.whole, moment.whole_reference)
+        )
+        self.on_curve("identity", moment.index, identity.identity_similarity(look, truth))
+
+    def end(self) -> dict[str, float]:
+        return {name: float(np.nanmean(curve)) for name, curve in self.curves.items()}
+
+
+class Flicker(Metric):
+    figures = (
+        Figure("flicker", "", "lower", "trembling of what stands still; 1: as the reference"),
+    )
+
+    def begin(self, clip: Clip) -> None:
+        super().begin(clip)
+        self.need_face()
+        self.sum = pictures.Flicker()
+
+    def update(self, moment: Moment) -> None:
+        if moment.affine is not None:
+            self.sum.add(moment.face, moment.face_reference)
+
+    def end(self) -> dict[str, float]:
+        return {"flicker": self.sum.value}
+
+
+METRICS: dict[str, type[Metric]] = {
+    "psnr": Psnr,
+    "ssim": Ssim,
+    "lpips": Lpips,
+    "fid": Fid,
+    "fvd": Fvd,
+    "fvd_videomae": FvdVideoMae,
+    "lmd": Lmd,
+    "identity": Identity,
+    "flicker": Flicker,
+    "sync": Sync,
+    "sync_local": SyncLocal,
+    "stable": Stable,
+    "lips": Lips,
+}
+"""By the names that `--metrics` takes, in the order in which they are reported."""

@@ -1,0 +1,239 @@
+"""The report folder: metrics.json, metrics.csv, and report.html, one file that needs no other.
+
+Names of files come from outside: the page is a template that escapes whatever is put into it.
+"""
+
+import base64
+import math
+import uuid
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
+
+from latentsync.errors import OutputError
+from latentsync.evaluation.runner import ClipResult, Evaluation
+from latentsync.evaluation.tables import as_csv, as_json, counted, interval, shown
+from latentsync.pace import FPS
+
+__all__ = ["as_html", "write_report"]
+
+Curve: TypeAlias = "array[float] | NDArray[np.float64] | None"
+
+DETAILED = 50  # clips that are shown with plots and frames; the others only in the table
+POINTS = 600  # of a line at most; more frames are averaged
+WIDTH, HEIGHT = 480, 170  # px of a plot; its numbers can still be read on a phone
+MARGIN = 52, 8, 8, 26  # px: left, top, right, bottom, for the numbers
+COLOURS = "#1f6fb4", "#d9822b"
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>LatentSync evaluation</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em;
+  color: #222; background: #fff }
+h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em; overflow-wrap: anywhere }
+table { border-collapse: collapse; margin: 1em 0 } .wide { overflow-x: auto }
+td, th { padding: .2em .8em; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
+td.what { white-space: normal; min-width: 24em }
+.error { color: #a11; white-space: normal; max-width: 34em } .note { color: #666 }
+dd { margin: 0 0 .5em 1.5em; color: #666; overflow-wrap: anywhere }
+.plots { display: flex; flex-wrap: wrap; gap: 0 2em } .plots figure { max-width: {{ width }}px }
+figure { margin: .8em 0 }
+img, svg { max-width: 100%; height: auto; display: block } figcaption { color: #555 }
+.key { display: inline-block; width: 1.2em; height: .25em; vertical-align: middle }
+</style></head><body>
+<h1>LatentSync evaluation</h1>
+<p>{{ clips|length }} clip{{ "" if clips|length == 1 else "s" }}, read at 25 frames a second. Face
+regions are cut out where the reference has the face, by {{ found.detector }}.</p>
+<div class="wide"><table><tr><th>metric<th>mean<th>95 % interval<th>of<th>better<th>what
+{% for one in found.figures if one.name in found.means %}{% set mean = found.means[one.name] %}
+<tr><td>{{ one.name }}<td class="number">{{ shown(mean.mean) }} {{ one.unit }}
+<td>{{ interval(mean) }}<td>{{ counted(mean) }}<td>{{ one.better }}<td class="what">{{ one.what }}
+{% endfor %}</table></div>
+{% if absent %}<h2>Not measured</h2>
+<dl>{% for why, names in absent.items() %}<dt>{{ names|join(", ") }}<dd>{{ why }}{% endfor %}</dl>
+{% endif %}
+{% if left_over %}<p>Left over, for want of a partner of the same name:
+{{ left_over|join(", ") }}</p>{% endif %}
+<h2>Clips</h2>
+<div class="wide"><table><tr><th>clip<th>frames{% for name in columns %}<th>{{ name }}{% endfor %}
+{% for clip in clips %}<tr><td>{{ clip.pair.name }}
+{% if clip.error %}<td colspan="{{ columns|length + 1 }}"><div class="error">{{ clip.error }}</div>
+{% else %}<td class="number">{{ clip.frames }}
+{% for name in columns %}<td class="number">{{ shown(clip.figures.get(name)) }}{% endfor %}
+{% endif %}{% endfor %}</table></div>
+{% if thinned %}<p class="note">Plots and frames: the {{ details|length }}
+clips that look worst.</p>{% endif %}
+{% for one in details %}<h2>{{ one.clip.pair.name }}</h2>
+{% for note in one.clip.notes %}<p class="note">{{ note }}</p>{% endfor %}
+<div class="plots">{% for plot in one.plots %}<figure><figcaption>{{ plot.title }}
+{% for line in plot.lines %} <span class="key" style="background: {{ line.colour }}"></span>
+{{ line.label }}{% endfor %}</figcaption>
+<svg width="{{ width }}" height="{{ height }}" viewBox="0 0 {{ width }} {{ height }}"
+ fill="none" font-family="sans-serif" font-size="12">
+<rect x="{{ plot.left }}" y="{{ plot.top }}" width="{{ plot.right - plot.left }}"
+ height="{{ plot.bottom - plot.top }}" stroke="#ccc"/>
+{% for line in plot.lines %}{% for run in line.runs %}
+<polyline stroke="{{ line.colour }}" points="{{ run }}"/>{% endfor %}{% endfor %}
+<g fill="#555"><text x="{{ plot.left }}" y="{{ height - 8 }}">0</text><g text-anchor="end">
+<text x="{{ plot.left - 6 }}" y="{{ plot.top + 9 }}">{{ plot.high }}</text>
+<text x="{{ plot.left - 6 }}" y="{{ plot.bottom }}">{{ plot.low }}</text>
+<text x="{{ plot.right }}" y="{{ height - 8 }}">{{ plot.seconds }} s</text></g></g>
+</svg></figure>{% endfor %}</div>
+{% if one.sheet %}<figure><figcaption>The worst frames: {{ one.worst }};
+originals above outputs above their differences.</figcaption>
+<img alt="the worst frames, originals above outputs" src="data:image/jpeg;base64,{{ one.sheet }}">
+</figure>{% endif %}
+{% endfor %}</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a plot."""
+
+    label: str
+    colour: str
+    runs: list[str]  # "x,y x,y" in px, unbroken
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Curves over time; edges in px of the picture."""
+
+    title: str
+    lines: list[Line]
+    low: str
+    high: str
+    seconds: str
+    left: int = MARGIN[0]
+    top: int = MARGIN[1]
+    right: int = WIDTH - MARGIN[2]
+    bottom: int = HEIGHT - MARGIN[3]
+
+
+def write_report(found: Evaluation, folder: Path) -> tuple[Path, ...]:
+    """Write the three files into a folder, which is made; each is whole or as it was.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    texts = {"metrics.json": as_json, "metrics.csv": as_csv, "report.html": as_html}
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, make in texts.items():
+            path, temporary = folder / name, folder / f".{uuid.uuid4().hex}"
+            try:
+                temporary.write_text(make(found), encoding="utf-8", errors="backslashreplace")
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            written.append(path)
+    except OSError as error:
+        raise OutputError(
+            f"the report can't be written to {folder} ({error.strerror}); choose another folder"
+        ) from error
+    return tuple(written)
+
+
+def as_html(found: Evaluation) -> str:
+    """The whole page."""
+    absent: dict[str, list[str]] = {}  # why, and which figures
+    for one in found.figures:
+        if one.name not in found.means:
+            absent.setdefault(found.missing[one.name], []).append(one.name)
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
+    measured = [clip for clip in found.clips if not clip.error]
+    thinned = len(measured) > DETAILED
+    if thinned:
+        measured = sorted(measured, key=_looks)[:DETAILED]
+    details = [
+        {
+            "clip": clip,
+            "plots": list(_plots(clip.curves)),
+            "sheet": base64.b64encode(clip.sheet).decode(),
+            "worst": ", ".join(f"{i} ({float(i / FPS):.2f} s)" for i in clip.worst),
+        }
+        for clip in measured
+    ]
+    return page.render(
+        found=found,
+        clips=found.clips,
+        columns=[one.name for one in found.figures if any(one.name in c.figures for c in measured)],
+        absent=absent,
+        left_over=found.pairs.unmatched_outputs + found.pairs.unmatched_references,
+        details=details,
+        thinned=thinned,
+        shown=shown,
+        interval=interval,
+        counted=counted,
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def _looks(clip: ClipResult) -> float:
+    return clip.figures.get("psnr_face", clip.figures.get("psnr_frame", math.inf))
+
+
+def _plots(curves: Mapping[str, "array[float]"]) -> list[Plot]:
+    """PSNR over the frames, LPIPS, and how mouth and sound go together."""
+    both = ("the face", "_face"), ("the whole frame", "_frame")
+    plots = [
+        _plot(title, [(label, curves.get(name + end)) for label, end in both])
+        for title, name in (("PSNR, dB:", "psnr"), ("LPIPS:", "lpips"))
+    ]
+    for title, name in (("confidence", "sync_conf_local"), ("offset, frames", "sync_offset_local")):
+        plots.append(_plot("SyncNet:", [(title, curves.get(name))]))
+    if "mouth" in curves:
+        moving = ("opening of the mouth", "mouth"), ("loudness", "loudness")
+        pair: list[tuple[str, Curve]] = [(label, _standard(curves[name])) for label, name in moving]
+        plots.append(_plot("on one scale:", pair))
+    return [plot for plot in plots if plot]
+
+
+def _standard(curve: Curve) -> NDArray[np.float64]:
+    values = np.asarray(curve, np.float64)
+    spread = float(np.nanstd(values))
+    return (values - np.nanmean(values)) / (spread or 1.0)
+
+
+def _plot(title: str, curves: list[tuple[str, Curve]]) -> Plot | None:
+    """None where no curve has a finite value."""
+    drawn = [(label, *_thinned(curve)) for label, curve in curves if curve is not None]
+    finite = np.concatenate([np.empty(0), *(y[np.isfinite(y)] for _, _, y in drawn)])
+    if not len(finite):
+        return None
+    low, high = float(finite.min()), float(finite.max())
+    last = max(float(x[-1]) for _, x, _ in drawn)
+    across, up = WIDTH - MARGIN[0] - MARGIN[2], HEIGHT - MARGIN[1] - MARGIN[3]
+    lines = []
+    for colour, (label, x, y) in zip(COLOURS, drawn, strict=False):
+        px = MARGIN[0] + across * x / max(last, 1)
+        py = MARGIN[1] + up * (high - y) / ((high - low) or 1.0)
+        there = np.flatnonzero(np.isfinite(y))
+        runs = np.split(there, np.flatnonzero(np.diff(there) > 1) + 1)
+        lines.append(
+            Line(label, colour, [" ".join(f"{px[i]:.1f},{py[i]:.1f}" for i in run) for run in runs])
+        )
+    return Plot(title, lines, shown(low), shown(high), f"{last / float(FPS):.1f}")
+
+
+def _thinned(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Frame numbers and values, at most POINTS of them, NaN where there is nothing finite."""
+    values = np.asarray(curve, np.float64)
+    step = -(-len(values) // POINTS)
+    padded = np.full(-(-len(values) // step) * step, np.nan)
+    padded[: len(values)] = np.where(np.isfinite(values), values, np.nan)
+    grouped = padded.reshape(-1, step)
+    count = np.isfinite(grouped).sum(axis=1)
+    means = np.where(count, np.nansum(grouped, axis=1) / np.maximum(count, 1), np.nan)
+    return np.arange(len(means), dtype=np.float64) * step, means

@@ -1,0 +1,221 @@
+"""The metrics of lip-sync: what mouth and sound have to do with each other. See metric.py."""
+
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latentsync import mel, weights
+from latentsync.errors import MediaError
+from latentsync.evaluation import features, lips, published, sync
+from latentsync.evaluation.clips import Clip, Moment
+from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
+from latentsync.evaluation.ruler import CROP, Ruler
+from latentsync.evaluation.stable import stable_syncnet_accuracy
+from latentsync.media import AudioReader
+from latentsync.models.eval_syncnet import EvalSyncNet
+from latentsync.types import FloatArray, Frame
+
+__all__ = ["Lips", "Stable", "Sync", "SyncLocal", "loudness_of"]
+
+SYNCNET_FILE, S3FD_FILE = "auxiliary/syncnet_v2.model", "auxiliary/sfd_face.pth"
+
+SAMPLE_RATE = 16000  # Hz
+SAMPLES = SAMPLE_RATE // 25  # of a frame
+QUIET = 1e-3  # of full scale, -60 dB: what is taken for silence
+SAME_SOUND = 0.95  # correlation of loudness from which two clips are taken to say the same
+MAX_LAG = 12  # frames by which a mouth may come late or early
+
+
+class Sync(Metric):
+    """On the published geometry: all of the output's faces that S3FD follows, in two passes."""
+
+    needs_reference = False
+    figures = (
+        Figure("sync_conf", "", "higher", "SyncNet's confidence (LSE-C) in S3FD's face tracks"),
+        Figure("sync_dist", "", "lower", "SyncNet's distance (LSE-D) there"),
+        Figure("sync_offset", "frames", "", "by which the sound runs ahead of the picture there"),
+    )
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.net = _syncnet(setup)
+        self.detector = published.load_s3fd(setup.weights / S3FD_FILE, setup.device)
+
+    def end(self) -> dict[str, float]:
+        clip = self.clip
+        scores = published.sync_conf(
+            self.net, self.detector, clip.output, _wave(clip), check=clip.reporter.check
+        )
+        rows = [(score.confidence, score.distance, score.offset) for score in scores]
+        names = [one.name for one in self.figures]
+        return dict(zip(names, map(float, np.mean(rows, axis=0)), strict=True))
+
+
+class SyncLocal(Metric):
+    """Of the longest stretch with a face, where the reference has it, in a pass of its own."""
+
+    needs_reference = False
+    figures = (
+        Figure("sync_conf_local", "", "higher", "SyncNet's confidence in our own face track"),
+        Figure("sync_dist_local", "", "lower", "SyncNet's distance there"),
+        Figure("sync_offset_local", "frames", "", "by which the sound runs ahead there"),
+    )
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.net = _syncnet(setup)
+
+    def end(self) -> dict[str, float]:
+        clip = self.clip
+        self.need_face()
+        assert clip.track is not None
+        sound = _wave(clip)
+        start, stop = sync.longest_run(clip.track.found[: clip.frames])
+        shown = (moment.shown for moment in clip.moments_at(range(start, stop)))
+        crops = sync.face_crops(shown, clip.track.affine[start:stop], CROP)
+        distances = sync.sync_distances(self.net, crops, sound[start * SAMPLES : stop * SAMPLES])
+        found, curve = sync.score(distances.mean(dim=1)), sync.sync_curve(distances)
+        for i, (confidence, offset) in enumerate(zip(curve.confidence, curve.offset, strict=True)):
+            self.on_curve("sync_conf_local", start + i, float(confidence))
+            self.on_curve("sync_offset_local", start + i, float(offset))
+        return {
+            "sync_conf_local": found.confidence,
+            "sync_dist_local": found.distance,
+            "sync_offset_local": float(found.offset),
+        }
+
+
+class Stable(Metric):
+    """Of neighbouring stretches of 16 frames in the longest stretch with a face."""
+
+    needs_reference = False
+    figures = (
+        Figure(
+            "stable_accuracy", "", "higher", "share of lips and sounds StableSyncNet tells right"
+        ),
+    )
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.net = weights.load_syncnet(setup.weights / "stable_syncnet.pt", device=setup.device)
+
+    def end(self) -> dict[str, float]:
+        self.need_face()
+        return {"stable_accuracy": stable_syncnet_accuracy(self.net, self._pairs()).accuracy}
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Two stretches and their sounds, each (1, 2, ...), as far as both go."""
+        clip, columns = self.clip, mel.sync_mel(_wave(self.clip))
+        assert clip.track is not None
+        start, stop = sync.longest_run(clip.track.found[: clip.frames])
+        stretches = features.windows(m.face for m in clip.moments_at(range(start, stop)))
+        for one, other in zip(stretches, stretches, strict=False):
+            try:
+                heard = [mel.sync_window(columns, first) for first in (start, start + len(one))]
+            except ValueError:  # the sound is over
+                return
+            seen = torch.from_numpy(np.stack([one, other])).permute(0, 4, 1, 2, 3)
+            yield seen[None].float() / 127.5 - 1, torch.stack(heard)[None].float()
+            start += 2 * len(one)
+
+
+class Lips(Metric):
+    """What needs no weights from elsewhere; the ruler reads drawn faces, and no others."""
+
+    needs_reference = False
+    batch = 32
+    figures = (
+        Figure("lip_correlation", "", "higher", "mouth (ruler) to the reference's, of one sound"),
+        Figure("lip_loudness", "", "higher", "mouth (ruler, for drawn faces) to the loudness"),
+        Figure("lip_lag", "frames", "", "by which the mouth comes late, by its loudness"),
+    )
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.ruler = Ruler.load(setup.weights)
+
+    def begin(self, clip: Clip) -> None:
+        super().begin(clip)
+        self.need_face()
+        self.loudness = loudness_of(clip.sound())
+        self.same_sound = bool(clip.reference) and _alike(self.loudness, clip)
+        self._waiting: list[tuple[int, str, Frame]] = []
+
+    def update(self, moment: Moment) -> None:
+        if moment.affine is None:
+            return
+        self._waiting.append((moment.index, "mouth", moment.face))
+        if self.same_sound:
+            self._waiting.append((moment.index, "mouth_reference", moment.face_reference))
+        if len(self._waiting) >= self.batch:
+            self._measure()
+
+    def _measure(self) -> None:
+        if self._waiting:
+            openings = self.ruler.measure(np.stack([crop for *_, crop in self._waiting]))[:, 0]
+            for (index, name, _), opening in zip(self._waiting, openings, strict=True):
+                self.on_curve(name, index, float(opening))
+        self._waiting = []
+
+    def end(self) -> dict[str, float]:
+        self._measure()
+        mouth = _filled(self.curves["mouth"])
+        count = min(len(mouth), len(self.loudness))
+        self.curves["loudness"] = array("d", self.loudness[:count])
+        heard = lips.lip_correlation(mouth[:count], self.loudness[:count], MAX_LAG)
+        found = {"lip_loudness": heard.at_zero, "lip_lag": float(heard.best_lag)}
+        self.absent["lip_correlation"] = (
+            "the reference says something else" if self.clip.reference else NEEDS_REFERENCE
+        )
+        if "mouth_reference" in self.curves:
+            truth = _filled(self.curves["mouth_reference"])
+            found["lip_correlation"] = lips.lip_correlation(mouth, truth, 0).at_zero
+        return found
+
+
+def _syncnet(setup: Setup) -> EvalSyncNet:
+    return sync.load_eval_syncnet(setup.weights / SYNCNET_FILE, setup.device)
+
+
+def _wave(clip: Clip) -> FloatArray:
+    """(n,) at 16 kHz: 230 MB an hour."""
+    chunks = [np.empty(0, np.float32), *clip.sound().chunks(SAMPLE_RATE)]
+    return np.concatenate(chunks).astype(np.float32)
+
+
+def loudness_of(sound: AudioReader) -> NDArray[np.float64]:
+    """(frames,) dB of full scale, of the sound while each frame is shown."""
+    return np.array(list(_levels(sound.chunks(SAMPLE_RATE))), np.float64)
+
+
+def _levels(chunks: Iterator[FloatArray]) -> Iterator[float]:
+    rest = np.empty(0, np.float32)
+    for chunk in chunks:
+        rest = np.concatenate([rest, chunk])
+        whole = len(rest) // SAMPLES * SAMPLES
+        mean = np.sqrt(np.mean(rest[:whole].reshape(-1, SAMPLES).astype(np.float64) ** 2, axis=1))
+        yield from 20 * np.log10(np.maximum(mean, QUIET))
+        rest = rest[whole:]
+
+
+def _alike(loudness: NDArray[np.float64], clip: Clip) -> bool:
+    """Whether the reference says the same at the same time; then its mouth is the truth."""
+    assert clip.pair.reference is not None
+    try:
+        other = loudness_of(AudioReader(clip.pair.reference))
+    except MediaError:
+        return False
+    count = min(len(loudness), len(other))
+    both = loudness[:count], other[:count]
+    return count > 0 and lips.lip_correlation(*both, 0).at_zero >= SAME_SOUND
+
+
+def _filled(curve: "array[float]") -> NDArray[np.float64]:
+    """Without its gaps, by straight lines."""
+    values = np.array(curve)
+    there = np.flatnonzero(~np.isnan(values))
+    return np.interp(np.arange(len(values)), there, values[there])
