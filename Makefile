@@ -13,8 +13,9 @@ demo: .venv/installed
 test: .venv/installed lint
 	$(BIN)/pytest -m "not slow and not gpu and not weights"
 
-# What `test` leaves out for its weight: full-size nets, services, long runs.
-test-all: .venv/installed .venv-restore/installed
+# What `test` leaves out for its weight: full-size nets, services, a browser, long runs. Tests of the
+# page are skipped where there is no Chromium, unless LATENTSYNC_REQUIRE_BROWSER is set.
+test-all: .venv/heavy .venv-restore/installed
 	$(BIN)/pytest -m slow --timeout 1800
 	.venv-restore/bin/python -m pytest --confcutdir tests/restoration tests/restoration --timeout 1800
 
@@ -51,6 +52,11 @@ lint: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps insightface==2.1 lpips==0.1.4
+	touch $@
+
+# What only `test-all` wants: the page and its browser's driver, and Ray.
+.venv/heavy: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[app,cluster]' 'playwright>=1.50'
 	touch $@
 
 # Restoration's own environment: all of .venv's, and torchvision with what needs it, for a build of

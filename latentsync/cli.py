@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentsync.bars import bars, console, shown_on
+from latentsync.cli_app import app as show_page
 from latentsync.cli_evaluate import evaluate
 from latentsync.cli_generate import PUBLISHED_SPELLINGS, generate
 from latentsync.cli_prepare import prepare
@@ -42,6 +43,7 @@ app.command(context_settings=spellings)(upscale)
 app.command()(evaluate)
 app.command()(prepare)
 app.command()(serve)
+app.command(name="app")(show_page)
 app.command()(work)
 app.add_typer(keys, name="keys")
 app.add_typer(train, name="train")

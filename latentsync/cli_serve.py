@@ -16,6 +16,8 @@ import typer
 from latentsync.errors import BackendUnavailable, OptionError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from latentsync.service.core import Service
     from latentsync.service.settings import Settings
 
@@ -85,6 +87,10 @@ def serve(
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Ask for no key; on 127.0.0.1 only.")
     ] = False,
+    page: Annotated[
+        bool,
+        typer.Option("--page", help="Show the web page at /app too, with a model of its own."),
+    ] = False,
     workers: Workers = 1,
     model: Model = "v1.6",
     weights: Weights = None,
@@ -133,10 +139,12 @@ def serve(
         lease_seconds=lease_seconds,
         private_addresses=private_addresses,
     )
-    _serve(settings, host, port, workers, no_auth)
+    _serve(settings, host, port, workers, no_auth, page)
 
 
-def _serve(settings: "Settings", host: str, port: int, workers: int, no_auth: bool) -> None:
+def _serve(
+    settings: "Settings", host: str, port: int, workers: int, no_auth: bool, page: bool
+) -> None:
     with _installed():
         import uvicorn
 
@@ -150,6 +158,8 @@ def _serve(settings: "Settings", host: str, port: int, workers: int, no_auth: bo
         if not no_auth and not service.keys.all():
             typer.echo(f"no key yet: make one by `latentsync keys create NAME{_where(settings)}`")
         app = create_app(service, needs_key=not no_auth)
+        if page:
+            _show_page(app)
         supervisor = Supervisor(settings, workers, settings.data / "work")
         supervisor.start()
         try:
@@ -158,6 +168,28 @@ def _serve(settings: "Settings", host: str, port: int, workers: int, no_auth: bo
             )
         finally:
             supervisor.stop()
+
+
+def _show_page(app: "FastAPI") -> None:
+    """Put the web page onto the task API's application, for whoever has a key."""
+    from latentsync.pipeline import LipSync
+    from latentsync.service.app import PAGE
+    from latentsync.service.front import visitor_of
+
+    with _installed("the page", "app"):
+        from latentsync.page.blocks import mount
+
+    front = app.state.front
+    settings = front.service.settings
+    mount(
+        app,
+        lambda: LipSync.load(settings.model, weights=settings.weights, device=settings.device),
+        path=PAGE,
+        model=settings.model,
+        max_upload_bytes=settings.max_upload_bytes,
+        max_seconds=settings.max_seconds,
+        allowed=visitor_of(front) if front.needs_key else None,
+    )
 
 
 def work(
@@ -255,12 +287,12 @@ def _opened(data: Path, database: str) -> "Iterator[Service]":
 
 
 @contextmanager
-def _installed() -> Iterator[None]:
+def _installed(what: str = "the task API", extra: str = "serve") -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
         raise BackendUnavailable(
-            f"the task API needs {error.name}; install it by pip install 'latentsync[serve]'"
+            f"{what} needs {error.name}; install it by pip install 'latentsync[{extra}]'"
         ) from error
 
 

@@ -20,6 +20,7 @@ LAYERS = [
     {"archives", "cache", "as_published", "blend", "diffusion", "downloads", "faces", "speech"}
     | {"upscale"},
     {"weights", "voice_activity", "occlusion"},
+    {"network"},
     {"painter", "pace", "restorers"},
     {"casting", "voices"},
     {"pipeline", "upscale_clip"},
@@ -32,7 +33,12 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
-ONLY = {"av": "media", "insightface": "faces", "whisper": "speech"}  # library -> its one importer
+ONLY = {
+    "av": "media",
+    "gradio": "page",
+    "insightface": "faces",
+    "whisper": "speech",
+}  # library -> its one importer
 MAX_LINES, MAX_FUNCTION = 500, 60
 
 

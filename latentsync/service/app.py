@@ -18,9 +18,10 @@ from latentsync.service.front import Front, FrontOf
 from latentsync.service.housekeeping import Housekeeping
 from latentsync.service.signing import Signer
 
-__all__ = ["create_app"]
+__all__ = ["PAGE", "create_app"]
 
 MAX_BODY = 256 * 1024  # bytes of a request that is no upload
+PAGE = "/app"  # where the page is, which bounds its uploads itself
 
 
 def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
@@ -61,7 +62,7 @@ class BoundedBody:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(FILES):
+        if scope["type"] != "http" or scope["path"].startswith((FILES, f"{PAGE}/")):
             await self._app(scope, receive, send)
             return
         size = 0

@@ -3,13 +3,14 @@
 import asyncio
 import math
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from latentsync.service.answers import TaskData, task_data
@@ -22,7 +23,7 @@ from latentsync.service.settings import HOUR, MODEL_PATH
 from latentsync.service.signing import Signer
 from latentsync.service.tables import ENDED, Key, Task
 
-__all__ = ["Beginner", "Caller", "Front", "FrontOf"]
+__all__ = ["Beginner", "Caller", "Front", "FrontOf", "visitor_of"]
 
 LOOK_EVERY = 0.2  # s, at a task whose end is waited for
 MAX_LINK_SECONDS = 7 * 24 * 3600
@@ -113,6 +114,25 @@ def caller(
 
 
 Caller = Annotated[Key, Depends(caller)]
+
+
+def visitor_of(front: Front) -> Callable[[Request], Awaitable[str]]:
+    """Who looks at a page: a browser asks its user for a password, which must be a key."""
+    basic = HTTPBasic(auto_error=False)
+
+    async def visitor(request: Request) -> str:
+        given = await basic(request)
+        if given:
+            key = await run_in_threadpool(front.service.keys.find, given.password)
+            if key:
+                return key.name
+        raise HTTPException(
+            HTTPStatus.UNAUTHORIZED,
+            "no valid key; give one as the password, with any name",
+            {"WWW-Authenticate": 'Basic realm="any name, and a key of this service"'},
+        )
+
+    return visitor
 
 
 def beginner(front: FrontOf, key: Caller) -> Key:

@@ -56,7 +56,8 @@ def find_clips(folder: Path) -> list[Path]:
     found = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
         # What `latentsync prepare` hasn't finished lies in a hidden folder.
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
