@@ -37,15 +37,19 @@ def prepare(
     max_offset: Annotated[
         int, typer.Option(help="0-15 frames of 1/25 s by which sound may be moved.")
     ] = 6,
+    quality: Annotated[
+        str, typer.Option(help="auto (if hyperIQA's weights are there), hyperiqa or laplacian.")
+    ] = "auto",
+    min_quality: Annotated[float, typer.Option(help="0-100, of hyperIQA.")] = 40.0,
     min_sharpness: Annotated[
-        float, typer.Option(help="Variance of the Laplacian of the face; 0 takes any.")
+        float, typer.Option(help="Without hyperIQA: variance of the Laplacian of the face; 0: any.")
     ] = 10.0,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu.")] = None,
 ) -> None:
-    """Choose clips to train on from a folder of videos: one face, in sync, sharp, 5-10 s.
+    """Choose clips to train on from a folder of videos: one face, in sync, clear, 5-10 s.
 
     The same command again goes on where it was stopped, however it was.
     OUTPUT gets clips/ (for `train unet --data OUTPUT`), index.jsonl,

@@ -11,7 +11,13 @@ from tests.clips import babble, picture, write_clip
 from tests.stubs import SIZE
 
 EASY = Settings(
-    min_seconds=1, max_seconds=2, min_face=40, min_sharpness=0, sync="none", detector="builtin"
+    min_seconds=1,
+    max_seconds=2,
+    min_face=40,
+    sync="none",
+    quality="laplacian",
+    min_sharpness=0,
+    detector="builtin",
 )
 
 

@@ -14,7 +14,8 @@ from latentsync.evaluation.sync import face_crops, mfcc, sync_confidence
 from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.preparation import Settings, prepare, runner
 from latentsync.preparation.clip import clip_name
-from latentsync.preparation.steps import Segments, Shots, Sync, sharpness
+from latentsync.preparation.quality import sharpness
+from latentsync.preparation.steps import Segments, Shots, Sync
 from latentsync.preparation.stretch import Rejected, Stretch, Tools
 from latentsync.preparation.summary import left_after
 from latentsync.training import dataset
@@ -315,7 +316,7 @@ def test_without_syncnet_it_is_said_once_and_nothing_is_claimed(raw, tmp_path, s
 def test_sync_wants_sound(tmp_path):
     np.zeros(640 * 30, np.int16).tofile(tmp_path / "sound.s16")
     step = Sync(False, 256, 3, 6, 25)
-    (found,) = step(Stretch(Path("a"), 0, 30), Tools(StubDetector(), None, tmp_path))
+    (found,) = step(Stretch(Path("a"), 0, 30), Tools(StubDetector(), None, None, tmp_path))
     assert (found.reason, found.figure) == ("silence", -100.0)
 
 

@@ -39,13 +39,13 @@ def test_options(asked):
     words = (
         "raw -o out --workers 3 --size 512 --form aligned --min-seconds 4 --max-seconds 8 "
         "--detector builtin --min-face 90 --sync none --min-confidence 2 --max-offset 9 "
-        "--min-sharpness 3 --weights w --device cpu"
+        "--quality laplacian --min-quality 50 --min-sharpness 3 --weights w --device cpu"
     )
     assert CliRunner().invoke(app, words.split()).exit_code == 0
     settings = Settings(
         size=512, form="aligned", min_seconds=4, max_seconds=8, detector="builtin", min_face=90,
-        sync="none", min_confidence=2, max_offset=9, min_sharpness=3, weights=Path("w"),
-        device="cpu",
+        sync="none", min_confidence=2, max_offset=9, quality="laplacian", min_quality=50,
+        min_sharpness=3, weights=Path("w"), device="cpu",
     )  # fmt: skip
     assert asked == [(Path("raw"), Path("out"), settings, 3)]
 

@@ -1,6 +1,5 @@
 """A folder of raw clips in, a folder to train on out: `prepare`."""
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,14 +9,12 @@ from pathlib import Path
 
 from latentsync.errors import Cancelled, InputError, OptionError, OutputError
 from latentsync.preparation.journal import Journal, Record
-from latentsync.preparation.settings import SYNCNET, Settings
+from latentsync.preparation.settings import Settings
 from latentsync.preparation.summary import write_summary
 from latentsync.preparation.work import Source
 from latentsync.preparation.workers import Finished, here, in_processes
 
 __all__ = ["SUFFIXES", "Tally", "find_sources", "prepare"]
-
-log = logging.getLogger(__name__)
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
 TELL_EVERY = 0.2  # seconds: counting takes as long as there are files
@@ -73,17 +70,13 @@ def prepare(
         WeightsError, BackendUnavailable: a net that was asked for can't be had.
         Cancelled: `cancelled` said so.
     """
-    raw, output, settings = Path(raw), Path(output), settings or Settings()
+    raw, output = Path(raw), Path(output)
     if workers < 0:
         raise OptionError(f"workers is {workers}; it must be 0 or more")
     _check_apart(raw, output)
     sources = find_sources(raw)
+    settings = (settings or Settings()).settled()
     tools = settings.tools(output / ".prepare" / "work" / "here")
-    if settings.syncnet is None and settings.sync == "auto":
-        log.warning(
-            "%s is not among the weights: lip-sync is not measured; run `latentsync download eval`",
-            SYNCNET,
-        )
     with Journal(output, settings.signature(tools)) as journal:
 
         def check() -> None:

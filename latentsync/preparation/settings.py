@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,25 +11,28 @@ from latentsync.cache import file_digest
 from latentsync.errors import OptionError
 from latentsync.evaluation.sync import load_eval_syncnet
 from latentsync.preparation.clip import Form, Write
+from latentsync.preparation.quality import load_hyper_iqa
 from latentsync.preparation.steps import (
     Decode,
     OneFace,
     Quality,
     Resample,
     Segments,
+    Sharpness,
     Shots,
     Sync,
 )
 from latentsync.preparation.stretch import FPS, Named, Step, Tools
 
-__all__ = ["Settings", "SyncBy"]
+__all__ = ["QualityBy", "Settings", "SyncBy"]
 
 log = logging.getLogger(__name__)
 
 SyncBy = Literal["auto", "syncnet", "none"]
+QualityBy = Literal["auto", "hyperiqa", "laplacian"]
 SIZES = (256, 512)
 MAX_SHIFT = 15  # frames that SyncNet's curve reaches
-SYNCNET = "auxiliary/syncnet_v2.model"
+SYNCNET, HYPER_IQA = "auxiliary/syncnet_v2.model", "auxiliary/koniq_pretrained.pkl"
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,18 @@ class Settings:
     sync: SyncBy = "auto"  # "auto": by SyncNet where its file is there
     min_confidence: float = 3.0
     max_offset: int = 6  # frames
-    min_sharpness: float = 10.0  # see `steps.Quality`
+    quality: QualityBy = "auto"  # "auto": by hyperIQA where its file is there
+    min_quality: float = 40.0  # 0-100, of hyperIQA; as published
+    min_sharpness: float = 10.0  # without hyperIQA, see `steps.Sharpness`
     weights: Path | None = None  # folder; None: $LATENTSYNC_WEIGHTS, then weights/
-    device: str | None = None  # of SyncNet and the detector; None: what there is
+    device: str | None = None  # of the nets and the detector; None: what there is
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("size", self.size, SIZES),
             ("form", self.form, get_args(Form)),
             ("sync", self.sync, get_args(SyncBy)),
+            ("quality", self.quality, get_args(QualityBy)),
         ):
             if value not in allowed:
                 raise OptionError(f"{name} is {value!r}; it must be {_either(allowed)}")
@@ -70,6 +76,7 @@ class Settings:
             ("detect_every", self.detect_every, 1, 50),
             ("min_confidence", self.min_confidence, 0, 100),
             ("max_offset", self.max_offset, 0, MAX_SHIFT),
+            ("min_quality", self.min_quality, 0, 100),
             ("min_sharpness", self.min_sharpness, 0, 1e6),
         ):
             if not lowest <= number <= highest:
@@ -86,6 +93,30 @@ class Settings:
         wanted = self.sync == "syncnet" or (self.sync == "auto" and path.is_file())
         return path if wanted else None
 
+    @property
+    def hyper_iqa(self) -> Path | None:
+        """The file of the net that measures quality, where it is not measured without one."""
+        path = weights.root(self.weights) / HYPER_IQA
+        wanted = self.quality == "hyperiqa" or (self.quality == "auto" and path.is_file())
+        return path if wanted else None
+
+    def settled(self) -> "Settings":
+        """With what "auto" stands for now, so that files that come or go change nothing any more.
+
+        Says in the log what can't be measured.
+        """
+        missing = "%s is not among the weights: %s; run `latentsync download eval`"
+        if self.sync == "auto" and self.syncnet is None:
+            log.warning(missing, SYNCNET, "lip-sync is not measured")
+        if self.quality == "auto" and self.hyper_iqa is None:
+            instead = "quality is measured by the variance of the Laplacian, not by hyperIQA"
+            log.warning(missing, HYPER_IQA, instead)
+        return replace(
+            self,
+            sync="syncnet" if self.syncnet else "none",
+            quality="hyperiqa" if self.hyper_iqa else "laplacian",
+        )
+
     def steps(self) -> list[Step]:
         """In their order; `Write` comes after them."""
         shortest, longest = (round(s * FPS) for s in (self.min_seconds, self.max_seconds))
@@ -97,7 +128,9 @@ class Settings:
             Segments(shortest, longest),
             OneFace(self.size, self.min_face_px, self.detect_every),
             Sync(measured, self.size, self.min_confidence, self.max_offset, shortest),
-            Quality(self.size, self.min_sharpness),
+            Quality(self.size, self.min_quality)
+            if self.hyper_iqa
+            else Sharpness(self.size, self.min_sharpness),
         ]
 
     def write(self) -> Write:
@@ -115,15 +148,16 @@ class Settings:
             root=weights.root(self.weights) / "auxiliary",
             gpu=device.type not in ("cpu", "mps"),
         )
-        net = None if self.syncnet is None else load_eval_syncnet(self.syncnet, device)
-        return Tools(detector, net, folder)
+        syncnet = load_eval_syncnet(self.syncnet, device) if self.syncnet else None
+        hyper_iqa = load_hyper_iqa(self.hyper_iqa, device) if self.hyper_iqa else None
+        return Tools(detector, syncnet, hyper_iqa, folder)
 
     def signature(self, tools: Tools) -> str:
         """All that the clips of a file follow from beside the file, as JSON."""
         steps: list[Named] = [*self.steps(), self.write()]
         said = [[step.name, step.version, vars(step)] for step in steps]
-        net = self.syncnet and file_digest(self.syncnet)
-        return json.dumps([said, tools.detector.describe(), net])
+        nets = [path and file_digest(path) for path in (self.syncnet, self.hyper_iqa)]
+        return json.dumps([said, tools.detector.describe(), *nets])
 
 
 def _either(allowed: tuple[object, ...]) -> str:

@@ -6,7 +6,8 @@
     Segments   split into 5-10 s
     OneFace    exactly one face, in all frames, large enough; and its affine
     Sync       lips and sound fit; by how many frames the sound is to be moved
-    Quality    the face is sharp
+    Quality    the face looks good, by hyperIQA
+    Sharpness  in its place, without hyperIQA's weights: the face is sharp
 
 Each takes a stretch and gives stretches and what it left out. Published order and figures:
 https://github.com/bytedance/LatentSync/blob/a229c39/README.md#-data-processing-pipeline
@@ -14,13 +15,12 @@ https://github.com/bytedance/LatentSync/blob/a229c39/README.md#-data-processing-
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
-import cv2
 import numpy as np
 
 from latentsync import align, faces
@@ -28,6 +28,7 @@ from latentsync.errors import MediaError, OutputError
 from latentsync.evaluation.sync import SyncScore, face_crops, sync_confidence
 from latentsync.faces.cuts import with_cuts
 from latentsync.media import AudioReader, VideoReader
+from latentsync.preparation.quality import hyper_iqa, sharpness
 from latentsync.preparation.stretch import FPS, SAMPLE_RATE, SAMPLES, Rejected, Stretch, Tools
 from latentsync.types import FaceTrack, FloatArray, Frame
 
@@ -38,11 +39,11 @@ __all__ = [
     "Quality",
     "Resample",
     "Segments",
+    "Sharpness",
     "Shots",
     "Sync",
     "crops",
     "scales",
-    "sharpness",
 ]
 
 Results = Iterator[Stretch | Rejected]
@@ -249,10 +250,29 @@ class Sync:
 
 @dataclass(frozen=True)
 class Quality:
+    """The face looks good enough, by hyperIQA: its first, middle and last picture, as published."""
+
+    size: int  # px, side of the crop
+    min_quality: float  # 0-100
+    name: ClassVar[str] = "quality"
+    version: ClassVar[int] = 1
+
+    def __call__(self, stretch: Stretch, tools: Tools) -> Results:
+        assert tools.hyper_iqa is not None
+        places = sorted({0, len(stretch) // 2, len(stretch) - 1})
+        value = round(hyper_iqa(tools.hyper_iqa, list(crops(stretch, self.size, places))), 2)
+        if not value >= self.min_quality:  # nor is what is no number
+            yield Rejected("low visual quality", value, stretch.start, stretch.stop)
+            return
+        yield replace(stretch, figures={**stretch.figures, "hyper_iqa": value})
+
+
+@dataclass(frozen=True)
+class Sharpness:
     """The face is sharp enough: the variance of the Laplacian of its aligned crop in grey levels.
 
-    A stand-in for hyperIQA, by which the published data were chosen (40 or more): it sees blur and
-    enlargement, and takes noise and compression for detail. The median over the looked-at frames.
+    A stand-in for hyperIQA where its weights aren't: it sees blur and enlargement, and takes noise
+    and compression for detail. The median over the looked-at frames.
     """
 
     size: int  # px, side of the crop
@@ -262,7 +282,8 @@ class Quality:
     version: ClassVar[int] = 1
 
     def __call__(self, stretch: Stretch, tools: Tools) -> Results:  # noqa: ARG002 - a Step
-        seen = [sharpness(crop) for crop in crops(stretch, self.size, self.every)]
+        places = range(0, len(stretch), self.every)
+        seen = [sharpness(crop) for crop in crops(stretch, self.size, places)]
         value = round(float(np.median(seen)), 2)
         if value < self.min_sharpness:
             yield Rejected("blurred", value, stretch.start, stretch.stop)
@@ -270,17 +291,13 @@ class Quality:
         yield replace(stretch, figures={**stretch.figures, "laplacian": value})
 
 
-def sharpness(crop: Frame) -> float:
-    """Variance of the Laplacian, in squared grey levels: below about 10 a face is blurred."""
-    return float(cv2.Laplacian(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
-
-
-def crops(stretch: Stretch, size: int, every: int = 1) -> Iterator[Frame]:
-    """The aligned face of one frame in `every`, (size, size, 3)."""
+def crops(stretch: Stretch, size: int, places: Sequence[int] | None = None) -> Iterator[Frame]:
+    """The aligned face of each frame, (size, size, 3), or of those at `places` of the stretch."""
     assert stretch.track is not None
+    chosen = range(len(stretch)) if places is None else places
     with VideoReader(stretch.path) as reader:
-        frames = reader.frames(range(stretch.start, stretch.stop, every))
-        for frame, affine in zip(frames, stretch.track.affine[::every], strict=True):
+        frames = reader.frames([stretch.start + place for place in chosen])
+        for frame, affine in zip(frames, stretch.track.affine[list(chosen)], strict=True):
             box = align.face_box(affine, size, frame.width, frame.height)
             yield align.cut_face(frame.rgb(box), box, affine, size)
 

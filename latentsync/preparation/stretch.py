@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from latentsync.faces import Detector
 from latentsync.models.eval_syncnet import EvalSyncNet
+from latentsync.models.hyper_iqa import HyperIQA
 from latentsync.types import FaceTrack
 
 __all__ = ["FPS", "SAMPLES", "SAMPLE_RATE", "Named", "Rejected", "Step", "Stretch", "Tools"]
@@ -56,6 +57,7 @@ class Tools:
 
     detector: Detector
     syncnet: EvalSyncNet | None  # None: lip-sync is not measured
+    hyper_iqa: HyperIQA | None  # None: quality is measured without a net
     folder: Path  # for what is made on the way; of one process, emptied after each file
 
     def sound(self) -> NDArray[np.int16]:

@@ -31,6 +31,7 @@ FACES, COLUMNS, THUMBNAIL = 32, 8, 112  # of the contact sheet; px
 MOST_REASONS = 30  # rows of a table
 BINS = 24
 COLOUR = "#3b6ea5"
+QUALITY = {"hyper_iqa": "hyperIQA, 0-100", "laplacian": "sharpness, variance of Laplacian"}
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>Prepared clips</title>
@@ -109,7 +110,8 @@ def _plots(
     confidences += [one["figure"] for one in rejected if one["reason"] == LOW_CONFIDENCE]
     _histogram(axes[1, 0], "sync confidence, also of what is left out", confidences)
     _histogram(axes[1, 1], "sound moved by, frames", [sync["offset"] for sync in measured])
-    _histogram(axes[2, 0], "sharpness, variance of Laplacian", [c["laplacian"] for c in clips])
+    measure = "hyper_iqa" if settings.hyper_iqa else "laplacian"
+    _histogram(axes[2, 0], QUALITY[measure], [c[measure] for c in clips])
     left = left_after(sum(record["seconds"] for record in records), rejected, settings)
     funnel, names = axes[2, 1], list(left)
     bars = funnel.barh(names, [left[name] / 60 for name in names], color=COLOUR)
