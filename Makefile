@@ -54,9 +54,9 @@ lint: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps insightface==2.1 lpips==0.1.4
 	touch $@
 
-# What only `test-all` wants: the page and its browser's driver, and Ray.
+# What only `test-all` wants: the page and its browser's driver, Ray, servers to test against.
 .venv/heavy: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[app,cluster]' 'playwright>=1.50'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[heavy]'
 	touch $@
 
 # Restoration's own environment: all of .venv's, and torchvision with what needs it, for a build of

@@ -37,8 +37,9 @@ from latentsync.mask import paste_share
 from latentsync.media import VideoFrame, VideoReader, VideoWriter
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
+from latentsync.network import Network
 from latentsync.options import Options, Preset
-from latentsync.painter import Painter, Role
+from latentsync.painter import Role
 from latentsync.speech import SpeechEncoder
 from latentsync.types import Face, FaceTrack, FloatArray, Frame
 from latentsync.weights import Nets
@@ -123,7 +124,7 @@ def without_network(size: tuple[int, int]) -> LipSync:
         vae=VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4),
         whisper=WhisperConfig(n_audio_state=32, n_audio_head=2, n_audio_layer=1),
     )
-    Painter._spoken = lambda _, batch: [group.crops for group in batch]
+    Network.drawn = lambda _, work: work.crops
     nets = Nets(config, UNet(config.unet), VAE(config.vae), SpeechEncoder(config.whisper))
     return LipSync(nets, Seen(size))
 

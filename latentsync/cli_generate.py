@@ -1,10 +1,12 @@
 """The command line of the main path: `latentsync generate`."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +15,12 @@ from latentsync.errors import OptionError
 from latentsync.reporter import interruptible
 from latentsync.types import Result
 
-__all__ = ["PUBLISHED_SPELLINGS", "generate"]
+if TYPE_CHECKING:
+    from latentsync.network import Engine
+
+__all__ = ["ENGINES", "PUBLISHED_SPELLINGS", "EngineName", "RayAddress", "check_engine", "generate"]
+
+ENGINES = ("local", "ray")
 
 # How users of the published scripts spell options; understood, and not shown in help.
 PUBLISHED_SPELLINGS = {
@@ -191,6 +198,16 @@ Compile = Annotated[bool, machine_option("--compile", help="Let torch.compile ma
 Weights = Annotated[
     Path | None, machine_option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
 ]
+EngineName = Annotated[
+    str, machine_option("--engine", help="local, or ray: many GPUs draw one clip together.")
+]
+Replicas = Annotated[
+    int | None, machine_option(help="Of the model, with --engine ray; default one a GPU.")
+]
+RayAddress = Annotated[
+    str | None,
+    machine_option(help="HOST:6379 of a cluster, or auto; default $RAY_ADDRESS, or this machine."),
+]
 
 
 def generate(
@@ -246,6 +263,9 @@ def generate(
     offload: OffloadName = "auto",
     compile_: Compile = False,
     weights: Weights = None,
+    engine: EngineName = "local",
+    replicas: Replicas = None,
+    ray_address: RayAddress = None,
     report: Report = False,  # noqa: ARG001
     as_json: AsJson = False,
     video_path: Annotated[Path | None, typer.Option("--video_path", hidden=True)] = None,
@@ -268,24 +288,27 @@ def generate(
     if lossless:
         choices["crf"] = 0
     options = Options.published(**choices) if published else Options(**choices)
+    check_engine(engine, replicas=replicas, ray_address=ray_address)
     # What can be seen at once is said before gigabytes are loaded.
     sounds = list(voices.values()) if isinstance(voices, dict) else [voices]
     check_output(output, (video, *sounds))
     limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
     for path in (video, *sounds):
         open_media(path, limits).close()
-    lipsync = LipSync.load(
-        model,
-        weights=weights,
-        device=device,
-        dtype=dtype,
-        detector=detector,
-        occluder=occluder,
-        offload=offload,  # type: ignore[arg-type]
-        compile=compile_,
-        attention=attention,  # type: ignore[arg-type]  # checked there, with the allowed names
-    )
-    with bars() as drawn:
+    how: dict[str, Any] = {
+        "weights": weights,
+        "device": device,
+        "dtype": dtype,
+        "offload": offload,
+        "compile": compile_ and engine == "local",  # else the replicas do
+        "attention": attention,
+    }
+    lipsync = LipSync.load(model, detector=detector, occluder=occluder, **how)
+    how["compile"] = compile_
+    with (
+        _engine(engine, model, replicas, ray_address, how) as lipsync.engine,
+        bars() as drawn,
+    ):
         run = partial(lipsync.run, video, voices, output, options=options, progress=shown_on(drawn))
         result = interruptible(lambda cancelled: run(cancelled=cancelled))
     if as_json:
@@ -293,6 +316,28 @@ def generate(
     else:
         typer.echo(result.path)
         typer.echo(_summary(result))
+
+
+@contextmanager
+def _engine(
+    engine: str, model: str, number: int | None, address: str | None, how: dict[str, Any]
+) -> "Iterator[Engine | None]":
+    if engine == "local":
+        yield None
+        return
+    from latentsync.cluster.replicas import replicas
+
+    with replicas(model, number=number, address=address, **how) as crew:
+        yield crew
+
+
+def check_engine(engine: str, **only_ray: object) -> None:
+    """Raises OptionError where the engine is unknown, or its options are another's."""
+    if engine not in ENGINES:
+        raise OptionError(f"engine is {engine!r}; it must be {' or '.join(ENGINES)}")
+    given = [name for name, value in only_ray.items() if value is not None]
+    if given and engine != "ray":
+        raise OptionError(f"--{given[0].replace('_', '-')} without --engine ray; give that, too")
 
 
 def _voices(speakers: list[str], audio: Path | None) -> dict[str, Path]:

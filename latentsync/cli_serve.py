@@ -4,8 +4,8 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentsync.cli_generate import EngineName, RayAddress, check_engine
 from latentsync.errors import BackendUnavailable, OptionError
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ Compile = Annotated[
         "--compile/--no-compile",
         help="Let each worker make kernels as it starts, which takes minutes; default on a GPU.",
     ),
+]
+MinReplicas = Annotated[
+    int | None, typer.Option(help="With --engine ray, kept where there is nothing to do; 1.")
+]
+MaxReplicas = Annotated[
+    int | None, typer.Option(help="With --engine ray, with a long queue; default one a GPU.")
 ]
 Workers = Annotated[int, typer.Option(help="Processes, each with a model of its own.")]
 
@@ -107,6 +114,10 @@ def serve(
     url_hours: UrlHours = 24.0,
     lease_seconds: LeaseSeconds = 30.0,
     private_addresses: Private = False,
+    engine: EngineName = "local",
+    min_replicas: MinReplicas = None,
+    max_replicas: MaxReplicas = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Take tasks over HTTP, like the hosted API, and work them off.
 
@@ -115,6 +126,8 @@ def serve(
     """
     from latentsync.service.settings import Settings
 
+    given = {"min_replicas": min_replicas, "max_replicas": max_replicas}
+    check_engine(engine, **given, ray_address=ray_address)
     if no_auth and host not in LOOPBACK:
         raise OptionError(f"--no-auth on {host} would be open to everybody; use 127.0.0.1, or keys")
     if not public_url and host in ("0.0.0.0", "::"):  # noqa: S104 - asked for, not chosen
@@ -122,7 +135,7 @@ def serve(
             f"on {host} answers can't tell where this is; give --public-url http://NAME:{port}"
         )
     settings = Settings(
-        data=data,
+        data=data.resolve(),  # replicas of Ray have a working folder of their own
         database=database,
         storage=storage,
         public_url=public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}",
@@ -139,18 +152,40 @@ def serve(
         lease_seconds=lease_seconds,
         private_addresses=private_addresses,
     )
-    _serve(settings, host, port, workers, no_auth, page)
+    working = partial(_processes, workers=workers)
+    if engine == "ray":
+        from latentsync.cluster.fleet import serving
+
+        working = partial(serving, least=min_replicas, most=max_replicas, address=ray_address)
+    _serve(settings, host, port, working, no_auth, page)
+
+
+@contextmanager
+def _processes(service: "Service", *, workers: int) -> Iterator[None]:
+    """Workers on this machine."""
+    from latentsync.service.supervisor import Supervisor
+
+    supervisor = Supervisor(service.settings, workers, service.settings.data / "work")
+    supervisor.start()
+    try:
+        yield
+    finally:
+        supervisor.stop()
 
 
 def _serve(
-    settings: "Settings", host: str, port: int, workers: int, no_auth: bool, page: bool
+    settings: "Settings",
+    host: str,
+    port: int,
+    working: "Callable[[Service], AbstractContextManager[None]]",
+    no_auth: bool,
+    page: bool,
 ) -> None:
     with _installed():
         import uvicorn
 
         from latentsync.service.app import create_app
         from latentsync.service.core import Service
-        from latentsync.service.supervisor import Supervisor
 
     signal.signal(signal.SIGTERM, _leave)
     logging.getLogger("latentsync.service").setLevel(logging.INFO)
@@ -160,14 +195,10 @@ def _serve(
         app = create_app(service, needs_key=not no_auth)
         if page:
             _show_page(app)
-        supervisor = Supervisor(settings, workers, settings.data / "work")
-        supervisor.start()
-        try:
+        with working(service):
             uvicorn.run(
                 app, host=host, port=port, access_log=False, timeout_graceful_shutdown=STOP_SECONDS
             )
-        finally:
-            supervisor.stop()
 
 
 def _show_page(app: "FastAPI") -> None:

@@ -7,6 +7,7 @@
 Each is an iterator over the one before, so that each may run in a thread of its own.
 """
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,28 +19,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from latentsync import align, as_published, cache, diffusion, timeline, types
+from latentsync import align, as_published, timeline, types
 from latentsync.blend import match_colour, mouth_ring
-from latentsync.devices import free_memory, groups_that_fit
-from latentsync.errors import LatentSyncError
 from latentsync.kept import Kept
 from latentsync.mask import keep_mask, paste_share
+from latentsync.network import Drawing, Work, in_range, levels
 from latentsync.occlusion import Occluder
 from latentsync.options import Options
 from latentsync.reporter import Reporter
 from latentsync.speech import SpeechFeatures
-from latentsync.types import Box, FaceTrack, FloatArray, Frame, Segment
+from latentsync.types import Box, FaceTrack, FloatArray, Frame, IntArray, Segment
 from latentsync.upscale import Restorer, Upscaler
-from latentsync.weights import Nets
 
 __all__ = ["Group", "Painter", "Picture", "Role"]
 
-# Of what is kept of frames that will be shown again, at 512 px: crops of half a minute, on the CPU,
-# and latents of a minute and a half, where the nets are.
-CROP_BYTES, LATENT_BYTES = 640 * 2**20, 128 * 2**20
-
-
-MOST_GROUPS = 4  # at once, unless asked for more: their frames, at 4K 0.8 GB, wait together
+CROP_BYTES = 640 * 2**20  # of frames that will be shown again: at 512 px, half a minute
 
 
 class Picture(types.Picture, Protocol):
@@ -55,6 +49,12 @@ class Role:
     track: FaceTrack
     plan: list[Segment]
     speech: SpeechFeatures
+
+    @property
+    def times(self) -> IntArray:
+        """(n,) how often the face of each source frame is drawn."""
+        drawn = [segment.source for segment in self.plan if not segment.passthrough]
+        return np.bincount(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -73,44 +73,35 @@ class Group:
 
 
 class Painter:
-    """Paints one face through one run, by one call's options and from one noise map.
+    """Paints one face through one run, by one call's options.
 
-    A source frame that is shown again (a turn, a loop, a still picture) is cut out and encoded
-    once, as long as there is room to keep it. With a sampled posterior each showing has noise of
-    its own, so latents aren't kept then.
+    A source frame that is shown again (a turn, a loop, a still picture) is cut out once, as long as
+    there is room to keep it.
+
+    Args:
+        draw: the network.
+        side: px, R of its crops.
     """
 
     def __init__(
         self,
-        nets: Nets,
+        draw: Drawing,
+        side: int,
         role: Role,
         options: Options,
         reporter: Reporter,
-        known: cache.Latents | None = None,
         occluder: Occluder | None = None,
         restorer: Restorer | None = None,
     ) -> None:
-        self._nets, self._role, self._options, self._reporter = nets, role, options, reporter
-        self._occluder = occluder
-        self._side = nets.config.resolution
+        self._draw, self._side, self._role = draw, side, role
+        self._options, self._reporter, self._occluder = options, reporter, occluder
         self._upscaler = Upscaler(restorer, self._side, options) if restorer else None
         self._before = (-2, -1)  # the output frame restored last, and its source frame
-        self._like = nets.unet.conv_in.weight  # what goes into the nets has its device and dtype
-        draw = diffusion.seeded_draw(options.seed)
-        self._noise = draw(nets.vae.latent_shape(self._side)).to(self._like)
-        self._draw = draw if options.vae_posterior == "sample" else None
-        self._mask = torch.from_numpy(keep_mask(self._side)).to(self._like)
         self._ring = torch.from_numpy(mouth_ring(self._side))
-        self._hole = 1 - self._mask.float().cpu()
+        self._hole = 1 - torch.from_numpy(keep_mask(self._side))
         share = torch.from_numpy(paste_share(self._side))
         self._share = share if options.paste == "mouth" else None
-        self.batch = 1 if options.overlap or self._draw else options.batch or usual_batch(nets)
-        drawn = [segment.source for segment in role.plan if not segment.passthrough]
-        times = np.bincount(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
-        self._crops: Kept[Tensor] = Kept(times, CROP_BYTES)
-        self._latents: Kept[Tensor] = Kept(times, 0 if self._draw else LATENT_BYTES)
-        self._known = known
-        self._seam = diffusion.Seam(0, 0, [])
+        self._crops: Kept[Tensor] = Kept(role.times, CROP_BYTES)
 
     def cut(self, pictures: Generator[Picture, None, None]) -> Generator[Group, None, None]:
         """The run's frames, in the order of the output, in groups, with the face cut out.
@@ -142,26 +133,27 @@ class Painter:
         a restorer they are larger, and of the frames that no other group gives.
 
         Raises:
-            LatentSyncError: the network's output is not finite, or memory doesn't suffice.
+            LatentSyncError: as `Drawing` says.
         """
-        with closing(groups):
+        given: deque[list[Group]] = deque()  # to the network, and not yet come back
+
+        def works() -> Generator[Work | None, None, None]:
             for batch in self._batches(self._reporter.each("wait", groups)):
-                if batch[0].crops is None:
+                given.append(batch)
+                with self._reporter.timed("network"):
+                    work = self._work(batch)
+                yield work
+
+        with closing(groups), closing(self._draw(works())) as drawn:
+            for faces in drawn:
+                batch = given.popleft()
+                if faces is None:
                     yield from ((group, None) for group in batch)
                     continue
-                with self._reporter.timed("network"):
-                    try:
-                        drawn = self._spoken(batch)
-                    except torch.OutOfMemoryError as error:
-                        raise LatentSyncError(
-                            f"{self._like.device} has too little memory for {len(batch)} x "
-                            f"{len(batch[0].shown)} frames of {self._side} px in "
-                            f"{self._like.dtype}; free some, use batch 1, dtype float16, or the "
-                            "smaller model v1.5"
-                        ) from error
-                last = drawn[-1][-1]
-                self._reporter.show((_levels(last) if self._as_published else last).numpy())
-                yield from map(self._upscaled, batch, drawn)
+                last = faces[-1][-1]
+                self._reporter.show((levels(last) if self._as_published else last).numpy())
+                yield from map(self._upscaled, batch, faces)
+                del batch, faces, last  # else they would be held while the next are drawn
 
     def paste(
         self, drawn: Generator[tuple[Group, Tensor | None], None, None]
@@ -180,39 +172,24 @@ class Painter:
     def _batches(self, groups: Iterator[Group]) -> Iterator[list[Group]]:
         """Neighbouring groups of equal length that the network sees at once."""
         for _, alike in groupby(groups, lambda g: (g.crops is None, len(g.shown))):
-            while batch := list(islice(alike, self.batch)):
+            while batch := list(islice(alike, self._draw.batch)):
                 yield batch
 
-    @torch.inference_mode()
-    def _spoken(self, batch: list[Group]) -> Tensor:
-        """The crops of each group, as `speak` gives them."""
-        first, last = batch[0], batch[-1]
-        crops = torch.stack([group.crops for group in batch if group.crops is not None])
-        pixels = _in_range(crops.to(self._like.device)).to(self._like)
-        latents = self._encoded(batch, pixels)
-        speech = [self._role.speech[g.segment.start : g.segment.stop] for g in batch]
-        self._seam = diffusion.Seam(first.segment.shared, last.keep, self._seam.steps)
-        denoised = diffusion.denoise(
-            self._nets.unet,
-            self._noise,
-            self._mask,
-            latents,
-            torch.stack(speech).to(self._like),
-            self._options.effort,
-            guidance_scale=self._options.guidance_scale,
-            before_step=self._reporter.check,
-            seam=self._seam,
+    def _work(self, batch: list[Group]) -> Work | None:
+        """What the network needs of a batch; None where nobody speaks."""
+        crops = [group.crops for group in batch if group.crops is not None]
+        if not crops:
+            return None
+        segments = [group.segment for group in batch]
+        return Work(
+            crops=torch.stack(crops),
+            speech=torch.stack([self._role.speech[one.start : one.stop] for one in segments]),
+            source=np.concatenate([one.source for one in segments]),
+            start=segments[0].start,
+            stop=segments[-1].stop,
+            shared=segments[0].shared,
+            keep=batch[-1].keep,
         )
-        faces = diffusion.decode(
-            self._nets.vae, denoised.flatten(0, 1), pixels.flatten(0, 1), self._mask
-        ).float()
-        if not torch.stack(faces.aminmax()).isfinite().all():  # NaN is both least and most
-            raise LatentSyncError(
-                f"frames {first.segment.start}-{last.segment.stop - 1} came out not finite in "
-                f"{self._noise.dtype}; use dtype float32, and check the weights"
-            )
-        faces = faces if self._as_published else _levels(faces)
-        return faces.cpu().unflatten(0, crops.shape[:2])
 
     def _upscaled(self, group: Group, faces: Tensor) -> tuple[Group, Tensor]:
         """The group with its crops, restored if there is a restorer."""
@@ -234,34 +211,6 @@ class Painter:
         if frame != last + 1 or cut is None:
             return frame != last + 1
         return bool(timeline.new_shots(np.array([shown, source]), cut)[1])
-
-    def _encoded(self, batch: list[Group], pixels: Tensor) -> diffusion.Latents:
-        """Of (g, f, 4, h, w)."""
-        flat, groups = pixels.flatten(0, 1), (len(batch), -1)
-        if self._draw is not None:
-            new = diffusion.encode(self._nets.vae, flat, self._mask, self._draw)
-            both = torch.stack([new.masked, new.reference], dim=1)
-            return _latents(both.unflatten(0, groups))
-        indices = np.concatenate([group.segment.source for group in batch]).tolist()
-        known = {i: found for i in indices if (found := self._remembered(i)) is not None}
-        fresh = {i: place for place, i in enumerate(indices) if i not in known}
-        if fresh:
-            new = diffusion.encode(self._nets.vae, flat[[*fresh.values()]], self._mask)
-            both = torch.stack([new.masked, new.reference], dim=1)
-            known |= dict(zip(fresh, both, strict=True))
-            if self._known:
-                for i in fresh:
-                    self._known.put(i, known[i])
-        for i in indices:
-            self._latents.shown(i, known[i])
-        return _latents(torch.stack([known[i] for i in indices]).unflatten(0, groups))
-
-    def _remembered(self, index: int) -> Tensor | None:
-        """(2, 4, h, w) masked and reference latents of a source frame, if they are known."""
-        found = self._latents.get(index)
-        if found is None and self._known:
-            return self._known.get(index, (2, *self._noise.shape))
-        return found
 
     def _crop(self, index: int, picture: Picture) -> Tensor:
         """(R, R, 3) uint8: the face, cut out of its frame."""
@@ -291,7 +240,7 @@ class Painter:
         if strength < 1:
             share = strength * (torch.ones(self._side, self._side) if share is None else share)
         if self._occluder is not None and group.crops is not None:
-            seen = self._occluder.visible(_in_range(group.crops[place])[None])[0]
+            seen = self._occluder.visible(in_range(group.crops[place])[None])[0]
             if share is not None and share.shape != seen.shape:
                 seen = interpolate(seen[None, None], share.shape, mode="bilinear")[0, 0]
             share = seen if share is None else seen * share
@@ -307,36 +256,10 @@ class Painter:
         """A drawn crop, in the colours of its face where that is asked."""
         if not self._options.color_match or group.crops is None:
             return face
-        pair = (face if self._as_published else _in_range(face), _in_range(group.crops[place]))
+        pair = (face if self._as_published else in_range(face), in_range(group.crops[place]))
         matched = match_colour(*pair, self._ring, self._hole)
-        return matched if self._as_published else _levels(matched)
+        return matched if self._as_published else levels(matched)
 
     @property
     def _as_published(self) -> bool:
         return self._options.to_uint8 == "truncate"
-
-
-def usual_batch(nets: Nets) -> int:
-    """How many groups the network sees at once: what memory allows, and 1 on a CPU."""
-    like = nets.unet.conv_in.weight
-    if like.device.type == "cpu":
-        return 1
-    side, free = nets.vae.latent_shape(nets.config.resolution)[1], free_memory(like.device)
-    fitting = groups_that_fit(nets.config.unet, side, like.dtype, free, guided=True)
-    return min(fitting, MOST_GROUPS)
-
-
-def _in_range(crops: Tensor) -> Tensor:
-    """(..., R, R, 3) uint8 -> (..., 3, R, R) float32 in [-1, 1]."""
-    return crops.movedim(-1, -3).contiguous().float().div_(127.5).sub_(1)
-
-
-def _levels(faces: Tensor) -> Tensor:
-    """(..., 3, R, R) about [-1, 1] -> (..., R, R, 3) uint8, contiguous."""
-    levels = faces.mul(127.5).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.movedim(-3, -1).contiguous()
-
-
-def _latents(both: Tensor) -> diffusion.Latents:
-    """Of (..., 2, 4, h, w): masked, reference."""
-    return diffusion.Latents(*both.unbind(-4))

@@ -23,13 +23,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync import casting, devices, faces, mel, timeline, voices
+from latentsync import casting, faces, mel, timeline, voices
 from latentsync.ahead import ahead
 from latentsync.cache import Cache, ClipCache, Latents, net_digest
 from latentsync.casting import Clip
-from latentsync.config import PRESETS, UNetConfig
 from latentsync.devices import choose, peak_memory
-from latentsync.errors import OptionError
 from latentsync.faces import FaceChoice
 from latentsync.media import (
     AudioReader,
@@ -40,11 +38,11 @@ from latentsync.media import (
     check_output,
     output_size,
 )
-from latentsync.models.attention import attention_backend
+from latentsync.network import Drawing, Engine, Network, independent, ready_nets
 from latentsync.occlusion import Occluder, OnnxOccluder
 from latentsync.options import MAX_SEED, Options
 from latentsync.pace import FPS, Pace
-from latentsync.painter import Painter, Role, usual_batch
+from latentsync.painter import Painter, Role
 from latentsync.report import comment, report_path, write_report
 from latentsync.reporter import Reporter
 from latentsync.restorers import load_restorer
@@ -60,7 +58,7 @@ from latentsync.types import (
 )
 from latentsync.upscale import Restorer
 from latentsync.voices import Speakers
-from latentsync.weights import Nets, Offload, load_nets, root
+from latentsync.weights import Nets, Offload, root
 
 __all__ = ["LipSync"]
 
@@ -78,11 +76,13 @@ class LipSync:
         detector: faces.Detector,
         occluder: Occluder | None = None,
         folder: Path | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.nets = nets
         self.detector = detector
         self.occluder = occluder
         self.folder = folder or root()  # where weights lie
+        self.engine = engine  # that draws elsewhere, `latentsync.cluster`'s say; None: here
         self._restorers: dict[tuple[str, float], Restorer] = {}
         weight = nets.unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -123,30 +123,19 @@ class LipSync:
             BackendUnavailable: what was asked for can't be used here.
             OptionError: an unknown name.
         """
-        attend = attention_backend(attention)
-        size = PRESETS[str(model)].unet if str(model) in PRESETS else None
-        place, precision = choose(device, dtype, large=size == UNetConfig())
-        # Said before the long part: a container's setup log may lose what is said last.
-        log.info("loading model %s on %s in %s, %s attention", model, place, precision, attention)
-        gpu = place.type not in ("cpu", "mps")  # onnxruntime knows CUDA
+        gpu = choose(device)[0].type not in ("cpu", "mps")  # onnxruntime knows CUDA
         cover = OnnxOccluder(occluder, gpu=gpu) if occluder else None
         if cover:
             log.info("occluder: %s", cover.describe())
-        if compile and offload == "sequential":
-            raise OptionError(
-                "compile with offload 'sequential'; kernels want the weights in place"
-            )
-        fitting: Offload = "none" if compile else offload
-        nets = load_nets(model, folder=weights, device=place, dtype=precision, offload=fitting)
-        nets.unet.set_attention(attend)
-        for net in (nets.unet, nets.vae):
-            devices.channels_last(net)
-        if compile:
-            side = nets.vae.latent_shape(nets.config.resolution)[1]
-            like = nets.unet.conv_in.weight
-            rows = {1, 2, usual_batch(nets), 2 * usual_batch(nets)}  # with guidance twice as many
-            calls = (devices.unet_call(nets.config.unet, side, like, n) for n in sorted(rows))
-            devices.compile_for(nets.unet, *calls)
+        nets = ready_nets(
+            model,
+            weights=weights,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            offload=offload,
+            compile=compile,
+        )
         finder = faces.create(
             detector or nets.config.detector,
             root=root(weights) / "auxiliary",
@@ -360,10 +349,11 @@ class LipSync:
         wanted = (int(i) for segment in first for i in segment.source[segment.shared :])
         pictures = reporter.each("decode", clip.frames(wanted))
         for role in roles:
-            latents = self._latents(known, role)
+            draw = self._drawing(role, options, reporter, known)
             extra = self.occluder, self.restorer(options)
-            painter = Painter(self.nets, role, options, reporter, latents, *extra)
-            groups = ahead(painter.cut(pictures), painter.batch, abandoned=reporter.abandon)
+            side = self.nets.config.resolution
+            painter = Painter(draw, side, role, options, reporter, *extra)
+            groups = ahead(painter.cut(pictures), draw.batch, abandoned=reporter.abandon)
             drawn = ahead(painter.speak(groups), abandoned=reporter.abandon)
             pictures = ahead(painter.paste(drawn), PASTED_AHEAD, abandoned=reporter.abandon)
         reporter.step("generate", 0, first[-1].stop)
@@ -371,6 +361,16 @@ class LipSync:
             for done, picture in enumerate(pictures, start=1):
                 yield picture
                 reporter.step("generate", done, first[-1].stop)
+
+    def _drawing(
+        self, role: Role, options: Options, reporter: Reporter, known: ClipCache | None
+    ) -> Drawing:
+        """Draws one face: here, or by the engine if there is one, and groups can be parted."""
+        if self.engine is not None:
+            if independent(options):
+                return self.engine.drawing(options, role.times, reporter)
+            log.warning("groups depend on each other (overlap, or a sampled posterior): drawn here")
+        return Network(self.nets, options, role.times, reporter, self._latents(known, role))
 
     @contextmanager
     def _cache(self, clip: VideoReader, options: Options) -> Iterator[ClipCache | None]:
@@ -419,8 +419,8 @@ class LipSync:
             lost=tracks[0].lost,
             model=self.nets.config.name,
             detector=self.detector.name,
-            device=str(self.device),
-            dtype=str(self.dtype).removeprefix("torch."),
+            device=self.engine.device if self.engine else str(self.device),
+            dtype=self.engine.dtype if self.engine else str(self.dtype).removeprefix("torch."),
             seed=options.seed,
             options=asdict(options) | asdict(options.effort),
             voices=speakers.named(),

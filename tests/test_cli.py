@@ -651,6 +651,7 @@ threading.Thread(target=interrupt, args=[Path(sys.argv.pop(1))], daemon=True).st
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(out):
     out.write_bytes(b"before")
     command = ("generate", FACE, SPEECH, "-o", out, "--model", "demo", "--steps", "50")

@@ -484,7 +484,8 @@ def test_load_refuses_what_it_does_not_know():
     assert inspect.signature(LipSync.load).parameters["model"].default == "v1.6"
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_runs_end_to_end(clip, voice, out, tmp_path, dtype):
     weights.save(tiny_nets(), tmp_path / "tiny")
     lipsync = LipSync.load(tmp_path / "tiny", device="cpu", dtype=dtype)
