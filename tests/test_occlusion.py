@@ -293,12 +293,12 @@ def test_a_run_draws_the_rest_of_the_face(barred):
 
 
 def test_loading_by_path(tmp_path, monkeypatch):
-    from latentsync import pipeline
+    from latentsync import network
 
-    monkeypatch.setattr(pipeline, "load_nets", lambda *_, **__: tiny_nets())
+    monkeypatch.setattr(network, "load_nets", lambda *_, **__: tiny_nets())
     assert LipSync.load("demo", device="cpu").occluder is None
     net = channels_last(tmp_path / "net.onnx", *NOT_GREEN)
     assert isinstance(LipSync.load("demo", device="cpu", occluder=net).occluder, OnnxOccluder)
-    monkeypatch.setattr(pipeline, "load_nets", None)  # what is missing is said before that
+    monkeypatch.setattr(network, "load_nets", None)  # what is missing is said before that
     with pytest.raises(WeightsMissing):
         LipSync.load("demo", device="cpu", occluder=tmp_path / "other.onnx")
