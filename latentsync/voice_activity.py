@@ -67,17 +67,26 @@ def speaking(sound: SpeechSource) -> VoiceActivity:
     levels = np.fromiter(_levels(sound), dtype=np.float32)
     if len(levels) == 0:
         return VoiceActivity(np.zeros(0, dtype=bool))
-    from scipy.ndimage import percentile_filter  # slow to import, and seldom needed
-
     loudest = float(np.percentile(levels, LOUDEST_PERCENT))
-    half = FLOOR_BLOCKS // 2 - 1
-    behind, ahead = (
-        percentile_filter(levels, FLOOR_PERCENT, size=FLOOR_BLOCKS, origin=origin)
-        for origin in (half, -half)
-    )
-    floor = np.maximum(np.maximum(behind, ahead), max(SILENCE, loudest - RANGE))
+    floor = np.maximum(_floor(levels), max(SILENCE, loudest - RANGE))
     loud = levels > np.minimum(floor + ABOVE, max(SILENCE + ABOVE, loudest - NEAR))
     return VoiceActivity(_whole_words(_faded(loud, levels > floor + STILL)))
+
+
+def _floor(levels: FloatArray) -> FloatArray:
+    """(n,) dB -> (n,) dB: what the gaps of the 6 s before or after each block lie below.
+
+    At its ends the sound is mirrored, here and not by scipy, whose 1.17 reads beyond arrays that
+    are shorter than its window.
+    """
+    from scipy.ndimage import percentile_filter  # slow to import, and seldom needed
+
+    around, half = np.pad(levels, FLOOR_BLOCKS, mode="symmetric"), FLOOR_BLOCKS // 2 - 1
+    behind, ahead = (
+        percentile_filter(around, FLOOR_PERCENT, size=FLOOR_BLOCKS, origin=origin)
+        for origin in (half, -half)
+    )
+    return np.asarray(np.maximum(behind, ahead)[FLOOR_BLOCKS:-FLOOR_BLOCKS], np.float32)
 
 
 def _levels(sound: SpeechSource) -> Iterator[float]:
