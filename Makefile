@@ -30,6 +30,7 @@ bench: .venv/installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/stages.py -o benchmarks/stages.png
 	$(BIN)/python benchmarks/memory.py --plot benchmarks/memory.png
 	$(BIN)/python benchmarks/effort.py --plot benchmarks/effort.png
+	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/restoration.py --people 2 --plot benchmarks/restoration.png
 	$(BIN)/python benchmarks/unet_forward.py
 	$(BIN)/python benchmarks/cold_start.py
