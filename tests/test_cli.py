@@ -643,11 +643,18 @@ main()
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from pathlib import Path
+def begun(folder):
+    for held in Path("/proc/self/fd").iterdir():
+        try:
+            if os.readlink(held).startswith(folder):
+                return True
+        except OSError:  # closed meanwhile
+            pass
 def interrupt(folder):
-    while len(list(folder.iterdir())) == 1:
+    while not begun(folder):
         time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=interrupt, args=[Path(sys.argv.pop(1))], daemon=True).start()
+threading.Thread(target=interrupt, args=[sys.argv.pop(1)], daemon=True).start()
 """
 
 

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from latentsync.errors import MediaError
 from latentsync.media import AudioReader, Limits, VideoFrame, VideoReader, VideoWriter
+from latentsync.media.boxes import claimed_samples
 from tests.clips import babble, number_of, picture, write_clip, write_picture, write_sound
 
 # ---- what may be read ----------------------------------------------------------------------------
@@ -97,6 +99,53 @@ def test_a_clip_that_is_longer_than_it_claims_is_stopped_on_the_way(tmp_path):
         assert "max_seconds" in refused(lambda read=frames: list(read()))
 
 
+MANY = 300_000_000  # samples
+
+
+def patched(path: Path, box: bytes, at: int, *values: int) -> Path:
+    """The file with 32-bit values put into the content of its last such box."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into(f">{len(values)}I", data, data.rindex(box) + 4 + at, *values)
+    path.write_bytes(data)
+    return path
+
+
+def claimed(path: Path) -> int:
+    with path.open("rb") as file:
+        return claimed_samples(file, path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("muxer", "box", "at", "values"),
+    [
+        ("+faststart", b"stsz", 4, (1, MANY)),  # all of one byte
+        ("frag_keyframe+empty_moov", b"trun", 0, (1, MANY)),  # all as the fragment says before
+        ("+faststart", b"mvhd", -4, (int.from_bytes(b"cmov"),)),
+    ],
+)
+def test_tables_that_claim_more_than_a_file_can_hold_are_refused(tmp_path, muxer, box, at, values):
+    path = write_clip(tmp_path / "a.mp4", 5, muxer={"movflags": muxer}, sound=babble(0.2, 48000))
+    assert 5 <= claimed(path) < 20
+    assert len(list(VideoReader(path).frames())) == 5
+    patched(path, box, at, *values)
+    assert claimed(path) >= MANY
+    for reader in (VideoReader, AudioReader):
+        assert "made to exhaust memory" in refused(lambda kind=reader: kind(path))
+
+
+def test_the_samples_of_pcm_cost_nothing_and_may_be_more_than_the_bytes(tmp_path):
+    path = write_sound(tmp_path / "a.mov", babble(0.5), codec="pcm_s16le")
+    whole = path.read_bytes()
+    for box, at in ((b"stsz", 8), (b"stts", 8)):
+        patched(path, box, at, MANY)
+    assert claimed(path) == 0
+    assert AudioReader(path).sample_count() == 8000
+    for box, at, value in ((b"soun", -4, int.from_bytes(b"vide")), (b"stts", 12, 2)):
+        path.write_bytes(whole)
+        assert claimed(path) == 0
+        assert claimed(patched(path, box, at, value)) == 8000
+
+
 def test_too_many_bytes_are_refused_unread(tmp_path):
     path = tmp_path / "a.mp4"
     with path.open("wb") as file:
@@ -114,7 +163,9 @@ import os, resource, signal, sys
 import numpy as np
 from latentsync.errors import OutputError
 from latentsync.media import VideoFrame, VideoWriter
-path, room, die = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "die"
+path, room, die = sys.argv[1], int(sys.argv[2]), "die" in sys.argv
+if "named" in sys.argv:
+    del os.O_TMPFILE
 if room:
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 rng = np.random.default_rng(0)
@@ -130,8 +181,8 @@ except OutputError as error:
 """
 
 
-def run(path: Path, room: int = 0, *, die: bool = False) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", WRITE, str(path), str(room), "die" if die else "live"]
+def run(path: Path, room: int = 0, *how: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", WRITE, str(path), str(room), *how]
     return subprocess.run(command, capture_output=True, check=False, text=True)
 
 
@@ -151,10 +202,18 @@ def test_where_space_runs_out_there_is_one_line_and_no_half_file(tmp_path):
         assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_killed_run_does_not_disturb_the_next(tmp_path):
+def test_a_killed_run_leaves_nothing(tmp_path):
     out = tmp_path / "out.mp4"
     out.write_bytes(b"old")
-    assert run(out, die=True).returncode == -signal.SIGKILL
+    assert run(out, 0, "die").returncode == -signal.SIGKILL
+    assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_where_a_killed_run_leaves_a_hidden_file_it_does_not_disturb_the_next(tmp_path):
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"old")
+    assert run(out, 0, "die", "named").returncode == -signal.SIGKILL
     assert out.read_bytes() == b"old"
     (left,) = set(tmp_path.iterdir()) - {out}
     assert left.name.startswith(".")
@@ -164,3 +223,43 @@ def test_a_killed_run_does_not_disturb_the_next(tmp_path):
     assert [number_of(frame.rgb()) for frame in VideoReader(out).frames()] == [3]
     assert left.read_bytes() == remains  # it might be another's, who is still at work
     assert set(tmp_path.iterdir()) == {out, left}
+
+
+def no_link(*_, **__):
+    raise PermissionError("no links here")
+
+
+@pytest.mark.parametrize(
+    ("way", "names"), [("without a name", 0), ("hidden", 1), ("without links", 0)]
+)
+def test_the_file_on_its_way_lies_where_the_output_will(tmp_path, monkeypatch, way, names):
+    """So that it takes its place in one step, on whatever disk and with whatever rights."""
+    if way == "hidden":
+        monkeypatch.delattr("os.O_TMPFILE")
+    if way == "without links":
+        monkeypatch.setattr("os.link", no_link)
+    (plain := tmp_path / "plain").touch()
+    for name in ("new.mp4", "old.mp4"):
+        (folder := tmp_path / name[:3]).mkdir()
+        out = folder / name
+        if name == "old.mp4":
+            out.write_bytes(b"old")
+        there = set(folder.iterdir())
+        with VideoWriter(out) as writer:
+            writer.write(VideoFrame.from_rgb(picture(3)))
+            meanwhile = set(folder.iterdir()) - there
+            assert [path.name[0] for path in meanwhile] == ["."] * names
+        assert [number_of(frame.rgb()) for frame in VideoReader(out).frames()] == [3]
+        assert list(folder.iterdir()) == [out]
+        assert out.stat().st_mode == plain.stat().st_mode
+
+
+def test_what_fails_on_the_way_leaves_nothing_open_or_behind(tmp_path):
+    held = {path.name for path in Path("/proc/self/fd").iterdir()}
+    writer = VideoWriter(tmp_path / "out.mp4")
+    with suppress(KeyError), writer:
+        writer.write(VideoFrame.from_rgb(picture(3)))
+        raise KeyError
+    assert writer.frames == 1
+    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} == held

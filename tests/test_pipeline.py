@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import align, diffusion, faces, pipeline, timeline, weights
+from latentsync import align, diffusion, faces, timeline, weights
 from latentsync.errors import (
     Cancelled,
     InputError,
@@ -23,7 +23,7 @@ from latentsync.errors import (
     OptionError,
     OutputError,
 )
-from latentsync.media import AudioReader, VideoReader, VideoWriter, probe
+from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.options import Options
 from latentsync.pipeline import LipSync
 from latentsync.types import Progress, Result
@@ -503,21 +503,6 @@ def test_the_example_speaks_with_the_demo_and_the_builtin_detector(out, tmp_path
     assert (result.frames, result.faces_found, result.passed_through) == (10, 10, ())
     with closing(av.open(str(out))) as container:
         assert container.streams.video[0].average_rate == 25
-
-
-def test_the_temporary_file_lies_beside_the_output(lipsync, clip, voice, out, monkeypatch):
-    """So that moving it into place is one step, on whatever disk."""
-    beside = []
-    write = VideoWriter.write
-
-    def spy(self, frame, *times):
-        beside.append([p.suffix for p in out.parent.iterdir()])
-        write(self, frame, *times)
-
-    monkeypatch.setattr(pipeline.VideoWriter, "write", spy)
-    lipsync.run(clip, voice, out, steps=1)
-    assert beside == [[".mp4"]] * 20
-    assert [p.name for p in out.parent.iterdir()] == ["out.mp4"]
 
 
 def test_groups_at_once_give_what_they_give_one_by_one(lipsync, clip, out, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from av.video.frame import VideoFrame as RawFrame
 from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError
+from latentsync.media.boxes import claimed_samples
 from latentsync.media.frame import Orientation
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 
@@ -85,8 +86,10 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
             raise MediaError(f"{shown(path)} {what}: give a video, picture or sound file")
-        limits.check_bytes(shown(path), path.stat().st_size)
+        limits.check_bytes(shown(path), size := path.stat().st_size)
         with path.open("rb") as file:
+            limits.check_samples(shown(path), claimed_samples(file, size), size)
+            file.seek(0)
             seen = av.open(_Nameless(file), "r", options=options, metadata_errors="replace")
             kind = seen.format.name.split(",")[0]
             seen.close()

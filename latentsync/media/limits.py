@@ -27,6 +27,14 @@ class Limits:
                 " cut or compress it, or raise max_bytes"
             )
 
+    def check_samples(self, name: str, samples: int, size: int) -> None:
+        """For a file of `size` bytes whose tables speak of so many samples: frames and packets."""
+        if samples > size:
+            raise MediaError(
+                f"{name} claims {samples} samples in {size} bytes: it is damaged, or made to"
+                " exhaust memory; if a player shows it, rewrite it: ffmpeg -i IN -c copy OUT.mp4"
+            )
+
     def check_pixels(self, name: str, width: int, height: int) -> None:
         """For frames of `width` x `height` px."""
         if width * height > self.max_pixels:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -20,6 +19,7 @@ from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError, OutputError
 from latentsync.media.container import demux, open_media, shown
+from latentsync.media.draft import Draft
 from latentsync.media.encoders import check_codec, encoder_of, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, as_raw, scaled
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
@@ -82,8 +82,8 @@ def check_output(path: Path | str, inputs: Iterable[Path | str] = ()) -> None:
 class VideoWriter:
     """Write an mp4 once: H.264 or HEVC with the frames' own colour tags, and the original sound.
 
-    Use it in a `with` block. Frames go to a hidden file beside the output, which takes the
-    output's place when the block ends well and is removed when it doesn't; nothing else is written.
+    Use it in a `with` block. Frames go to a file without a name (see `Draft`), which takes the
+    output's place when the block ends well and is gone when it doesn't; nothing else is written.
     AAC and MP3 sound is copied packet by packet, any other is encoded to AAC; it ends with the last
     frame. Raises OutputError when the output can't be written, from the first frame on also when
     the codec can't hold its size.
@@ -124,8 +124,7 @@ class VideoWriter:
         self.path = Path(path)
         self.frames = 0  # written so far
         check_output(self.path, [] if audio is None else [audio])
-        self._target = self.path.parent.resolve() / self.path.name
-        self._temporary = self._target.with_name(f".{uuid.uuid4().hex}.mp4")
+        self._draft = Draft(self.path.parent.resolve() / self.path.name)
         self._audio: Sound | None = None
         if audio is not None:
             sound = Sound.of(audio, limits)
@@ -143,7 +142,7 @@ class VideoWriter:
 
     def __enter__(self) -> Self:
         try:
-            self._temporary.touch(exist_ok=False)
+            self._draft.create()
         except OSError as error:
             raise self._refused(error) from error
         return self
@@ -161,7 +160,7 @@ class VideoWriter:
             raise self._refused(failure) from failure
         finally:
             self._close()
-            self._temporary.unlink(missing_ok=True)
+            self._draft.drop()
 
     def write(
         self, frame: VideoFrame, time: Fraction | None = None, until: Fraction | None = None
@@ -199,7 +198,7 @@ class VideoWriter:
                 *(*had, *size),
             )
         self._container = av.open(
-            f"file:{self._temporary}", "w", format="mp4", options={"movflags": "+faststart"}
+            f"file:{self._draft.path}", "w", format="mp4", options={"movflags": "+faststart"}
         )
         if self._comment is not None:
             self._container.metadata["comment"] = self._comment
@@ -250,7 +249,7 @@ class VideoWriter:
         self._container.mux(self._video.encode(None))
         self._container.close()
         self._container = None
-        self._temporary.replace(self._target)
+        self._draft.keep()
 
     def _close(self) -> None:
         if self._sound is not None:
