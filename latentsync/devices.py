@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentsync.config import UNetConfig
-from latentsync.errors import BackendUnavailable, OptionError
+from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
 
 __all__ = [
     "DTYPES",
@@ -24,6 +24,7 @@ __all__ = [
     "has_room",
     "offload",
     "onnx_providers",
+    "onnx_session",
     "peak_memory",
     "slow_on_cpu",
     "unet_call",
@@ -96,6 +97,38 @@ def onnx_providers(available: Sequence[str], *, gpu: bool) -> list[str]:
     """What onnxruntime computes with, of what its build has: the GPU where it is wanted and can."""
     usable = gpu and GPU_PROVIDER in available
     return [GPU_PROVIDER, "CPUExecutionProvider"] if usable else ["CPUExecutionProvider"]
+
+
+def onnx_session(path: Path, *, gpu: bool, download: str | None = None) -> Any:  # noqa: ANN401
+    """A net of an .onnx file, as an `onnxruntime.InferenceSession`.
+
+    Args:
+        gpu: whether to run on the GPU where onnxruntime can.
+        download: what `latentsync download` calls the file's set; None: it is a user's own.
+
+    Raises:
+        WeightsMissing: the file is not there.
+        WeightsMismatch: it is no ONNX model.
+        BackendUnavailable: onnxruntime is not installed.
+    """
+    if not path.is_file():
+        remedy = f"run `latentsync download {download}`" if download else "give one that is"
+        raise WeightsMissing(f"{path} is not there; {remedy}")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{path.name} wants onnxruntime, which can't be loaded ({error}); "
+            "run `pip install onnxruntime`"
+        ) from error
+    providers = onnx_providers(onnxruntime.get_available_providers(), gpu=gpu)
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=providers)
+    except Exception as error:  # onnxruntime's errors share no other base
+        remedy = f"delete it and run `latentsync download {download}`" if download else "give one"
+        raise WeightsMismatch(
+            f"{path} is not an ONNX model ({type(error).__name__}); {remedy}"
+        ) from error
 
 
 def _fast_on_cpu(dtype: torch.dtype) -> bool:

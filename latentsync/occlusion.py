@@ -13,7 +13,7 @@ Both say of the neck what they say of a hand: no face. `uncovered` tells them ap
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentsync.align import crop_size
-from latentsync.devices import onnx_providers
-from latentsync.errors import BackendUnavailable, WeightsMismatch, WeightsMissing
+from latentsync.devices import onnx_session
+from latentsync.errors import WeightsMismatch
 from latentsync.types import FloatArray
 
 __all__ = ["Occluder", "OnnxOccluder", "uncovered"]
@@ -81,7 +81,7 @@ class OnnxOccluder:
 
     def __init__(self, path: Path | str, *, gpu: bool = False) -> None:
         self._path = Path(path)
-        self._session = _session(self._path, gpu)
+        self._session = onnx_session(self._path, gpu=gpu)
         put = self._session.get_inputs()[0]
         self._input, self._channels_last = put.name, put.shape[3:] == [3]
         sides = put.shape[1:3] if self._channels_last else put.shape[2:4]
@@ -180,22 +180,3 @@ def _distance(mask: Mask) -> FloatArray:
     """(R, R) float32 px from each pixel to the mask; larger than any where it is empty."""
     rest = (~mask).astype(np.uint8)
     return np.asarray(cv2.distanceTransform(rest, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
-
-
-def _session(path: Path, gpu: bool) -> Any:  # noqa: ANN401 - onnxruntime is untyped
-    if not path.is_file():
-        raise WeightsMissing(f"{path} is not there; an occluder is an .onnx file of yours")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"an occluder wants onnxruntime, which can't be loaded ({error}); "
-            "run `pip install onnxruntime`"
-        ) from error
-    providers = onnx_providers(onnxruntime.get_available_providers(), gpu=gpu)
-    try:
-        return onnxruntime.InferenceSession(str(path), providers=providers)
-    except Exception as error:  # onnxruntime's errors share no other base
-        raise WeightsMismatch(
-            f"{path} is not an ONNX model ({type(error).__name__}); choose another file"
-        ) from error

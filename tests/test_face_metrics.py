@@ -169,7 +169,7 @@ def test_loading_arcface(tmp_path):
     with pytest.raises(WeightsMissing, match="download eval"):
         identity.ArcFace(tmp_path / "none.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
-    with pytest.raises(WeightsMismatch, match="not an ONNX model"):
+    with pytest.raises(WeightsMismatch, match=r"not an ONNX model .*; delete it and run"):
         identity.ArcFace(tmp_path / "broken.onnx")
     with pytest.raises(WeightsMismatch, match="ArcFace takes"):
         identity.ArcFace(face_net(tmp_path / "other.onnx", 64))

@@ -222,10 +222,10 @@ def test_the_net_sees_faces_as_they_are(tmp_path, monkeypatch):
 
 def test_nets_of_another_kind_are_refused(tmp_path):
     path = tmp_path / "net.onnx"
-    with pytest.raises(WeightsMissing, match=r"net\.onnx is not there"):
+    with pytest.raises(WeightsMissing, match=r"net\.onnx is not there; give one that is"):
         OnnxOccluder(path)
     path.write_bytes(b"no net")
-    with pytest.raises(WeightsMismatch, match=r"net\.onnx is not an ONNX model"):
+    with pytest.raises(WeightsMismatch, match=r"net\.onnx is not an ONNX model .*; give one"):
         OnnxOccluder(path)
     values = {"classes": np.ones((1, 19, 8, 8), np.float32)}  # at a smaller size: other nets' order
     wrong = [

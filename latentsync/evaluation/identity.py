@@ -1,14 +1,13 @@
 """Is it still the same person? The cosine of what a face recognition net makes of two faces."""
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.devices import onnx_providers
-from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
+from latentsync.devices import onnx_session
+from latentsync.errors import OptionError, WeightsMismatch
 from latentsync.faces import Shown
 from latentsync.faces.landmarks import ANCHORS, REFERENCE, similarity
 from latentsync.faces.view import View
@@ -44,7 +43,15 @@ class ArcFace:
     """
 
     def __init__(self, path: Path | str, *, gpu: bool = False) -> None:
-        self._session = _session(Path(path), gpu)
+        path = Path(path)
+        self._session = onnx_session(path, gpu=gpu, download="eval")
+        puts, gets = self._session.get_inputs(), self._session.get_outputs()
+        if len(puts) != 1 or list(puts[0].shape[1:]) != [3, SIDE, SIDE] or len(gets[0].shape) != 2:
+            raise WeightsMismatch(
+                f"{path} takes {[put.shape for put in puts]} and gives {gets[0].shape}; ArcFace "
+                f"takes (1, 3, {SIDE}, {SIDE}) and gives (1, d)"
+            )
+        self._input = puts[0].name
         onto = similarity(REFERENCE[PUPILS_AND_NOSE], PLACES)
         self._goal = REFERENCE[ANCHORS] @ onto[:, :2].T + onto[:, 2]
 
@@ -54,8 +61,7 @@ class ArcFace:
         pixels, affine = View(frame).under(affine, (0, 0, SIDE, SIDE), SIDE)
         crop = cv2.warpAffine(pixels, affine, (SIDE, SIDE))
         tensor = (crop.transpose(2, 0, 1)[None].astype(np.float32) - 127.5) / 127.5
-        name = self._session.get_inputs()[0].name
-        vector = np.asarray(self._session.run(None, {name: tensor})[0], np.float32).ravel()
+        vector = np.asarray(self._session.run(None, {self._input: tensor})[0], np.float32).ravel()
         return np.asarray(vector / max(1e-6, float(np.linalg.norm(vector))), np.float32)
 
 
@@ -80,30 +86,3 @@ def identity_similarity(looks: NDArray[np.floating], reference: NDArray[np.float
     if not (lengths > 0).all():
         raise OptionError("an embedding has length 0; leave the frames without a face out")
     return float(((a * b).sum(axis=1) / lengths).mean())
-
-
-def _session(path: Path, gpu: bool) -> Any:  # noqa: ANN401 - onnxruntime is untyped
-    if not path.is_file():
-        raise WeightsMissing(f"{path} is missing; run `latentsync download eval`")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"identity wants onnxruntime, which can't be loaded ({error}); "
-            "run `pip install onnxruntime`"
-        ) from error
-    providers = onnx_providers(onnxruntime.get_available_providers(), gpu=gpu)
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=providers)
-    except Exception as error:  # onnxruntime's errors share no other base
-        raise WeightsMismatch(
-            f"{path} is not an ONNX model ({type(error).__name__}); delete it and run "
-            "`latentsync download eval`"
-        ) from error
-    puts, gets = session.get_inputs(), session.get_outputs()
-    if len(puts) != 1 or list(puts[0].shape[1:]) != [3, SIDE, SIDE] or len(gets[0].shape) != 2:
-        raise WeightsMismatch(
-            f"{path} takes {[put.shape for put in puts]} and gives {gets[0].shape}; ArcFace takes "
-            f"(1, 3, {SIDE}, {SIDE}) and gives (1, d)"
-        )
-    return session
