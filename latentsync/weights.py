@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 from zipfile import is_zipfile
 
@@ -334,8 +335,11 @@ def read(path: Path, *entries: str, hint: str = "put it there, or use `--model d
     except MemoryError:
         raise
     except Exception as error:  # a damaged pickle raises whatever it stumbles over
+        # Where a pickle holds code, or nonsense, torch advises to run it.
+        unsafe = isinstance(error, UnpicklingError)
+        reason = "damaged, or more than tensors is in it" if unsafe else _reason(error)
         raise WeightsMismatch(
-            f"{path} can't be read as weights ({_reason(error)}); fetch it again"
+            f"{path} can't be read as weights ({reason}); fetch it again"
         ) from error
     found = {"": raw, **raw} if isinstance(raw, Mapping) else {}
     state = next((found[entry] for entry in entries or [""] if entry in found), None)

@@ -369,6 +369,7 @@ def test_what_is_no_checkpoint_is_refused_and_never_run(nets, tmp_path, name):
     line = refused(WeightsMismatch, weights.load_unet, path, TINY.unet)
     assert line.startswith(str(path))
     assert len(line) < len(str(path)) + 400
+    assert "weights_only" not in line  # torch's advice to run it
     assert not (tmp_path / "ran").exists()
 
 
