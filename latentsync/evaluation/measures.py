@@ -15,10 +15,10 @@ from latentsync.evaluation import features, identity, landmarks, perceptual, pic
 from latentsync.evaluation.clips import Clip, Moment
 from latentsync.evaluation.frechet import Moments, frechet_distance
 from latentsync.evaluation.metric import Figure, Metric, Setup
-from latentsync.evaluation.region import face_of, face_size
+from latentsync.evaluation.region import face_of
 from latentsync.evaluation.ruler import CROP
 from latentsync.evaluation.speaking import Lips, Stable, Sync, SyncLocal
-from latentsync.types import FloatArray, Frame
+from latentsync.types import Face, FloatArray, Frame
 
 __all__ = ["METRICS"]
 
@@ -216,7 +216,25 @@ class FvdVideoMae(_OfWindows):
         return features.videomae_features(self.net, stack[None])
 
 
-class Lmd(Metric):
+class _OfFace(Metric):
+    """What nets say of the face in both files: its curves, and the mean of each."""
+
+    needs_face = True
+
+    def compare(self, moment: Moment, face: Face) -> dict[str, float]:
+        """The values of a frame, by figure; the face is at the same place in both."""
+        raise NotImplementedError
+
+    def update(self, moment: Moment) -> None:
+        if moment.affine is not None:
+            for name, value in self.compare(moment, face_of(moment.affine, CROP)).items():
+                self.on_curve(name, moment.index, value)
+
+    def end(self) -> dict[str, float]:
+        return {name: float(np.nanmean(curve)) for name, curve in self.curves.items()}
+
+
+class Lmd(_OfFace):
     figures = (
         Figure(
             "lmd",
@@ -231,27 +249,15 @@ class Lmd(Metric):
         super().__init__(setup)
         self.detector = landmarks.mouth_finder(setup.detector)
 
-    def begin(self, clip: Clip) -> None:
-        super().begin(clip)
-        self.need_face()
-
-    def update(self, moment: Moment) -> None:
-        if moment.affine is None:
-            return
-        face = face_of(moment.affine, CROP)
-        mouths = [
-            self.detector.mouth(frame, face)[None]
-            for frame in (moment.whole, moment.whole_reference)
-        ]
+    def compare(self, moment: Moment, face: Face) -> dict[str, float]:
+        frames = (moment.whole, moment.whole_reference)
+        mouths = [self.detector.mouth(frame, face)[None] for frame in frames]
         distance = float(landmarks.landmark_distance(*mouths)[0])
-        self.on_curve("lmd", moment.index, distance)
-        self.on_curve("lmd_norm", moment.index, distance / face_size(moment.affine, CROP))
-
-    def end(self) -> dict[str, float]:
-        return {name: float(np.nanmean(curve)) for name, curve in self.curves.items()}
+        _, top, _, bottom = face.box
+        return {"lmd": distance, "lmd_norm": distance / (bottom - top)}
 
 
-class Identity(Metric):
+class Identity(_OfFace):
     figures = (Figure("identity", "", "higher", "ArcFace's cosine to the reference's face"),)
 
     def __init__(self, setup: Setup) -> None:
@@ -260,31 +266,20 @@ class Identity(Metric):
             setup.weights / identity.ARCFACE_FILE, gpu=setup.device != "cpu"
         )
 
-    def begin(self, clip: Clip) -> None:
-        super().begin(clip)
-        self.need_face()
-
-    def update(self, moment: Moment) -> None:
-        if moment.affine is None:
-            return
-        face = face_of(moment.affine, CROP)
-        look, truth = (
-            self.net.embed(frame, face)[None] for frame in (moment.whole, moment.whole_reference)
-        )
-        self.on_curve("identity", moment.index, identity.identity_similarity(look, truth))
-
-    def end(self) -> dict[str, float]:
-        return {name: float(np.nanmean(curve)) for name, curve in self.curves.items()}
+    def compare(self, moment: Moment, face: Face) -> dict[str, float]:
+        frames = (moment.whole, moment.whole_reference)
+        look, truth = (self.net.embed(frame, face)[None] for frame in frames)
+        return {"identity": identity.identity_similarity(look, truth)}
 
 
 class Flicker(Metric):
     figures = (
         Figure("flicker", "", "lower", "trembling of what stands still; 1: as the reference"),
     )
+    needs_face = True
 
     def begin(self, clip: Clip) -> None:
         super().begin(clip)
-        self.need_face()
         self.sum = pictures.Flicker()
 
     def update(self, moment: Moment) -> None:

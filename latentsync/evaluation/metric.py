@@ -44,6 +44,7 @@ class Metric:
 
     figures: ClassVar[tuple[Figure, ...]]
     needs_reference: ClassVar[bool] = True
+    needs_face: ClassVar[bool] = False
     whole_set: ClassVar[bool] = False  # one number for all clips, none for each
 
     def __init__(self, setup: Setup) -> None:
@@ -51,6 +52,9 @@ class Metric:
         self.setup = setup
 
     def begin(self, clip: Clip) -> None:
+        """Look at the next clip. Raises InputError where it lacks a face that is needed."""
+        if self.needs_face and clip.track is None:
+            raise InputError(clip.no_face)
         self.clip = clip
         self.curves: dict[str, array[float]] = {}  # one value a frame, NaN where there is none
         self.absent: dict[str, str] = {}  # figure -> why this clip has none, where it is known
@@ -70,7 +74,3 @@ class Metric:
         curve = self.curves.setdefault(name, array("d"))
         curve.extend([np.nan] * (index - len(curve)))
         curve.append(value)
-
-    def need_face(self) -> None:
-        if self.clip.track is None:
-            raise InputError(self.clip.no_face)

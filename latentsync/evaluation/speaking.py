@@ -58,7 +58,7 @@ class Sync(Metric):
 class SyncLocal(Metric):
     """Of the longest stretch with a face, where the reference has it, in a pass of its own."""
 
-    needs_reference = False
+    needs_reference, needs_face = False, True
     figures = (
         Figure("sync_conf_local", "", "higher", "SyncNet's confidence in our own face track"),
         Figure("sync_dist_local", "", "lower", "SyncNet's distance there"),
@@ -71,7 +71,6 @@ class SyncLocal(Metric):
 
     def end(self) -> dict[str, float]:
         clip = self.clip
-        self.need_face()
         assert clip.track is not None
         sound = _wave(clip)
         start, stop = sync.longest_run(clip.track.found[: clip.frames])
@@ -92,7 +91,7 @@ class SyncLocal(Metric):
 class Stable(Metric):
     """Of neighbouring stretches of 16 frames in the longest stretch with a face."""
 
-    needs_reference = False
+    needs_reference, needs_face = False, True
     figures = (
         Figure(
             "stable_accuracy", "", "higher", "share of lips and sounds StableSyncNet tells right"
@@ -104,7 +103,6 @@ class Stable(Metric):
         self.net = weights.load_syncnet(setup.weights / "stable_syncnet.pt", device=setup.device)
 
     def end(self) -> dict[str, float]:
-        self.need_face()
         return {"stable_accuracy": stable_syncnet_accuracy(self.net, self._pairs()).accuracy}
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -126,7 +124,7 @@ class Stable(Metric):
 class Lips(Metric):
     """What needs no weights from elsewhere; the ruler reads drawn faces, and no others."""
 
-    needs_reference = False
+    needs_reference, needs_face = False, True
     batch = 32
     figures = (
         Figure("lip_correlation", "", "higher", "mouth (ruler) to the reference's, of one sound"),
@@ -140,7 +138,6 @@ class Lips(Metric):
 
     def begin(self, clip: Clip) -> None:
         super().begin(clip)
-        self.need_face()
         self.loudness = loudness_of(clip.sound())
         self.same_sound = bool(clip.reference) and _alike(self.loudness, clip)
         self._waiting: list[tuple[int, str, Frame]] = []

@@ -47,11 +47,10 @@ class Motion(Metric):
     """How much the picture of the mouth changes from one frame to the next: any face has that."""
 
     figures = ()
-    needs_reference = False
+    needs_reference, needs_face = False, True
 
     def begin(self, clip: Clip) -> None:
         super().begin(clip)
-        self.need_face()
         self._before: NDArray[np.float32] | None = None
 
     def update(self, moment: Moment) -> None:
