@@ -10,7 +10,7 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,14 +20,11 @@ from latentsync.cli_evaluate import evaluate
 from latentsync.cli_generate import PUBLISHED_SPELLINGS, generate
 from latentsync.cli_prepare import prepare
 from latentsync.cli_serve import keys, serve, work
+from latentsync.cli_shared import AsJson, Device, Dtype, ModelsDetector, Weights, print_json
 from latentsync.cli_train import train
 from latentsync.cli_upscale import upscale
 from latentsync.downloads import SETS, Download
 from latentsync.errors import InputError, LatentSyncError, OptionError, WeightsMismatch
-from latentsync.types import Result
-
-if TYPE_CHECKING:
-    from latentsync.media import MediaFacts
 
 __all__ = ["app", "main"]
 
@@ -105,14 +102,14 @@ def _root(
 @app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="Any clip, picture or sound.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a media file is."""
     from latentsync.media import probe
 
     facts = probe(file)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     for name, value in asdict(facts).items():
         if isinstance(value, dict):
@@ -123,9 +120,7 @@ def info(
 @app.command()
 def download(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(SETS)}.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
-    ] = None,
+    weights: Weights = None,
 ) -> None:
     """Fetch published weights; what is there stays, and a broken transfer is resumed."""
     from latentsync.weights import download as fetch
@@ -142,10 +137,10 @@ def verify(
     model: Annotated[str, typer.Argument(help="v1.6, v1.5, demo, or a folder training wrote.")],
     clip: Annotated[Path | None, typer.Argument(help="Default the drawn example.")] = None,
     voice: Annotated[Path | None, typer.Argument(help="Default the spoken example.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Folder of weights.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    detector: Annotated[str | None, typer.Option(help="insightface, yunet or builtin.")] = None,
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    detector: ModelsDetector = None,
     steps: Annotated[int, typer.Option(help="1-50 denoising steps.")] = 20,
     seconds: Annotated[float, typer.Option(help="How much of the voice is used.")] = 4.0,
 ) -> None:
@@ -173,8 +168,8 @@ def verify(
 
 @app.command()
 def doctor(
-    weights: Annotated[Path | None, typer.Option(help="Folder of weights.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    weights: Weights = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what this machine lacks, and the remedy of each."""
     from latentsync.doctor import examine
@@ -234,7 +229,3 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal()):
         raise OptionError(f"size is {text!r}; it must be WIDTHxHEIGHT in pixels, such as 512x512")
     return int(width), int(height)
-
-
-def _print_json(facts: "Result | MediaFacts") -> None:
-    typer.echo(json.dumps(asdict(facts), indent=2, default=str))

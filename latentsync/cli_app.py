@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from latentsync.cli_generate import DetectorName, Device, Dtype, Model, Weights
+from latentsync.cli_shared import Device, Dtype, Model, ModelsDetector, Weights
 from latentsync.errors import BackendUnavailable
 
 __all__ = ["app"]
@@ -23,7 +23,7 @@ def app(
     weights: Weights = None,
     device: Device = None,
     dtype: Dtype = None,
-    detector: DetectorName = None,
+    detector: ModelsDetector = None,
     max_upload: Annotated[int, typer.Option(help="Bytes of an upload.")] = 2 * 2**30,
     max_seconds: Annotated[float, typer.Option(help="Of a clip, and of a sound.")] = 1800.0,
     enable_sr: Annotated[bool, typer.Option("--enable_sr", "--enable-sr", hidden=True)] = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from latentsync.bars import bars, shown_on
+from latentsync.cli_shared import Device, Weights
 from latentsync.errors import MediaError, OptionError
 from latentsync.reporter import interruptible
 
@@ -41,10 +42,6 @@ Fast = Annotated[
     bool, typer.Option("--fast", help="Only psnr, ssim, sync_local and lips, of one clip: a table.")
 ]
 DetectorName = Annotated[str, typer.Option(help="insightface, yunet or builtin.")]
-Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu.")]
-Weights = Annotated[
-    Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json.")]
 
 

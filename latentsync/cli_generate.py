@@ -1,9 +1,8 @@
 """The command line of the main path: `latentsync generate`."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentsync.bars import bars, shown_on
+from latentsync.cli_shared import (
+    AsJson,
+    Codec,
+    Crf,
+    Device,
+    Dtype,
+    EngineName,
+    Face,
+    MaskSmooth,
+    MaxSide,
+    Model,
+    ModelsDetector,
+    Preset,
+    RayAddress,
+    SrRatio,
+    SrStability,
+    SrWeight,
+    Weights,
+    check_engine,
+    encoding_option,
+    face_option,
+    machine_option,
+    print_json,
+    restoring_option,
+)
 from latentsync.errors import OptionError
 from latentsync.reporter import interruptible
 from latentsync.types import Result
@@ -18,9 +42,7 @@ from latentsync.types import Result
 if TYPE_CHECKING:
     from latentsync.network import Engine
 
-__all__ = ["ENGINES", "PUBLISHED_SPELLINGS", "EngineName", "RayAddress", "check_engine", "generate"]
-
-ENGINES = ("local", "ray")
+__all__ = ["PUBLISHED_SPELLINGS", "generate"]
 
 # How users of the published scripts spell options; understood, and not shown in help.
 PUBLISHED_SPELLINGS = {
@@ -36,9 +58,6 @@ Audio = Annotated[
     Path | None, typer.Argument(help="The voice: sound, or a video's; default VIDEO's own.")
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The mp4 to write.")]
-Model = Annotated[
-    str, typer.Option(help="v1.6 (512 px), v1.5 (256 px), demo, or a folder training wrote.")
-]
 Guidance = Annotated[float, typer.Option(help="0-10; above 1, speech counts for more.")]
 Seed = Annotated[int, typer.Option(help="0 draws one; the one used is printed.")]
 Silence = Annotated[
@@ -52,7 +71,6 @@ Published = Annotated[bool, typer.Option("--published", help="Every choice of th
 Report = Annotated[
     bool, typer.Option("--report", help="Write what was done to a .json beside the output, too.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 speed_option = partial(typer.Option, rich_help_panel="Speed")
 Speed = Annotated[
@@ -104,7 +122,6 @@ Fade = Annotated[
     ),
 ]
 
-face_option = partial(typer.Option, rich_help_panel="Face")
 SpeakerNames = Annotated[
     list[str] | None,
     face_option(
@@ -112,13 +129,6 @@ SpeakerNames = Annotated[
         metavar="FACE=AUDIO",
         help="A face, named as in --face, and the voice it speaks with; give it once a face. The "
         "voices begin together, and AUDIO is left out.",
-    ),
-]
-Face = Annotated[
-    str,
-    face_option(
-        help="largest, left, right, center, all, x,y or x,y,width,height in px (with @seconds for "
-        "a later time), or a picture of the person."
     ),
 ]
 OnMissing = Annotated[
@@ -134,12 +144,6 @@ MaxYaw = Annotated[
 ColorMatch = Annotated[
     bool, face_option("--color-match", help="Give the mouth the colours of the face around it.")
 ]
-DetectorName = Annotated[
-    str | None,
-    face_option(
-        help="insightface, yunet, builtin, or an OpenCV cascade's .xml; default the model's."
-    ),
-]
 Occluder = Annotated[
     Path | None,
     face_option(
@@ -147,7 +151,6 @@ Occluder = Annotated[
     ),
 ]
 
-restoring_option = partial(typer.Option, rich_help_panel="Super-resolution")
 Superres = Annotated[
     str,
     restoring_option(
@@ -155,28 +158,9 @@ Superres = Annotated[
         "spandrel knows: the face is restored, as well."
     ),
 ]
-SrRatio = Annotated[
-    float, restoring_option(help="1-4 times the model's resolution for a restored face.")
-]
-MaskSmooth = Annotated[
-    float, restoring_option(help="0-1, how softly it goes over into the face around it.")
-]
-SrWeight = Annotated[
-    float, restoring_option(help="0-1, CodeFormer's fidelity: 0 cleanest, 1 nearest to the clip.")
-]
-SrStability = Annotated[
-    float, restoring_option(help="0-1, how much a restored frame takes on from those before it.")
-]
 
-encoding_option = partial(typer.Option, rich_help_panel="Encoding")
-Codec = Annotated[str, encoding_option(help="h264, hevc, h264_nvenc or hevc_nvenc.")]
-Crf = Annotated[int, encoding_option(help="0 (lossless) - 51, quality.")]
-Preset = Annotated[str, encoding_option(help="ultrafast ... placebo, x264's names.")]
 Lossless = Annotated[
     bool, encoding_option("--lossless", help="crf 0, for masters; few players show it.")
-]
-MaxSide = Annotated[
-    int | None, encoding_option(help="16-16384 px; larger pictures are scaled down to it.")
 ]
 
 limit_option = partial(typer.Option, rich_help_panel="Limits on what an input may ask for")
@@ -184,9 +168,6 @@ MaxPixels = Annotated[int, limit_option(help="Of its frames.")]
 MaxSeconds = Annotated[float, limit_option(help="Of its pictures, and of its sound.")]
 MaxBytes = Annotated[int, limit_option(help="Of the file.")]
 
-machine_option = partial(typer.Option, rich_help_panel="Machine")
-Device = Annotated[str | None, machine_option(help="cuda, cuda:1, mps or cpu.")]
-Dtype = Annotated[str | None, machine_option(help="float32, float16 or bfloat16.")]
 Attention = Annotated[str, machine_option(help="native or xformers.")]
 OffloadName = Annotated[
     str,
@@ -195,18 +176,8 @@ OffloadName = Annotated[
     ),
 ]
 Compile = Annotated[bool, machine_option("--compile", help="Let torch.compile make kernels first.")]
-Weights = Annotated[
-    Path | None, machine_option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
-]
-EngineName = Annotated[
-    str, machine_option("--engine", help="local, or ray: many GPUs draw one clip together.")
-]
 Replicas = Annotated[
     int | None, machine_option(help="Of the model, with --engine ray; default one a GPU.")
-]
-RayAddress = Annotated[
-    str | None,
-    machine_option(help="HOST:6379 of a cluster, or auto; default $RAY_ADDRESS, or this machine."),
 ]
 
 
@@ -242,7 +213,7 @@ def generate(
     smooth: Smooth = 0,  # noqa: ARG001
     max_yaw: MaxYaw = None,  # noqa: ARG001
     color_match: ColorMatch = False,  # noqa: ARG001
-    detector: DetectorName = None,
+    detector: ModelsDetector = None,
     occluder: Occluder = None,
     superres: Superres = "none",  # noqa: ARG001
     sr_ratio: SrRatio = 2,  # noqa: ARG001
@@ -312,7 +283,7 @@ def generate(
         run = partial(lipsync.run, video, voices, output, options=options, progress=shown_on(drawn))
         result = interruptible(lambda cancelled: run(cancelled=cancelled))
     if as_json:
-        typer.echo(json.dumps(asdict(result), indent=2, default=str))
+        print_json(result)
     else:
         typer.echo(result.path)
         typer.echo(_summary(result))
@@ -329,15 +300,6 @@ def _engine(
 
     with replicas(model, number=number, address=address, **how) as crew:
         yield crew
-
-
-def check_engine(engine: str, **only_ray: object) -> None:
-    """Raises OptionError where the engine is unknown, or its options are another's."""
-    if engine not in ENGINES:
-        raise OptionError(f"engine is {engine!r}; it must be {' or '.join(ENGINES)}")
-    given = [name for name, value in only_ray.items() if value is not None]
-    if given and engine != "ray":
-        raise OptionError(f"--{given[0].replace('_', '-')} without --engine ray; give that, too")
 
 
 def _voices(speakers: list[str], audio: Path | None) -> dict[str, Path]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentsync.bars import bars
+from latentsync.cli_shared import Device, Weights
 
 if TYPE_CHECKING:
     from latentsync.preparation import Tally
@@ -44,10 +45,8 @@ def prepare(
     min_sharpness: Annotated[
         float, typer.Option(help="Without hyperIQA: variance of the Laplacian of the face; 0: any.")
     ] = 10.0,
-    weights: Annotated[
-        Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu.")] = None,
+    weights: Weights = None,
+    device: Device = None,
 ) -> None:
     """Choose clips to train on from a folder of videos: one face, in sync, clear, 5-10 s.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentsync.cli_generate import EngineName, RayAddress, check_engine
+from latentsync.cli_shared import Device, EngineName, Model, RayAddress, Weights, check_engine
 from latentsync.errors import BackendUnavailable, OptionError
 
 if TYPE_CHECKING:
@@ -46,11 +46,6 @@ StorageUrl = Annotated[
         help="s3://BUCKET/PREFIX, or a folder; default one in the data folder.",
     ),
 ]
-Model = Annotated[
-    str, typer.Option(help="v1.6 (512 px), v1.5 (256 px), demo, or a folder training wrote.")
-]
-Weights = Annotated[Path | None, typer.Option(help="Folder of weights.")]
-Device = Annotated[str | None, typer.Option(help="A device as in `generate`.")]
 Compile = Annotated[
     bool | None,
     typer.Option(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 import typer
 
 from latentsync.bars import bars, shown_on
+from latentsync.cli_shared import ModelsDetector, Weights, machine_option
 from latentsync.errors import Cancelled, OptionError
 
 if TYPE_CHECKING:
@@ -48,13 +49,7 @@ LogEvery = Annotated[int | None, typer.Option(help="Steps to a line of figures."
 ValidateEvery = Annotated[int | None, typer.Option(help="Steps, a multiple of --log-every.")]
 CheckpointEvery = Annotated[int | None, typer.Option(help="Steps.")]
 Cache = Annotated[Path | None, typer.Option(help="Where prepared clips lie; default OUTPUT/cache.")]
-DetectorName = Annotated[
-    str | None, typer.Option(help="insightface, yunet or builtin; default the model's own.")
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
-]
-Cpu = Annotated[bool, typer.Option("--cpu", help="Use no GPU.")]
+Cpu = Annotated[bool, machine_option("--cpu", help="Use no GPU.")]
 
 
 @train.command()
@@ -91,7 +86,7 @@ def unet(
     validate_every: ValidateEvery = None,
     checkpoint_every: CheckpointEvery = None,
     cache: Cache = None,
-    detector: DetectorName = None,
+    detector: ModelsDetector = None,
     weights: Weights = None,
     cpu: Cpu = False,
     show: Annotated[bool, typer.Option(help="Make a clip at each validation.")] = True,
@@ -147,7 +142,7 @@ def syncnet(
     validate_every: ValidateEvery = None,
     checkpoint_every: CheckpointEvery = None,
     cache: Cache = None,
-    detector: DetectorName = None,
+    detector: ModelsDetector = None,
     weights: Weights = None,
     cpu: Cpu = False,
 ) -> None:

@@ -1,7 +1,6 @@
 """The command line of super-resolution alone: `latentsync upscale`."""
 
-import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ from typing import Annotated
 import typer
 
 from latentsync.bars import bars, shown_on
-from latentsync.cli_generate import (
+from latentsync.cli_shared import (
     AsJson,
     Codec,
     Crf,
@@ -22,6 +21,8 @@ from latentsync.cli_generate import (
     SrStability,
     SrWeight,
     Weights,
+    face_option,
+    print_json,
 )
 from latentsync.errors import OptionError
 from latentsync.reporter import interruptible
@@ -39,7 +40,7 @@ WholeFrame = Annotated[
         "--whole-frame", help="Enlarge frames as a whole, with a net for any picture (RealESRGAN)."
     ),
 ]
-DetectorName = Annotated[str, typer.Option(help="insightface, yunet or builtin.")]
+DetectorName = Annotated[str, face_option(help="insightface, yunet or builtin.")]
 
 
 def upscale(
@@ -87,7 +88,7 @@ def upscale(
         )
         result = interruptible(lambda cancelled: run(cancelled=cancelled))
     if as_json:
-        typer.echo(json.dumps(asdict(result), indent=2, default=str))
+        print_json(result)
         return
     typer.echo(result.path)
     typer.echo(

@@ -27,8 +27,9 @@ LAYERS = [
     {"evaluation", "synthetic", "training"},
     {"doctor", "page", "preparation", "service", "verify"},
     {"cluster"},
-    {"cli_generate", "cli_train"},
-    {"cli_app", "cli_evaluate", "cli_prepare", "cli_serve", "cli_upscale"},
+    {"cli_shared"},
+    {"cli_app", "cli_evaluate", "cli_generate", "cli_prepare", "cli_serve", "cli_train"}
+    | {"cli_upscale"},
     {"cli"},
     {"__init__", "__main__"},
 ]
