@@ -12,7 +12,6 @@ Every setting makes the same clips with the same seed. Columns of the table:
 Needs espeak-ng, extra [train], and matplotlib for the picture.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lip_correlation import FIRST_SEED, TRAINED, Case, draw_case
+from lip_correlation import TRAINED, Case, draw_case, parser_of
 from numpy.typing import NDArray
 
 import latentsync
@@ -155,12 +154,7 @@ def draw_plot(rows: dict[str, Row], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each clip")
-    parser.add_argument("--seed", type=int, default=1000, help=f"{FIRST_SEED} or more")
+    parser = parser_of(__doc__, clips=4, seconds=2.0, seed=1000)
     parser.add_argument("--model", default="demo", help="a preset, or a folder training wrote")
     parser.add_argument("--plot", type=Path, help="write a picture of the table (png)")
     asked = parser.parse_args()

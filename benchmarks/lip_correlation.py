@@ -194,29 +194,43 @@ def workplace(out: Path | None) -> Iterator[Path]:
         yield out
 
 
-def arguments() -> argparse.Namespace:
+def parser_of(
+    text: str | None, *, clips: int, seconds: float, seed: int | None = None
+) -> argparse.ArgumentParser:
+    """Of a benchmark on drawn people: which they are. Without a default seed one is required."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--clips", type=int, default=20)
-    parser.add_argument("--seed", type=int, required=True, help=f"{FIRST_SEED} or more")
+    more = f"{FIRST_SEED} or more"
+    parser.add_argument("--clips", type=int, default=clips)
+    parser.add_argument("--seconds", type=float, default=seconds, help="of each clip")
+    parser.add_argument("--seed", type=_unseen, default=seed, required=seed is None, help=more)
+    return parser
+
+
+def _unseen(text: str) -> int:
+    seed = int(text)
+    if seed < FIRST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"got seed {seed}; seeds below {FIRST_SEED} are training's own, and a model is not "
+            f"judged by people it knows: give {FIRST_SEED} or more"
+        )
+    return seed
+
+
+def arguments() -> argparse.Namespace:
+    parser = parser_of(__doc__, clips=20, seconds=4.0)
     parser.add_argument("--model", default="demo", help="a preset, or a folder training wrote")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=1.0)
     parser.add_argument("--language", choices=LANGUAGES, help="default: all but " + HELD_OUT)
     parser.add_argument("--size", type=int, default=512, help="px, both sides of a clip")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each clip")
     parser.add_argument(
         "--fps", type=int, default=25, help="of the drawn clips; other than 25: Options.fps source"
     )
     parser.add_argument("--out", type=Path, help="keep the clips in this folder")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first clips (png)")
     options = parser.parse_args()
-    if options.seed < FIRST_SEED:
-        parser.error(
-            f"got seed {options.seed}; seeds below {FIRST_SEED} are training's own, and a model is "
-            f"not judged by people it knows: give {FIRST_SEED} or more"
-        )
     if options.clips < 1 or options.seconds < 0.4:
         parser.error("got no clip, or clips shorter than 0.4 s; give more")
     if options.sheet and options.sheet.suffix != ".png":

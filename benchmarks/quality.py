@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from lip_correlation import FIRST_SEED, TRAINED, Case, draw_case
+from lip_correlation import TRAINED, Case, draw_case, parser_of
 
 import latentsync
 from latentsync import faces
@@ -202,13 +202,8 @@ def draw(table: Table, path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=2.4, help="of each clip")
+    parser = parser_of(__doc__, clips=20, seconds=2.4, seed=2000)
     parser.add_argument("--size", type=int, default=384, help="px, both sides of a clip")
-    parser.add_argument("--seed", type=int, default=2000, help=f"{FIRST_SEED} or more")
     parser.add_argument("--work", type=Path, default=Path("out/quality"))
     asked = parser.parse_args()
     table = measure(asked.work, make(asked))

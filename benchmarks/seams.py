@@ -9,13 +9,12 @@ absolute difference of the aligned crops); "border" is the median of that where 
 grouped, has about 1. `r` is the lip correlation of benchmarks/lip_correlation.py.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from lip_correlation import TRAINED, Case, draw_case
+from lip_correlation import TRAINED, Case, draw_case, parser_of
 
 import latentsync
 from latentsync import timeline
@@ -43,13 +42,8 @@ def borders(frames: int, overlap: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clips", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=2000)
+    parser = parser_of(__doc__, clips=6, seconds=4.0, seed=2000)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--size", type=int, default=256, help="px")
     asked = parser.parse_args()
     model, reader = latentsync.load("demo"), ruler.Ruler.load()
