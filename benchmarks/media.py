@@ -12,7 +12,7 @@ ffmpeg   the same transcode by FFmpeg's own program (the one that imageio-ffmpeg
 all at one preset and crf. The ratios are of frames per second and of processor time, the median
 over the turns; where other work shares the cores, the latter says more. Beside that, what
 the geometry costs one core for each frame, colours included: cutting is YUV -> RGB -> crop, pasting
-is face -> frame -> YUV, and "as published" the same by `Options(to_uint8="truncate")`.
+is face -> frame -> YUV, and "as published" the same by `Options(resampling="published")`.
 """
 
 import argparse

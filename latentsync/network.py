@@ -209,7 +209,7 @@ class Network:
                 f"frames {work.start}-{work.stop - 1} came out not finite in "
                 f"{self._noise.dtype}; use dtype float32, and check the weights"
             )
-        faces = faces if self._options.to_uint8 == "truncate" else levels(faces)
+        faces = faces if self._options.resampling == "published" else levels(faces)
         return faces.cpu().unflatten(0, work.crops.shape[:2])
 
     def _encoded(self, work: Work, pixels: Tensor) -> diffusion.Latents:

@@ -115,7 +115,7 @@ class Options:
     speech_windows: Literal["overlap", "disjoint"] = "overlap"  # disjoint: a seam every 30 s
     groups: Literal["even", "short_tail"] = "even"  # 17 frames: 9 + 8, or 16 + 1
     vae_posterior: Literal["mean", "sample"] = "mean"
-    to_uint8: Literal["round", "truncate"] = "round"  # grey levels of crops and pasted frames
+    resampling: Literal["once", "published"] = "once"  # of crop and paste: align, as_published
     landmarks: Literal["subpixel", "rounded"] = "subpixel"
     paste: Literal["mouth", "crop"] = "mouth"  # crop also takes the eyes through the resize
 
@@ -167,10 +167,10 @@ class Options:
                 raise OptionError(f"{name} is {got!r}; it must be a {kind.__name__}")
         if not isinstance(self.cache_dir, str | None):
             raise OptionError(f"cache_dir is {self.cache_dir!r}; it must be a folder's name")
-        if self.restorer and self.to_uint8 == "truncate":
+        if self.restorer and self.resampling == "published":
             raise OptionError(
-                f"superres is {self.superres!r} and to_uint8 'truncate', as published; restored "
-                "faces want 'round': leave one of the two out"
+                f"superres is {self.superres!r} and resampling 'published'; restored faces want "
+                "'once': leave one of the two out"
             )
 
     @property
@@ -199,7 +199,7 @@ class Options:
             "speech_windows": "disjoint",
             "groups": "short_tail",
             "vae_posterior": "sample",
-            "to_uint8": "truncate",
+            "resampling": "published",
             "landmarks": "rounded",
             "paste": "crop",
         }

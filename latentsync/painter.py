@@ -262,4 +262,4 @@ class Painter:
 
     @property
     def _as_published(self) -> bool:
-        return self._options.to_uint8 == "truncate"
+        return self._options.resampling == "published"

@@ -19,7 +19,7 @@ PUBLISHED = {
     "speech_windows": "disjoint",
     "groups": "short_tail",
     "vae_posterior": "sample",
-    "to_uint8": "truncate",
+    "resampling": "published",
     "landmarks": "rounded",
     "paste": "crop",
 }

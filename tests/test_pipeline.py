@@ -231,7 +231,7 @@ def test_the_result_says_what_ran(clip, voice, out):
     assert all(0 < timings[stage] <= timings["total"] for stage in stages)
 
 
-@pytest.mark.parametrize("choices", [{}, {"to_uint8": "truncate"}])
+@pytest.mark.parametrize("choices", [{}, {"resampling": "published"}])
 def test_the_face_is_shown_as_it_is_drawn(lipsync, clip, voice, out, choices):
     seen = []
     lipsync.run(clip, voice, out, steps=1, preview=seen.append, **choices)

@@ -334,7 +334,7 @@ def test_too_little_memory_is_one_line():
 
 
 def test_the_published_grey_levels_know_no_restoration():
-    with pytest.raises(OptionError, match="superres is 'gfpgan' and to_uint8 'truncate'"):
+    with pytest.raises(OptionError, match="superres is 'gfpgan' and resampling 'published'"):
         Options.published(superres="gfpgan")
     assert Options.published(superres="NONE").restorer is None
 
