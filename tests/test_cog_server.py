@@ -113,10 +113,6 @@ class Server:
     def status(self) -> str:
         return self.health()["status"]
 
-    def started(self) -> "Server":
-        eventually(lambda: self.status() != "STARTING")
-        return self
-
     def predict(self, **inputs) -> dict:
         """The answer to one request, made again while the one before is still being put away."""
         body = {"input": QUICK | inputs}
@@ -138,6 +134,18 @@ class Server:
         children = Path(f"/proc/{pid}/task").glob("*/children")
         (child,) = " ".join(file.read_text() for file in children).split()
         return int(child)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, mode: str = "predict", *, health: str = "READY", **environment: str):
+    """A server whose setup has ended so."""
+    server = Server(folder, mode, **environment)
+    try:
+        eventually(lambda: server.status() != "STARTING")
+        assert server.status() == health, server.log.read_text()
+        yield server
+    finally:
+        server.stop()
 
 
 class Web:
@@ -184,12 +192,8 @@ class Web:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("server"))
-    try:
-        assert running.started().status() == "READY", running.log.read_text()
+    with serving(tmp_path_factory.mktemp("server")) as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -423,9 +427,7 @@ def test_busy_put_again_and_cancel(server, web):
 @pytest.mark.slow
 def test_a_killed_worker(tmp_path, web):
     """The caller is told, and health says that the container must be started again."""
-    server = Server(tmp_path)
-    try:
-        server.started()
+    with serving(tmp_path) as server:
         body = {"id": "killed", "input": LONG, "webhook": web.url}
         server.ask("POST", "/predictions", body, Prefer="respond-async")
         eventually(server.outputs)
@@ -434,27 +436,20 @@ def test_a_killed_worker(tmp_path, web):
         assert (final["status"], final["error"]) == ("failed", "Worker crashed")
         eventually(lambda: server.status() == "UNHEALTHY")
         assert server.ask("POST", "/predictions", {"input": QUICK}).status_code == 409
-    finally:
-        server.stop()
 
 
 @pytest.mark.slow
 def test_setup_names_the_missing_file_and_its_remedy(tmp_path):
     weights = tmp_path / "weights"
-    server = Server(
-        tmp_path,
-        LATENTSYNC_MODEL="v1.6",
-        LATENTSYNC_WEIGHTS=str(weights),
-        HF_HUB_OFFLINE="1",
-        HF_HOME=str(tmp_path / "hub"),
-    )
-    try:
-        health = server.started().health()
-        assert health["status"] == "SETUP_FAILED"
+    environment = {
+        "LATENTSYNC_MODEL": "v1.6",
+        "LATENTSYNC_WEIGHTS": str(weights),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hub"),
+    }
+    with serving(tmp_path, health="SETUP_FAILED", **environment) as server:
         missing = str(weights / "v1.6/latentsync_unet.pt")
-        logs = health["setup"]["logs"].splitlines()
+        logs = server.health()["setup"]["logs"].splitlines()
         assert any(f"put the file at {missing}" in line for line in logs)
         refused = server.ask("POST", "/predictions", {"input": QUICK})
         assert refused.status_code == 503
-    finally:
-        server.stop()

@@ -22,7 +22,7 @@ from latentsync.training.dataset import find_clips
 from tests.clips import babble, write_clip, write_sound
 from tests.stubs import StubDetector, numbered_clip
 from tests.test_cog import predictor, trainer
-from tests.test_cog_server import CLIP, SPEECH, Server, data_uri, eventually, frames_of
+from tests.test_cog_server import CLIP, SPEECH, data_uri, eventually, frames_of, serving
 
 SIDE, FRAMES = 192, 48  # px, and the fewest that training takes
 
@@ -199,12 +199,8 @@ def test_a_bad_zip_is_said_in_one_line(train, tmp_path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("training"), "train")
-    try:
-        assert running.started().status() == "READY", running.log.read_text()
+    with serving(tmp_path_factory.mktemp("training"), "train") as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -289,24 +285,15 @@ def test_what_the_server_trained_another_one_serves(server, clips, tmp_path):
     archive.write_bytes(base64.b64decode(content))
     assert [path.read_bytes() for path in folder.iterdir()] == [archive.read_bytes()]
 
-    tuned = Server(tmp_path, COG_WEIGHTS=str(archive), LATENTSYNC_MODEL="nothing")
-    try:
-        assert tuned.started().status() == "READY", tuned.log.read_text()
+    with serving(tmp_path, COG_WEIGHTS=str(archive), LATENTSYNC_MODEL="nothing") as tuned:
         assert tuned.outputs() == []
         frames, _, _ = frames_of(tuned.predict(), tmp_path)
         assert frames == 10
-    finally:
-        tuned.stop()
 
 
 @pytest.mark.slow
 def test_setup_says_what_is_wrong_with_weights(tmp_path):
-    server = Server(tmp_path, COG_WEIGHTS=str(tmp_path / "absent.zip"))
-    try:
-        health = server.started().health()
-        assert health["status"] == "SETUP_FAILED"
-        assert (
-            "absent.zip' can't be unpacked (No such file or directory)" in health["setup"]["logs"]
-        )
-    finally:
-        server.stop()
+    absent = str(tmp_path / "absent.zip")
+    with serving(tmp_path, health="SETUP_FAILED", COG_WEIGHTS=absent) as server:
+        logs = server.health()["setup"]["logs"]
+        assert "absent.zip' can't be unpacked (No such file or directory)" in logs
