@@ -103,11 +103,10 @@ def train_unet(
         device=device,
         dtype=half[accelerator.mixed_precision],
     )
-    finder = _finder(detector or nets.config.detector, weights_folder, device)
 
     # -- The clips ---------------------------------------------------------------------------------
-    preparer = Preparer(nets, finder, cache or output / "cache")
-    clips = _prepared(paths, preparer, accelerator, progress if main else None, cancel)
+    preparer = _preparer(nets, detector, weights_folder, device, cache or output / "cache")
+    clips = _prepared(paths, preparer, accelerator, progress, cancel)
     seen, held_out = split(clips) if hold_out else (clips, clips[:1])
     log.info("%d clips to train on, %d to validate on", len(seen), len(held_out))
 
@@ -124,7 +123,8 @@ def train_unet(
         number = len(list(folder.glob("*.mp4"))) + 1
         try:
             with torch.autocast("cpu", enabled=False):  # the geometry of a run is float32 and there
-                return show(nets, finder, face.path, voice.path, folder / f"{number:04d}.mp4")
+                film = folder / f"{number:04d}.mp4"
+                return show(nets, preparer.detector, face.path, voice.path, film)
         except LatentSyncError as error:  # days of training are worth more than a clip
             log.warning("no figures of a validation clip: %s", error)
             return {}
@@ -195,9 +195,8 @@ def train_syncnet(
     net = StableSyncNet(run.net).to(device)
 
     # -- The clips ---------------------------------------------------------------------------------
-    finder = _finder(detector or nets.config.detector, weights_folder, device)
-    preparer = Preparer(nets, finder, cache or output / "cache")
-    clips = _prepared(paths, preparer, accelerator, progress if main else None, cancel)
+    preparer = _preparer(nets, detector, weights_folder, device, cache or output / "cache")
+    clips = _prepared(paths, preparer, accelerator, progress, cancel)
     seen, held_out = (
         ClipPairs(part, pixels=None if run.net.latent else side) for part in split(clips)
     )
@@ -226,9 +225,19 @@ def train_syncnet(
     return file
 
 
-def _finder(name: str, weights_folder: Path | str | None, device: torch.device) -> faces.Detector:
-    auxiliary = weights.root(weights_folder) / "auxiliary"
-    return faces.create(name, root=auxiliary, gpu=device.type not in ("cpu", "mps"))
+def _preparer(
+    nets: Nets,
+    detector: str | None,
+    weights_folder: Path | str | None,
+    device: torch.device,
+    cache: Path,
+) -> Preparer:
+    finder = faces.create(
+        detector or nets.config.detector,
+        root=weights.root(weights_folder) / "auxiliary",
+        gpu=device.type not in ("cpu", "mps"),
+    )
+    return Preparer(nets, finder, cache)
 
 
 def _prepared(
