@@ -65,7 +65,7 @@ def upscale(
 ) -> None:
     """Restore the faces of VIDEO, which keeps its words; or enlarge its frames."""
     from latentsync import faces
-    from latentsync.devices import choose
+    from latentsync.devices import choose, is_cuda
     from latentsync.media import check_output, open_media
     from latentsync.options import Options
     from latentsync.restorers import load_restorer
@@ -79,7 +79,7 @@ def upscale(
     check_output(output, (video,))
     open_media(video).close()
     place, _ = choose(device)
-    folder, gpu = root(weights), place.type not in ("cpu", "mps")
+    folder, gpu = root(weights), is_cuda(place)
     net = load_restorer(options.restorer, folder=folder, device=place, weight=options.sr_weight)
     finder = None if whole_frame else faces.create(detector, root=folder / "auxiliary", gpu=gpu)
     with bars() as drawn:

@@ -22,6 +22,7 @@ __all__ = [
     "free_memory",
     "groups_that_fit",
     "has_room",
+    "is_cuda",
     "offload",
     "onnx_providers",
     "onnx_session",
@@ -91,6 +92,11 @@ def choose(
         return chosen, torch.bfloat16
     half = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen)[0] >= FIRST_FAST_HALF
     return chosen, torch.float16 if half else torch.float32
+
+
+def is_cuda(device: torch.device) -> bool:
+    """Whether it is a GPU by CUDA, the only one that onnxruntime is asked to use here."""
+    return device.type == "cuda"
 
 
 def onnx_providers(available: Sequence[str], *, gpu: bool) -> list[str]:

@@ -20,7 +20,7 @@ import torch
 from onnx import TensorProto, helper
 
 from latentsync.config import PRESETS
-from latentsync.devices import choose, free_memory, onnx_providers
+from latentsync.devices import choose, free_memory, is_cuda, onnx_providers
 from latentsync.downloads import SETS
 from latentsync.errors import BackendUnavailable
 from latentsync.media import check_codec
@@ -96,7 +96,7 @@ def _device() -> Iterator[Finding]:
         yield Finding("device", found, good=False, remedy=remedy)
         return
     name = platform.processor() or platform.machine()
-    if device.type not in ("cpu", "mps"):
+    if is_cuda(device):
         facts = torch.cuda.get_device_properties(device)
         name = f"{facts.name}, compute capability {facts.major}.{facts.minor}"
     found = f"{device}, {str(dtype).removeprefix('torch.')} ({name})"
@@ -107,7 +107,7 @@ def _device() -> Iterator[Finding]:
 
 def _onnx() -> Iterator[Finding]:
     """Face detection: which provider a session really got, not which one was asked for."""
-    gpu = choose()[0].type not in ("cpu", "mps")
+    gpu = is_cuda(choose()[0])
     wanted = onnx_providers(onnxruntime.get_available_providers(), gpu=gpu)
     session = onnxruntime.InferenceSession(_smallest_net(), providers=wanted)
     used = session.get_providers()[0]
@@ -207,7 +207,7 @@ def _memory() -> Finding:
     parts = [(device, "GPU"), (torch.device("cpu"), "machine")]
     told = {
         name: free
-        for where, name in parts[device.type in ("cpu", "mps") :]
+        for where, name in parts[not is_cuda(device) :]
         if (free := free_memory(where)) is not None
     }
     found = ", ".join(f"{free / GIB:.1f} GiB free ({name})" for name, free in told.items())

@@ -27,7 +27,7 @@ from latentsync import casting, faces, mel, timeline, voices
 from latentsync.ahead import ahead
 from latentsync.cache import Cache, ClipCache, Latents, net_digest
 from latentsync.casting import Clip
-from latentsync.devices import choose, peak_memory
+from latentsync.devices import choose, is_cuda, peak_memory
 from latentsync.faces import FaceChoice
 from latentsync.media import (
     AudioReader,
@@ -123,7 +123,7 @@ class LipSync:
             BackendUnavailable: what was asked for can't be used here.
             OptionError: an unknown name.
         """
-        gpu = choose(device)[0].type not in ("cpu", "mps")  # onnxruntime knows CUDA
+        gpu = is_cuda(choose(device)[0])
         cover = OnnxOccluder(occluder, gpu=gpu) if occluder else None
         if cover:
             log.info("occluder: %s", cover.describe())

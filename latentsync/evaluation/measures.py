@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from latentsync import weights
+from latentsync.devices import is_cuda
 from latentsync.evaluation import features, identity, landmarks, perceptual, pictures
 from latentsync.evaluation.clips import Clip, Moment
 from latentsync.evaluation.frechet import Moments, frechet_distance
@@ -262,9 +264,8 @@ class Identity(_OfFace):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.net = identity.ArcFace(
-            setup.weights / identity.ARCFACE_FILE, gpu=setup.device != "cpu"
-        )
+        gpu = is_cuda(torch.device(setup.device))
+        self.net = identity.ArcFace(setup.weights / identity.ARCFACE_FILE, gpu=gpu)
 
     def compare(self, moment: Moment, face: Face) -> dict[str, float]:
         frames = (moment.whole, moment.whole_reference)

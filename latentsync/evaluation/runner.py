@@ -115,7 +115,7 @@ def evaluate(
     """
     chosen, _ = devices.choose(device)
     folder = root(weights)
-    finder = faces.create(detector, root=folder / "auxiliary", gpu=chosen.type != "cpu")
+    finder = faces.create(detector, root=folder / "auxiliary", gpu=devices.is_cuda(chosen))
     reporter = Reporter(progress, cancelled)
     loaded, missing = _loaded(metrics, Setup(folder, str(chosen), finder))
     results = []

@@ -146,7 +146,7 @@ class Settings:
         detector = faces.create(
             self.detector,
             root=weights.root(self.weights) / "auxiliary",
-            gpu=device.type not in ("cpu", "mps"),
+            gpu=devices.is_cuda(device),
         )
         syncnet = load_eval_syncnet(self.syncnet, device) if self.syncnet else None
         hyper_iqa = load_hyper_iqa(self.hyper_iqa, device) if self.hyper_iqa else None

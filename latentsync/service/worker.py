@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 def load(settings: Settings) -> Run:
     """The real one: a model, loaded now, with kernels of its own where they are worth it."""
-    from latentsync.devices import choose
+    from latentsync.devices import choose, is_cuda
     from latentsync.pipeline import LipSync
 
     model = partial(LipSync.load, settings.model, weights=settings.weights, device=settings.device)
     wanted = settings.compile
-    on_gpu = choose(settings.device)[0].type not in ("cpu", "mps")
+    on_gpu = is_cuda(choose(settings.device)[0])
     try:
         lipsync = model(compile=on_gpu if wanted is None else wanted)
     except BackendUnavailable as error:

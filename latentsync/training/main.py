@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from latentsync import faces, weights
 from latentsync.config import SyncNetConfig, SyncNetTrainConfig, UNetTrainConfig
+from latentsync.devices import is_cuda
 from latentsync.errors import LatentSyncError
 from latentsync.models.syncnet import StableSyncNet
 from latentsync.training.batches import Ahead
@@ -235,7 +236,7 @@ def _preparer(
     finder = faces.create(
         detector or nets.config.detector,
         root=weights.root(weights_folder) / "auxiliary",
-        gpu=device.type not in ("cpu", "mps"),
+        gpu=is_cuda(device),
     )
     return Preparer(nets, finder, cache)
 
