@@ -26,7 +26,6 @@ __all__ = [
     "SAMPLE_RATE",
     "TOKENS_PER_FRAME",
     "WINDOW_COLUMNS",
-    "frame_tokens",
     "log_mel",
     "normalise",
     "own_tokens",
@@ -144,11 +143,6 @@ def own_tokens(times: IntArray, tick: Fraction) -> IntArray:
     """
     rate = tick * TOKENS_PER_SECOND  # tokens a tick
     return times * rate.numerator // rate.denominator
-
-
-def frame_tokens(start: int, stop: int, fps: Fraction, tokens: int) -> IntArray:
-    """(stop - start, 10) token indices that video frames [start, stop) hear, clamped."""
-    return tokens_around(own_tokens(np.arange(start, stop, dtype=np.int64), 1 / fps), tokens)
 
 
 def tokens_around(own: IntArray, tokens: int) -> IntArray:

@@ -87,7 +87,8 @@ def test_frames_hear_the_published_tokens(arrays, case):
     tokens, fps = (int(part) for part in case.removeprefix("T").split("_fps"))
     count = mel.published_frame_count(tokens, Fraction(fps))
     assert count == arrays[f"slice/{case}/n"]
-    indices = mel.frame_tokens(0, count, Fraction(fps), tokens)
+    own = mel.own_tokens(np.arange(count), 1 / Fraction(fps))
+    indices = mel.tokens_around(own, tokens)
     np.testing.assert_array_equal(indices, arrays[f"slice/{case}/idx"])
 
 
@@ -96,7 +97,7 @@ def test_a_slice_is_time_major_with_every_state(encoder, arrays):
     features = SpeechFeatures(encoder, Wave(samples), frames=84)
     part = features[10:12]
     assert part.shape == (2, 50, 384)
-    tokens = mel.frame_tokens(10, 12, FPS, features.tokens)
+    tokens = mel.tokens_around(mel.own_tokens(np.arange(10, 12), 1 / FPS), features.tokens)
     expected = torch.cat([features._token(int(t)) for t in tokens[1]])
     torch.testing.assert_close(part[1], expected)
 

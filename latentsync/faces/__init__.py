@@ -17,11 +17,7 @@ and gives the track of the face that a `FaceChoice` means: see tracker.py.
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from latentsync.errors import OptionError
 from latentsync.faces.base import PUBLISHED, Detector, FaceFilter
@@ -33,7 +29,7 @@ from latentsync.faces.scrfd import InsightFace
 from latentsync.faces.tracker import follow, look, no_face
 from latentsync.faces.view import Shown
 from latentsync.faces.yunet import YuNet
-from latentsync.types import FloatArray, ProgressCallback
+from latentsync.types import ProgressCallback
 
 __all__ = [
     "LARGEST",
@@ -45,7 +41,6 @@ __all__ = [
     "FaceFilter",
     "InsightFace",
     "Lost",
-    "Points",
     "Scene",
     "Shown",
     "Track",
@@ -59,15 +54,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Points:
-    """The largest face of every frame of a clip."""
-
-    points: FloatArray  # (n, 3, 2) x, y in square px, as in `Face`; zeros where no face was found
-    found: NDArray[np.bool_]  # (n,)
-    pixel_aspect: float = 1.0  # the frame's own x is that of the points divided by it
 
 
 def create(
@@ -112,7 +98,7 @@ def track(
     rounded: bool = False,
     total: int | None = None,
     progress: ProgressCallback | None = None,
-) -> Points:
+) -> Track:
     """The largest face of every frame, each frame by itself: `follow` as published."""
     (found,) = follow(
         frames,
@@ -123,4 +109,4 @@ def track(
         total=total,
         progress=progress,
     )
-    return Points(found.points, found.found, found.pixel_aspect)
+    return found
