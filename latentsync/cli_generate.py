@@ -182,52 +182,51 @@ Replicas = Annotated[
 
 
 def generate(
-    context: typer.Context,
     video: Video = None,
     audio: Audio = None,
     output: Output = None,
     model: Model = "v1.6",
-    guidance_scale: Guidance = 1.0,  # noqa: ARG001 - here and below: fields of Options
-    seed: Seed = 0,  # noqa: ARG001
-    silence: Silence = "generate",  # noqa: ARG001
-    overlap: Overlap = 0,  # noqa: ARG001
+    guidance_scale: Guidance = 1.0,
+    seed: Seed = 0,
+    silence: Silence = "generate",
+    overlap: Overlap = 0,
     published: Published = False,
-    speed: Speed = "exact",  # noqa: ARG001
-    steps: Steps = None,  # noqa: ARG001
-    sampler: Sampler = None,  # noqa: ARG001
-    cache_interval: CacheInterval = None,  # noqa: ARG001
-    guidance_start: GuidanceStart = None,  # noqa: ARG001
-    guidance_stop: GuidanceStop = None,  # noqa: ARG001
-    detect_every: DetectEvery = None,  # noqa: ARG001
-    batch: Batch = None,  # noqa: ARG001
-    cache_dir: CacheDir = None,  # noqa: ARG001
-    cache_bytes: CacheBytes = 10 * 2**30,  # noqa: ARG001
-    sync_mode: SyncMode = None,  # noqa: ARG001
-    lead_in: LeadIn = 0.0,  # noqa: ARG001
-    lead_out: LeadOut = 0.0,  # noqa: ARG001
-    fps: Fps = "25",  # noqa: ARG001
-    fade: Fade = None,  # noqa: ARG001
-    face: Face = "largest",  # noqa: ARG001
+    speed: Speed = "exact",
+    steps: Steps = None,
+    sampler: Sampler = None,
+    cache_interval: CacheInterval = None,
+    guidance_start: GuidanceStart = None,
+    guidance_stop: GuidanceStop = None,
+    detect_every: DetectEvery = None,
+    batch: Batch = None,
+    cache_dir: CacheDir = None,
+    cache_bytes: CacheBytes = 10 * 2**30,
+    sync_mode: SyncMode = None,
+    lead_in: LeadIn = 0.0,
+    lead_out: LeadOut = 0.0,
+    fps: Fps = "25",
+    fade: Fade = None,
+    face: Face = "largest",
     speaker: SpeakerNames = None,
-    on_missing: OnMissing = "keep",  # noqa: ARG001
-    smooth: Smooth = 0,  # noqa: ARG001
-    max_yaw: MaxYaw = None,  # noqa: ARG001
-    color_match: ColorMatch = False,  # noqa: ARG001
+    on_missing: OnMissing = "keep",
+    smooth: Smooth = 0,
+    max_yaw: MaxYaw = None,
+    color_match: ColorMatch = False,
     detector: ModelsDetector = None,
     occluder: Occluder = None,
-    superres: Superres = "none",  # noqa: ARG001
-    sr_ratio: SrRatio = 2,  # noqa: ARG001
-    mask_smooth: MaskSmooth = 0.5,  # noqa: ARG001
-    sr_weight: SrWeight = 0.5,  # noqa: ARG001
-    sr_stability: SrStability = 0.5,  # noqa: ARG001
-    codec: Codec = "h264",  # noqa: ARG001
-    crf: Crf = 17,  # noqa: ARG001
-    preset: Preset = "medium",  # noqa: ARG001
+    superres: Superres = "none",
+    sr_ratio: SrRatio = 2,
+    mask_smooth: MaskSmooth = 0.5,
+    sr_weight: SrWeight = 0.5,
+    sr_stability: SrStability = 0.5,
+    codec: Codec = "h264",
+    crf: Crf = 17,
+    preset: Preset = "medium",
     lossless: Lossless = False,
-    max_side: MaxSide = None,  # noqa: ARG001
-    max_pixels: MaxPixels = 8192 * 8192,  # noqa: ARG001
-    max_seconds: MaxSeconds = 6 * 3600.0,  # noqa: ARG001
-    max_bytes: MaxBytes = 64 * 2**30,  # noqa: ARG001
+    max_side: MaxSide = None,
+    max_pixels: MaxPixels = 8192 * 8192,
+    max_seconds: MaxSeconds = 6 * 3600.0,
+    max_bytes: MaxBytes = 64 * 2**30,
     device: Device = None,
     dtype: Dtype = None,
     attention: Attention = "native",
@@ -237,12 +236,13 @@ def generate(
     engine: EngineName = "local",
     replicas: Replicas = None,
     ray_address: RayAddress = None,
-    report: Report = False,  # noqa: ARG001
+    report: Report = False,
     as_json: AsJson = False,
     video_path: Annotated[Path | None, typer.Option("--video_path", hidden=True)] = None,
     audio_path: Annotated[Path | None, typer.Option("--audio_path", hidden=True)] = None,
 ) -> None:
     """Make VIDEO speak AUDIO."""
+    given = dict(locals())  # the options, by name
     video = video or video_path
     audio = audio or audio_path
     voices = _voices(speaker or [], audio) or audio or video
@@ -254,8 +254,8 @@ def generate(
     from latentsync.options import Options
     from latentsync.pipeline import LipSync
 
-    given = {name: value for name, value in context.params.items() if value is not None}
-    choices = {one.name: given[one.name] for one in fields(Options) if one.name in given}
+    asked = {one.name: given.get(one.name) for one in fields(Options)}
+    choices = {name: value for name, value in asked.items() if value is not None}
     if lossless:
         choices["crf"] = 0
     options = Options.published(**choices) if published else Options(**choices)
@@ -271,15 +271,12 @@ def generate(
         "device": device,
         "dtype": dtype,
         "offload": offload,
-        "compile": compile_ and engine == "local",  # else the replicas do
         "attention": attention,
     }
-    lipsync = LipSync.load(model, detector=detector, occluder=occluder, **how)
-    how["compile"] = compile_
-    with (
-        _engine(engine, model, replicas, ray_address, how) as lipsync.engine,
-        bars() as drawn,
-    ):
+    here = compile_ and engine == "local"  # else the replicas do
+    lipsync = LipSync.load(model, detector=detector, occluder=occluder, compile=here, **how)
+    crew = _engine(engine, model, replicas, ray_address, how | {"compile": compile_})
+    with crew as lipsync.engine, bars() as drawn:
         run = partial(lipsync.run, video, voices, output, options=options, progress=shown_on(drawn))
         result = interruptible(lambda cancelled: run(cancelled=cancelled))
     if as_json:
@@ -293,6 +290,7 @@ def generate(
 def _engine(
     engine: str, model: str, number: int | None, address: str | None, how: dict[str, Any]
 ) -> "Iterator[Engine | None]":
+    """What draws elsewhere; None: nobody does."""
     if engine == "local":
         yield None
         return

@@ -44,26 +44,26 @@ DetectorName = Annotated[str, face_option(help="insightface, yunet or builtin.")
 
 
 def upscale(
-    context: typer.Context,
     video: Clip,
     output: Output,
     superres: Net = "gfpgan",
-    sr_ratio: SrRatio = 2,  # noqa: ARG001 - here and below: fields of Options
-    mask_smooth: MaskSmooth = 0.5,  # noqa: ARG001
-    sr_weight: SrWeight = 0.5,  # noqa: ARG001
-    sr_stability: SrStability = 0.5,  # noqa: ARG001
+    sr_ratio: SrRatio = 2,
+    mask_smooth: MaskSmooth = 0.5,
+    sr_weight: SrWeight = 0.5,
+    sr_stability: SrStability = 0.5,
     whole_frame: WholeFrame = False,
-    face: Face = "all",  # noqa: ARG001
+    face: Face = "all",
     detector: DetectorName = "insightface",
-    codec: Codec = "h264",  # noqa: ARG001
-    crf: Crf = 17,  # noqa: ARG001
-    preset: Preset = "medium",  # noqa: ARG001
-    max_side: MaxSide = None,  # noqa: ARG001
+    codec: Codec = "h264",
+    crf: Crf = 17,
+    preset: Preset = "medium",
+    max_side: MaxSide = None,
     device: Device = None,
     weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Restore the faces of VIDEO, which keeps its words; or enlarge its frames."""
+    given = dict(locals())  # the options, by name
     from latentsync import faces
     from latentsync.devices import choose, is_cuda
     from latentsync.media import check_output, open_media
@@ -72,8 +72,7 @@ def upscale(
     from latentsync.upscale_clip import upscale_clip
     from latentsync.weights import root
 
-    given = {one.name for one in fields(Options)} & context.params.keys()
-    options = Options(**{name: context.params[name] for name in given})
+    options = Options(**{one.name: given[one.name] for one in fields(Options) if one.name in given})
     if options.restorer is None:
         raise OptionError(f"superres is {superres!r}; it must name a net, such as gfpgan")
     check_output(output, (video,))
