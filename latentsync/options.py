@@ -92,9 +92,7 @@ class Options:
     smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
     silence: Literal["generate", "keep", "close"] = "generate"  # the mouth while nobody speaks
     color_match: bool = False  # whether the drawn mouth takes on the colours of its rim
-    max_yaw: float | None = (
-        None  # 5-85 degrees of turn beyond which the clip's own mouth comes back
-    )
+    max_yaw: float | None = None  # 5-85 degrees; turned further, the clip's own mouth comes back
     overlap: int = 0  # 0-12 frames that neighbouring groups share, blended at every step
     superres: str = "none"  # or gfpgan, codeformer (any case), a file: restorers.load_restorer
     sr_ratio: float = 2  # 1-4 times the network's resolution is what a restored crop has
@@ -155,15 +153,10 @@ class Options:
                 raise OptionError(
                     f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}"
                 )
-
-        for name, kind in (
-            ("face", str),
-            ("superres", str),
-            ("color_match", bool),
-            ("report", bool),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                got = getattr(self, name)
+        kinds = {"face": str, "superres": str, "color_match": bool, "report": bool}
+        for name, kind in kinds.items():
+            got = getattr(self, name)
+            if not isinstance(got, kind):
                 raise OptionError(f"{name} is {got!r}; it must be a {kind.__name__}")
         if not isinstance(self.cache_dir, str | None):
             raise OptionError(f"cache_dir is {self.cache_dir!r}; it must be a folder's name")
