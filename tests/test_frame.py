@@ -1,6 +1,9 @@
 """One picture: upright, 8-bit 4:2:0, in its colours; RGB and back without moving a sample."""
 
 import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import av
@@ -67,6 +70,20 @@ def test_photographs_come_upright(tmp_path, orientation, upright):
     path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
     frame = next(VideoReader(path).frames())
     assert same(frame.planes(), [upright(plane) for plane in plain])
+
+
+# In a process of its own, which PyAV would crash, if only when all its objects go.
+LOOK = "import sys; from latentsync.media import probe; print(probe(sys.argv[1]).video.width)"
+
+
+def test_pictures_with_a_colour_profile_crash_nothing(tmp_path):
+    path = write_picture(tmp_path / "a.png", picture(5))
+    data, body = path.read_bytes(), b"iCCPname\0\0" + zlib.compress(bytes(600))
+    profile = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path.write_bytes(data[:33] + profile + data[33:])  # after the signature and the header
+    look = [sys.executable, "-c", LOOK, path]
+    done = subprocess.run(look, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "64\n", "")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,9 @@ _MATRICES = {
     9: Colorspace.BT2020,
     10: Colorspace.BT2020,
 }
-_TOO_NEW = range(28, 36)  # kinds of side data that FFmpeg has and PyAV 18 has no name for
+# Kinds of side data that PyAV 18 must not see: it frees the name of a PNG's colour profile, which
+# the frame frees as well, and lists nothing at all beside a kind too new for it, as EXIF is.
+_UNREADABLE = ("ICC_PROFILE", *range(28, 36))
 _HD_HEIGHT = 720  # px; from here on untagged video is BT.709, below BT.601
 
 
@@ -311,20 +313,17 @@ def _as_420(raw: RawFrame, width: int, height: int, colour: Colour, upright: int
 
 
 def _display_matrix(raw: RawFrame) -> object:
-    try:
-        return raw.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV 18 lists none where one is too new for it, as a photograph's EXIF is
-        graph = Graph()
-        nodes = [
-            graph.add_buffer(
-                width=raw.width, height=raw.height, format=raw.format, time_base=Fraction(1, 25)
-            ),
-            *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in _TOO_NEW),
-            graph.add("buffersink"),
-        ]
-        graph.link_nodes(*nodes).configure()
-        graph.vpush(raw)
-        return graph.vpull().side_data.get("DISPLAYMATRIX")
+    graph = Graph()
+    nodes = [
+        graph.add_buffer(
+            width=raw.width, height=raw.height, format=raw.format, time_base=Fraction(1, 25)
+        ),
+        *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNREADABLE),
+        graph.add("buffersink"),
+    ]
+    graph.link_nodes(*nodes).configure()
+    graph.vpush(raw)
+    return graph.vpull().side_data.get("DISPLAYMATRIX")
 
 
 def _turned(plane: Plane, orientation: Orientation) -> Plane:
