@@ -135,6 +135,9 @@ def test_what_a_codec_cannot_hold_is_refused_and_max_side_makes_it_fit():
     assert output_size(63, 47) == (64, 48)
     assert output_size(63, 47, max_side=64) == (64, 48)
     assert output_size(4000, 3, max_side=16) == (16, 2)
+    assert output_size(20, 16, codec="hevc") == (20, 16)
+    with pytest.raises(OutputError, match=r"hold 16 x 10 px: .* 16 px or more"):
+        output_size(640, 400, codec="hevc", max_side=16)
     with pytest.raises(OptionError, match="16 px or more"):
         output_size(64, 48, max_side=15)
 

@@ -26,6 +26,7 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 _MAX_PIXELS = 139_264 * 16 * 16
 _NVENC_PRESETS = dict(zip(PRESETS, (1, 1, 2, 3, 3, 4, 5, 6, 7, 7), strict=True))  # p1 .. p7
 _X265_SMALL = 64  # px: below this side x265's own coding units don't fit
+_X265_LEAST = 16  # px: below this side not even its smallest ones do
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Encoder:
     tag: str  # in the mp4; Apple's players want hvc1 for HEVC
     max_side: int  # px
     max_pixels: int = _MAX_PIXELS
+    min_side: int = 2  # px
 
     def options(self, crf: int, preset: Preset, size: tuple[int, int]) -> dict[str, str]:
         """FFmpeg's options; `crf` is 0 (lossless, with every encoder) to 51, `size` in px."""
@@ -57,7 +59,7 @@ _ENCODERS: dict[str, Encoder] = {
     encoder.codec: encoder
     for encoder in (
         Encoder("h264", "libx264", "avc1", 16384),
-        Encoder("hevc", "libx265", "hvc1", 16384),
+        Encoder("hevc", "libx265", "hvc1", 16384, min_side=_X265_LEAST),
         Encoder("h264_nvenc", "h264_nvenc", "avc1", 4096),
         Encoder("hevc_nvenc", "hevc_nvenc", "hvc1", 8192),
     )
@@ -113,5 +115,10 @@ def output_size(
             f"{codec} can't hold {size[0]} x {size[1]} px: its pictures have at most"
             f" {encoder.max_pixels} px and sides of {encoder.max_side} px;"
             f" set max_side to {fits} or less"
+        )
+    if min(size) < encoder.min_side:
+        raise OutputError(
+            f"{codec} can't hold {size[0]} x {size[1]} px: its pictures have sides of"
+            f" {encoder.min_side} px or more; give a larger max_side, or ask for h264"
         )
     return size[0], size[1]
