@@ -15,7 +15,7 @@ import pytest
 
 from latentsync.errors import MediaError
 from latentsync.media import AudioReader, Limits, VideoFrame, VideoReader, VideoWriter
-from latentsync.media.boxes import claimed_samples
+from latentsync.media.claims import claimed_samples, unpacked_notes
 from tests.clips import babble, number_of, picture, write_clip, write_picture, write_sound
 
 # ---- what may be read ----------------------------------------------------------------------------
@@ -40,13 +40,14 @@ def test_too_large_frames_are_refused_before_they_are_decoded(tmp_path, suffix, 
     assert "max_pixels" in refused(lambda: VideoReader(path, limits=Limits(max_pixels=3000)))
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Of a PNG."""
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + check
+
+
 def test_a_small_picture_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
     side = 20_000
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + check
-
     packed, row = zlib.compressobj(9), bytes(1 + side // 8)
     rows = b"".join(packed.compress(row) for _ in range(side)) + packed.flush()
     path = tmp_path / "bomb.png"
@@ -54,6 +55,26 @@ def test_a_small_picture_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
     assert path.stat().st_size < 100_000
     assert "max_pixels" in refused(lambda: VideoReader(path))
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt"])
+def test_a_picture_whose_profile_or_texts_unpack_to_much_is_refused(tmp_path, kind):
+    path = write_picture(tmp_path / "a.png", picture(1))
+    whole = path.read_bytes()
+
+    def noted(size: int, pieces: int, name: bytes = b"note\0\0", packed: bytes = b"") -> Path:
+        note = chunk(kind, name + (packed or zlib.compress(bytes(size))))
+        path.write_bytes(whole[:33] + note * pieces + whole[33:])
+        return path
+
+    for size, pieces in ((2**26, 1), (2**25, 2)):
+        assert "profile or texts" in refused(lambda n=size, k=pieces: VideoReader(noted(n, k)))
+        assert path.stat().st_size < 100_000
+    assert "profile or texts" in refused(lambda: VideoReader(noted(1, 1, b"n" * 2**17 + b"\0\0")))
+    for harmless in ((2**25, 1), (1, 9)):
+        assert next(VideoReader(noted(*harmless)).frames()).width == 64
+    with noted(1, 1, packed=b"no zlib").open("rb") as file:
+        assert unpacked_notes(file, 10) == 0
 
 
 def test_too_long_clips_and_sounds_are_refused(tmp_path):

@@ -19,9 +19,9 @@ from av.video.frame import VideoFrame as RawFrame
 from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError
-from latentsync.media.boxes import claimed_samples
+from latentsync.media.claims import claimed_samples, unpacked_notes
 from latentsync.media.frame import Orientation
-from latentsync.media.limits import DEFAULT_LIMITS, Limits
+from latentsync.media.limits import DEFAULT_LIMITS, MOST_NOTES, Limits
 
 __all__ = [
     "GUARD",
@@ -89,6 +89,7 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
         limits.check_bytes(shown(path), size := path.stat().st_size)
         with path.open("rb") as file:
             limits.check_samples(shown(path), claimed_samples(file, size), size)
+            limits.check_notes(shown(path), unpacked_notes(file, MOST_NOTES))
             file.seek(0)
             seen = av.open(_Nameless(file), "r", options=options, metadata_errors="replace")
             kind = seen.format.name.split(",")[0]

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 _CURVES = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, numbered as in ITU-T H.273
 _UNSAID = 2
-# Reference white of HDR, which becomes SDR's white: ITU-R BT.2408, 203 cd / m2.
+# Reference white of HDR, ITU-R BT.2408: 203 cd / m2. It becomes grey level 215, which leaves
+# room for what is brighter.
 _WHITE = 203
 # Mobius leaves everything below 0.3 of white as it is, so that skin keeps its brightness.
 _CHAIN = (

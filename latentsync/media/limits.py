@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from latentsync.errors import MediaError
 
-__all__ = ["DEFAULT_LIMITS", "Limits"]
+__all__ = ["DEFAULT_LIMITS", "MOST_NOTES", "Limits"]
+
+MOST_NOTES = 2**26  # bytes; the profiles of printers have a few million
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Limits:
             raise MediaError(
                 f"{name} claims {samples} samples in {size} bytes: it is damaged, or made to"
                 " exhaust memory; if a player shows it, rewrite it: ffmpeg -i IN -c copy OUT.mp4"
+            )
+
+    def check_notes(self, name: str, unpacked: int) -> None:
+        """For a picture whose colour profile and texts unpack to so many bytes."""
+        if unpacked >= MOST_NOTES:
+            raise MediaError(
+                f"{name} has a colour profile or texts of {MOST_NOTES} bytes or more: it is"
+                " damaged, or made to exhaust memory; save it anew without them"
             )
 
     def check_pixels(self, name: str, width: int, height: int) -> None:

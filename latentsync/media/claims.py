@@ -1,15 +1,17 @@
-"""What the tables of an MP4 claim, read before FFmpeg makes room for it.
+"""What a small file claims, or packs, that costs FFmpeg gigabytes: read before FFmpeg reads it.
 
-FFmpeg keeps some 30 bytes for every sample of every track from the moment a file is opened. A
-table may say of any number of samples, in twelve bytes, that all are alike: few kilobytes could
-cost gigabytes. Names and layouts of the boxes: ISO/IEC 14496-12.
+For every sample of every track of an MP4 FFmpeg keeps some 30 bytes from the moment it is opened,
+and a table may say in twelve bytes that so many millions of samples are alike (names and layouts of
+the boxes: ISO/IEC 14496-12). Of a PNG it unpacks the colour profile and all texts whole, to a
+thousand times what they take (its chunks: ISO/IEC 15948).
 """
 
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["claimed_samples"]
+__all__ = ["claimed_samples", "unpacked_notes"]
 
 _HOLDERS = {
     *(b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"),
@@ -19,6 +21,7 @@ _DEEPEST = 10  # boxes in boxes; FFmpeg goes no deeper
 _HEAD = 20  # bytes of a box's content that are looked at
 _COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4}  # byte of the content where the count of samples is
 _REFERENCES = {b"url ", b"alis"}  # QuickTime's handlers of where the data lie
+_PIECE = 2**16  # bytes
 _UINT = struct.Struct(">I")
 _ONE_BY_ONE = _UINT.pack(1) * 2  # one entry for all samples, of a tick each
 
@@ -65,3 +68,35 @@ def _walk(file: BinaryIO, start: int, end: int, depth: int = 0) -> Iterator[tupl
         if kind in _HOLDERS and depth < _DEEPEST:
             yield from _walk(file, start + begin, stop, depth + 1)
         start = stop
+
+
+def unpacked_notes(file: BinaryIO, at_most: int) -> int:
+    """Bytes that the profile and the packed texts of a PNG unpack to; counted to `at_most` or more.
+
+    What is no PNG has none.
+    """
+    file.seek(0)
+    total = 0
+    if file.read(8) != b"\x89PNG\r\n\x1a\n":
+        return total
+    while total < at_most and len(head := file.read(8)) == 8:
+        start, length = file.tell(), _UINT.unpack(head[:4])[0]
+        if head[4:] in (b"iCCP", b"zTXt"):
+            name, end, _ = file.read(min(_PIECE, length)).partition(b"\0")
+            file.seek(start + len(name) + 2)  # and a byte for the way of packing
+            total += _unpacked(file, start + length, at_most - total) if end else at_most
+        file.seek(start + length + 4)  # behind the checksum
+    return total
+
+
+def _unpacked(file: BinaryIO, end: int, at_most: int) -> int:
+    """Bytes that what lies from here to `end` unpacks to, at most about so many."""
+    packer, total = zlib.decompressobj(), 0
+    while total < at_most and (packed := file.read(max(0, min(_PIECE, end - file.tell())))):
+        while packed and total < at_most:
+            try:
+                total += len(packer.decompress(packed, _PIECE))
+            except zlib.error:  # nothing behind it is unpacked either
+                return total
+            packed = packer.unconsumed_tail
+    return total
