@@ -19,7 +19,7 @@ from latentsync.options import Options
 from latentsync.reporter import Reporter
 from latentsync.types import FaceTrack
 
-__all__ = ["Clip", "cast"]
+__all__ = ["Clip", "cast", "lost"]
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +89,30 @@ def cast(
     if len(missing) == len(tracks):
         raise NoFaceFound(faces.no_face(detector, count, choices[0], float(fps)))
     tracks = [track for track in tracks if track.found.any()]
-    for start, stop, reason in tracks[0].lost:
+    for start, stop, reason in lost(tracks, choices):
         said = f"source frames {start}-{stop - 1} ({float(start / fps):.2f} s on): {reason}"
         if options.on_missing == "error":
             raise NoFaceFound(f"{said}; on_missing keep passes such frames through")
         log.info("%s; they pass through", said)
     return tracks
+
+
+def lost(
+    tracks: Sequence[FaceTrack], choices: Sequence[FaceChoice]
+) -> tuple[tuple[int, int, str], ...]:
+    """Source frames [start, stop) without a face that is to speak, and why.
+
+    Of `all` faces those without the first; of several speakers those without any, and whose.
+    """
+    if len(choices) == 1:
+        return tracks[0].lost
+    return tuple(
+        sorted(
+            (start, stop, f"{choice}: {why}")
+            for choice, track in zip(choices, tracks, strict=True)
+            for start, stop, why in track.lost
+        )
+    )
 
 
 def _look(
@@ -136,7 +154,7 @@ def _look(
     )
     if len(choices) == 1:
         return scene.tracks(choices[0])
-    return [scene.tracks(choice)[0] for choice in choices]
+    return scene.speakers(choices)
 
 
 def _pictures(

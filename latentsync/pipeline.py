@@ -416,7 +416,7 @@ class LipSync:
             faces_found=int(np.any([track.found for track in tracks], axis=0).sum()),
             source_frames=len(tracks[0]),
             passed_through=timeline.passed_through([role.plan for role in roles]),
-            lost=tracks[0].lost,
+            lost=casting.lost(tracks, speakers.choices),
             model=self.nets.config.name,
             detector=self.detector.name,
             device=self.engine.device if self.engine else str(self.device),

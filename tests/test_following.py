@@ -172,6 +172,20 @@ def test_a_missing_face_may_be_an_error(tmp_path, out):
     assert not out.exists()
 
 
+def test_each_speakers_missing_frames_are_told(tmp_path, out):
+    source = clip(tmp_path / "clip.mp4", 30)
+    voice = write_sound(tmp_path / "voice.wav", babble(1.2))
+    voices = {"left": voice, "right": voice}
+
+    def model():
+        return lipsync(lambda i: [LEFT] if 10 <= i < 20 else [LEFT, RIGHT])
+
+    result = model().run(source, voices, out, steps=1)
+    assert result.lost == ((10, 20, "right: only other faces"),)
+    with pytest.raises(NoFaceFound, match=r"source frames 10-19 .*: right: only other faces"):
+        model().run(source, voices, out, steps=1, on_missing="error")
+
+
 def test_no_group_crosses_a_cut(tmp_path, out, monkeypatch):
     sizes = group_sizes(monkeypatch)
     shots = [picture(0, *WIDE)] * 12 + [255 - picture(3, *WIDE)] * 8

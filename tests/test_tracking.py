@@ -292,6 +292,30 @@ def test_with_embeddings_one_person_is_followed_over_cuts() -> None:
     assert noses(unknown) == [60] * 8 + [250] * 6 + [160] * 6
 
 
+@pytest.mark.parametrize("sides", [("left", "right"), ("right", "left"), ("60,120", "250,120")])
+def test_who_is_alone_in_a_shot_is_one_speaker_and_not_two(sides: tuple[str, str]) -> None:
+    """Two people, then the one, then the other, who is left and right of that shot alike."""
+    script: list[list[Actor]] = [[(60, 120, 70, RED), (250, 120, 60, BLUE)]] * 8
+    script += [[(160, 120, 90, BLUE)]] * 6 + [[(150, 120, 80, RED)]] * 6
+    cast = Cast(script, backgrounds=[120] * 8 + [30] * 6 + [220] * 6)
+    choices = [FaceChoice.parse(side) for side in sides]
+    found = dict(zip(sides, look(cast.frames(), cast, choices).speakers(choices), strict=True))
+    red, blue = (found[side] for side in (sides if sides[0] != "right" else sides[::-1]))
+    assert noses(red) == [60] * 8 + [None] * 6 + [150] * 6
+    assert noses(blue) == [250] * 8 + [160] * 6 + [None] * 6
+    assert blue.reasons == (Lost(14, 20, "nobody in this shot is meant"),)
+
+
+def test_a_point_in_a_shot_counts_for_more_than_likeness() -> None:
+    script: list[list[Actor]] = [[(60, 120, 70, RED), (250, 120, 60, BLUE)]] * 8
+    script += [[(160, 120, 90, BLUE)]] * 6
+    cast = Cast(script, backgrounds=[120] * 8 + [30] * 6)
+    choices = [FaceChoice.parse(face) for face in ("right", "160,120@0.4")]
+    right, pointed = look(cast.frames(), cast, choices).speakers(choices)
+    assert noses(right) == [250] * 8 + [None] * 6
+    assert noses(pointed)[8:] == [160] * 6
+
+
 # Cuts
 
 

@@ -82,6 +82,15 @@ class Scene:
             for i in range(most)
         ]
 
+    def speakers(self, choices: Sequence[FaceChoice]) -> list[Track]:
+        """A track for each of several choices, none of them `all`; nobody speaks for two."""
+        casts = {choice: self._cast(choice) for choice in choices if choice.kind != "box"}
+        self._part(casts)
+        return [
+            self._track(casts[choice], choice) if choice in casts else self._box_track(choice)
+            for choice in choices
+        ]
+
     # choose
 
     def _cast(self, choice: FaceChoice) -> list[Person | None]:
@@ -100,6 +109,33 @@ class Scene:
             meant if meant in people else self._most_like(meant.look, people, same)
             for people in shots
         ]
+
+    def _part(self, casts: dict[FaceChoice, list[Person | None]]) -> None:
+        """Leave who is several speakers' in a shot to one: who is there alone is left and right.
+
+        That is whose point it is, or else whose people in the other shots are most like them.
+        """
+        shots = list(zip(*casts.values(), strict=True))
+        own: dict[FaceChoice, list[Person]] = {
+            choice: [p for p, shot in zip(cast, shots, strict=True) if p and shot.count(p) == 1]
+            for choice, cast in casts.items()
+        }
+        for shot, meant in enumerate(shots):
+            for person in {p for p in meant if p and meant.count(p) > 1}:
+                rivals = [choice for choice, cast in casts.items() if cast[shot] is person]
+                rank = {
+                    choice: (
+                        choice.kind == "point" and shot == self._shot_of(choice),
+                        max((p.like(person.look) for p in own[choice]), default=-1.0),
+                    )
+                    for choice in rivals
+                }
+                best = sorted(rank.values())[-2:]
+                if best[0] == best[1]:
+                    continue  # nothing tells them apart
+                for choice in rivals:
+                    if rank[choice] < best[1]:
+                        casts[choice][shot] = None
 
     def _pick(self, choice: FaceChoice, shot: int, people: list[Person]) -> Person | None:
         """Who of a shot's people is meant by the choice alone."""
