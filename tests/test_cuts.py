@@ -2,33 +2,70 @@
 
 import cv2
 import numpy as np
+import pytest
 
 from latentsync.faces.cuts import with_cuts
 from latentsync.media import VideoFrame
 from latentsync.types import Frame
 
 
-def test_cuts_and_what_is_none() -> None:
+def rooms() -> list[Frame]:
     rng = np.random.default_rng(5)
-    rooms = [cv2.resize(rng.integers(0, 256, (6, 30, 3), np.uint8), (960, 96)) for _ in range(3)]
+    return [cv2.resize(rng.integers(0, 256, (6, 30, 3), np.uint8), (960, 96)) for _ in range(3)]
 
-    def cuts(frames: list[Frame]) -> list[int]:
-        seen = list(with_cuts(iter(frames)))
-        assert [id(frame) for frame, _ in seen] == [id(frame) for frame in frames]
-        return [i for i, (_, cut) in enumerate(seen) if cut]
 
-    a, b, c = (room[:, :128] for room in rooms)
+def cuts(frames: list[Frame]) -> list[int]:
+    seen = list(with_cuts(iter(frames)))
+    assert [id(frame) for frame, _ in seen] == [id(frame) for frame in frames]
+    return [i for i, (_, cut) in enumerate(seen) if cut]
+
+
+def mixed(a: Frame, b: Frame, frames: int) -> list[Frame]:
+    """So many frames between two."""
+    shares = np.linspace(0, 1, frames + 2)[1:-1]
+    return [((1 - s) * a + s * b).astype(np.uint8) for s in shares]
+
+
+def test_cuts_and_what_is_none() -> None:
+    wide = rooms()
+    a, b, c = (room[:, :128] for room in wide)
     assert cuts([a] * 10 + [b] * 6 + [c] * 10) == [10, 16]
     for length in (1, 2, 3):
         flash = [np.full_like(a, 250)] * length
         assert cuts([a] * 10 + flash + [a] * 10) == []
-    pan = [rooms[0][:, x : x + 128] for x in range(0, 800, 50)]
+    pan = [wide[0][:, x : x + 128] for x in range(0, 800, 50)]
     assert cuts([a] * 5 + pan + [pan[-1]] * 5) == []
     assert [cut for _, cut in with_cuts(map(VideoFrame.from_rgb, [a] * 9 + [b] * 9))].index(
         True
     ) == 9
-    dissolve = [((1 - s) * a + s * b).astype(np.uint8) for s in np.linspace(0, 1, 14)]
-    assert cuts(dissolve) == []
     assert cuts([a] * 5 + [b]) == [5]
     assert cuts([a]) == cuts([]) == []
     assert cuts([np.ascontiguousarray(np.tile(x, (12, 12, 1))) for x in (a, a, b, b)]) == [2]
+
+
+@pytest.mark.parametrize("length", [5, 14, 30, 70])
+def test_a_shot_begins_where_a_dissolve_ends(length: int) -> None:
+    a, b = (room[:, :128] for room in rooms()[:2])
+    (begins,) = cuts([a] * 20 + mixed(a, b, length) + [b] * 20)
+    assert 0 <= 20 + length - begins <= 0.03 * length + 1
+    assert cuts([a] * 20 + mixed(a, b, length)) == []  # nobody knows whether it is over
+
+
+def test_two_shots_with_black_between_them() -> None:
+    a, b = (room[:, :128] for room in rooms()[:2])
+    for length in (1, 12):
+        black = [np.zeros_like(a)] * length
+        faded = [*mixed(a, black[0], 10), *black]
+        assert cuts([a] * 20 + faded + mixed(black[0], b, 10) + [b] * 9) == [40 + length]
+        assert cuts([a] * 20 + faded + mixed(black[0], a, 10) + [a] * 9) == []
+
+
+def test_what_looks_like_a_dissolve() -> None:
+    a = rooms()[0][:, :128]
+    dark = (0.4 * a).astype(np.uint8)
+    assert cuts([a] * 20 + mixed(a, dark, 12) + [dark] * 20) == []
+    columns = np.linspace(0, 2 * np.pi, 128)[None, :, None]
+    for far in np.linspace(0.3, np.pi, 10):
+        way = [0.0] * 20 + np.linspace(0, far, 12).tolist() + [far] * 20
+        pan = [np.tile(128 + 90 * np.sin(columns + at), (96, 1, 3)).astype(np.uint8) for at in way]
+        assert cuts(pan) == []

@@ -1,7 +1,7 @@
-"""Where a film cuts from one shot to the next, told from thumbnails while the frames stream by."""
+"""Where a film goes from one shot to the next, told from thumbnails while the frames stream by."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -11,11 +11,23 @@ from latentsync.faces.view import Shown, View
 
 __all__ = ["with_cuts"]
 
+Thumbnail = NDArray[np.float32]  # (pixels,) grey levels
+
 WIDTH, HEIGHT = 32, 18  # px of a thumbnail, whatever the frame's shape
 SIDE = 256  # px, longest side of the picture that it is made of
 AROUND = 3  # steps on either side that a cut is compared with; a flash of so many frames is none
 LEAST = 8.0  # grey levels by which two shots differ at least, on average over the thumbnail
 CLEARLY = 1.5  # times the steps around it
+
+# A dissolve shows mixtures of two pictures that are not alike. A pan of a smooth picture looks like
+# one for a while: of a sine, by as much as leaves a correlation of 0.5, what lies half way is 0.13
+# off. So at these two bounds none is taken for a dissolve.
+MIXED = 0.13  # of the way between the two pictures: how far a mixture may be off
+ALIKE = 0.5  # correlation from which on two pictures are one shot, in another light say
+LENGTHS = (12, 25, 50)  # frames looked back; a longer dissolve is seen by its last part
+GRADUAL = 3  # frames that are mixtures, at least
+ARRIVED = 0.97  # of the way: as near its end is a dissolve over
+BLANK = 4.0  # grey levels, standard deviation: a thumbnail with less shows nothing
 
 
 def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, bool]]:
@@ -23,21 +35,29 @@ def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, bool]]:
 
     A cut is a step from one frame to the next that is large, and larger by far than the three
     steps before and the three after. So neither a flash is one, which goes as it came, nor a fast
-    pan, which takes many large steps, nor a dissolve, which takes many small ones.
+    pan, which takes many large steps. After a dissolve, or a fade through black, the new shot
+    begins where the old one is gone.
     """
     before: deque[float] = deque(maxlen=AROUND)  # steps
-    waiting: deque[tuple[Shown, float]] = deque()  # frames, and the step to each
-    last: NDArray[np.float32] | None = None
+    waiting: deque[tuple[Shown, float, Thumbnail]] = deque()  # frames, and the step to each
+    shot = _Shot()
+    last: Thumbnail | None = None
 
     def first() -> tuple[Shown, bool]:
-        frame, step = waiting.popleft()
-        around = max([*before, *(later for _, later in waiting)], default=0.0)
+        frame, step, now = waiting.popleft()
+        around = max([*before, *(later for _, later, _ in waiting)], default=0.0)
         before.append(step)
-        return frame, step >= max(LEAST, CLEARLY * around)
+        cut = step >= max(LEAST, CLEARLY * around)
+        if not cut and len(waiting) == AROUND:
+            cut = shot.gone_over([now, *(later for *_, later in waiting)])
+        if cut:
+            shot.begin()
+        shot.add(now)
+        return frame, cut
 
     for frame in frames:
         now = _thumbnail(frame)
-        waiting.append((frame, 0.0 if last is None else float(np.abs(now - last).mean())))
+        waiting.append((frame, 0.0 if last is None else float(np.abs(now - last).mean()), now))
         last = now
         if len(waiting) > AROUND:
             yield first()
@@ -45,8 +65,57 @@ def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, bool]]:
         yield first()
 
 
-def _thumbnail(frame: Shown) -> NDArray[np.float32]:
+class _Shot:
+    """The last thumbnails of one shot."""
+
+    def __init__(self) -> None:
+        self._seen: deque[Thumbnail] = deque(maxlen=max(LENGTHS))
+        self._left: Thumbnail | None = None  # what was seen before a blank picture
+
+    def begin(self) -> None:
+        self._seen.clear()
+        self._left = None
+
+    def add(self, now: Thumbnail) -> None:
+        if now.std() < BLANK:  # from here on mixtures are with the next picture
+            if self._seen and self._seen[-1].std() >= BLANK:
+                self._left = self._seen[-1]
+            self._seen.clear()
+        self._seen.append(now)
+
+    def gone_over(self, following: Sequence[Thumbnail]) -> bool:
+        """Whether the shot has become another one just now, and stays that."""
+        seen = list(self._seen)
+        spans = {min(length, len(seen)) for length in LENGTHS}
+        return any(
+            self._mixtures(np.stack([*seen[-span:], *following]), len(following))
+            for span in spans
+            if span > GRADUAL
+        )
+
+    def _mixtures(self, pictures: NDArray[np.float32], over: int) -> bool:
+        """Whether all are mixtures of the first and the last, and the last `over` are but it."""
+        before = self._left if pictures[0].std() < BLANK else pictures[0]
+        way = pictures[-1] - pictures[0]
+        if np.abs(way).mean() < LEAST or before is None or _alike(before, pictures[-1]):
+            return False
+        gone = pictures - pictures[0]
+        share = gone @ way / (way @ way)
+        off = np.sqrt(np.square(gone - np.outer(share, way)).mean(axis=1))
+        between = np.count_nonzero((share > 1 - ARRIVED) & (share < ARRIVED))
+        arrived = np.abs(share[-over:] - 1).max() <= 1 - ARRIVED
+        mixed = off.max() <= MIXED * np.sqrt(np.square(way).mean())
+        return bool(between >= GRADUAL and arrived and mixed)
+
+
+def _alike(one: Thumbnail, other: Thumbnail) -> bool:
+    if min(one.std(), other.std()) < BLANK:
+        return True  # who can tell
+    return bool(np.corrcoef(one, other)[0, 1] >= ALIKE)
+
+
+def _thumbnail(frame: Shown) -> Thumbnail:
     """Few pixels of the frame, averaged."""
     few = View(frame).small(SIDE).pixels
     small = cv2.resize(few, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32)
+    return np.asarray(small, np.float32).ravel()
