@@ -141,6 +141,8 @@ def face_track(
     resolution: int,
     cut: NDArray[np.bool_] | None = None,
     smooth: int = 0,
+    *,
+    pixel_aspect: float = 1.0,
 ) -> FaceTrack:
     """The affine of every frame, smoothed along each unbroken run of frames with a face.
 
@@ -148,12 +150,13 @@ def face_track(
     translation, carried from frame to frame with weight 0.2.
 
     Args:
-        points: (n, 3, 2) frame px: left brow, right brow, nose base; anything where not found.
+        points: (n, 3, 2) square px: left brow, right brow, nose base; anything where not found.
         found: (n,) bool.
         resolution: px, side of the face crop.
         cut: (n,) bool, where a new shot begins: nothing is smoothed across. None: nowhere.
         smooth: frames; the points are also smoothed, without lag, by parabolas through so many
             frames around each one. Up to 3 that changes nothing; 0, the default, as published.
+        pixel_aspect: width / height of the frame's own px, which the affines are for.
     """
     affine = np.zeros((len(points), 2, 3), dtype=np.float32)
     found = found & (points.std(axis=1).max(axis=1) > MIN_SPREAD)
@@ -173,7 +176,7 @@ def face_track(
         carried = bias
         matrix[:, 2] += bias
         affine[i] = matrix.numpy()
-    return FaceTrack(affine=affine, found=found)
+    return FaceTrack(affine=affine * np.array([pixel_aspect, 1, 1], np.float32), found=found)
 
 
 def _steadied(

@@ -175,9 +175,10 @@ def _check_apart(found: Sequence[faces.Track], choices: Sequence[FaceChoice]) ->
 
 
 def _placed(face: faces.Track, options: Options, resolution: int) -> FaceTrack:
-    track = align.face_track(face.points, face.found, resolution, face.cut, options.smooth)
-    # The points are in square px, the frame's own may be wider or narrower.
-    track = replace(track, affine=track.affine * np.array([face.pixel_aspect, 1, 1], np.float32))
+    steadied = face.cut, options.smooth
+    track = align.face_track(
+        face.points, face.found, resolution, *steadied, pixel_aspect=face.pixel_aspect
+    )
     lost = [(one.start, one.stop, one.reason) for one in face.reasons]
     if options.max_yaw is None:
         return replace(track, cut=face.cut, lost=tuple(lost))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import diffusion, mel
+from latentsync import align, diffusion, mel
 from latentsync.errors import Cancelled, InputError, TrainingError
 from latentsync.mask import keep_mask
 from latentsync.media import AudioReader
@@ -66,6 +66,14 @@ def test_what_is_prepared_is_what_a_run_would_hear_and_see(tmp_path, nets, make)
     columns = mel.sync_window(mel.sync_mel(wave), 15).float()
     assert torch.equal(found.mel(10, 16), columns)
     assert found.mel(39, 16).shape == (1, 80, 52)  # the last window there is
+
+
+def test_the_crops_of_wide_pixels_are_drawn_out(tmp_path, make):
+    """The stub's points are in square pixels, each of the clip's is two of them wide."""
+    found = make().clip(clip(tmp_path / "a.mp4", x264opts="sar=2/1"))
+    affine = np.load(found.folder / "affine.npy")[0]
+    x, y = StubDetector.points[2]
+    np.testing.assert_allclose(affine @ [x / 2, y, 1], align.template(SIDE)[2], atol=1)
 
 
 def test_a_clip_is_prepared_once_whatever_its_name(tmp_path, make):

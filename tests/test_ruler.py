@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from latentsync.errors import NoFaceFound, OptionError, WeightsMismatch, WeightsMissing
 from latentsync.evaluation import ruler as module
 from latentsync.evaluation.ruler import CROP, FILE, Ruler, aligned_crops, find_track, mouth_track
+from latentsync.faces import create
 from latentsync.models.regressor import Regressor
+from latentsync.synthetic import Identity, Mouth, Pose, draw
 from latentsync.types import Face, FaceTrack
 from tests.clips import write_clip
 
@@ -119,6 +121,19 @@ def test_a_track_is_of_crops_of_its_size(clip):
     assert len(find_track(clip, Detector(), at_most=4)) == 4
     with pytest.raises(NoFaceFound, match="a stub"):
         find_track(clip, Detector(missing=range(10)))
+
+
+def test_the_crop_of_wide_pixels_is_that_of_square_ones(tmp_path):
+    rgb, _ = draw(Identity.from_seed(31), Pose(), Mouth(open=0.5), (480, 360), zoom=0.8)
+    detector = create("builtin", root=tmp_path)
+    crops = []
+    for width, aspect in ((480, "1/1"), (240, "2/1")):
+        still = cv2.resize(rgb, (width, 360), interpolation=cv2.INTER_AREA)
+        path, size = tmp_path / f"{width}.mp4", (width, 360)
+        write_clip(path, [still] * 2, size=size, crf="10", x264opts=f"sar={aspect}")
+        crops.append(next(aligned_crops(path, find_track(path, detector))).astype(int))
+    # Of a face whose pixels are taken for square: 43 grey levels.
+    assert np.abs(crops[0] - crops[1]).mean() < 6
 
 
 def test_the_place_is_the_tracks(clip, monkeypatch):

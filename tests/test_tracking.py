@@ -495,8 +495,8 @@ def test_the_crop_of_a_face_has_square_pixels(aspect: Fraction) -> None:
     for one in (Fraction(1), aspect):
         frame = stored(rgb, one)
         (track,) = follow([frame], detector, LARGEST)
-        square = align.face_track(track.points, track.found, 256).affine[0]
-        affine = square * np.float32([track.pixel_aspect, 1, 1])  # as `casting` does
+        wide = track.pixel_aspect
+        affine = align.face_track(track.points, track.found, 256, pixel_aspect=wide).affine[0]
         crop = cv2.warpAffine(frame.rgb(), affine, align.crop_size(256), flags=cv2.INTER_AREA)
         crops.append(crop.astype(int))
         x, y = np.linalg.solve(affine[:, :2], (105, 210) - affine[:, 2])

@@ -107,8 +107,8 @@ def find_track(
         NoFaceFound: there is no face in any of them.
     """
     frames = islice(VideoReader(video, fps=fps).frames(), at_most)
-    points = faces.track((frame.rgb() for frame in frames), detector)
-    track = align.face_track(points.points, points.found, CROP)
+    seen = faces.track(frames, detector)
+    track = align.face_track(seen.points, seen.found, CROP, pixel_aspect=seen.pixel_aspect)
     if not track.found.any():
         raise NoFaceFound(
             f"no face in the {len(track)} frames of {video} by {detector.describe()}; give a clip "

@@ -95,7 +95,7 @@ def _write_around(stretch: Stretch, size: int, video: VideoWriter) -> dict[str, 
     with VideoReader(stretch.path) as reader:
         aspect = float(reader.pixel_aspect)
         box = _around(affine, size, reader.info.width, reader.info.height)
-        needed = float(scales(affine).max()) / aspect**0.5 * size / align.crop_size(size)[0]
+        needed = float(scales(affine).max()) * size / align.crop_size(size)[0]
         scale = min(1.0, needed)
         shape = _even(box.width * aspect * scale), _even(box.height * scale)
         for frame in reader.frames(range(stretch.start, stretch.stop)):

@@ -171,10 +171,10 @@ class OneFace:
             lost = round(1 - float(track.found.mean()), 4)
             yield Rejected("face not in all frames", lost, *place)
             return
-        affine = align.face_track(track.points, track.found, self.size).affine
+        affine = align.face_track(
+            track.points, track.found, self.size, pixel_aspect=track.pixel_aspect
+        ).affine
         heights = align.crop_size(self.size)[1] / scales(affine)
-        # The points are in square px, the source's own may be wider or narrower.
-        affine = affine * np.array([track.pixel_aspect, 1, 1], np.float32)
         smallest = round(float(heights.min()), 1)
         if smallest < self.min_face:
             yield Rejected("face too small", smallest, *place)
@@ -303,8 +303,8 @@ def crops(stretch: Stretch, size: int, places: Sequence[int] | None = None) -> I
 
 
 def scales(affine: FloatArray) -> FloatArray:
-    """(n,) px of the upright crop to one of the frame."""
-    return np.sqrt(np.linalg.det(affine[:, :, :2])).astype(np.float32)
+    """(n,) px of the upright crop to one of the frame's height; they may be wider or narrower."""
+    return np.asarray(np.linalg.norm(affine[:, :, 1], axis=1), np.float32)
 
 
 @contextmanager

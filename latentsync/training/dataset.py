@@ -44,7 +44,7 @@ BAD_SHARE = 0.05  # of the clips may be unusable before somebody should look at 
 TOLD = 3  # of them, in the error
 HELD_OUT = 50  # one of so many clips is never trained on
 BATCH = 16  # frames that are encoded together
-VERSION = 1  # of what is in the cache
+VERSION = 2  # of what is in the cache
 
 
 def find_clips(folder: Path) -> list[Path]:
@@ -197,9 +197,9 @@ class Preparer:
         return {"first": first, "frames": stop - first}
 
     def _track(self, path: Path, at_most: int) -> FaceTrack:
-        frames = (frame.rgb() for frame in islice(VideoReader(path).frames(), at_most))
-        points = faces.track(frames, self.detector)
-        track = align.face_track(points.points, points.found, self.nets.config.resolution)
+        frames = islice(VideoReader(path).frames(), at_most)
+        seen, side = faces.track(frames, self.detector), self.nets.config.resolution
+        track = align.face_track(seen.points, seen.found, side, pixel_aspect=seen.pixel_aspect)
         if not track.found.any():
             raise NoFaceFound(f"no face by {self.detector.describe()}")
         return track
