@@ -260,6 +260,27 @@ def test_a_clip_cut_short_gives_its_good_frames_and_a_warning(tmp_path, caplog, 
     assert "damaged" in caplog.text
 
 
+@pytest.mark.parametrize("fps", ["25", "source"])
+def test_damage_within_a_clip_is_told_once_however_often_it_is_read(tmp_path, caplog, fps):
+    path = write_clip(tmp_path / "clip.mp4", 60, g="20", bf="0")
+    data = bytearray(path.read_bytes())
+    with open_media(path) as container:
+        packets = [(one.pos, one.size) for one in container.demux(video=0) if one.size]
+    at, size = packets[25]
+    data[at + 8 : at + size] = bytes(size - 8)
+    path.write_bytes(data)
+    with caplog.at_level(logging.WARNING, "latentsync"):
+        reader = VideoReader(path)
+        read = reader.frames if fps == "25" else reader.source_frames
+        assert not caplog.text
+        shown = len(list(read()))
+        list(read(range(20, 40)))
+        list(read(range(5)))
+    assert shown == (60 if fps == "25" else 59)
+    (record,) = caplog.records
+    assert record.getMessage() == f"'{path}' is damaged or cut short: its good frames are used"
+
+
 # ---- writing -------------------------------------------------------------------------------------
 
 

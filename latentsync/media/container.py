@@ -26,6 +26,7 @@ from latentsync.media.limits import DEFAULT_LIMITS, MOST_NOTES, Limits
 __all__ = [
     "GUARD",
     "AudioFacts",
+    "Damage",
     "MediaFacts",
     "VideoFacts",
     "audio_stream",
@@ -49,6 +50,8 @@ _CONTAINERS = (
 )
 # Only both lists together keep playlists and concat lists from opening further files.
 GUARD = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+
+_LEFT_OUT = " or cut short: its good frames are used"
 
 
 class _Nameless:
@@ -135,42 +138,58 @@ def audio_stream(container: InputContainer) -> AudioStream | None:
     return stream
 
 
+class Damage:
+    """Tells in the log what is wrong with a file: each thing once, however often it is read."""
+
+    def __init__(self, path: Path | str, level: int = logging.WARNING) -> None:
+        self._name, self._level = shown(path), level
+        self._told: set[str] = set()
+
+    def tell(self, what: str, *values: object) -> None:
+        level = logging.DEBUG if what in self._told else self._level
+        self._told.add(what)
+        logger.log(level, "%s is damaged" + what, self._name, *values)
+
+
 def demux(
-    container: InputContainer, stream: Stream, *, told: bool = True
+    container: InputContainer, stream: Stream, damage: Damage | None = None
 ) -> Iterator[Packet[Stream]]:
-    """The stream's packets, then an empty one to flush; damage ends nothing, and is logged (told).
+    """The stream's packets, then an empty one to flush; damage ends nothing, and is told.
 
     A last picture that isn't whole is left out: a decoder that works on several at once would give
     up those it still holds. Of sound every sample counts.
     """
-    name = shown(container.name.removeprefix("file:"))
-    damage = logging.WARNING if told else logging.DEBUG
-    warned, held = False, None
+    damage = damage or Damage(container.name.removeprefix("file:"))
+    held = None
     try:
         for packet in container.demux(stream):
-            if packet.is_corrupt and not warned:
-                warned = True
-                logger.log(damage, "%s is damaged or cut short: its good frames are used", name)
+            if packet.is_corrupt:
+                damage.tell(_LEFT_OUT)
             if held is not None and packet.size:
                 yield held
             held = packet if packet.is_corrupt and stream.type == "video" else None
             if held is None:
                 yield packet
     except av.FFmpegError as error:
-        logger.log(damage, "%s is damaged (%s): what comes before is used", name, error.strerror)
+        damage.tell(" (%s): what comes before is used", error.strerror)
         flush: Packet[Stream] = Packet()
         flush.stream = stream
         yield flush
 
 
-def decode(packet: Packet[Stream], kind: type[F]) -> list[F]:
-    """The good frames a packet gives; a damaged packet gives none."""
+def decode(packet: Packet[Stream], kind: type[F], damage: Damage | None = None) -> list[F]:
+    """The good frames a packet gives; a damaged packet gives none. `damage` tells of the others."""
     try:
         frames = packet.decode()
     except av.FFmpegError as error:
         logger.debug("a damaged packet at pts %s was skipped: %s", packet.pts, error.strerror)
-        return []
-    return [frame for frame in frames if isinstance(frame, kind) and not frame.is_corrupt]
+        given, good = None, []
+    else:
+        given = [frame for frame in frames if isinstance(frame, kind)]
+        good = [frame for frame in given if not frame.is_corrupt]
+    if damage and good != given:
+        damage.tell(_LEFT_OUT)
+    return good
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from av.video.frame import VideoFrame as RawFrame
 from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError
-from latentsync.media.container import decode, demux, open_media, shown, video_stream
+from latentsync.media.container import Damage, decode, demux, open_media, shown, video_stream
 from latentsync.media.limits import Limits
 
 __all__ = [
@@ -102,11 +102,12 @@ class EachFrame:
 class Decoder:
     """Frames of a clip as decoded, made progressive; `origin` is the first one's time in ticks.
 
-    Raises MediaError, also while reading, when the clip holds more than `limits` allows.
+    `damage` tells what is wrong with the clip. Raises MediaError, also while reading, when the clip
+    holds more than `limits` allows.
     """
 
-    def __init__(self, path: Path, origin: int, limits: Limits) -> None:
-        self._path, self._origin, self._limits = path, origin, limits
+    def __init__(self, path: Path, origin: int, limits: Limits, damage: Damage) -> None:
+        self._path, self._origin, self._limits, self._damage = path, origin, limits, damage
         self._open()
 
     def __enter__(self) -> Self:
@@ -130,7 +131,7 @@ class Decoder:
     def timed(self) -> Iterator[tuple[int, RawFrame]]:
         """Every source frame with its time in ticks, rising; of frames of one time the last."""
         held: tuple[int, RawFrame] | None = None
-        for raw in self._frames(demux(self._container, self._stream)):
+        for raw in self._frames(self._packets()):
             at = ticks(raw)
             if at is None:
                 at = self._origin if held is None else held[0] + (raw.duration or 1)
@@ -142,7 +143,7 @@ class Decoder:
 
     def spans(self, clock: Clock) -> Iterator[Span]:
         """All spans from the start."""
-        return self._spans(clock, self._frames(demux(self._container, self._stream)))
+        return self._spans(clock, self._frames(self._packets()))
 
     def spans_from(self, clock: Clock, index: int) -> Iterator[Span]:
         """Spans from the one that shows `index` on, the very ones that `spans` would give."""
@@ -151,7 +152,7 @@ class Decoder:
         if frames is None:
             self._container.close()
             self._open()
-            frames = self._frames(demux(self._container, self._stream))
+            frames = self._frames(self._packets())
         return (span for span in self._spans(clock, frames) if span.stop > index)
 
     def check_end(self, seconds: float) -> None:
@@ -171,8 +172,11 @@ class Decoder:
                 *(shown(self._path), whole, seconds),
             )
 
+    def _packets(self) -> Iterator[Packet[Stream]]:
+        return demux(self._container, self._stream, self._damage)
+
     def _frames(self, packets: Iterable[Packet[Stream]]) -> Iterator[RawFrame]:
-        return progressive(map(self._checked, _decoded(packets)))
+        return progressive(map(self._checked, _decoded(packets, self._damage)))
 
     def _checked(self, raw: RawFrame) -> RawFrame:
         end = ticks(raw) if _end(raw) is None else _end(raw)
@@ -195,7 +199,7 @@ class Decoder:
                 self._container.seek(offset, stream=self._stream)
             except av.FFmpegError:
                 return None
-            packets = demux(self._container, self._stream)
+            packets = self._packets()
             key = next(packets)
             start = key.pts if key.pts is not None else key.dts
             if not key.is_keyframe or start is None or clock.index(start) > index:
@@ -213,6 +217,7 @@ class Decoder:
         """The frames from a key frame at `start` on that look as if read from the file's start."""
         # Pictures shown before the key frame lean on others that were not decoded (open GOP);
         # a stream that refreshes bit by bit has no whole picture at its "key frame" at all.
+        # Neither is damage, so it isn't told.
         raws = dropwhile(partial(_before, start), map(self._checked, _decoded(packets)))
         key = next(raws, None)
         if key is None or not key.key_frame or ticks(key) != start:
@@ -237,14 +242,14 @@ class Decoder:
             yield Span(shown_from, max(end, shown_from + 1), held)
 
 
-def decoded(container: InputContainer, stream: VideoStream) -> Iterator[RawFrame]:
-    """A stream's good frames, as they are in the file; damage is told by whoever reads it whole."""
-    return _decoded(demux(container, stream, told=False))
+def decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[RawFrame]:
+    """A stream's good frames, as they are in the file."""
+    return _decoded(demux(container, stream, damage), damage)
 
 
-def _decoded(packets: Iterable[Packet[Stream]]) -> Iterator[RawFrame]:
+def _decoded(packets: Iterable[Packet[Stream]], damage: Damage | None = None) -> Iterator[RawFrame]:
     for packet in packets:
-        yield from decode(packet, RawFrame)
+        yield from decode(packet, RawFrame, damage)
 
 
 def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:

@@ -12,7 +12,7 @@ import av
 from av.video.frame import VideoFrame as RawFrame
 
 from latentsync.errors import MediaError
-from latentsync.media.container import is_image, open_media, shown
+from latentsync.media.container import Damage, is_image, open_media, shown
 from latentsync.media.decoder import (
     Clock,
     Decoder,
@@ -88,6 +88,7 @@ class VideoReader:
         self.path = self._source = Path(path)
         self._fps, self._limits = fps, limits
         self._remove: Callable[[], object] = _nothing
+        self._damage = Damage(self.path)
         look = _look_at(self.path, limits)
         self.info = self._describe(look)
         self.pixel_aspect = look.pixel_aspect  # width / height of one pixel, upright
@@ -178,7 +179,7 @@ class VideoReader:
             )
 
     def _decoder(self) -> Decoder:
-        return Decoder(self._source, self._origin, self._limits)
+        return Decoder(self._source, self._origin, self._limits, self._damage)
 
     def _picked(
         self, decoder: Decoder, clock: Clock, indices: Iterable[int], seen: int
@@ -254,7 +255,8 @@ def _look_at(path: Path, limits: Limits) -> _Look:
         seconds = None if container.duration is None else container.duration / 1e6
         if seconds is not None and not still:
             limits.check_seconds(shown(path), seconds)
-        raw = next(decoded(container, stream), None)
+        unsaid = Damage(path, logging.DEBUG)  # whoever reads on tells
+        raw = next(decoded(container, stream, unsaid), None)
         if raw is None:
             raise MediaError(
                 f"{shown(path)} ({codec}) holds no frame that can be decoded, or only larger ones"
