@@ -38,6 +38,10 @@ def test_cuts_and_what_is_none() -> None:
     assert [cut for _, cut in with_cuts(map(VideoFrame.from_rgb, [a] * 9 + [b] * 9))].index(
         True
     ) == 9
+    smooth = cv2.resize(np.random.default_rng(6).integers(0, 256, (3, 16, 3), np.uint8), (1600, 96))
+    for moved in (7, 9):  # px a frame; every fifth frame is left out
+        steps = [2 * moved if i % 5 == 4 else moved for i in range(25)]
+        assert cuts([smooth[:, x : x + 640] for x in np.cumsum([0, *steps])]) == []
     assert cuts([a] * 5 + [b]) == [5]
     assert cuts([a]) == cuts([]) == []
     assert cuts([np.ascontiguousarray(np.tile(x, (12, 12, 1))) for x in (a, a, b, b)]) == [2]

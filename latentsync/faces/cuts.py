@@ -18,6 +18,10 @@ SIDE = 256  # px, longest side of the picture that it is made of
 AROUND = 3  # steps on either side that a cut is compared with; a flash of so many frames is none
 LEAST = 8.0  # grey levels by which two shots differ at least, on average over the thumbnail
 CLEARLY = 1.5  # times the steps around it
+# Where 25 of 30 frames a second are kept, every fifth step is twice as large as the others, and of
+# a moving head that fills the picture larger than `LEAST`.
+NEIGHBOURS = 0.9  # correlation of two pictures above which they may be such
+SKIPPED = 2.5  # times the steps around it that a cut between such pictures must be
 
 # A dissolve shows mixtures of two pictures that are not alike. A pan of a smooth picture looks like
 # one for a while: of a sine, by as much as leaves a correlation of 0.5, what lies half way is 0.13
@@ -35,19 +39,19 @@ def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, bool]]:
 
     A cut is a step from one frame to the next that is large, and larger by far than the three
     steps before and the three after. So neither a flash is one, which goes as it came, nor a fast
-    pan, which takes many large steps. After a dissolve, or a fade through black, the new shot
-    begins where the old one is gone.
+    pan, which takes many large steps, nor a move of which frames are left out. After a dissolve, or
+    a fade through black, the new shot begins where the old one is gone.
     """
     before: deque[float] = deque(maxlen=AROUND)  # steps
-    waiting: deque[tuple[Shown, float, Thumbnail]] = deque()  # frames, and the step to each
+    waiting: deque[tuple[Shown, float, float, Thumbnail]] = deque()  # the step to it, CLEARLY there
     shot = _Shot()
     last: Thumbnail | None = None
 
     def first() -> tuple[Shown, bool]:
-        frame, step, now = waiting.popleft()
-        around = max([*before, *(later for _, later, _ in waiting)], default=0.0)
+        frame, step, clearly, now = waiting.popleft()
+        around = max([*before, *(later for _, later, *_ in waiting)], default=0.0)
         before.append(step)
-        cut = step >= max(LEAST, CLEARLY * around)
+        cut = step >= max(LEAST, clearly * around)
         if not cut and len(waiting) == AROUND:
             cut = shot.gone_over([now, *(later for *_, later in waiting)])
         if cut:
@@ -57,7 +61,9 @@ def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, bool]]:
 
     for frame in frames:
         now = _thumbnail(frame)
-        waiting.append((frame, 0.0 if last is None else float(np.abs(now - last).mean()), now))
+        step = 0.0 if last is None else float(np.abs(now - last).mean())
+        alike = step >= LEAST and last is not None and _correlation(last, now) > NEIGHBOURS
+        waiting.append((frame, step, SKIPPED if alike else CLEARLY, now))
         last = now
         if len(waiting) > AROUND:
             yield first()
@@ -97,7 +103,11 @@ class _Shot:
         """Whether all are mixtures of the first and the last, and the last `over` are but it."""
         before = self._left if pictures[0].std() < BLANK else pictures[0]
         way = pictures[-1] - pictures[0]
-        if np.abs(way).mean() < LEAST or before is None or _alike(before, pictures[-1]):
+        if (
+            np.abs(way).mean() < LEAST
+            or before is None
+            or _correlation(before, pictures[-1]) >= ALIKE
+        ):
             return False
         gone = pictures - pictures[0]
         share = gone @ way / (way @ way)
@@ -108,10 +118,11 @@ class _Shot:
         return bool(between >= GRADUAL and arrived and mixed)
 
 
-def _alike(one: Thumbnail, other: Thumbnail) -> bool:
+def _correlation(one: Thumbnail, other: Thumbnail) -> float:
+    """From -1 to 1; 1 where one of them is blank, for who can tell."""
     if min(one.std(), other.std()) < BLANK:
-        return True  # who can tell
-    return bool(np.corrcoef(one, other)[0, 1] >= ALIKE)
+        return 1.0
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def _thumbnail(frame: Shown) -> Thumbnail:
