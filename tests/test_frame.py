@@ -131,6 +131,13 @@ def test_every_pixel_format_becomes_the_same_picture(tmp_path, codec, pixel_form
     )
 
 
+def test_a_grey_photo_is_not_tagged_as_rgb(tmp_path):
+    """Players would show its YUV as green and magenta."""
+    photo = write_picture(tmp_path / "grey.png", picture(0)[..., 1])
+    (frame,) = VideoReader(photo).frames()
+    assert frame.colour.matrix == 6
+
+
 def test_colour_tags_reach_the_output(tmp_path):
     tags = {"colorspace": 6, "color_range": 2, "color_primaries": 5, "color_trc": 1}
     path = write_clip(tmp_path / "clip.mp4", 3, pixel_format="yuvj420p", tags=tags)

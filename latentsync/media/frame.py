@@ -98,14 +98,16 @@ class Colour:
     def of(cls, raw: RawFrame, height: int, pixel_aspect: Fraction) -> "Colour":
         """The tags of a decoded picture that is `height` px high when upright.
 
-        RGB has no matrix yet: it gets the usual one for its height, in limited range.
+        RGB has no matrix yet: it gets the usual one for its height, in limited range. So
+        does what is tagged as RGB and is none, as the grey of a PNG.
         """
+        usual = 1 if height >= _HD_HEIGHT else 6
         if _is_rgb(raw):
-            matrix = 1 if height >= _HD_HEIGHT else 6
-            return cls(matrix, raw.color_primaries, raw.color_trc, 1, pixel_aspect)
+            return cls(usual, raw.color_primaries, raw.color_trc, 1, pixel_aspect)
         full = raw.format.name.startswith("yuvj") or (_is_grey(raw) and raw.color_range == 0)
         levels = int(ColorRange.JPEG) if full else raw.color_range
-        return cls(raw.colorspace, raw.color_primaries, raw.color_trc, levels, pixel_aspect)
+        matrix = raw.colorspace or usual
+        return cls(matrix, raw.color_primaries, raw.color_trc, levels, pixel_aspect)
 
     def space(self, height: int) -> Colorspace:
         """The matrix to convert with, for a picture `height` px high."""
