@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.footage import pictures, places, voices
 from tests.footage.__main__ import trials
 from tests.footage.trial import differences, model_loaded_once, run, table
-from tests.footage.zoo import Zoo
+from tests.footage.zoo import MODULES, Zoo
 
 CASES = {case.name: case for case in table()}
 CHANGED = {
@@ -18,6 +17,7 @@ CHANGED = {
     "size": "256x254",
     "sound": 0.2,
     "stream": "hevc",
+    "unlike": -1.0,
     "message": "face in 0 of 1",
 }
 
@@ -53,9 +53,12 @@ def test_the_table_is_whole():
     asked = {
         name.partition(":")[0]
         for case in CASES.values()
-        for name in (case.video, case.voice, case.output or "out", *in_braces(case.options))
+        for name in (
+            *(case.video, case.voice, case.output or "out", case.looks),
+            *in_braces(case.options),
+        )
     }
-    for module in (pictures, voices, places):
+    for module in MODULES:
         makers = {
             name
             for name, value in vars(module).items()

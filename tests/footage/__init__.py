@@ -2,7 +2,9 @@
 
     table.jsonl     what each is and what must come of it, a line each
     faces.py        drawn people: the frames that clips are made of
-    pictures.py     makers of clips and photos: one function a kind, named in the table
+    pictures.py     makers of clips: one function a kind, named in the table
+    stills.py       makers of photos
+    gadgets.py      makers of clips as whole devices, programs and sites write them
     voices.py       makers of voices
     places.py       makers of what the output is called, and of a folder of weights
     zoo.py          makes each once a run, by its name in the table
@@ -12,6 +14,8 @@
 A line of the table: `name`; `video`, `voice` and `output`, each `maker` or `maker:argument`;
 `options` of `latentsync generate`, in which {maker} stands for what it makes; the `exit` code;
 `message`, a part of what is printed; and of an output its `frames`, `seconds`, `size`, when its
-`sound` ends (seconds), and `stream`, a part of what FFmpeg says of its pictures. `why` stands
-where an expectation is a choice, `fast` marks what `make test` runs.
+`sound` ends (seconds), and `stream`, a part of what FFmpeg says of its pictures; its first frame
+`looks` like which picture (a maker again; "": the clip as FFmpeg shows it), but for so many grey
+levels (`unlike`). `why` stands where an expectation is a choice, `fast` marks what `make test`
+runs.
 """

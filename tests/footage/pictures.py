@@ -143,7 +143,7 @@ def hdr(zoo, curve):
     """Filmed with HDR on."""
     graded = (
         "zscale=transfer=linear:npl=203,format=gbrpf32le,zscale=primaries=bt2020,"
-        f"zscale=transfer={curve}:matrix=bt2020nc:range=limited,format=yuv420p10le"
+        f"zscale=transfer={curve}:npl=203:matrix=bt2020nc:range=limited,format=yuv420p10le"
     )
     known = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=limited"
     words = f"-vf {known},{graded} -c:v libx265 -x265-params log-level=none -tag:v hvc1"

@@ -17,14 +17,17 @@ from pathlib import Path
 from unittest.mock import patch
 
 import imageio_ffmpeg
+import numpy as np
 
 from latentsync import cli
 from latentsync.pipeline import LipSync
+from tests.clips import ffmpeg
 from tests.footage.zoo import Zoo
 
 TABLE = Path(__file__).with_name("table.jsonl")
 SAME_SECONDS = 0.002  # of pictures; sound ends within a packet of AAC or MP3
 SAME_SOUND = 0.07  # s
+ABOVE_THE_MOUTH = "scale=32:32:flags=area,crop=32:12:0:0,format=rgb24"
 FRAMES = "-map 0:v -map 0:a? -fps_mode passthrough -enc_time_base demux -f framecrc -"
 BASICS = "generate --model demo --device cpu --steps 1 --seed 1 --preset ultrafast"
 
@@ -44,6 +47,8 @@ class Case:
     size: str = ""
     sound: float = 0.0  # s, where it ends
     stream: str = ""  # part of what FFmpeg says of its pictures
+    looks: str = "photo:png"  # as its first frame must, above the mouth; "" as the clip's own does,
+    unlike: float = 4.0  # but for so many grey levels
     message: str = ""  # part of what is printed
     why: str = ""
     fast: bool = False
@@ -64,6 +69,7 @@ class Outcome:
     size: str = ""
     sound: float = 0.0
     stream: str = ""
+    unlike: float = 0.0  # grey levels, from what it must look like
     complaints: str = ""  # of the decoder that reads the output
 
 
@@ -87,7 +93,10 @@ def run(case: Case, zoo: Zoo) -> Outcome:
     took = time.perf_counter() - started
     after = _contents(zoo.folder)
     changed = sorted(path for path, _ in before ^ after)
-    measured = _measure(zoo.folder / output) if code == 0 else {}
+    measured = {}
+    if code == 0:
+        like = zoo.folder / (zoo(case.looks) if case.looks else video)
+        measured = _measure(zoo.folder / output) | {"unlike": _apart(like, zoo.folder / output)}
     return Outcome(
         shlex.join(command), took, code, *said, tuple(dict.fromkeys(changed)), **measured
     )
@@ -119,6 +128,8 @@ def differences(case: Case, got: Outcome) -> list[str]:
     for name, slack in (("seconds", SAME_SECONDS), ("sound", SAME_SOUND)):
         if abs(getattr(got, name) - getattr(case, name)) > slack:
             wrong.append(f"{name} {getattr(got, name):.3f}, not {getattr(case, name):.3f}")
+    if got.unlike > case.unlike:
+        wrong.append(f"looks {got.unlike:.1f} grey levels unlike {case.looks or 'the clip'}")
     if case.stream not in got.stream:
         wrong.append(f"FFmpeg does not say {case.stream!r} of it: {got.stream}")
     return wrong
@@ -206,3 +217,13 @@ def _measure(path: Path) -> dict[str, object]:
         "stream": stream[1] if stream else "none",
         "complaints": " ".join(done.stderr.split()),
     }
+
+
+def _apart(*paths: Path) -> float:
+    """Grey levels between the first frames of two files, above the mouth, as FFmpeg shows them."""
+    shown = (
+        ffmpeg("-i", f"file:{path}", "-frames:v", 1, "-vf", ABOVE_THE_MOUTH, "-f", "rawvideo", "-")
+        for path in paths
+    )
+    one, other = (np.frombuffer(pixels, np.uint8).astype(float) for pixels in shown)
+    return round(float(np.abs(one - other).mean()), 2)

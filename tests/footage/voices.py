@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from latentsync.synthetic import Voice, speak
+from latentsync.synthetic.speech import SAMPLE_RATE
 from tests.clips import babble, write_sound
 from tests.footage import faces
 
 SPEECH = Path(__file__).parents[2] / "examples" / "speech.wav"
 SECONDS = 0.6  # of most: fifteen frames, one group
+NOTES = (("all", 50), ("the", 62), ("blue", 70), ("birds", 62))  # words and espeak-ng's pitches
 
 
 def speech(zoo, seconds=str(SECONDS)):
@@ -82,6 +85,37 @@ def cover(zoo):
     """Bought a song: MP3 with a picture of the album."""
     words = "-map 0 -map 1 -c:v copy -disposition:v:0 attached_pic"
     return zoo.convert("cover.mp3", words, "speech", "photo:png")
+
+
+def dubbed(zoo):
+    """Had it spoken in another language."""
+    speech = speak("Guten Tag, schön dass du da bist!", Voice("de", "f4"))
+    return write_sound(zoo.at("dubbed.mp3"), speech.wave / 32768, SAMPLE_RATE)
+
+
+def song(zoo):
+    """Took a song: somebody sings over a band, which begins alone."""
+    sung = [
+        speak(word, Voice(rate=80, pitch=pitch, pitch_range=0)).wave / 32768
+        for word, pitch in NOTES
+    ]
+    vocals = np.concatenate([np.zeros(SAMPLE_RATE // 2), *sung])
+    t = np.arange(len(vocals)) / SAMPLE_RATE
+    vocals = np.interp(t + 0.0006 * np.sin(2 * np.pi * 6 * t), t, vocals)  # vibrato
+    chord = sum(np.sin(2 * np.pi * hertz * t) for hertz in (220, 277, 330, 440))
+    strum, beat = np.exp(-3 * (t % 0.5)), np.exp(-40 * (t % 0.25))
+    drums = np.random.default_rng(0).standard_normal(len(t)) * beat
+    left, right = (vocals + 0.03 * chord * strum + loud * drums for loud in (0.02, 0.03))
+    return write_sound(zoo.at("song.mp3"), np.stack([left, right]).clip(-1, 1), SAMPLE_RATE)
+
+
+def pauses(zoo):
+    """Recorded two words with a second's silence between them."""
+    with wave.open(str(zoo.folder / zoo("speech"))) as file:
+        rate, word = file.getframerate(), file.readframes(file.getnframes())
+    spoken = np.frombuffer(word, "<i2") / 32768
+    parts = [spoken, np.zeros(rate), spoken]
+    return write_sound(zoo.at("pauses.wav"), np.concatenate(parts).astype(np.float32), rate)
 
 
 def late(zoo):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from latentsync.types import Frame
 from tests.clips import ffmpeg, write_clip
-from tests.footage import pictures, places, voices
+from tests.footage import gadgets, pictures, places, stills, voices
 
-MODULES = (pictures, voices, places)
+MODULES = (pictures, stills, gadgets, voices, places)
 
 
 class Zoo:
