@@ -1,5 +1,6 @@
 """Where a film goes from one shot to the next, told from thumbnails while the frames stream by."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,7 +15,7 @@ __all__ = ["with_cuts"]
 Thumbnail = NDArray[np.float32]  # (pixels,) grey levels
 
 WIDTH, HEIGHT = 32, 18  # px of a thumbnail, whatever the frame's shape
-SIDE = 256  # px, longest side of the picture that it is made of
+SIDE = 256  # px, at most, longest side of the picture that it is made of
 AROUND = 3  # steps on either side that a cut is compared with; a flash of so many frames is none
 LEAST = 8.0  # grey levels by which two shots differ at least, on average over the thumbnail
 CLEARLY = 1.5  # times the steps around it
@@ -127,6 +128,8 @@ def _correlation(one: Thumbnail, other: Thumbnail) -> float:
 
 def _thumbnail(frame: Shown) -> Thumbnail:
     """Few pixels of the frame, averaged."""
-    few = View(frame).small(SIDE).pixels
+    view = View(frame)
+    longest = max(view.width, view.height)
+    few = view.small(longest // math.ceil(longest / SIDE)).pixels  # by a whole step, which is fast
     small = cv2.resize(few, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32).ravel()

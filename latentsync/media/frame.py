@@ -183,10 +183,7 @@ class VideoFrame:
         width, height = (max(1, round(s * max_side / longest)) for s in (self.width, self.height))
         sizes = (width, height), *2 * [((width + 1) // 2, (height + 1) // 2)]
         # The planes first, then the colours: swscale takes thrice as long for both at once.
-        small = tuple(
-            np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.uint8)
-            for plane, size in zip(self._planes, sizes, strict=True)
-        )
+        small = tuple(_averaged(p, size) for p, size in zip(self._planes, sizes, strict=True))
         return np.ascontiguousarray(self._as_rgb(as_raw(small))[:height, :width])
 
     def _as_rgb(self, raw: RawFrame) -> Frame:
@@ -312,6 +309,18 @@ def _as_420(raw: RawFrame, width: int, height: int, colour: Colour, upright: int
         dst_color_range=colour.levels,
         threads=1,
     )
+
+
+def _averaged(plane: Plane, size: tuple[int, int]) -> Plane:
+    """Scaled down to (width, height)."""
+    # Halving is where OpenCV is fast, a large or broken step where it is slow: 0.2 ms for 3 of
+    # full HD at an eighth. Far from the end, for what is mixed there is mixed again.
+    while min(plane.shape[1] / size[0], plane.shape[0] / size[1]) >= 6 and not (
+        plane.shape[0] % 2 or plane.shape[1] % 2
+    ):
+        half = plane.shape[1] // 2, plane.shape[0] // 2
+        plane = np.asarray(cv2.resize(plane, half, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _display_matrix(raw: RawFrame) -> object:
