@@ -32,6 +32,7 @@ from latentsync.faces import FaceChoice
 from latentsync.media import (
     AudioReader,
     Limits,
+    Sound,
     VideoReader,
     VideoWriter,
     check_codec,
@@ -183,7 +184,7 @@ class LipSync:
         check_codec(options.codec)
         self.restorer(options)
         limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
-        with voices.speakers(audio, options, limits) as speakers:
+        with voices.speakers(audio, options, limits, video) as speakers:
             with reporter.timed("read"):
                 used = _seconds_used(speakers, options)
                 clip = VideoReader(video, limits=limits, used_seconds=used)
@@ -249,7 +250,7 @@ class LipSync:
         return result
 
     def _writer(
-        self, output: Path, sound: Path, sound_at: Fraction, pace: Pace, options: Options
+        self, output: Path, sound: Sound, sound_at: Fraction, pace: Pace, options: Options
     ) -> VideoWriter:
         how = (options.seed, options.effort.steps, options.guidance_scale)
         return VideoWriter(

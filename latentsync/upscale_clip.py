@@ -18,11 +18,13 @@ from latentsync.faces import FaceChoice
 from latentsync.media import (
     Colour,
     Limits,
+    Sound,
     VideoFrame,
     VideoReader,
     VideoWriter,
     check_codec,
     check_output,
+    first_shown,
     output_size,
     probe,
 )
@@ -141,7 +143,7 @@ def _writer(
 ) -> VideoWriter:
     return VideoWriter(
         output,
-        audio=video if probe(video).audio else None,
+        audio=Sound.of(video, limits, first_shown(video, limits)) if probe(video).audio else None,
         fps=pace.fps,
         time_base=pace.tick,
         codec=options.codec,

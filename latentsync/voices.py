@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from latentsync import timeline
 from latentsync.errors import OptionError
 from latentsync.faces import FaceChoice
-from latentsync.media import AudioReader, Limits, mix
+from latentsync.media import AudioReader, Limits, Sound, first_shown, mix
 from latentsync.options import Options
 from latentsync.pace import FPS
 from latentsync.speech import SpeechFeatures
@@ -33,7 +33,7 @@ class Speakers:
 
     choices: tuple[FaceChoice, ...]
     sounds: tuple[AudioReader, ...]
-    together: Path  # the one sound, or the sum of all
+    together: Sound  # the one sound, or the sum of all
 
     @property
     def seconds(self) -> Fraction:
@@ -53,9 +53,14 @@ def length(sound: AudioReader) -> Fraction:
 
 @contextmanager
 def speakers(
-    audio: Path | str | Mapping[str, Path | str], options: Options, limits: Limits
+    audio: Path | str | Mapping[str, Path | str],
+    options: Options,
+    limits: Limits,
+    video: Path | str,
 ) -> Iterator[Speakers]:
     """Look at the sounds; where there are several, their sum is a temporary file.
+
+    The clip's own keeps its place beside the pictures: what sounds before the first is left out.
 
     Raises:
         OptionError: a face is none, or given beside `options.face`.
@@ -70,14 +75,28 @@ def speakers(
     choices = tuple(FaceChoice.parse(face) for face in voices)
     if several and any(choice.kind == "all" for choice in choices):
         raise OptionError("speaker 'all' beside others; name each face, or give one voice to all")
-    sounds = tuple(AudioReader(path, limits=limits) for path in voices.values())
+    starts = [
+        first_shown(video, limits) if _same(path, video) else None for path in voices.values()
+    ]
+    sounds = tuple(
+        AudioReader(path, limits=limits, start=start)
+        for path, start in zip(voices.values(), starts, strict=True)
+    )
     if not several:
-        yield Speakers(choices, sounds, sounds[0].path)
+        yield Speakers(choices, sounds, sounds[0].sound)
         return
     with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
         together = Path(folder, "voices.flac")
-        mix([sound.path for sound in sounds], together, limits)
-        yield Speakers(choices, sounds, together)
+        mix([sound.sound for sound in sounds], together)
+        yield Speakers(choices, sounds, Sound.of(together, limits))
+
+
+def _same(path: Path | str, other: Path | str) -> bool:
+    """Whether both are one file, by whatever names."""
+    try:
+        return Path(path).samefile(other)
+    except (OSError, ValueError):  # whoever opens them says what is wrong
+        return False
 
 
 def heard(

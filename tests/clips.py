@@ -179,6 +179,13 @@ def fps_filtered(path: Path, fps: int = 25) -> list[int]:
     return numbers
 
 
+def early(path: Path, clip: Path, sound: Path, seconds: float, codec: str = "aac") -> Path:
+    """A clip with a sound that begins so long before its pictures."""
+    inputs = ("-itsoffset", seconds, "-i", f"file:{clip}", "-i", f"file:{sound}")
+    ffmpeg(*inputs, "-map", "0:v", "-map", "1:a", "-c:v", "copy", "-c:a", codec, f"file:{path}")
+    return path
+
+
 def ffmpeg(*arguments: object) -> bytes:
     """What FFmpeg's binary writes to stdout: another reader and writer than ours."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y"]

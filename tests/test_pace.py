@@ -8,6 +8,7 @@ import pytest
 from latentsync.media import AudioReader, VideoReader, probe
 from tests.clips import (
     babble,
+    early,
     ffmpeg_times,
     lag,
     number_of,
@@ -96,6 +97,19 @@ def test_copied_sound_too_begins_after_the_lead(lipsync, tmp_path, out):
     assert probe(out).audio.codec == "aac"
     heard = np.concatenate(list(AudioReader(out).chunks(48000)))
     assert abs(lag(heard, np.concatenate([np.zeros(9600), wave]), 48000, 0.3)) < 0.005
+
+
+def test_a_clip_s_own_sound_keeps_its_place(lipsync, tmp_path, out):
+    """What sounds before the first picture is left out, unless it is another clip's voice."""
+    wave = babble(0.8, 48000)
+    clip = numbered_clip(tmp_path / "clip.mp4", CLIP)
+    own = early(tmp_path / "own.mov", clip, write_sound(tmp_path / "a.wav", wave, 48000), 0.2)
+    for video, missing in ((own, 0.2), (clip, 0)):
+        lipsync.run(video, own, out, steps=1)
+        heard = np.concatenate(list(AudioReader(out).chunks(48000)))
+        kept = wave[round(missing * 48000) :]
+        assert lag(heard, kept, 48000) == 0
+        assert numbers(out) == list(range(round((0.8 - missing) * 25)))
 
 
 @pytest.mark.parametrize("fps", ["24000/1001", "24", "30000/1001", "30", "50", "60"])

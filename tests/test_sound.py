@@ -3,6 +3,7 @@
 import logging
 import subprocess
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -11,8 +12,16 @@ import numpy as np
 import pytest
 
 from latentsync.errors import MediaError
-from latentsync.media import AudioReader, VideoFrame, VideoReader, VideoWriter, probe
-from tests.clips import babble, ffmpeg, lag, picture, write_clip, write_sound
+from latentsync.media import (
+    AudioReader,
+    Sound,
+    VideoFrame,
+    VideoReader,
+    VideoWriter,
+    first_shown,
+    probe,
+)
+from tests.clips import babble, early, ffmpeg, lag, picture, write_clip, write_sound
 
 RATE = 16000  # Hz, what the network hears
 FRAME = 1 / 25  # s
@@ -37,7 +46,7 @@ def as_ffmpeg_says(path: Path) -> np.ndarray:
     return np.frombuffer(done.stdout, "<i2").astype(np.float32) / 32768
 
 
-def write(out: Path, audio: Path, frames: int, **options) -> Path:
+def write(out: Path, audio: Path | Sound, frames: int, **options) -> Path:
     still = VideoFrame.from_rgb(picture(1))
     with VideoWriter(out, audio=audio, preset="ultrafast", **options) as writer:
         for _ in range(frames):
@@ -281,6 +290,46 @@ def test_longer_sound_is_cut_where_the_pictures_end(tmp_path, kind, frames):
         voice, video = container.streams.audio[0], container.streams.video[0]
         ends = [float((s.start_time + s.duration) * s.time_base) for s in (voice, video)]
     assert abs(ends[0] - ends[1]) <= FRAME
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "aac"),
+        ("a.mp4", "libmp3lame"),
+        ("a.mkv", "aac"),
+        ("a.mkv", "flac"),
+        ("a.ts", "aac"),
+    ],
+)
+def test_sound_before_the_first_picture_can_be_left_out(tmp_path, name, codec):
+    """Then sound and pictures of a clip keep their places; a file may count in ms, so to 0.5 ms."""
+    wave = write_sound(tmp_path / "a.wav", babble(1.8, 48000), 48000)
+    path = early(tmp_path / name, write_clip(tmp_path / "clip.mp4", 40), wave, 0.5, codec)
+    start = first_shown(path)
+    out = write(tmp_path / "out.mp4", Sound.of(path, start=start), 30)
+    result, there = played(out, 48000), played(path, 48000)
+    kept = there[round(start * 48000) :]
+    late = lag(result, kept, 48000)
+    assert abs(late) <= 0.0005
+    result = result[round(max(late, 0) * 48000) :]
+    n = min(len(result), len(kept)) - 4800
+    assert n > 48000
+    assert np.corrcoef(result[4800:n], kept[4800:n])[0, 1] > 0.99
+    heard_now = np.concatenate(list(AudioReader(path, start=start).chunks(48000)))
+    assert abs(lag(heard_now, kept, 48000)) <= 0.0005
+    with av.open(str(out)) as container:  # no more is hidden than decoders want to have seen
+        first = next(container.demux(audio=0))
+        assert first.pts * first.time_base >= -Fraction(1, 4)
+
+
+def test_copied_packets_follow_each_other_to_the_sample(tmp_path):
+    """Matroska counts in ms, to which 1024 samples at 44.1 and 48 kHz don't fit."""
+    for codec, rate, samples in (("aac", 48000, 1024), ("mp3", 44100, 1152)):
+        path = write_sound(tmp_path / f"{codec}.mka", babble(1.8, rate), rate, codec=codec)
+        with av.open(str(write(tmp_path / "out.mp4", path, 40))) as container:
+            times = [p.pts * p.time_base for p in container.demux(audio=0) if p.size]
+        assert {b - a for a, b in pairwise(times)} == {Fraction(samples, rate)}
 
 
 @pytest.mark.parametrize("kind", ["wav", "mp3", "m4a", "late", "late, mkv"])

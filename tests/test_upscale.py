@@ -15,13 +15,23 @@ from typer.testing import CliRunner
 from latentsync import align, cli_upscale, pipeline, restorers, upscale
 from latentsync.errors import LatentSyncError, MediaError, OptionError, WeightsMissing
 from latentsync.mask import keep_mask, restored_share
-from latentsync.media import VideoFrame, VideoReader, probe
+from latentsync.media import AudioReader, VideoFrame, VideoReader, probe
 from latentsync.options import Options
 from latentsync.synthetic import Identity, Mouth, Pose, landmarks
 from latentsync.types import Box
 from latentsync.upscale import OVERLAP, TILE, Upscaler, enlarged
 from latentsync.upscale_clip import upscale_clip
-from tests.clips import babble, number_of, picture, raw_frames, same, write_clip, write_sound
+from tests.clips import (
+    babble,
+    early,
+    lag,
+    number_of,
+    picture,
+    raw_frames,
+    same,
+    write_clip,
+    write_sound,
+)
 from tests.stubs import StubDetector, numbered_clip, tiny_lipsync
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -371,6 +381,16 @@ def cut_short(clip, path):
     frames = [frame.rgb() for frame, _ in zip(VideoReader(clip).frames(), range(4), strict=False)]
     times = [Fraction(number, 30) for number in (0, 1, 3, 4)]
     return write_clip(path, frames, size=(512, 512), times=times, sound=babble(0.17, 48000))
+
+
+def test_upscale_keeps_the_sound_s_place_beside_the_pictures(tmp_path):
+    wave = babble(0.8, 48000)
+    clip = numbered_clip(tmp_path / "clip.mp4", 10)
+    path = early(tmp_path / "early.mp4", clip, write_sound(tmp_path / "a.wav", wave, 48000), 0.3)
+    out = tmp_path / "out.mp4"
+    upscale_clip(path, out, Stub(scale=2), None, preset="ultrafast")
+    heard = np.concatenate(list(AudioReader(out).chunks(48000)))
+    assert lag(heard, wave[14400:], 48000) == 0
 
 
 def test_upscale_leaves_what_holds_no_face(tmp_path):

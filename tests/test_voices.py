@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latentsync.errors import NoFaceFound, OptionError
-from latentsync.media import AudioReader, mix
+from latentsync.media import AudioReader, Sound, mix
 from tests.clips import babble, raw_frames, write_sound
 from tests.stubs import tiny_lipsync
 from tests.test_following import LEFT, RIGHT, WIDE, clip, lipsync
@@ -67,12 +67,12 @@ def test_the_voices_are_summed_and_kept_within_full_scale(tmp_path):
         write_sound(tmp_path / f"{i}.wav", wave.astype(np.float32), rate=rate)
         for i, wave in enumerate((loud, loud, quiet))
     ]
-    mix(paths[::2], tmp_path / "soft.flac")
+    mix([Sound.of(path) for path in paths[::2]], tmp_path / "soft.flac")
     soft = np.concatenate([*AudioReader(tmp_path / "soft.flac").chunks(rate)])
     expected = loud + np.pad(quiet, (0, rate - len(quiet)))
     assert len(soft) == rate
     assert np.abs(soft - expected).max() < 0.01
-    mix(paths[:2], tmp_path / "loud.flac")
+    mix([Sound.of(path) for path in paths[:2]], tmp_path / "loud.flac")
     limited = np.concatenate([*AudioReader(tmp_path / "loud.flac").chunks(rate)])
     assert 0.9 < np.abs(limited[2000:]).max() <= 0.96
 

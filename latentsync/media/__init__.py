@@ -16,8 +16,8 @@ from latentsync.media.encoders import CODECS, PRESETS, check_codec, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, even_box
 from latentsync.media.limits import Limits
 from latentsync.media.mixing import mix
-from latentsync.media.reader import VideoReader
-from latentsync.media.sound import AudioReader
+from latentsync.media.reader import VideoReader, first_shown
+from latentsync.media.sound import AudioReader, Sound
 from latentsync.media.writer import VideoWriter, check_output
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Colour",
     "Limits",
     "MediaFacts",
+    "Sound",
     "VideoFacts",
     "VideoFrame",
     "VideoReader",
@@ -36,6 +37,7 @@ __all__ = [
     "check_codec",
     "check_output",
     "even_box",
+    "first_shown",
     "mix",
     "open_media",
     "output_size",

@@ -13,7 +13,6 @@ from av.filter import Graph
 
 from latentsync.errors import OutputError
 from latentsync.media.container import shown
-from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.sound import Sound, pulled
 
 __all__ = ["mix"]
@@ -24,7 +23,7 @@ _FASTEST = 48_000  # Hz
 _LIMITER = "limit=0.95:level=0:latency=1"
 
 
-def mix(paths: Sequence[Path | str], output: Path, limits: Limits = DEFAULT_LIMITS) -> None:
+def mix(sounds: Sequence[Sound], output: Path) -> None:
     """Write the sum of sounds, which begin together, as FLAC as long as the longest.
 
     In stereo, unless all are mono. A mono voice is as loud on either side as in its file.
@@ -33,7 +32,6 @@ def mix(paths: Sequence[Path | str], output: Path, limits: Limits = DEFAULT_LIMI
         MediaError: one of them can't be used.
         OutputError: the file can't be written.
     """
-    sounds = [Sound.of(path, limits) for path in paths]
     rate = min(_FASTEST, max(sound.sample_rate for sound in sounds))
     layout = "mono" if all(sound.channels == 1 for sound in sounds) else "stereo"
     graph = _limiter(rate, layout)

@@ -27,7 +27,7 @@ from latentsync.media.hdr import curve_of, tone_mapped
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.types import VideoInfo
 
-__all__ = ["VideoReader"]
+__all__ = ["VideoReader", "first_shown"]
 
 logger = logging.getLogger(__name__)
 
@@ -246,6 +246,12 @@ class VideoReader:
             logger.info("%s is interlaced: deinterlaced, one frame for each", name)
         if has_alpha(look.raw):
             logger.info("%s has an alpha channel, which is dropped", name)
+
+
+def first_shown(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> Fraction:
+    """When a clip's first picture is shown, in seconds of the file's own time."""
+    look = _look_at(Path(path), limits)
+    return (ticks(look.raw) or 0) * look.unit
 
 
 def _look_at(path: Path, limits: Limits) -> _Look:

@@ -35,12 +35,18 @@ class Sound:
     sample_rate: int  # Hz
     channels: int
     layout: str
-    origin: Fraction  # s in the file's own time: where its first picture or sound starts
+    origin: Fraction  # s in the file's own time, where ours begins
     limits: Limits = DEFAULT_LIMITS
 
     @classmethod
-    def of(cls, path: Path | str, limits: Limits = DEFAULT_LIMITS) -> "Sound":
-        """Look at a file; MediaError when it isn't media, has no sound in it, or too much."""
+    def of(
+        cls, path: Path | str, limits: Limits = DEFAULT_LIMITS, start: Fraction | None = None
+    ) -> "Sound":
+        """Look at a file; MediaError when it isn't media, has no sound in it, or too much.
+
+        `start`: s in the file's own time, before which its sound is left out; None: where its first
+        picture or sound starts.
+        """
         with open_media(path, limits) as container:
             stream = sound_stream(container, Path(path))
             if stream.duration is not None and stream.time_base is not None:
@@ -61,7 +67,7 @@ class Sound:
                 sample_rate=first.sample_rate,
                 channels=first.layout.nb_channels,
                 layout=_LAYOUTS.get(first.layout.name, first.layout.name),
-                origin=min(starts),
+                origin=min(starts) if start is None else start,
                 limits=limits,
             )
 
@@ -113,33 +119,40 @@ class AudioReader:
     file is no media, holds no sound, or more than `limits` allows (that also while reading).
     """
 
-    def __init__(self, path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        start: Fraction | None = None,
+    ) -> None:
+        """`start` as in `Sound.of`."""
         self.path = Path(path)
-        self._sound = Sound.of(path, limits)
+        self.sound = Sound.of(path, limits, start)
         self._counts: dict[int, int] = {}
 
     @property
     def codec(self) -> str:
-        return self._sound.codec
+        return self.sound.codec
 
     @property
     def sample_rate(self) -> int:
         """Of the file, in Hz."""
-        return self._sound.sample_rate
+        return self.sound.sample_rate
 
     @property
     def channels(self) -> int:
         """Of the file."""
-        return self._sound.channels
+        return self.sound.channels
 
     def chunks(self, rate: int = 16000) -> Iterator[FloatArray]:
         """Mono sound at `rate` Hz as (n,) float32 in [-1, 1), a second at a time.
 
-        Time 0 is where the file's first picture or sound starts. The values are 16-bit steps, as
-        of `ffmpeg -i FILE -f s16le -ac 1 -ar RATE`. Each call starts anew.
+        Time 0 is the sound's own, see `Sound.of`. The values are 16-bit steps, as of
+        `ffmpeg -i FILE -f s16le -ac 1 -ar RATE`. Each call starts anew.
         """
         count = 0
-        for frame in self._sound.resampled(rate, "mono", "s16", rate):
+        for frame in self.sound.resampled(rate, "mono", "s16", rate):
             count += frame.samples
             yield frame.to_ndarray()[0].astype(np.float32) / _FULL_SCALE
         self._counts[rate] = count

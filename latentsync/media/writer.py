@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _COPIED = ("aac", "mp3")
 _MP3_IN_MP4_MIN_RATE = 16000  # Hz; MPEG-2.5 layer III is not allowed in mp4
 _AAC_BIT_RATE = 192_000  # bit / s
+_RUN_IN = Fraction(1, 5)  # s of packets before the start, which decoders want to have seen
 _AAC_FRAME = 1024  # samples
 _AAC_RATES = (
     8000,
@@ -93,7 +94,7 @@ class VideoWriter:
         self,
         path: Path | str,
         *,
-        audio: Path | str | None = None,
+        audio: Path | str | Sound | None = None,
         audio_at: Fraction = Fraction(0),
         fps: Fraction = Fraction(25),
         codec: str = "h264",
@@ -107,7 +108,7 @@ class VideoWriter:
         """Check what can be checked before a frame is there.
 
         Args:
-            audio: any file with sound in it, of which `limits` bounds the length.
+            audio: any file with sound in it, of which `limits` bounds the length, or its Sound.
             audio_at: s of pictures before the sound begins.
             fps: frames per second; where frames bring their own times, about how many.
             codec: one of CODECS.
@@ -123,12 +124,11 @@ class VideoWriter:
         check_codec(codec)
         self.path = Path(path)
         self.frames = 0  # written so far
-        check_output(self.path, [] if audio is None else [audio])
+        if audio is not None and not isinstance(audio, Sound):
+            audio = Sound.of(audio, limits)
+        check_output(self.path, [] if audio is None else [audio.path])
         self._draft = Draft(self.path.parent.resolve() / self.path.name)
-        self._audio: Sound | None = None
-        if audio is not None:
-            sound = Sound.of(audio, limits)
-            self._audio = replace(sound, origin=sound.origin - audio_at)
+        self._audio = audio and replace(audio, origin=audio.origin - audio_at)
         self._fps, self._unit, self._comment = fps, time_base, comment
         self._encoder, self._crf, self._preset = encoder_of(codec), crf, preset
         self._max_side = max_side
@@ -299,6 +299,8 @@ class _Copied:
         self._input = open_media(sound.path, sound.limits)
         source = sound_stream(self._input, sound.path)
         self._stream = container.add_stream_from_template(source)
+        self._rate, self._samples = sound.sample_rate, source.codec_context.frame_size
+        self._due: Fraction | None = None  # s at which the next packet begins if none is missing
         self._packets = demux(self._input, source)
         self._next = next(self._packets, None)
         logger.info("sound: %s is copied", sound.codec)
@@ -317,18 +319,31 @@ class _Copied:
     def _mux(self, seconds: Fraction, *, partly: bool) -> None:
         while (packet := self._next) is not None:
             if packet.size and packet.pts is not None:
-                unit = packet.time_base
-                origin, end = round(self._origin / unit), round((self._origin + seconds) / unit)
-                length = packet.duration or 0
-                if packet.pts + length > end:
-                    if not partly or packet.pts >= end:
+                at, length = self._span(packet)
+                if at + length > seconds:
+                    if not partly or at >= seconds:
                         return
-                    packet.duration = end - packet.pts
-                packet.pts -= origin
-                packet.dts = packet.pts
-                packet.stream = self._stream
-                self._hand_over(packet)
+                    length = seconds - at
+                if at + length > -_RUN_IN:
+                    self._due = at + length
+                    packet.time_base = Fraction(1, self._rate)
+                    packet.pts = packet.dts = round(at * self._rate)
+                    packet.duration = round(length * self._rate)
+                    packet.stream = self._stream
+                    self._hand_over(packet)
             self._next = next(self._packets, None)
+
+    def _span(self, packet: "Packet[Stream]") -> tuple[Fraction, Fraction]:
+        """When a packet begins, in the output, and for how long it sounds; in seconds.
+
+        To the sample, also where the file (Matroska, say) counts in ms.
+        """
+        unit = packet.time_base
+        at = (packet.pts or 0) * unit - self._origin
+        if self._due is not None and abs(at - self._due) <= unit:
+            at = self._due
+        length, whole = (packet.duration or 0) * unit, Fraction(self._samples, self._rate)
+        return at, whole if not length or abs(length - whole) <= unit else length
 
     def _hand_over(self, packet: "Packet[Stream]") -> None:
         try:
@@ -348,7 +363,10 @@ class _Encoded:
         layout = sound.layout if sound.layout in _AAC_LAYOUTS else _nearest_layout(sound.channels)
         self._output = container
         self._stream: AudioStream = container.add_stream(
-            "aac", rate, layout=layout, bit_rate=_AAC_BIT_RATE
+            "aac",
+            rate,
+            layout=layout,
+            bit_rate=_AAC_BIT_RATE,
         )
         self._rate = rate
         self._frames = sound.resampled(rate, layout, "fltp", _AAC_FRAME)
