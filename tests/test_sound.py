@@ -332,6 +332,22 @@ def test_copied_packets_follow_each_other_to_the_sample(tmp_path):
         assert {b - a for a, b in pairwise(times)} == {Fraction(samples, rate)}
 
 
+def test_each_channel_has_its_share_of_bits(tmp_path):
+    wave = babble(1, 48000)
+    for channels, least in ((1, 150), (2, 150), (6, 400)):
+        path, layout = tmp_path / f"{channels}.wav", {1: "mono", 2: "stereo", 6: "5.1"}[channels]
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream("pcm_s16le", 48000, layout=layout)
+            block = np.stack([np.roll(wave, 999 * i) for i in range(channels)]).T * 32767
+            block = np.ascontiguousarray(block.astype(np.int16).reshape(1, -1))
+            frame = av.AudioFrame.from_ndarray(block, "s16", layout)
+            frame.sample_rate = 48000
+            output.mux(stream.encode(frame))
+        out = write(tmp_path / f"{channels}.mp4", path, 25)
+        with av.open(str(out)) as container:
+            assert sum(p.size for p in container.demux(audio=0)) * 8 / 1000 > least  # kbit
+
+
 @pytest.mark.parametrize("kind", ["wav", "mp3", "m4a", "late", "late, mkv"])
 def test_sound_can_start_anywhere_in_the_output(tmp_path, kind):
     path = make(tmp_path, kind)

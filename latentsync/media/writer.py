@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import av
+from av.audio.layout import AudioLayout
 from av.audio.stream import AudioStream
 from av.codec.context import Flags
 from av.container import OutputContainer
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _COPIED = ("aac", "mp3")
 _MP3_IN_MP4_MIN_RATE = 16000  # Hz; MPEG-2.5 layer III is not allowed in mp4
-_AAC_BIT_RATE = 192_000  # bit / s
+_AAC_BIT_RATE = 96_000  # bit / s and channel; mono has as much as stereo
 _RUN_IN = Fraction(1, 5)  # s of packets before the start, which decoders want to have seen
 _AAC_FRAME = 1024  # samples
 _AAC_RATES = (
@@ -366,7 +367,7 @@ class _Encoded:
             "aac",
             rate,
             layout=layout,
-            bit_rate=_AAC_BIT_RATE,
+            bit_rate=_AAC_BIT_RATE * max(2, AudioLayout(layout).nb_channels),
         )
         self._rate = rate
         self._frames = sound.resampled(rate, layout, "fltp", _AAC_FRAME)
