@@ -108,7 +108,16 @@ def heard(
         sound: the face's own.
         speech: the same, as the network hears it.
         voice: the longest one of all; a face whose sound ends before keeps its mouth shut then.
+
+    Raises:
+        OptionError: the output ends before the voice begins.
     """
+    if shown.seconds <= voice.after:
+        raise OptionError(
+            f"lead_in is {options.lead_in:g} s, but the clip ends after"
+            f" {float(shown.seconds):.2f} s, and with sync_mode {options.sync_mode} so does the"
+            " output: choose a smaller one, or another mode"
+        )
     begins = shown.begins[:-1]
     speech = speech.beside(begins, shown.tick, after=voice.after)
     end = voice.after + length(sound) + LAST_WORD

@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from latentsync.errors import OptionError
 from latentsync.media import AudioReader, VideoReader, probe
 from tests.clips import (
     babble,
@@ -110,6 +111,13 @@ def test_a_clip_s_own_sound_keeps_its_place(lipsync, tmp_path, out):
         kept = wave[round(missing * 48000) :]
         assert lag(heard, kept, 48000) == 0
         assert numbers(out) == list(range(round((0.8 - missing) * 25)))
+
+
+def test_a_clip_that_ends_before_the_voice_begins_is_refused(lipsync, tmp_path, out):
+    clip = numbered_clip(tmp_path / "clip.mp4", CLIP)
+    with pytest.raises(OptionError, match=r"lead_in is 1 s, but the clip ends after 0\.80 s"):
+        run(lipsync, clip, out, 0.4, sync_mode="cut_off", lead_in=1)
+    assert run(lipsync, clip, out, 0.4, lead_in=1).frames == 35
 
 
 @pytest.mark.parametrize("fps", ["24000/1001", "24", "30000/1001", "30", "50", "60"])
