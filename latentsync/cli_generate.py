@@ -315,7 +315,7 @@ def _voices(speakers: list[str], audio: Path | None) -> dict[str, Path]:
 
 
 def _summary(result: Result) -> str:
-    untouched = sum(stop - start for start, stop in result.passed_through)
+    untouched = sum(stop - start for start, stop, _ in result.passed_through)
     return (
         f"{result.frames} frames, {result.seconds:.2f} s, {result.width}x{result.height}; "
         f"face in {result.faces_found} of {result.source_frames} source frames, "

@@ -406,6 +406,8 @@ class LipSync:
         frames = len(shown.source)
         tracks = [role.track for role in roles]
         width, height = _size(clip, options)
+        lost = casting.lost(tracks, speakers.choices)
+        plans, why = [role.plan for role in roles], timeline.reasons(shown, lost)
         return Result(
             path=path,
             source=clip.path.absolute(),
@@ -416,8 +418,8 @@ class LipSync:
             height=height,
             faces_found=int(np.any([track.found for track in tracks], axis=0).sum()),
             source_frames=len(tracks[0]),
-            passed_through=timeline.passed_through([role.plan for role in roles]),
-            lost=casting.lost(tracks, speakers.choices),
+            passed_through=timeline.passed_through(plans, why),
+            lost=lost,
             model=self.nets.config.name,
             detector=self.detector.name,
             device=self.engine.device if self.engine else str(self.device),

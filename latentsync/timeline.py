@@ -4,9 +4,10 @@ the clip's frames + the voice's length -> lay_out -> Timeline -> segments -> gro
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "lay_out",
     "new_shots",
     "passed_through",
+    "reasons",
     "segments",
     "source_frames",
 ]
@@ -184,13 +186,39 @@ def new_shots(source: IntArray, cut: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.concatenate([[False], jump])
 
 
-def passed_through(plans: list[list[Segment]]) -> tuple[tuple[int, int], ...]:
-    """The ranges of output frames that no plan touches, [start, stop)."""
-    untouched = np.ones(plans[0][-1].stop, dtype=bool)
+def reasons(shown: Timeline, lost: Sequence[tuple[int, int, str]]) -> list[str]:
+    """(n,) for each output frame why it is left untouched, if it is.
+
+    Args:
+        lost: source frames [start, stop) without a face that is to speak, and why; of several
+            faces there may be several reasons for a frame.
+    """
+    faces: dict[int, list[str]] = {}
+    for start, stop, reason in lost:
+        for frame in range(start, stop):
+            faces.setdefault(frame, []).append(reason)
+    why = ["; ".join(faces.get(frame, ["nobody speaks"])) for frame in shown.source.tolist()]
+    spoken = np.flatnonzero(shown.speaks)
+    first, end = (int(spoken[0]), int(spoken[-1]) + 1) if len(spoken) else (0, 0)
+    before, after = ["before the voice"] * first, ["after the voice"] * (len(why) - end)
+    return before + why[first:end] + after
+
+
+def passed_through(
+    plans: list[list[Segment]], why: Sequence[str]
+) -> tuple[tuple[int, int, str], ...]:
+    """The ranges of output frames that no plan touches, [start, stop), and `why` of each."""
+    untouched = np.ones(len(why), dtype=bool)
     for segment in (segment for plan in plans for segment in plan if not segment.passthrough):
         untouched[segment.start : segment.stop] = False
-    borders = np.flatnonzero(np.diff(untouched, prepend=False, append=False))
-    return tuple((int(start), int(stop)) for start, stop in borders.reshape(-1, 2))
+    told = [reason if free else None for free, reason in zip(untouched, why, strict=True)]
+    ranges, start = [], 0
+    for reason, frames in groupby(told):
+        stop = start + len(list(frames))
+        if reason is not None:
+            ranges.append((start, stop, reason))
+        start = stop
+    return tuple(ranges)
 
 
 def fading(speaks: NDArray[np.bool_], fade: int) -> NDArray[np.float32]:

@@ -166,7 +166,7 @@ class Result:
     height: int  # px
     faces_found: int  # source frames with a face
     source_frames: int  # source frames looked at
-    passed_through: tuple[tuple[int, int], ...]  # output frames [start, stop) left untouched
+    passed_through: tuple[tuple[int, int, str], ...]  # output frames [start, stop) untouched, why
     lost: tuple[tuple[int, int, str], ...]  # source frames [start, stop) without a face, and why
     model: str
     detector: str

@@ -92,7 +92,7 @@ class Fake:
             height=360,
             faces_found=7,
             source_frames=9,
-            passed_through=((3, 5), (9, 10)),
+            passed_through=((3, 5, "no face"), (9, 10, "nobody speaks")),
             lost=((3, 5, "no face"),),
             model="tiny",
             detector="stub",
@@ -138,7 +138,7 @@ def test_generate_prints_json(latentsync, fake, out):
     told = json.loads(stdout)
     assert told.keys() == asdict(fake.run("a", "b", out, options=None, progress=id)).keys()
     assert (told["path"], told["frames"], told["seed"]) == (str(out), 1234, 11)
-    assert told["passed_through"] == [[3, 5], [9, 10]]
+    assert told["passed_through"] == [[3, 5, "no face"], [9, 10, "nobody speaks"]]
     assert told["timings"] == {"total": 2.0}
 
 

@@ -140,7 +140,7 @@ def test_a_short_gap_is_filled_and_a_long_one_passes_through(tmp_path, out):
     source = clip(tmp_path / "clip.mp4", 40)
     model = lipsync(lambda i: [] if i in (5, 6, 7) or 15 <= i < 25 else [LEFT])
     result = run(model, out, 40, source)
-    assert result.passed_through == ((15, 25),)
+    assert result.passed_through == ((15, 25, "no face"),)
     assert result.lost == ((15, 25, "no face"),)
     assert result.faces_found == 30
     alike = [same(a, b) for a, b in zip(raw_frames(out), raw_frames(source), strict=True)]
@@ -216,7 +216,8 @@ def paused(out):
 def test_the_clip_keeps_its_own_mouth_while_nobody_speaks(tmp_path, out):
     source = clip(tmp_path / "clip.mp4", 80)
     result = lipsync(lambda _: [LEFT]).run(source, paused(out), out, steps=1, silence="keep")
-    ((start, stop),) = result.passed_through
+    ((start, stop, why),) = result.passed_through
+    assert why == "nobody speaks"
     assert 25 <= start <= 33  # the voice ends at 25, and what is left of a word
     assert 48 <= stop <= 56  # it begins again at 55
     result = lipsync(lambda _: [LEFT]).run(source, paused(out), out, steps=1)
@@ -261,7 +262,8 @@ def test_a_face_turned_away_keeps_its_own_mouth(tmp_path, out):
     model = tiny_lipsync()
     model.detector = Turning(lambda _: [LEFT])
     result = run(model, out, 60, source, max_yaw=30)
-    ((start, stop),) = result.passed_through
+    ((start, stop, why),) = result.passed_through
+    assert why == "turned away"
     assert 25 <= start <= 30
     assert 35 <= stop <= 40
     assert result.lost == ((start, stop, "turned away"),)

@@ -74,7 +74,7 @@ def test_each_mode_lasts_as_long_as_it_says(lipsync, tmp_path, out, mode, longer
         assert result.seconds == pytest.approx(len(expected) / 25)
         assert sound_seconds(out) == pytest.approx(min(count, len(expected)) / 25, abs=0.04)
     untouched = len(expected) - 8
-    assert sum(b - a for a, b in result.passed_through) == untouched
+    assert sum(b - a for a, b, _ in result.passed_through) == untouched
     assert (untouched > 0) == (mode == "silence")
 
 
@@ -83,7 +83,7 @@ def test_a_clip_has_time_before_and_after_the_voice(lipsync, tmp_path, out):
     wave = babble(0.4)
     result = run(lipsync, clip, out, 0.4, lead_in=0.12, lead_out=0.1, crf=0)
     assert result.frames == 16  # 3 + 10 + 2.5
-    assert result.passed_through == ((0, 3), (13, 16))
+    assert result.passed_through == ((0, 3, "before the voice"), (13, 16, "after the voice"))
     alike = [same(a, b) for a, b in zip(raw_frames(out), raw_frames(clip), strict=False)]
     assert alike == [True] * 3 + [False] * 10 + [True] * 3
     heard = np.concatenate(list(AudioReader(out).chunks(RATE)))

@@ -216,7 +216,7 @@ def test_the_result_says_what_ran(clip, voice, out):
         height=SIZE[1],
         faces_found=17,
         source_frames=20,
-        passed_through=((3, 5), (9, 10)),
+        passed_through=((3, 5, "no face"), (9, 10, "no face")),
         lost=((3, 5, "no face"), (9, 10, "no face")),
         model="tiny",
         detector="stub",
@@ -289,7 +289,9 @@ def test_frames_without_a_face_and_all_around_it_are_the_source_exactly(clip, ou
 
     # Frames 0-4, 8-14, 16-19 and back to 16, then from 14 to 9: no group bridges a gap.
     assert sizes == [5, 7, 7, 6]
-    assert result.passed_through == ((5, 8), (15, 16), (23, 24))
+    assert result.passed_through == (
+        *((5, 8, "no face"), (15, 16, "no face"), (23, 24, "no face")),
+    )
     points = StubDetector.points[None]
     affine = align.face_track(points, np.array([True]), 64).affine[0]
     box = align.face_box(affine, 64, *SIZE)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from latentsync.timeline import (
     GROUP,
+    Timeline,
     Voice,
     lay_out,
     new_shots,
     passed_through,
+    reasons,
     segments,
     source_frames,
 )
@@ -146,7 +148,9 @@ def test_groups_cover_everything_once_and_never_bridge_a_gap(found, output, data
         np.testing.assert_array_equal(segment.source, source[segment.start : segment.stop])
         assert (speaks[segment.start : segment.stop] != segment.passthrough).all()
         assert not shots[segment.start + 1 : segment.stop].any()
-    outside = {i for start, stop in passed_through([groups]) for i in range(start, stop)}
+    outside = {
+        i for start, stop, _ in passed_through([groups], "x" * output) for i in range(start, stop)
+    }
     assert outside == set(np.flatnonzero(~speaks))
 
 
@@ -181,9 +185,30 @@ def test_even_groups_differ_by_one_at_most():
 def test_ranges_are_joined():
     speaks = np.array([True] * 3 + [False] * 40 + [True] * 2 + [False])
     one = segments(np.arange(46), speaks)
-    assert passed_through([one]) == ((3, 43), (45, 46))
+    why = "a" * 20 + "b" * 26
+    assert passed_through([one], why) == ((3, 20, "a"), (20, 43, "b"), (45, 46, "b"))
     another = segments(np.arange(46), np.arange(46) == 10)
-    assert passed_through([one, another]) == ((3, 10), (11, 43), (45, 46))
+    assert [one[:2] for one in passed_through([one, another], "a" * 46)] == [
+        *((3, 10), (11, 43), (45, 46))
+    ]
+
+
+def test_it_is_told_why_frames_are_left_untouched():
+    source = np.array([0, 1, 2, 3, 2, 1, 0])
+    speaks = np.array([False, True, True, True, True, True, False])
+    shown = Timeline(source, np.arange(8), Fraction(1, 25), speaks)
+    lost = [(0, 2, "left: no face"), (1, 3, "right: too small")]
+    assert reasons(shown, lost) == [
+        "before the voice",
+        "left: no face; right: too small",
+        "right: too small",
+        "nobody speaks",
+        "right: too small",
+        "left: no face; right: too small",
+        "after the voice",
+    ]
+    mute = Timeline(source, np.arange(8), Fraction(1, 25), np.zeros(7, bool))
+    assert set(reasons(mute, lost)) == {"after the voice"}
 
 
 def test_shots_begin_whichever_way_the_clip_plays():

@@ -365,7 +365,7 @@ def _upright(crop: Frame) -> Frame:
 
 
 def _summary(result: Result, unmeasured: str) -> str:
-    untouched = sum(stop - start for start, stop in result.passed_through)
+    untouched = sum(stop - start for start, stop, _ in result.passed_through)
     parts = [f"{result.seconds:.1f} s in {result.timings['total']:.0f} s", f"seed {result.seed}"]
     if untouched:
         parts.append(f"{untouched} of {result.frames} frames untouched")
