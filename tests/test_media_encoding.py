@@ -89,6 +89,30 @@ def test_every_name_has_its_options():
             assert quick != best
             assert quick["preset"] == (preset if "nvenc" not in codec else quick["preset"])
     assert encoder_of("h264_nvenc").options(20, "placebo", (64, 64))["preset"] == "p7"
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "frames"),
+    [
+        *(("medium", (1920, 1080), 40), ("slow", (1080, 1920), 50), ("ultrafast", (64, 64), 0)),
+        *(
+            ("medium", (2560, 1440), 22),
+            ("medium", (3840, 2160), 10),
+            ("veryfast", (3840, 2160), 10),
+        ),
+        *(("superfast", (3840, 2160), 0), ("placebo", (8192, 4320), 10)),
+    ],
+)
+def test_large_pictures_are_looked_ahead_at_in_no_more_memory(preset, size, frames):
+    assert encoder_of("h264").options(17, preset, size)["rc-lookahead"] == str(frames)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_up_to_full_hd_presets_are_x264s_own(tmp_path, preset):
+    for name, options in (("own", {"preset": preset}), ("ours", None)):
+        options = options or encoder_of("h264").options(23, preset, (64, 48))
+        write_clip(tmp_path / f"{name}.mp4", 70, **(options | {"crf": "23"}))
+    assert (tmp_path / "own.mp4").read_bytes() == (tmp_path / "ours.mp4").read_bytes()
     with pytest.raises(OptionError, match=r"av1.*h264, hevc, h264_nvenc, hevc_nvenc"):
         check_codec("av1")
 

@@ -25,6 +25,11 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 # Level 6.2 of ITU-T H.264 (table A-1: 139 264 macroblocks) and of H.265 (table A.8).
 _MAX_PIXELS = 139_264 * 16 * 16
 _NVENC_PRESETS = dict(zip(PRESETS, (1, 1, 2, 3, 3, 4, 5, 6, 7, 7), strict=True))  # p1 .. p7
+# Frames that x264 looks ahead to share out bits, by its own presets; it holds them all. Of pictures
+# larger than full HD it gets as many as take the same memory (benchmarks/encoder_memory.py).
+_X264_AHEAD = dict(zip(PRESETS, (0, 0, 10, 20, 30, 40, 50, 60, 60, 60), strict=True))
+_X264_FEWEST = 10
+_FULL_HD = 1920 * 1088  # px
 _X265_SMALL = 64  # px: below this side x265's own coding units don't fit
 _X265_LEAST = 16  # px: below this side not even its smallest ones do
 
@@ -43,7 +48,9 @@ class Encoder:
     def options(self, crf: int, preset: Preset, size: tuple[int, int]) -> dict[str, str]:
         """FFmpeg's options; `crf` is 0 (lossless, with every encoder) to 51, `size` in px."""
         if self.library == "libx264":
-            return {"crf": str(crf), "preset": preset}
+            usual = _X264_AHEAD[preset]
+            ahead = min(usual, max(_X264_FEWEST, usual * _FULL_HD // (size[0] * size[1])))
+            return {"crf": str(crf), "preset": preset, "rc-lookahead": str(ahead)}
         if self.library == "libx265":
             own = ["log-level=error"]  # else it talks on stderr, past every logger
             own += ["lossless=1"] if crf == 0 else []
