@@ -29,6 +29,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/media.py --plot benchmarks/media.png
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/stages.py -o benchmarks/stages.png
 	$(BIN)/python benchmarks/memory.py --plot benchmarks/memory.png
+	$(BIN)/python benchmarks/encoder_memory.py
 	$(BIN)/python benchmarks/effort.py --plot benchmarks/effort.png
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/restoration.py --people 2 --plot benchmarks/restoration.png
