@@ -114,8 +114,10 @@ class Scene:
         """Leave who is several speakers' in a shot to one: who is there alone is left and right.
 
         That is whose point it is, or else whose people in the other shots are most like them.
+        Whoever would have nobody left means the same person as another, and is left as is.
         """
         shots = list(zip(*casts.values(), strict=True))
+        parted = {choice: list(cast) for choice, cast in casts.items()}
         own: dict[FaceChoice, list[Person]] = {
             choice: [p for p, shot in zip(cast, shots, strict=True) if p and shot.count(p) == 1]
             for choice, cast in casts.items()
@@ -135,7 +137,8 @@ class Scene:
                     continue  # nothing tells them apart
                 for choice in rivals:
                     if rank[choice] < best[1]:
-                        casts[choice][shot] = None
+                        parted[choice][shot] = None
+        casts.update({choice: cast for choice, cast in parted.items() if any(cast)})
 
     def _pick(self, choice: FaceChoice, shot: int, people: list[Person]) -> Person | None:
         """Who of a shot's people is meant by the choice alone."""
