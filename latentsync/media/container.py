@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 F = TypeVar("F", RawFrame, AudioFrame)
 
 _PICTURES = ("bmp_pipe", "jpeg_pipe", "png_pipe", "webp_pipe")
+_PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # an MP4 that is one picture: AVIF, HEIC
 _CONTAINERS = (
     *("mov", "matroska", "webm", "avi", "flv", "mpegts", "mpeg", "asf", "ogg"),
     *("wav", "w64", "aiff", "mp3", "aac", "flac", "gif", "apng"),
@@ -78,7 +79,7 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
 
     The name is only ever a local file's name, never a pattern, a URL or a protocol.
     Raises MediaError when the file is not there, is none of the containers we read, or holds more
-    bytes or larger frames than `limits` allows.
+    bytes or larger frames than `limits` allows, or is a photograph in tiles.
     """
     path = Path(path)
     # FFmpeg decodes a frame or two to see what is in a file: those are bounded too. It counts the
@@ -110,6 +111,12 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
             f"{shown(path)} can't be read as media ({reason}):"
             " give a video, picture or sound file that a player opens"
         ) from error
+    if any(one.disposition & Disposition.dependent for one in container.streams.video):
+        container.close()
+        raise MediaError(
+            f"{shown(path)} is a photograph in tiles (HEIC, as phones take them), which can't be"
+            " read: save it as JPEG or PNG"
+        )
     stream = video_stream(container)
     if stream is not None:
         limits.check_pixels(shown(path), stream.codec_context.width, stream.codec_context.height)
@@ -119,7 +126,8 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
 
 def is_image(container: InputContainer) -> bool:
     """Whether the file is a still picture."""
-    return container.format.name in _PICTURES
+    brand = container.metadata.get("major_brand")
+    return container.format.name in _PICTURES or brand in _PICTURE_BRANDS
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:

@@ -5,7 +5,7 @@ import struct
 import cv2
 
 from tests.clips import write_picture
-from tests.footage import faces
+from tests.footage import faces, heif
 
 
 def turned_photo(zoo, orientation):
@@ -49,3 +49,15 @@ def avif(zoo):
 def narrow(zoo):
     """Took a photo upright with a phone."""
     return write_picture(zoo.at("narrow.png"), faces.frames(1)[0][:, 32:-32])
+
+
+def heic(zoo, tiles):
+    """Took it with a phone that keeps photos as HEIC: HEVC in tiles, or in one piece."""
+    face, rows = faces.frames(1)[0], round(int(tiles) ** 0.5)
+    side = len(face) // rows
+    path = zoo.at(f"photo{tiles}.heic")
+    parts = [face[y * side :, x * side :][:side, :side] for y in range(rows) for x in range(rows)]
+    path.write_bytes(
+        heif.photo([heif.hevc(zoo.at("piece.mp4"), part) for part in parts], rows, side)
+    )
+    return path
