@@ -20,6 +20,7 @@ from latentsync.media import (
 from latentsync.types import Box
 from tests.clips import (
     babble,
+    ffmpeg,
     fps_filtered,
     number_of,
     picture,
@@ -258,6 +259,14 @@ def test_a_clip_cut_short_gives_its_good_frames_and_a_warning(tmp_path, caplog, 
     assert 10 < len(good) < 75
     assert all(same(a, b) for a, b in zip(good, whole, strict=False))
     assert "damaged" in caplog.text
+
+
+def test_a_clip_that_begins_late_is_not_taken_for_one_cut_short(tmp_path, caplog):
+    plain = write_clip(tmp_path / "plain.mkv", 25)
+    late = tmp_path / "late.mkv"  # its tag DURATION says when it ends, not how long it lasts
+    ffmpeg("-i", plain, "-c", "copy", "-output_ts_offset", 7.3, late)
+    assert len(list(VideoReader(late).frames())) == 25
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("fps", ["25", "source"])

@@ -163,7 +163,9 @@ class Decoder:
         elif match := re.fullmatch(
             r"(\d+):(\d+):([\d.]+)", self._stream.metadata.get("DURATION", "")
         ):
-            whole = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])  # Matroska
+            # Matroska's, which as FFmpeg writes it counts from the file's start, not the stream's.
+            end = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
+            whole = end - float(self._origin * self.unit)
         else:
             return
         if whole > seconds + 1:
