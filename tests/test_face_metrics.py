@@ -64,7 +64,7 @@ def test_a_mouth_is_found_where_the_track_has_the_face():
         found.append(landmarks.mouth_finder(detector).mouth(frame, face))
         truth.append(marks[5:11])
         off = np.linalg.norm(found[-1] - truth[-1], axis=1).mean()
-        assert off < 0.03 * region.face_size(track.affine[0], 256)
+        assert off < 0.03 * (face.box[3] - face.box[1])
     shut, wide = (np.array(each)[:, None] for each in (found, truth))
     # how far the drawn mouth opened, as the landmarks say it
     assert landmarks.landmark_distance(shut[0], shut[1])[0] == pytest.approx(
@@ -97,7 +97,7 @@ def test_the_face_of_a_track():
     template = np.array(align.TEMPLATE) * 2.8
     np.testing.assert_allclose(face.points @ affine[:, :2].T + affine[:, 2], template, atol=1e-3)
     left, top, right, bottom = face.box
-    assert bottom - top == pytest.approx(region.face_size(affine, 256))
+    assert (right - left) / (bottom - top) == pytest.approx(region.ASPECT)
     assert top < marks[0][1]  # forehead
     assert bottom == pytest.approx(marks[11][1], abs=0.2 * (bottom - top))  # chin
     assert left < marks[[0, 5], 0].min() < marks[[1, 6], 0].max() < right
@@ -105,6 +105,8 @@ def test_the_face_of_a_track():
         align.face_track(2 * marks[None, [0, 1, 4]], track.found, 512).affine[0], 512
     )
     np.testing.assert_allclose(twice.box, 2 * np.array(face.box), rtol=2e-3)
+    wide = region.face_of(affine * np.array([2, 1, 1], np.float32), 256)
+    np.testing.assert_allclose(wide.box, np.array(face.box) / [2, 1, 2, 1], rtol=1e-4)
 
 
 # identity

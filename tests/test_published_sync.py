@@ -1,6 +1,8 @@
 """The published crop geometry: S3FD against its origin, boxes, tracks and squares."""
 
 import hashlib
+from fractions import Fraction
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from latentsync.errors import NoFaceFound, WeightsMismatch, WeightsMissing
 from latentsync.evaluation import published
 from latentsync.evaluation.sync import GREY, SyncScore
-from latentsync.media import VideoFrame
+from latentsync.media import Colour, VideoFrame
 from latentsync.models.s3fd import S3FD
 from tests.golden.golden_rule import fill, unit
 from tests.tiny import golden
@@ -101,6 +103,9 @@ def test_the_surest_of_boxes_that_overlap():
     assert shown[0, :, 0, 0].tolist() == [200, 0, 0]
     wanted = np.array([rows[1][1:], rows[2][1:]]) * [4, 301 / 75, 4, 301 / 75]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    again = published.detect_boxes(net, np.ascontiguousarray(frame[:, ::2]), 2.0)  # wide pixels
+    assert net.shown[1].shape == shown.shape
+    np.testing.assert_array_equal(again, found)
     assert published.detect_boxes(net, np.zeros((100, 400, 3), np.uint8)).shape == (0, 4)
 
 
@@ -145,6 +150,11 @@ def test_the_square_reaches_below_the_chin():
     crops = list(published.box_crops([VideoFrame.from_rgb(frame)] * 13, boxes))
     assert crops[6].shape == (224, 224, 3)
     assert crops[6][4:-4, 4:-4].min() > 200
+    wide = VideoFrame.from_rgb(
+        np.ascontiguousarray(frame[:, ::2]), Colour(pixel_aspect=Fraction(2))
+    )
+    *_, narrow = islice(published.box_crops([wide] * 13, boxes), 7)
+    assert np.abs(narrow.astype(int) - crops[6]).mean() < 3
     boxes[6] += 500  # one frame's slip is none
     again = list(published.box_crops([VideoFrame.from_rgb(frame)] * 13, boxes))
     np.testing.assert_array_equal(again[6], crops[6])
@@ -161,7 +171,7 @@ def test_each_track_is_asked_with_its_own_sound(monkeypatch):
     frames = [VideoFrame.from_rgb(np.full((160, 160, 3), i, np.uint8)) for i in range(70)]
     clip = SimpleNamespace(frames=lambda numbers=range(70): (frames[i] for i in numbers))
     boxes = [np.empty((0, 4))] * 5 + still(0, 60) + [np.empty((0, 4))] * 5
-    monkeypatch.setattr(published, "detect_boxes", lambda _, frame: boxes[frame[0, 0, 0] - 0])
+    monkeypatch.setattr(published, "detect_boxes", lambda _, frame, __: boxes[frame[0, 0, 0] - 0])
     asked = []
 
     def score(_, crops, sound):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -196,6 +197,20 @@ def test_the_crop_is_centred_upright_and_the_whole_square():
     turned[0, :, 2] = centre - turned[0, :, :2] @ [181.0, 163.0]
     difference = np.abs(crop.astype(int) - crop_of(picture, turned)).mean()
     assert difference < 1  # a tilted head stays tilted
+
+
+def test_wide_pixels_are_cut_as_square_ones():
+    noisy = np.random.default_rng(5).integers(0, 255, (400, 400, 3), np.uint8)
+    picture = cv2.GaussianBlur(noisy, (0, 0), 4)
+    narrow = cv2.resize(picture, (200, 400), interpolation=cv2.INTER_AREA)
+    points = np.array(align.TEMPLATE) @ [[0.8, 0.6], [-0.6, 0.8]] + (181, 163)  # a tilted head
+    shown = []
+    for frame, aspect in ((picture, 1.0), (narrow, 2.0)):
+        track = align.face_track(
+            points[None].astype(np.float32), np.ones(1, bool), 256, pixel_aspect=aspect
+        )
+        shown.append(crop_of(frame, track.affine).astype(int))
+    assert np.abs(shown[0] - shown[1]).mean() < 2
 
 
 def test_beyond_the_frame_all_is_grey():

@@ -52,7 +52,7 @@ class FaceBoxes:
     """One face's box in each frame of a stretch."""
 
     start: int  # its first frame
-    boxes: Array  # (n, 4) left, top, right, bottom in px of the frame
+    boxes: Array  # (n, 4) left, top, right, bottom in square px, as high as the frame's
 
 
 def load_s3fd(path: Path, device: torch.device | str = "cpu") -> S3FD:
@@ -90,7 +90,7 @@ def sync_conf(
     for i, (frame, cut) in enumerate(with_cuts(clip.frames())):
         check()
         assert isinstance(frame, VideoFrame)
-        found.append(detect_boxes(detector, frame.rgb()))
+        found.append(detect_boxes(detector, frame.rgb(), float(frame.pixel_aspect)))
         cuts += [i] if cut else []
     tracks = face_tracks(found, cuts)
     if not tracks:
@@ -106,9 +106,10 @@ def sync_conf(
     return tuple(scores)
 
 
-def detect_boxes(net: S3FD, frame: Frame) -> Array:
-    """Boxes (k, 4) of the faces in a frame, in its px, the surest first."""
-    small = cv2.resize(frame, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_LINEAR)
+def detect_boxes(net: S3FD, frame: Frame, pixel_aspect: float = 1.0) -> Array:
+    """Boxes (k, 4) of the faces in a frame, in square px as high as its own, the surest first."""
+    wide = SCALE * pixel_aspect
+    small = cv2.resize(frame, None, fx=wide, fy=SCALE, interpolation=cv2.INTER_LINEAR)
     if min(small.shape[:2]) < LEAST_SIDE:
         return np.empty((0, 4))
     device = next(net.parameters()).device
@@ -119,7 +120,7 @@ def detect_boxes(net: S3FD, frame: Frame) -> Array:
     boxes = boxes[order[scores[order] > SURE]]
     for overlap in OVERLAPS:
         boxes = _distinct(boxes, overlap)
-    sizes = np.array(frame.shape[1::-1]) / small.shape[1::-1]
+    sizes = np.array(frame.shape[1::-1]) * (pixel_aspect, 1) / small.shape[1::-1]
     return np.asarray(boxes * np.tile(sizes, 2))
 
 
@@ -186,4 +187,5 @@ def box_crops(frames: Iterable[VideoFrame], boxes: Array) -> Iterator[Frame]:
     halves = (boxes[:, 2:] - boxes[:, :2]).max(axis=1) / 2
     rows = running_median(np.column_stack([middles, halves]), MEDIAN, beyond="constant")
     for frame, (x, y, half) in zip(frames, rows.tolist(), strict=False):
-        yield cut_square(frame, x, y + PADDING * half, (1 + PADDING) * half)
+        aspect, reach = float(frame.pixel_aspect), (1 + PADDING) * half
+        yield cut_square(frame, x / aspect, y + PADDING * half, reach / aspect, reach)

@@ -1,11 +1,11 @@
-"""Where a track has its face in a frame, and how large: for what needs a box or a size."""
+"""Where a track has its face in a frame, for what needs a box."""
 
 import numpy as np
 
 from latentsync import align
 from latentsync.types import Face, FloatArray
 
-__all__ = ["BOX_CENTRE", "HALF_BOX", "face_of", "face_size"]
+__all__ = ["BOX_CENTRE", "HALF_BOX", "face_of"]
 
 # In units of `align.TEMPLATE`: where face detectors have their boxes on average, from the upper
 # forehead to the chin. Half of the longer side, which is the height.
@@ -20,19 +20,12 @@ def face_of(affine: FloatArray, resolution: int) -> Face:
     Its points are the template's three, its box is where detectors have theirs on average.
 
     Args:
-        affine: (2, 3) frame px -> crop px of `resolution`.
+        affine: (2, 3) frame px, which may be wide ones -> crop px of `resolution`.
     """
     unit = align.crop_size(resolution)[1] / align.BOX_HEIGHT  # px of the crop in one of template
     matrix = affine.astype(np.float64)
     places = np.array([*align.TEMPLATE, BOX_CENTRE]) * unit
     *points, centre = np.linalg.solve(matrix[:, :2], (places - matrix[:, 2]).T).T
-    half = face_size(affine, resolution) / 2 * np.array([ASPECT, 1])
+    half = HALF_BOX * unit / np.linalg.norm(matrix[:, :2], axis=0) * np.array([ASPECT, 1])
     left, top, right, bottom = map(float, np.concatenate([centre - half, centre + half]))
     return Face((left, top, right, bottom), 1.0, np.array(points, np.float32))
-
-
-def face_size(affine: FloatArray, resolution: int) -> float:
-    """Px of the frame from the upper forehead to the chin, about; `affine` as in `face_of`."""
-    unit = align.crop_size(resolution)[1] / align.BOX_HEIGHT
-    scale = np.sqrt(np.linalg.det(affine[:, :2].astype(np.float64)))
-    return float(2 * HALF_BOX * unit / scale)

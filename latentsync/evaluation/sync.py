@@ -335,29 +335,30 @@ def face_crops(
     Args:
         affine: (n, 2, 3) frame px -> crop px of `resolution`, one for each frame.
     """
-    for frame, (x, y, half) in zip(frames, _squares(affine, resolution), strict=False):
-        yield cut_square(frame, float(x), float(y), float(half))
+    for frame, square in zip(frames, _squares(affine, resolution).tolist(), strict=False):
+        yield cut_square(frame, *square)
 
 
 def _squares(affine: FloatArray, resolution: int) -> Array:
-    """(n, 3) px of the frame: centre x, y and half side, smoothed."""
+    """(n, 4) px of the frame, wide ones or not: centre x, y and half sides x, y, smoothed."""
     unit = align.crop_size(resolution)[1] / align.BOX_HEIGHT  # px of the crop in one of template
     matrices = affine.astype(np.float64)
     turn, move = matrices[:, :, :2], matrices[:, :, 2]
     centre = np.linalg.solve(turn, (np.array(BOX_CENTRE) * unit - move)[..., None])[..., 0]
-    half_box = HALF_BOX * unit / np.sqrt(np.linalg.det(turn))
-    centre[:, 1] += PADDING * half_box  # twice the padding is added, below
+    half_box = HALF_BOX * unit / np.linalg.norm(turn, axis=1)
+    centre[:, 1] += PADDING * half_box[:, 1]  # twice the padding is added, below
     rows = np.column_stack([centre, (1 + PADDING) * half_box])
     return running_median(rows, MEDIAN)
 
 
-def cut_square(frame: VideoFrame, x: float, y: float, half: float) -> Frame:
-    """An upright square of a frame by its centre and half side, (224, 224, 3) uint8 RGB.
+def cut_square(frame: VideoFrame, x: float, y: float, half_x: float, half_y: float) -> Frame:
+    """An upright square of a frame by its centre and half sides, (224, 224, 3) uint8 RGB.
 
-    Its edges lie on the whole pixels below, as published. Only what lies inside of the frame is
-    converted; grey 110 beyond.
+    The sides differ where the frame's pixels aren't square. Its edges lie on the whole pixels
+    below, as published. Only what lies inside of the frame is converted; grey 110 beyond.
     """
-    left, top, right, bottom = (math.floor(v) for v in (x - half, y - half, x + half, y + half))
+    edges = x - half_x, y - half_y, x + half_x, y + half_y
+    left, top, right, bottom = map(math.floor, edges)
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     box = even_box((left, top, right, bottom), width=frame.width, height=frame.height)
     if box is None:
