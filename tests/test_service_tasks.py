@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import select, update
@@ -232,6 +233,17 @@ def test_keys_are_found_and_revoked(database):
         keys.create("ann")
     with pytest.raises(OptionError, match="limits of 1 or more"):
         keys.create("bob", at_once=0)
+
+
+def test_requests_at_once_without_a_key_stand_for_one(database):
+    keys, together = Keys(database), threading.Barrier(4)
+
+    def ask(_):
+        together.wait()
+        return keys.local().id
+
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(ask, range(4)))) == 1
 
 
 def test_a_bucket_fills_again():
