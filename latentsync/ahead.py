@@ -3,34 +3,38 @@
 import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
-__all__ = ["ahead"]
+__all__ = ["abandoned", "ahead"]
 
 LOOK_EVERY = 0.05  # seconds, between two looks whether nobody wants any more
 
 Item = TypeVar("Item")
 
+_abandoned: ContextVar[Callable[[], bool]] = ContextVar("_abandoned", default=lambda: False)
 
-def ahead(
-    items: Generator[Item, None, None],
-    size: int = 1,
-    *,
-    abandoned: Callable[[], object] = lambda: None,
-) -> Generator[Item, None, None]:
+
+def abandoned() -> bool:
+    """Whether nobody wants any more of what this thread makes.
+
+    The stages before one that ended are abandoned; those after it are not, they have its items to
+    work on and then its error to raise.
+    """
+    return _abandoned.get()()
+
+
+def ahead(items: Generator[Item, None, None], size: int = 1) -> Generator[Item, None, None]:
     """The items, made in a thread of their own, up to `size` of them before they are asked for.
 
     What is raised there is raised here, after the items that came before it. When no more are
-    wanted (the generator is closed, or something is thrown into it), `abandoned` is called, the
-    thread stops at its next item, and `items` is closed there.
-
-    Args:
-        abandoned: may make `items` stop sooner.
+    wanted (the generator is closed, or something is thrown into it), the thread is `abandoned`,
+    stops at its next item, and `items` is closed there.
     """
     queue: Queue[Item | _End] = Queue(size)
     stop = threading.Event()
+    after = _abandoned.get()  # the thread that takes the items may itself be a stage
 
     def put(item: "Item | _End") -> None:
         waiting = True
@@ -40,6 +44,7 @@ def ahead(
                 waiting = False
 
     def work() -> None:
+        _abandoned.set(lambda: stop.is_set() or after())
         end = _End()
         try:
             for item in items:
@@ -61,7 +66,6 @@ def ahead(
             del item
     except BaseException:
         stop.set()
-        abandoned()
         raise
     finally:
         thread.join()

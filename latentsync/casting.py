@@ -130,7 +130,7 @@ def _look(
         raise OptionError("follow is 'frame', which knows one face; speakers want follow 'person'")
     whole = options.follow == "frame"  # as published: the detector shrinks RGB frames itself
     pictures = _pictures(clip, at_most, whole=whole)
-    with_stop = ahead(pictures, FRAMES_AHEAD, abandoned=reporter.abandon)
+    with_stop = ahead(pictures, FRAMES_AHEAD)
     if whole:
         return faces.follow(
             with_stop,

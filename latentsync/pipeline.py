@@ -354,9 +354,9 @@ class LipSync:
             extra = self.occluder, self.restorer(options)
             side = self.nets.config.resolution
             painter = Painter(draw, side, role, options, reporter, *extra)
-            groups = ahead(painter.cut(pictures), draw.batch, abandoned=reporter.abandon)
-            drawn = ahead(painter.speak(groups), abandoned=reporter.abandon)
-            pictures = ahead(painter.paste(drawn), PASTED_AHEAD, abandoned=reporter.abandon)
+            groups = ahead(painter.cut(pictures), draw.batch)
+            drawn = ahead(painter.speak(groups))
+            pictures = ahead(painter.paste(drawn), PASTED_AHEAD)
         reporter.step("generate", 0, first[-1].stop)
         with closing(pictures):
             for done, picture in enumerate(pictures, start=1):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TypeVar
 
+from latentsync.ahead import abandoned
 from latentsync.errors import Cancelled
 from latentsync.types import Frame, Progress, ProgressCallback
 
@@ -36,7 +37,6 @@ class Reporter:
         self._started = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
         self._at = Progress("read", 0, None)
-        self._abandoned = threading.Event()
         self._summing = threading.Lock()
 
     def __call__(self, progress: Progress) -> None:
@@ -46,13 +46,9 @@ class Reporter:
         self.tell(progress)
 
     def check(self) -> None:
-        """Raise Cancelled when the caller wants to stop."""
-        if self._abandoned.is_set() or (self._cancelled and self._cancelled()):
+        """Raise Cancelled when the caller wants to stop, or a stage after this one has ended."""
+        if abandoned() or (self._cancelled and self._cancelled()):
             raise Cancelled(f"cancelled at frame {self._at.done} of stage {self._at.stage!r}")
-
-    def abandon(self) -> None:
-        """Let every stage stop at its next `check`, because one of them ended early."""
-        self._abandoned.set()
 
     def step(self, stage: str, done: int, total: int | None) -> None:
         self(Progress(stage, done, total))

@@ -181,14 +181,12 @@ def _pictures(
     reporter: Reporter,
 ) -> Pictures:
     """The output's frames; what is read, restored and written runs side by side."""
-    pictures = ahead(
-        reporter.each("decode", pace.frames(range(frames))), abandoned=reporter.abandon
-    )
+    pictures = ahead(reporter.each("decode", pace.frames(range(frames))))
     if not tracks:
         pictures = _enlarged(pictures, restorer, reporter)
     for track in tracks:
         pictures = _restored(pictures, track, restorer, options, reporter)
-    return ahead(pictures, abandoned=reporter.abandon)
+    return ahead(pictures)
 
 
 def _enlarged(pictures: Pictures, restorer: Restorer, reporter: Reporter) -> Pictures:

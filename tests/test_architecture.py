@@ -14,9 +14,9 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "types"},
     {"config", "options"},
-    {"devices"},
+    {"devices", "ahead"},
     {"media", "timeline", "align", "mask", "mel", "models", "steady"}
-    | {"report", "reporter", "bars", "ahead", "kept"},
+    | {"report", "reporter", "bars", "kept"},
     {"archives", "cache", "as_published", "blend", "diffusion", "downloads", "faces", "speech"}
     | {"upscale"},
     {"weights", "voice_activity", "occlusion"},

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import tempfile
+import threading
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -19,12 +20,14 @@ from latentsync.errors import (
     Cancelled,
     InputError,
     LatentSyncError,
+    MediaError,
     NoFaceFound,
     OptionError,
     OutputError,
 )
 from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.options import Options
+from latentsync.painter import Painter
 from latentsync.pipeline import LipSync
 from latentsync.types import Progress, Result
 from tests.clips import (
@@ -412,6 +415,34 @@ def test_a_failure_in_mid_run_leaves_nothing(lipsync, clip, out, tmp_path, monke
     with pytest.raises(ZeroDivisionError):
         lipsync.run(clip, voice, out, steps=1)
     assert not any(out.parent.iterdir())
+
+
+def test_an_error_is_told_while_frames_made_before_it_are_still_written(
+    lipsync, clip, voice, out, monkeypatch
+):
+    pasted, ended = [], threading.Event()
+    whole, paste = Painter._pasted, Painter.paste
+
+    def broken(*given):
+        pasted.append(True)
+        if len(pasted) == 4:
+            raise MediaError("no colours")
+        return whole(*given)
+
+    def watched(painter, drawn):
+        try:
+            yield from paste(painter, drawn)
+        finally:
+            ended.set()
+
+    def wait(progress):
+        if progress.stage == "generate" and progress.done == 1:
+            assert ended.wait(30)
+
+    monkeypatch.setattr(Painter, "_pasted", broken)
+    monkeypatch.setattr(Painter, "paste", watched)
+    with pytest.raises(MediaError, match="no colours"):
+        lipsync.run(clip, voice, out, progress=wait)
 
 
 def test_an_interrupt_leaves_nothing_and_the_old_output(lipsync, clip, voice, out):
