@@ -151,6 +151,14 @@ def test_a_still_picture_is_one_held_frame_by_content(tmp_path, suffix):
     assert np.abs(held[0].rgb().astype(int) - picture(77)).mean() < 12
 
 
+def test_a_moving_webp_is_refused_with_a_way_out(tmp_path):
+    path = tmp_path / "sticker.webp"
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x48:r=10:d=0.3", path)
+    for read in (VideoReader, probe):
+        with pytest.raises(MediaError, match=r"moving WebP.* convert it to GIF or mp4"):
+            read(path)
+
+
 def test_media_opens_by_content_whatever_the_suffix(clip, tmp_path):
     path = tmp_path / "clip.png"
     path.write_bytes(clip.read_bytes())

@@ -52,6 +52,7 @@ _CONTAINERS = (
 # Only both lists together keep playlists and concat lists from opening further files.
 GUARD = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 
+_WEBP_FLAGS = 20  # bytes before them
 _LEFT_OUT = " or cut short: its good frames are used"
 
 
@@ -95,6 +96,11 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
             limits.check_samples(shown(path), claimed_samples(file, size), size)
             limits.check_notes(shown(path), unpacked_notes(file, MOST_NOTES))
             file.seek(0)
+            if _is_moving_webp(file.read(_WEBP_FLAGS + 1)):
+                raise MediaError(
+                    f"{shown(path)} is a moving WebP, which can't be read: convert it to GIF or mp4"
+                )
+            file.seek(0)
             seen = av.open(_Nameless(file), "r", options=options, metadata_errors="replace")
             kind = seen.format.name.split(",")[0]
             seen.close()
@@ -122,6 +128,12 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
         limits.check_pixels(shown(path), stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.options = bound
     return container
+
+
+def _is_moving_webp(head: bytes) -> bool:
+    """FFmpeg's own decoder knows still ones only, and finds no picture in these."""
+    flags = head[_WEBP_FLAGS:]  # https://developers.google.com/speed/webp/docs/riff_container
+    return head[8:16] == b"WEBPVP8X" and bool(flags and flags[0] & 0x02)
 
 
 def is_image(container: InputContainer) -> bool:
