@@ -181,6 +181,13 @@ class Options:
         named = {name: value for name, value in said.items() if value is not None}
         return replace(SPEEDS.get(str(self.speed), Effort()), **named)
 
+    def changes(self) -> str:
+        """The options that are not as by default, by name."""
+        usual = Options()
+        return ", ".join(
+            f"{name} {value!r}" for name, value in vars(self).items() if value != vars(usual)[name]
+        )
+
     @classmethod
     def published(cls, **changes: Any) -> "Options":  # noqa: ANN401 - the fields above, by name
         """The published pipeline's choices, each by name; `changes` are laid over them."""

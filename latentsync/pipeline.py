@@ -204,7 +204,7 @@ class LipSync:
         with reporter.timed("speech"):
             speeches = [self.listen(sound, options) for sound in speakers.sounds]
         longest = max(map(len, speeches))
-        log.info("%d frames, %s, detector %s", longest, options, self.detector.describe())
+        log.info("%d frames; %s", longest, options.changes())
         voice = voices.span(speakers.seconds, longest, options)
         with reporter.timed("read"):
             pace = Pace.of(clip, options.fps)
