@@ -154,6 +154,23 @@ def test_twins_who_pass_fast_are_told_by_where_they_go() -> None:
     assert noses(Cast(script).track()) == [b for _, b in ways]
 
 
+def test_the_only_face_is_the_same_however_the_camera_jerks() -> None:
+    rng = np.random.default_rng(4)
+    places = [(160 + x, 120 + y) for x, y in rng.choice([-20, 20], (40, 2)).tolist()]
+    script: list[list[Actor]] = [[(x, y, 60, RED)] for x, y in places]
+    cast = Cast(script, at_second=lambda i: [(script[i][0][0] + 60, 120, 60, RED)])
+    assert noses(cast.track()) == [x for x, _ in places]
+    assert cast.seconds == []
+
+
+@pytest.mark.parametrize("x", [130, 220], ids=["near by", "elsewhere"])
+def test_who_leaves_is_not_who_enters(x: float) -> None:
+    script: list[list[Actor]] = [[(100, 120, 40, RED)]] * 12 + [[(x, 120, 40, BLUE)]] * 8
+    scene = look(Cast(script).frames(), Cast(script), [LARGEST])
+    assert not scene.cut.any()
+    assert [len(person) for person in scene.people] == [12, 8]
+
+
 def test_who_vanishes_is_not_replaced_by_who_stands_there_next() -> None:
     script = [[(100, 120, 60, RED)]] * 12 + [[]] * 3 + [[(112, 120, 60, BLUE)]] * 8
     assert noses(Cast(script).track()) == [100] * 12 + [None] * 11

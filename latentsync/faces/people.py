@@ -21,6 +21,7 @@ __all__ = ["Linker", "Person", "apart", "stayed"]
 REACH = 0.4  # how far a face may be from where it was expected a frame after it was seen
 REACH_GROWS = 0.05  # for each frame more without it
 REACH_MOST = 1.0
+REACH_ALONE = 1.0  # of the only face of two frames on end: a camera in the hand may jerk
 GROWS_MOST = 1.6  # times its size
 GROWS_AT_ONCE = 1.2  # times its size, from one frame to the next
 LINGERS = 25  # frames without it after which its place says nothing
@@ -129,7 +130,8 @@ class Linker:
         """The faces of a frame, largest first."""
         looks = _Looks(self._embedder, frame, faces)
         self._lately = [p for p in self._lately if index - p.last <= LINGERS]
-        linked, lately = self._by_place(index, faces, looks), [*self._lately]
+        linked = self._by_place(index, faces, looks) or self._jerked(index, faces, looks)
+        lately = [*self._lately]
         for j, face in enumerate(faces):
             person = linked.get(j) or Person(self._shot, looks[j])
             if j not in linked:
@@ -189,6 +191,15 @@ class Linker:
             costs[i, j] = self._cost(lately[i], index, faces[j], looks, j, sure=sure)
         return {int(j): lately[i] for i, j in _cheapest(costs)}
 
+    def _jerked(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Person]:
+        """The only face, if it is the only one of the frame before though all has jumped."""
+        before = [p for p in self._lately if p.last == index - 1]
+        if len(faces) != 1 or len(before) != 1:
+            return {}
+        place, like = before[0].expected(before[0].last), before[0].like(looks[0])
+        same = _near(faces[0], place, REACH_ALONE, GROWS_AT_ONCE) and like >= self._embedder.other
+        return {0: before[0]} if same else {}
+
     def _cost(
         self, person: Person, index: int, face: Face, looks: "_Looks", j: int, *, sure: bool
     ) -> float:
@@ -240,17 +251,19 @@ def _cheapest(costs: Array) -> list[tuple[int, int]]:
 
 
 def _within_reach(person: Person, index: int, face: Face) -> bool:
-    expected = person.expected(index)
     reach = min(REACH_MOST, REACH + REACH_GROWS * (index - person.last - 1))
-    ratio = _size(np.array(face.box)) / _size(expected)
-    return apart(face, expected) <= reach and 1 / GROWS_MOST <= ratio <= GROWS_MOST
+    return _near(face, person.expected(index), reach, GROWS_MOST)
 
 
 def stayed(before: Face, now: Face) -> bool:
     """Whether a face is about where, and as large as, one was a frame ago."""
-    box = np.array(before.box)
-    ratio = _size(np.array(now.box)) / _size(box)
-    return apart(now, box) <= REACH and 1 / GROWS_AT_ONCE <= ratio <= GROWS_AT_ONCE
+    return _near(now, np.array(before.box), REACH, GROWS_AT_ONCE)
+
+
+def _near(face: Face, box: Array, reach: float, grows: float) -> bool:
+    """Whether a face is no further than `reach` from a box, and as large but for `grows` times."""
+    ratio = _size(np.array(face.box)) / _size(box)
+    return apart(face, box) <= reach and 1 / grows <= ratio <= grows
 
 
 def apart(face: Face, box: Array) -> float:
