@@ -4,6 +4,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from contextlib import suppress
 from fractions import Fraction
@@ -152,6 +153,18 @@ def test_tables_that_claim_more_than_a_file_can_hold_are_refused(tmp_path, muxer
     assert claimed(path) >= MANY
     for reader in (VideoReader, AudioReader):
         assert "made to exhaust memory" in refused(lambda kind=reader: kind(path))
+
+
+def test_boxes_without_number_cost_no_memory(tmp_path):
+    path = tmp_path / "boxes.mp4"
+    box = struct.pack(">I", 24) + b"stts" + bytes(16)
+    path.write_bytes(struct.pack(">I", 8 + 24 * 40_000) + b"trak" + box * 40_000)
+    tracemalloc.start()
+    try:
+        assert claimed(path) == 0
+        assert tracemalloc.get_traced_memory()[1] < 2**18
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_samples_of_pcm_cost_nothing_and_may_be_more_than_the_bytes(tmp_path):

@@ -9,6 +9,7 @@ thousand times what they take (its chunks: ISO/IEC 15948).
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 __all__ = ["claimed_samples", "unpacked_notes"]
@@ -32,25 +33,39 @@ def claimed_samples(file: BinaryIO, size: int) -> int:
     Of PCM it lists chunks only: such tracks count for nothing. So does what is no such file, or
     too broken to be walked. Compressed tables, which nobody writes any more, count as 2^32.
     """
-    total = 0
-    track: list[tuple[bytes, bytes]] = []
+    total, track = 0, _Track()
     for kind, head in _walk(file, 0, size):
+        if kind == b"cmov":
+            return 2**32
         if kind in (b"trak", b"traf"):
-            total += _listed(track)
-            track = []
-        track.append((kind, head))
-    return total + _listed(track)
+            total += track.listed
+            track = _Track()
+        track.see(kind, head)
+    return total + track.listed
 
 
-def _listed(track: list[tuple[bytes, bytes]]) -> int:
-    """How many samples one track claims, by names and first bytes of its boxes."""
-    handlers = {head[8:12] for kind, head in track if kind == b"hdlr"} - _REFERENCES
-    times = [head[4:8] + head[12:16] for kind, head in track if kind == b"stts"]
-    if handlers == {b"soun"} and times == [_ONE_BY_ONE]:  # PCM
-        return 0
-    counts = [head[_COUNTS[kind] :][:4] for kind, head in track if kind in _COUNTS]
-    packed = sum(2**32 for kind, _ in track if kind == b"cmov")
-    return packed + sum(_UINT.unpack(count)[0] for count in counts if len(count) == 4)
+@dataclass
+class _Track:
+    """What the boxes of one track say."""
+
+    samples: int = 0
+    sound: bool | None = None  # None: nothing said
+    one_by_one: bool | None = None
+
+    def see(self, kind: bytes, head: bytes) -> None:
+        """A box, by its name and first bytes."""
+        if kind in _COUNTS:
+            self.samples += int.from_bytes(head[_COUNTS[kind] :][:4])
+        elif kind == b"hdlr" and head[8:12] not in _REFERENCES:
+            self.sound = self.sound is not False and head[8:12] == b"soun"
+        elif kind == b"stts":
+            plain = head[4:8] + head[12:16] == _ONE_BY_ONE
+            self.one_by_one = self.one_by_one is not False and plain
+
+    @property
+    def listed(self) -> int:
+        """How many samples FFmpeg would list; of PCM none."""
+        return 0 if self.sound and self.one_by_one else self.samples
 
 
 def _walk(file: BinaryIO, start: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, bytes]]:
