@@ -1,7 +1,9 @@
 """The task API over HTTP: paths and fields, who may see what, and every refusal."""
 
+import json
 import sys
 import time
+from dataclasses import replace
 from subprocess import run
 from urllib.parse import urlsplit
 
@@ -9,9 +11,9 @@ import pytest
 
 from latentsync.options import Options
 from latentsync.service import app as app_module
-from latentsync.service.requests import OPTIONS, TaskRequest
+from latentsync.service.requests import OPTIONS, TaskRequest, options_of
 from latentsync.service.storage import LocalStorage
-from tests.service import BASE, ELSEWHERE, SUBMIT, house
+from tests.service import BASE, ELSEWHERE, SUBMIT, house, joined
 
 
 @pytest.fixture
@@ -87,6 +89,8 @@ def test_an_output_becomes_an_input(home, ann):
         ({"sync_mode": "sideways"}, "sync_mode"),
         ({"face": "/etc/passwd"}, "face is '/etc/passwd'"),
         ({"face": "3"}, "face is '3'"),
+        ({"face": "largest/../a.png"}, "face is 'largest/../a.png'"),
+        ({"video": f"{BASE}/files/a%00b"}, "no file 'a\\x00b'"),
         ({"superres": "/data/net.pth"}, "superres is '/data/net.pth'"),
         ({"cache_dir": "/tmp"}, "cache_dir"),  # noqa: S108 - a name that is refused
         ({"seed": -5}, "seed"),
@@ -217,6 +221,9 @@ def test_an_upload_holds_what_was_announced_and_once(home, ann):
     assert home.client.get(made["download_url"]).status_code == 404
     assert "4 bytes" in problem(home.client.put(url, content=b"12345"))
     assert home.client.put(url, content=b"").status_code == 400
+    assert "3 bytes, 4 bytes were" in problem(home.client.put(url, content=b"123"))
+    for pieces in ([b"12", b"3"], [b"12", b"345"]):  # whose length no header tells
+        assert "4 bytes were announced" in problem(home.client.put(url, content=iter(pieces)))
     assert home.client.put(url, content=b"1234").json()["data"] == {"size": 4}
     assert home.client.put(url, content=b"4321").status_code == 409
     assert home.client.get(made["download_url"]).content == b"1234"
@@ -234,6 +241,81 @@ def test_uploads_that_cannot_be(home, ann):
     page = home.client.get(odd["download_url"])
     assert page.headers["content-disposition"].startswith("attachment")
     assert page.headers["x-content-type-options"] == "nosniff"
+
+
+def post_escaped(person, path, asked):
+    """As JSON whose escapes may stand for what UTF-8 can't hold."""
+    headers = person.headers | {"Content-Type": "application/json"}
+    return person.client.post(path, content=json.dumps(asked), headers=headers)
+
+
+@pytest.mark.parametrize(
+    "kind", ["image/名", "video/mp4\0", "video/mp4\r\nX: y", "a\ud800/b", "mp4"]
+)
+def test_a_content_type_is_what_a_header_can_hold(ann, kind):
+    asked = post_escaped(ann, "/api/v3/media/uploads", {"size": 4, "content_type": kind})
+    assert asked.status_code == 400
+    assert "content_type" in problem(asked)
+
+
+def test_text_that_no_database_holds_finds_nothing(home, ann):
+    for odd in ("%00", "%ED%A0%80", "a%00b"):
+        for path in (f"/api/v3/predictions/{odd}/result", f"/api/v3/predictions/{odd}"):
+            assert ann.get(path).status_code == 404
+        assert ann.post(f"/api/v3/predictions/{odd}/cancel").status_code == 404
+        gone = home.client.delete(f"/api/v3/predictions/{odd}", headers=ann.headers)
+        assert gone.status_code == 404
+    assert ann.get("/api/v3/predictions?status=%00").status_code == 400
+    for odd in ("\0", "\ud800"):
+        for path, asked in (
+            ("/api/v3/predictions/delete", {"ids": [odd]}),
+            ("/api/v3/predictions", {"status": odd}),
+            ("/api/v3/predictions", {"model": odd}),
+            ("/api/v3/predictions", {odd: 1}),
+            ("/api/v3/media/uploads", {"size": 1, "filename": odd}),
+            (SUBMIT, ELSEWHERE | {"superres": odd}),
+        ):
+            answer = post_escaped(ann, path, asked)
+            assert answer.status_code == 400, (path, asked)
+            assert problem(answer)
+    assert home.service.files.find("a\0b") is None
+
+
+def test_an_upload_larger_than_announced_past_the_service_is_refused(home, ann, tmp_path):
+    """A storage that takes uploads itself tells their size only when they are there."""
+    made = ticket(ann, 4)
+    name = urlsplit(made["download_url"]).path.removeprefix("/files/")
+    (tmp_path / "large").write_bytes(b"12345")
+    home.service.files.storage.put(name, tmp_path / "large")
+    refused = ann.post(SUBMIT, ELSEWHERE | {"video": made["download_url"]})
+    assert refused.status_code == 400
+    assert "5 bytes were uploaded, 4 announced" in problem(refused)
+    assert home.service.files.sweep() == 1
+    assert list(home.service.files.storage.entries()) == []
+
+
+def test_an_upload_lives_on_for_upload_hours_after_a_task_named_it(tmp_path, monkeypatch):
+    with house(tmp_path, upload_hours=2.0, url_hours=100.0) as home:
+        ann = home.person()
+        clip, hours = ann.upload(b"face"), [1.0, 2.9, 3.1]
+        began = time.time()
+        monkeypatch.setattr("time.time", lambda: began + 3600 * hours[0])
+        task = ann.submit(video=clip)
+        home.service.tasks.cancel(ann.key.id, task["id"])
+        hours.pop(0)
+        assert home.service.files.sweep() == 0
+        assert home.client.get(clip).content == b"face"
+        hours.pop(0)
+        assert home.service.files.sweep() == 1
+
+
+def test_a_run_is_bounded_by_the_services_own_seconds(home, ann):
+    assert options_of({}, replace(home.service.settings, max_seconds=77.0)).max_seconds == 77.0
+    given = []
+    ann.speaking()
+    home.worker(lambda *told: (given.append(told[3]), joined(*told))).work_once()
+    assert given[0].max_seconds == home.service.settings.max_seconds
+    assert given[0].max_bytes == home.service.settings.max_upload_bytes
 
 
 def test_a_full_storage_says_so(tmp_path):
@@ -282,6 +364,8 @@ def test_the_same_idempotency_key_is_the_same_task(ann, bob):
     assert ann.post(SUBMIT, ELSEWHERE, **once).json()["data"]["id"] == first
     assert bob.post(SUBMIT, ELSEWHERE, **once).json()["data"]["id"] != first
     assert ann.post(SUBMIT, ELSEWHERE | {"seed": 1}, **once).status_code == 409
+    other_hook = ann.post(f"{SUBMIT}?webhook=https://example.org/hook", ELSEWHERE, **once)
+    assert other_hook.status_code == 409
 
 
 def test_cancel_list_and_delete(home, ann):

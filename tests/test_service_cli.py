@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from latentsync import cli_serve
-from latentsync.errors import InputError, OptionError
+from latentsync.errors import InputError, OptionError, OutputError
 from latentsync.service.keys import Keys
 from latentsync.service.settings import Settings
 from latentsync.service.tables import Database
@@ -57,6 +57,14 @@ def test_keys_are_made_shown_and_revoked(call, tmp_path):
 def test_refused_before_anything_starts(call, arguments, said):
     with pytest.raises(InputError, match=said):
         call(*arguments)
+
+
+@pytest.mark.parametrize("data", ["taken", "taken/data", "/proc/no/such"])
+def test_a_data_folder_that_can_not_be(call, tmp_path, data):
+    (tmp_path / "taken").touch()
+    for command in (("serve", "--workers", "0"), ("keys", "list")):
+        with pytest.raises(OutputError, match="give --data a folder that may be written"):
+            call(*command, "--data", data)
 
 
 def test_the_defaults_are_those_of_settings():

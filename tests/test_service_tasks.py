@@ -1,5 +1,6 @@
 """Tasks as rows: one lease at a time, one end, whoever dies when."""
 
+import os
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from sqlalchemy import select, update
 
 from latentsync.errors import InputError, OptionError
 from latentsync.service.keys import Buckets, Keys
+from latentsync.service.settings import Settings
 from latentsync.service.tables import Database, Delivery, Key, Setting, Task
 from latentsync.service.tasks import Conflict, Tasks, TooMany
 from tests.service_process import postgres
@@ -254,6 +256,12 @@ def test_a_bucket_fills_again():
     assert buckets.take(Key(id="b", per_minute=2), 131.0) == 0
 
 
+def test_a_bucket_holds_no_more_than_a_minute_allows():
+    key, buckets = Key(id="a", per_minute=2), Buckets()
+    assert buckets.take(key, 0.0) == 0
+    assert [buckets.take(key, 3600.0) for _ in range(3)] == [0, 0, 30.0]
+
+
 @pytest.mark.parametrize(
     "url",
     ["nonsense", "sqlite:////proc/no/such/tasks.db", "postgresql+psycopg://ann:word@127.0.0.1:1/x"],
@@ -262,6 +270,25 @@ def test_a_database_that_is_none(url):
     with pytest.raises(InputError, match="it must be sqlite:///FILE or") as caught:
         Database(url)
     assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o000])
+def test_sqlite_is_for_its_owners_eyes(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        data = tmp_path / "data"
+        opened = Database(Settings(data=data).database_url)
+        with opened.writing() as session:
+            session.add(Setting(name="x", value="y"))
+        beside = {path.name: path.stat().st_mode & 0o777 for path in data.iterdir()}
+        assert beside == dict.fromkeys(("tasks.db", "tasks.db-wal", "tasks.db-shm"), 0o600)
+        assert data.stat().st_mode & 0o777 == 0o700
+        opened.close()
+        (data / "tasks.db").chmod(0o644)  # as earlier versions left it
+        Database(f"sqlite:///{data / 'tasks.db'}").close()
+        assert (data / "tasks.db").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_another_schema(database):

@@ -316,6 +316,20 @@ def test_a_webhook_is_signed_and_repeated_until_heard(home, ann, receiver):
     assert delivery.delivered_at
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_webhook_that_is_sent_elsewhere_is_not_delivered(home, ann, receiver, status):
+    listening = receiver(status, 200)
+    hooked(ann, listening.url)
+    home.worker().work_once()
+    webhooks = caller(home, first_pause=0.0)
+    assert webhooks.deliver_one()
+    with home.service.database.reading() as session:
+        delivery = session.scalars(select(Delivery)).one()
+    assert (delivery.delivered_at, delivery.error) == (None, f"HTTP {status}")
+    assert webhooks.deliver_one()  # again, to the same address
+    assert len(listening.got) == 2
+
+
 def test_a_deaf_receiver_is_given_up(home, ann, receiver):
     listening = receiver(*[500] * 99)
     hooked(ann, listening.url)

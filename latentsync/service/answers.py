@@ -119,7 +119,8 @@ def task_data(task: Task, base: str, signed: Callable[[str], str]) -> TaskData:
 
 
 def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    content = {"code": status, "message": " ".join(message.split()), "data": {}}
+    line = " ".join(message.split()).encode(errors="replace").decode()  # half a pair has no UTF-8
+    content = {"code": status, "message": line, "data": {}}
     return JSONResponse(content, status, headers)
 
 

@@ -15,7 +15,7 @@ from latentsync.service.answers import Answer, Ticket, Upload
 from latentsync.service.files import FILES, TICKET_SECONDS
 from latentsync.service.front import Beginner, Front, FrontOf
 from latentsync.service.requests import UploadRequest
-from latentsync.service.settings import Settings
+from latentsync.service.settings import Settings, make_private
 from latentsync.service.storage import NotStored
 from latentsync.service.tables import File
 
@@ -60,7 +60,7 @@ async def upload(
     if file.ready:
         raise HTTPException(HTTPStatus.CONFLICT, "this file was uploaded; ask for another ticket")
     folder = incoming(front.service.settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     with NamedTemporaryFile(dir=folder) as part:
         path = Path(part.name)
         size = await _receive(request, path, file.bytes)
@@ -68,21 +68,29 @@ async def upload(
     return Answer(data={"size": size})
 
 
-async def _receive(request: Request, path: Path, most: int) -> int:
-    """Write the body to a file as it comes; its size in bytes."""
+async def _receive(request: Request, path: Path, announced: int) -> int:
+    """Write the body to a file as it comes; its size in bytes, which was announced."""
+    _check_size(request.headers.get("content-length"), announced)  # before anything is sent
     size = 0
     async with await anyio.open_file(path, "wb") as target:
         async for piece in request.stream():
             size += len(piece)
-            if size > most:
-                raise HTTPException(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"more than the {most} bytes announced",
-                )
+            if size > announced:
+                _check_size(size, announced)
             await target.write(piece)
-    if not size:
-        raise HTTPException(HTTPStatus.BAD_REQUEST, "an empty body; PUT the file's bytes")
+    _check_size(size, announced)
     return size
+
+
+def _check_size(size: int | str | None, announced: int) -> None:
+    if size is None or int(size) == announced:
+        return
+    status = HTTPStatus.BAD_REQUEST
+    if int(size) > announced:
+        status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    raise HTTPException(
+        status, f"the body has {size} bytes, {announced} bytes were announced; PUT the whole file"
+    )
 
 
 def _keep(front: Front, name: str, path: Path, size: int) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, select, update
 from latentsync.errors import InputError, OutputError
 from latentsync.service.expiry import sweep
 from latentsync.service.settings import HOUR, Settings
-from latentsync.service.storage import NotStored, Storage
+from latentsync.service.storage import NotStored, Storage, is_key
 from latentsync.service.tables import Database, File
 
 __all__ = ["FILES", "TICKET_SECONDS", "Files", "StorageFull"]
@@ -70,6 +70,8 @@ class Files:
 
     def find(self, name: str) -> File | None:
         """The file, unless it has expired."""
+        if not is_key(name):  # a database refuses some of what can't be a name
+            return None
         with self._database.reading() as session:
             return session.scalar(
                 select(File).where(File.name == name, File.expires_at > time.time())
@@ -122,7 +124,7 @@ class Files:
             size = self.storage.size(file.name)
         except NotStored as error:
             raise InputError(f"nothing was uploaded to {file.name!r} yet; PUT it first") from error
-        if size > file.bytes:
+        if size != file.bytes:
             self.drop([file.name])
             raise InputError(f"{size} bytes were uploaded, {file.bytes} announced; begin again")
         self.received(file.name, size)

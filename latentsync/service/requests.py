@@ -3,7 +3,15 @@
 import re
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, create_model
+from pydantic import (
+    AliasChoices,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    create_model,
+    model_validator,
+)
 
 from latentsync.errors import OptionError
 from latentsync.options import RESTORERS, Options
@@ -45,6 +53,8 @@ OTHER_NAMES = {"steps": AliasChoices("steps", "inference_steps")}
 NUMBER = r"\d+(\.\d+)?"
 FACE = re.compile(rf"largest|left|right|center|all|{NUMBER}(,{NUMBER}){{1,3}}(@{NUMBER})?")
 
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # PostgreSQL takes no NUL, UTF-8 no surrogate
+
 Address = Annotated[
     str,
     Field(
@@ -57,6 +67,17 @@ Address = Annotated[
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, given: object) -> object:
+        """What was given, unless a database or UTF-8 can't hold its text."""
+        if isinstance(given, dict):
+            for name, value in given.items():
+                for text in (value, *value) if isinstance(value, list) else (name, value):
+                    if isinstance(text, str) and UNSTORABLE.search(text):
+                        raise ValueError(f"{name!r} holds NUL or half of a surrogate pair")
+        return given
 
 
 class _TaskRequest(_Strict):
@@ -89,7 +110,9 @@ class UploadRequest(_Strict):
     filename: str = Field("upload", max_length=1000)
     size: int = Field(description="Bytes.")
     content_type: str = Field(
-        "application/octet-stream", max_length=200, pattern=r"^[\w.+-]+/[^\r\n]+$"
+        "application/octet-stream",
+        max_length=200,
+        pattern="^[!-.0-~]+/[ -~]+$",  # ASCII: a header
     )
 
 

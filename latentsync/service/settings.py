@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentsync.errors import OptionError
+from latentsync.errors import OptionError, OutputError
 
-__all__ = ["HOUR", "MODEL_PATH", "Settings"]
+__all__ = ["HOUR", "MODEL_PATH", "Settings", "make_private"]
 
 HOUR = 3600.0  # s
 MODEL_PATH = "bytedance/lipsync/audio-to-video"  # the hosted model whose requests are understood
@@ -51,10 +51,14 @@ class Settings:
 
     @property
     def database_url(self) -> str:
-        """Its own, or the SQLite file in `data`, whose folder is made."""
+        """Its own, or the SQLite file in `data`, whose folder is made.
+
+        Raises:
+            OutputError: the folder can't be made.
+        """
         if self.database:
             return self.database
-        self.data.mkdir(parents=True, exist_ok=True)
+        make_private(self.data)
         return f"sqlite:///{self.data / 'tasks.db'}"
 
     @property
@@ -66,3 +70,18 @@ class Settings:
     def base(self) -> str:
         """`public_url` without a slash at its end."""
         return self.public_url.rstrip("/")
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can look into, unless it is there.
+
+    Raises:
+        OutputError: it can't be made, or a file has its name.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the data folder {str(folder)!r} can't be made ({error.strerror}): "
+            "give --data a folder that may be written"
+        ) from error

@@ -25,6 +25,7 @@ __all__ = [
     "Storage",
     "Stored",
     "check_key",
+    "is_key",
     "open_storage",
     "write_whole",
 ]
@@ -142,12 +143,17 @@ def check_key(key: str) -> None:
     That is 1 to 200 characters of A-Z a-z 0-9 _ . - in parts joined by "/", of which none is empty
     or begins with a dot.
     """
-    if len(key) > _MAX_KEY or not _KEY.fullmatch(key):
+    if not is_key(key):
         shown = repr(key if len(key) <= 80 else f"{key[:77]}...")
         raise InputError(
             f"no file can be called {shown}: at most {_MAX_KEY} letters, digits and _ . - in parts "
             "joined by /, none of which begins with a dot"
         )
+
+
+def is_key(key: str) -> bool:
+    """Whether `check_key` accepts `key`."""
+    return len(key) <= _MAX_KEY and _KEY.fullmatch(key) is not None
 
 
 def write_whole(pieces: Iterable[bytes], target: Path) -> int:

@@ -4,10 +4,12 @@ Times are seconds since 1970. Machines that share a database keep theirs by NTP;
 a task may be worked on twice, and still only one result counts (`Task.fence`).
 """
 
+import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -163,9 +165,26 @@ class Database:
         self.engine.dispose()
 
 
+def _keep_private(file: str | None) -> None:
+    """Make SQLite's file for its owner's eyes only: it holds the addresses of people's faces.
+
+    What SQLite writes beside it gets the same mode.
+    """
+    if not file or file.startswith((":memory:", "file:")):
+        return
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+        for path in map(Path, (file, f"{file}-wal", f"{file}-shm")):
+            with suppress(FileNotFoundError, PermissionError):  # PermissionError: another's
+                path.chmod(0o600)
+    except OSError:
+        return  # SQLite says what is wrong, in the words of every other database
+
+
 def _engine(url: str) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
+    _keep_private(make_url(url).database)
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
 
     @event.listens_for(engine, "connect")

@@ -1,5 +1,6 @@
 """Tasks as rows: made once, leased to one worker at a time, finished once."""
 
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from latentsync.errors import InputError
 from latentsync.service.tables import ENDED, UNFINISHED, Database, Delivery, File, Key, Task
 
 __all__ = ["Conflict", "Page", "Tasks", "TooMany"]
+
+ID = re.compile("[0-9a-f]{32}")  # of a task; a database refuses some of what isn't one
 
 
 class TooMany(InputError):
@@ -90,6 +93,8 @@ class Tasks:
         return task
 
     def get(self, key_id: str, task_id: str) -> Task | None:
+        if not ID.fullmatch(task_id):
+            return None
         with self._database.reading() as session:
             return session.scalar(select(Task).where(Task.id == task_id, Task.key_id == key_id))
 
@@ -122,6 +127,8 @@ class Tasks:
 
     def cancel(self, key_id: str, task_id: str) -> Task | None:
         """The task, cancelled unless it had ended; its worker finds out at its next heartbeat."""
+        if not ID.fullmatch(task_id):
+            return None
         with self._database.writing() as session:
             mine = (Task.id == task_id, Task.key_id == key_id)
             _end(session, *mine, Task.status.in_(UNFINISHED), status="cancelled")
@@ -129,7 +136,7 @@ class Tasks:
 
     def delete(self, key_id: str, task_ids: Sequence[str]) -> int:
         """How many of these tasks there were; they are gone, and their outputs are expired."""
-        mine = (Task.key_id == key_id, Task.id.in_(task_ids))
+        mine = (Task.key_id == key_id, Task.id.in_(filter(ID.fullmatch, task_ids)))
         with self._database.writing() as session:
             return _delete(session, session.scalars(select(Task.id).where(*mine)).all())
 
