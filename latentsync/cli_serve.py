@@ -199,14 +199,12 @@ def _serve(
 def _show_page(app: "FastAPI") -> None:
     """Put the web page onto the task API's application, for whoever has a key."""
     from latentsync.pipeline import LipSync
-    from latentsync.service.app import PAGE
-    from latentsync.service.front import visitor_of
+    from latentsync.service.gate import PAGE
 
     with _installed("the page", "app"):
         from latentsync.page.blocks import mount
 
-    front = app.state.front
-    settings = front.service.settings
+    settings = app.state.front.service.settings
     mount(
         app,
         lambda: LipSync.load(settings.model, weights=settings.weights, device=settings.device),
@@ -214,7 +212,6 @@ def _show_page(app: "FastAPI") -> None:
         model=settings.model,
         max_upload_bytes=settings.max_upload_bytes,
         max_seconds=settings.max_seconds,
-        allowed=visitor_of(front) if front.needs_key else None,
     )
 
 

@@ -12,7 +12,7 @@ import latentsync
 PACKAGE = Path(latentsync.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"errors", "types"},
+    {"bodies", "errors", "types"},
     {"config", "options"},
     {"devices", "ahead"},
     {"media", "timeline", "align", "mask", "mel", "models", "steady"}

@@ -1,5 +1,6 @@
 """The task API over HTTP: paths and fields, who may see what, and every refusal."""
 
+import asyncio
 import json
 import sys
 import time
@@ -9,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from latentsync.bodies import MAX_BODY_BYTES
 from latentsync.options import Options
-from latentsync.service import app as app_module
 from latentsync.service.requests import OPTIONS, TaskRequest, options_of
 from latentsync.service.storage import LocalStorage
 from tests.service import BASE, ELSEWHERE, SUBMIT, house, joined
@@ -109,7 +110,7 @@ def test_other_bodies_are_refused(ann):
     assert ann.post(SUBMIT, [1]).status_code == 400
     bad = ann.client.post(SUBMIT, content=b"{", headers=ann.headers)
     assert bad.status_code == 400
-    huge = ann.post(SUBMIT, ELSEWHERE | {"face": "x" * app_module.MAX_BODY})
+    huge = ann.post(SUBMIT, ELSEWHERE | {"face": "x" * MAX_BODY_BYTES})
     assert huge.status_code == 413
     assert "bytes" in problem(huge)
 
@@ -151,6 +152,43 @@ def test_of_every_route_it_is_known_whether_it_needs_a_key(home):
     paths = home.client.get("/openapi.json").json()["paths"]
     shown = {(method.upper(), path) for path, way in paths.items() for method in way}
     assert shown <= named | open_to_all
+
+
+@pytest.mark.parametrize("path", [SUBMIT, "/app/gradio_api/queue/join", "/app"])
+@pytest.mark.parametrize("header", ["", "Bearer ls_no", "Basic eDpsc19ubw==", "Basic ?"])
+def test_without_a_key_no_body_is_read(home, path, header):
+    async def receive():
+        raise AssertionError("the body was asked for")
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(),
+        "query_string": b"", "root_path": "", "http_version": "1.1", "scheme": "http",
+        "headers": [(b"content-length", b"600000000"), (b"content-type", b"application/json"),
+                    (b"authorization", header.encode())],
+    }  # fmt: skip
+    asyncio.run(home.client.app(scope, receive, send))
+    assert sent[0]["status"] == 401
+    assert dict(sent[0]["headers"])[b"www-authenticate"]
+
+
+def test_a_key_is_looked_up_apart_from_the_threads_that_answer(home, monkeypatch):
+    """However many keys strangers try, the threads of everybody else stay free."""
+    seen = []
+
+    async def run_sync(work, *given, limiter=None):
+        seen.append(limiter)
+        return work(*given)
+
+    monkeypatch.setattr("latentsync.service.gate.to_thread.run_sync", run_sync)
+    assert home.client.get("/api/v3/x", headers={"Authorization": "Bearer ls_x"}).status_code == 401
+    assert [limiter.total_tokens for limiter in seen] == [4]
+    assert home.client.get("/api/v3/x", headers={"Authorization": "Bearer x"}).status_code == 401
+    assert len(seen) == 1
 
 
 def test_a_revoked_key_opens_nothing(home, ann):

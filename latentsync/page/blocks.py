@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import mimetypes
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,12 @@ from typing import Any
 import cv2
 import gradio as gr
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from starlette.middleware import Middleware
 
 from latentsync import align
 from latentsync import options as ranges
+from latentsync.bodies import BoundedBody
 from latentsync.errors import Cancelled, InputError, LatentSyncError
 from latentsync.faces.choice import WORDS
 from latentsync.options import Options
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"  # of a checkout
 LOOK_FOR_OLD_SECONDS, KEEP_SECONDS = 300, 3600  # of uploads and outputs
+UPLOADS = "/gradio_api/upload"  # streamed to disk by Gradio, up to `max_file_size`
 MAX_WAITING = 32  # visitors
 BUG = "Something went wrong here, and not by what you gave. The log of this page says what it was."
 STAGES = {
@@ -81,7 +84,6 @@ def mount(
     restoring: bool | None = None,
     max_upload_bytes: int = 2 * 2**30,
     max_seconds: float = 1800.0,
-    allowed: Callable[[Request], Awaitable[str]] | None = None,
 ) -> None:
     """Put the page onto an application.
 
@@ -92,8 +94,6 @@ def mount(
         restoring: whether super-resolution can be chosen; default where spandrel is installed.
         max_upload_bytes: of one file.
         max_seconds: of a clip, and of a sound.
-        allowed: the name of who asks; raises HTTPException for who may not see the page. Default
-            everybody may.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     if restoring is None:
@@ -110,8 +110,11 @@ def mount(
         _page(desk, model, restoring, max_seconds),
         path=path,
         root_path=path if path != "/" else None,  # else addresses of examples' files lack it
-        app_kwargs={"lifespan": lifespan},
-        auth_dependency=allowed,
+        app_kwargs={
+            "lifespan": lifespan,
+            # Gradio reads all other bodies whole, and before it asks whether it may.
+            "middleware": [Middleware(BoundedBody, streamed=lambda at: at.endswith(UPLOADS))],
+        },
         max_file_size=max_upload_bytes,
         show_error=False,  # only those that are meant for a visitor
         footer_links=[],

@@ -19,7 +19,17 @@ from latentsync.service.storage import NotStored
 from latentsync.service.tables import Task
 from latentsync.service.tasks import Conflict, TooMany
 
-__all__ = ["Answer", "Deleted", "PageData", "TaskData", "Ticket", "answer_errors", "task_data"]
+__all__ = [
+    "Answer",
+    "Deleted",
+    "PageData",
+    "TaskData",
+    "Ticket",
+    "answer_errors",
+    "problem",
+    "refusal",
+    "task_data",
+]
 
 RETRY_AFTER = {"Retry-After": "5"}  # s; until then a task may have ended
 STATUSES: tuple[tuple[type[LatentSyncError], HTTPStatus, dict[str, str]], ...] = (
@@ -124,13 +134,18 @@ def problem(status: int, message: str, headers: dict[str, str] | None = None) ->
     return JSONResponse(content, status, headers)
 
 
+def refusal(error: LatentSyncError) -> JSONResponse:
+    """The answer that an error of ours becomes."""
+    status, headers = next(row[1:] for row in STATUSES if isinstance(error, row[0]))
+    return problem(status, str(error), headers)
+
+
 def answer_errors(app: FastAPI) -> None:
     """Let the app answer every error in the hosted API's form."""
 
     @app.exception_handler(LatentSyncError)
     def ours(_: Request, error: LatentSyncError) -> JSONResponse:
-        status, headers = next(row[1:] for row in STATUSES if isinstance(error, row[0]))
-        return problem(status, str(error), headers)
+        return refusal(error)
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> JSONResponse:

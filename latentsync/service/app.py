@@ -3,25 +3,26 @@
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from latentsync.bodies import BoundedBody
 from latentsync.service import file_routes, task_routes
 from latentsync.service.answers import answer_errors
 from latentsync.service.core import Service
 from latentsync.service.file_routes import incoming
 from latentsync.service.files import FILES
 from latentsync.service.front import Front, FrontOf
+from latentsync.service.gate import PAGE, Gate
 from latentsync.service.housekeeping import Housekeeping
 from latentsync.service.signing import Signer
 
-__all__ = ["PAGE", "create_app"]
+__all__ = ["create_app"]
 
-MAX_BODY = 256 * 1024  # bytes of a request that is no upload
-PAGE = "/app"  # where the page is, which bounds its uploads itself
+
+def _streamed(path: str) -> bool:
+    """Whether a path bounds what it takes itself: uploads, and the page."""
+    return path.startswith((FILES, f"{PAGE}/"))
 
 
 def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
@@ -42,7 +43,8 @@ def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.front = front
-    app.add_middleware(BoundedBody)
+    app.add_middleware(BoundedBody, streamed=_streamed)
+    app.add_middleware(Gate, front=front)  # the one added last sees a request first
     answer_errors(app)
     app.include_router(file_routes.router)  # before the tasks', of which the last takes any path
     app.include_router(task_routes.router)
@@ -53,28 +55,3 @@ def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
         return {"status": "ok", "tasks": front.service.tasks.counts()}
 
     return app
-
-
-class BoundedBody:
-    """Refuses bodies over MAX_BODY, before they are held in memory; uploads are streamed."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith((FILES, f"{PAGE}/")):
-            await self._app(scope, receive, send)
-            return
-        size = 0
-
-        async def bounded() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > MAX_BODY:
-                raise HTTPException(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of more than {MAX_BODY} bytes"
-                )
-            return message
-
-        await self._app(scope, bounded, send)

@@ -3,14 +3,13 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBearer
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from latentsync.service.answers import TaskData, task_data
@@ -23,7 +22,7 @@ from latentsync.service.settings import HOUR, MODEL_PATH
 from latentsync.service.signing import Signer
 from latentsync.service.tables import ENDED, Key, Task
 
-__all__ = ["Beginner", "Caller", "Front", "FrontOf", "visitor_of"]
+__all__ = ["Beginner", "Caller", "Front", "FrontOf"]
 
 LOOK_EVERY = 0.2  # s, at a task whose end is waited for
 MAX_LINK_SECONDS = 7 * 24 * 3600
@@ -89,7 +88,7 @@ class Front:
         return data.model_copy(update={"status": "processing", "error": said})
 
 
-def front(request: Request) -> Front:
+async def front(request: Request) -> Front:
     found: Front = request.app.state.front
     return found
 
@@ -98,44 +97,16 @@ FrontOf = Annotated[Front, Depends(front)]
 _bearer = HTTPBearer(auto_error=False, description="A key of `latentsync keys create NAME`.")
 
 
-def caller(
-    front: FrontOf, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> Key:
-    """Whose request this is."""
-    if given and (key := front.service.keys.find(given.credentials)):
-        return key
-    if not front.needs_key:
-        return front.service.keys.local()
-    raise HTTPException(
-        HTTPStatus.UNAUTHORIZED,
-        "no valid key; send the header `Authorization: Bearer KEY`",
-        {"WWW-Authenticate": "Bearer"},
-    )
+async def caller(request: Request, _: Annotated[object, Depends(_bearer)]) -> Key:
+    """Whose request this is, as `gate.Gate` found out."""
+    key: Key = request.state.key
+    return key
 
 
 Caller = Annotated[Key, Depends(caller)]
 
 
-def visitor_of(front: Front) -> Callable[[Request], Awaitable[str]]:
-    """Who looks at a page: a browser asks its user for a password, which must be a key."""
-    basic = HTTPBasic(auto_error=False)
-
-    async def visitor(request: Request) -> str:
-        given = await basic(request)
-        if given:
-            key = await run_in_threadpool(front.service.keys.find, given.password)
-            if key:
-                return key.name
-        raise HTTPException(
-            HTTPStatus.UNAUTHORIZED,
-            "no valid key; give one as the password, with any name",
-            {"WWW-Authenticate": 'Basic realm="any name, and a key of this service"'},
-        )
-
-    return visitor
-
-
-def beginner(front: FrontOf, key: Caller) -> Key:
+async def beginner(front: FrontOf, key: Caller) -> Key:
     """Whose request this is, where it begins something."""
     if wait := front.buckets.take(key):
         raise HTTPException(

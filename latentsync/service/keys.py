@@ -12,9 +12,9 @@ from sqlalchemy import func, select, update
 from latentsync.errors import OptionError
 from latentsync.service.tables import UNFINISHED, Database, Key, Task
 
-__all__ = ["AT_ONCE", "PER_MINUTE", "Buckets", "KeyUse", "Keys"]
+__all__ = ["AT_ONCE", "PER_MINUTE", "PREFIX", "Buckets", "KeyUse", "Keys"]
 
-PREFIX = "ls_"
+PREFIX = "ls_"  # of every key
 PER_MINUTE = 60
 AT_ONCE = 20
 NOTED_EVERY = 60.0  # s: `used_at` is no truer than that, so that polling doesn't write
