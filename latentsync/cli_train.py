@@ -125,7 +125,9 @@ def syncnet(
     output: Output,
     preset: Annotated[
         str,
-        typer.Option(help="pixel_attn, pixel, latent, or small (demo's latents, for a CPU)."),
+        typer.Option(
+            help="pixel_attn, pixel, latent, 25_pixel, or small (demo's latents, for a CPU)."
+        ),
     ] = "pixel",
     model: Annotated[
         str, typer.Option(help="Whose VAE prepares the clips: v1.6, v1.5, demo, or a folder.")

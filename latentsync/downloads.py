@@ -155,6 +155,15 @@ ARCFACE = Download(
     174_383_860,
     "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
 )
+LPIPS_LINEAR = Download(
+    "auxiliary/lpips_vgg.pth",
+    # The package lpips 0.1.4 holds the same file, but asks for torchvision.
+    "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/c33f89e9f46522a584cf41d8880eb0afa982708b/lpips/weights/v0.1/vgg.pth",
+    "",
+    "BSD-2-Clause (LPIPS)",
+    7_289,
+    "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+)
 
 
 def _of_latentsync(name: str, licence: str = OTHER) -> Download:
@@ -188,6 +197,7 @@ SETS: dict[str, tuple[Download, ...]] = {
     "train": (
         Download("stable_syncnet.pt", LATENTSYNC, "stable_syncnet.pt", CARD),
         _of_latentsync("auxiliary/vgg16-397923af.pth", "BSD-3-Clause (torchvision)"),
+        LPIPS_LINEAR,
         _of_latentsync("auxiliary/vit_g_hybrid_pt_1200e_ssv2_ft.pth"),
     ),
     "eval": (
@@ -198,6 +208,7 @@ SETS: dict[str, tuple[Download, ...]] = {
         _of_latentsync("auxiliary/i3d_torchscript.pt"),
         _of_latentsync("auxiliary/koniq_pretrained.pkl"),
         _of_latentsync("auxiliary/vgg16-397923af.pth", "BSD-3-Clause (torchvision)"),
+        LPIPS_LINEAR,
     ),
 }
 

@@ -172,7 +172,7 @@ def sync_mel(samples: FloatArray) -> Tensor:
 
 
 def sync_window(columns: Tensor, first_frame: int, frames: int = 16) -> Tensor:
-    """The (1, 80, 52) columns of `sync_mel` beside 16 frames of a video of 25 fps.
+    """The columns of `sync_mel` beside frames of a video of 25 fps: (1, 80, 52) beside 16.
 
     Raises:
         ValueError: the sound ends before these frames do.

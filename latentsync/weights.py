@@ -65,6 +65,7 @@ Offload = Literal["auto", "none", "sequential"]
 
 PUBLISHED = ("v1.6", "v1.5")
 UNET, WHISPER = "latentsync_unet.pt", "whisper/tiny.pt"
+LPIPS_LINEAR = "lpips_vgg.pth"
 LPIPS_PACKAGE = "lpips==0.1.4"
 FETCH = "`latentsync download train` fetches it"
 VAE_REPOSITORY, VAE_FILE = "stabilityai/sd-vae-ft-mse", "diffusion_pytorch_model.safetensors"
@@ -192,14 +193,15 @@ def load_lpips(
 
     Args:
         vgg: torchvision's vgg16-397923af.pth.
-        linear: weights/v0.1/vgg.pth of the lpips package; None: of the one that is installed. It
-            is never imported, for it needs torchvision.
+        linear: weights/v0.1/vgg.pth of the lpips package; None: lpips_vgg.pth beside `vgg`, or that
+            of the package. It is never imported, for it needs torchvision.
 
     Raises:
         WeightsMissing: no such file, or no such package.
         WeightsMismatch: something else is in one of them.
     """
-    linear = linear or _lpips_package() / "weights/v0.1/vgg.pth"
+    beside = vgg.with_name(LPIPS_LINEAR)
+    linear = linear or (beside if beside.is_file() else _lpips_package() / "weights/v0.1/vgg.pth")
     features = {k: v for k, v in read(vgg, hint=FETCH).items() if not k.startswith("classifier.")}
     state = features | read(linear, hint=f"it is part of {LPIPS_PACKAGE}")
     return filled(LPIPS, state, f"{vgg} with {linear}").to(device).eval()
@@ -230,8 +232,8 @@ def _lpips_package() -> Path:
     spec = find_spec("lpips")
     if spec is None or spec.origin is None:
         raise WeightsMissing(
-            "LPIPS' linear layers lie in the package lpips, which is not installed; "
-            f"run `pip install --no-deps {LPIPS_PACKAGE}`"
+            f"{LPIPS_LINEAR} is missing, LPIPS' linear layers; {FETCH}, or install it with "
+            f"`pip install --no-deps {LPIPS_PACKAGE}`"
         )
     return Path(spec.origin).parent
 

@@ -135,7 +135,8 @@ def test_the_published_runs():
         first = name.startswith("stage1")
         pixel = (run.sync_weight, run.lpips_weight, run.trepa_weight)
         if name != "demo":
-            assert pixel == ((0, 0, 0) if first else (0.05, 0.1, 10))
+            trepa = 0 if name == "stage2_efficient" else 10
+            assert pixel == ((0, 0, 0) if first else (0.05, 0.1, trepa))
             assert (run.motion == "none") == first
             assert run.speech_dropout == 0
             assert run.loss_weighting == "noise"

@@ -65,10 +65,12 @@ def test_names_and_shapes_are_the_published(name):
     config = SYNCNETS[name]
     with torch.device("meta"):
         net = StableSyncNet(config)
-        video = torch.empty(1, 4 if config.latent else 3, 16, config.side, config.side)
-        embeddings = net(stacked(video, config), torch.empty(1, 1, 80, 52))
+        video = torch.empty(1, 4 if config.latent else 3, config.frames, config.side, config.side)
+        columns = {16: 52, 25: 80}[config.frames]
+        embeddings = net(stacked(video, config), torch.empty(1, 1, 80, columns))
     shapes = {key: list(value.shape) for key, value in net.state_dict().items()}
-    assert shapes == published[f"syncnet_16_{name}"]["state"]
+    full = name if name.startswith("25") else f"16_{name}"
+    assert shapes == published[f"syncnet_{full}"]["state"]
     assert {e.shape for e in embeddings} == {(1, config.audio.block_out_channels[-1])}
 
 

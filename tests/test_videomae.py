@@ -129,7 +129,7 @@ def test_trepa_is_the_published_loss(net, published):
 
     def unit(video):
         frames = [
-            F.interpolate(video[:, :, i], size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+            F.interpolate(video[:, :, i], size=(SIDE, SIDE), mode="bicubic", align_corners=False)
             for i in range(FRAMES)
         ]
         found = features((torch.stack(frames, dim=2) / 2 + 0.5).clamp(0, 1), published)

@@ -94,9 +94,9 @@ def trepa_loss(net: VideoMAE, video: Tensor, target: Tensor) -> Tensor:
 
 
 def _fitted(net: VideoMAE, video: Tensor) -> Tensor:
-    """Each frame resized bilinearly, without antialiasing as published; [0, 1], clipped."""
+    """Each frame resized bicubically, without antialiasing as published; [0, 1], clipped."""
     frames, side = video.shape[2], net.config.image_size
-    flat = F.interpolate(video.transpose(1, 2).flatten(0, 1), size=(side, side), mode="bilinear")
+    flat = F.interpolate(video.transpose(1, 2).flatten(0, 1), size=(side, side), mode="bicubic")
     return (flat.unflatten(0, (-1, frames)).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
 
 

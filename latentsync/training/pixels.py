@@ -108,6 +108,11 @@ def load_pixel_losses(
     if config.sync_weight:
         file = syncnet_file or base / "stable_syncnet.pt"
         syncnet = load_syncnet(file, syncnet_config, device=device, dtype=dtype)
+        if syncnet.config.frames != config.frames:
+            raise OptionError(
+                f"{file} judges {syncnet.config.frames} frames at once; this run's windows have "
+                f"{config.frames}; give a SyncNet of as many frames"
+            )
         wanted = syncnet.config.side * vae.config.downsampling
         if syncnet.config.latent and side not in (0, wanted):
             raise OptionError(

@@ -23,7 +23,6 @@ from latentsync.training.dataset import Clip, window_and_reference
 
 __all__ = ["ClipPairs", "PairWindows", "Pairs", "SyncNetTask", "contrast_loss"]
 
-FRAMES = 16  # of a window
 TEMPERATURE = 0.05  # of cosines
 VALIDATION_CLIPS = 128  # drawn, two windows of each
 VALIDATION_PARTS = 16  # memory
@@ -31,10 +30,10 @@ VALIDATION_PARTS = 16  # memory
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two windows of 16 frames, without a common one, of each of b clips; and their sounds."""
+    """Two windows of f frames, without a common one, of each of b clips; and their sounds."""
 
-    seen: Tensor  # (b, 2, 3, 16, R, R) in [-1, 1], or (b, 2, 4, 16, h, w) latents
-    mel: Tensor  # (b, 2, 1, 80, 52)
+    seen: Tensor  # (b, 2, 3, f, R, R) in [-1, 1], or (b, 2, 4, f, h, w) latents
+    mel: Tensor  # (b, 2, 1, 80, 52) beside 16 frames, (b, 2, 1, 80, 80) beside 25
 
 
 class PairWindows(Protocol):
@@ -51,10 +50,13 @@ class ClipPairs:
     Args:
         clips: at least one; each has an equal chance to be drawn.
         pixels: px, side of the crops, cut when they are drawn; None: the cached latents are seen.
+        frames: of a window.
     """
 
-    def __init__(self, clips: Sequence[Clip], pixels: int | None = None) -> None:
-        self._clips, self._pixels = clips, pixels
+    def __init__(
+        self, clips: Sequence[Clip], pixels: int | None = None, *, frames: int = 16
+    ) -> None:
+        self._clips, self._pixels, self._frames = clips, pixels, frames
 
     def draw(self, count: int, generator: torch.Generator, part: Part = WHOLE) -> Pairs:
         """See `PairWindows`."""
@@ -65,7 +67,7 @@ class ClipPairs:
             (clip, start)
             for number, both in zip(numbers.tolist(), chances.tolist(), strict=True)
             for clip in [self._clips[number]]
-            for start in window_and_reference(len(clip), FRAMES, *both)
+            for start in window_and_reference(len(clip), self._frames, *both)
         ]
         with ThreadPoolExecutor() as pool:  # decoding takes most of a step
             drawn = pool.map(self._window, *zip(*windows, strict=True))
@@ -73,14 +75,14 @@ class ClipPairs:
         return Pairs(seen.transpose(1, 2).unflatten(0, (-1, 2)), mel.unflatten(0, (-1, 2)))
 
     def _window(self, clip: Clip, start: int) -> tuple[Tensor, Tensor]:
-        """(16, c, h, w) and (1, 80, 52)."""
-        stop = start + FRAMES
+        """(f, c, h, w) and (1, 80, columns)."""
+        stop = start + self._frames
         if self._pixels:
             with torch.autocast("cpu", enabled=False):  # the geometry of crops is float32
                 seen = pictures(clip.crops(start, stop, self._pixels))
         else:
             seen = clip.latents(start, stop).reference
-        return seen, clip.mel(start, FRAMES)
+        return seen, clip.mel(start, self._frames)
 
 
 class SyncNetTask:
