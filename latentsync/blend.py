@@ -1,4 +1,6 @@
-"""How a drawn mouth fits into its face: in its colours, and less of it on a face turned away."""
+"""How a drawn mouth fits into its face: in its colours, and not where the face is turned away."""
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from latentsync.mask import keep_mask, paste_share
 from latentsync.types import FloatArray
 
-__all__ = ["match_colour", "mouth_ring", "yaw", "yaw_strength"]
+__all__ = ["match_colour", "mouth_ring", "turned_away", "yaw"]
 
 LEVEL = 2 / 255  # a grey level, where colours are in [-1, 1]
 RING_ROWS = 0.75  # of the crop's height: what lies lower is chin and neck, which speech moves
@@ -22,7 +24,11 @@ MAX_GAIN, MAX_SHIFT = 1.25, 32 * LEVEL  # more than any decoder's cast
 # drawn heads, each from -45 to 45 degrees.
 NOSE_DEPTH = 0.376
 MIN_BROWS = 1e-3  # px; brows closer together than this are no face
-KERNEL = np.hanning(11)[1:-1]  # 9 frames, over which the strength changes gently
+# A face turned away counts as back when it is so far below the limit: more than the angle's error.
+# Of a small limit it is a share, or it would never be.
+HYSTERESIS_DEGREES, HYSTERESIS_SHARE = 5.0, 0.25
+SMOOTHED_SECONDS = 0.36  # over which the angle is smoothed, so that one bad frame switches nothing
+SHORTEST_SECONDS = 0.4  # of one mouth; twice the default fade and a few frames between
 
 
 def mouth_ring(resolution: int) -> FloatArray:
@@ -103,37 +109,64 @@ def yaw(points: FloatArray) -> NDArray[np.float64]:
     return np.degrees(np.arctan(aside / NOSE_DEPTH))
 
 
-def yaw_strength(
+def turned_away(
     yaw: NDArray[np.floating],
     limit: float,
-    soft: float = 10.0,
+    fps: float = 25,
     cut: NDArray[np.bool_] | None = None,
-) -> FloatArray:
-    """How much of a drawn mouth is laid on a face that turns away.
+) -> NDArray[np.bool_]:
+    """Find the frames in which a face is turned too far to draw a mouth on it.
+
+    Within each shot the angle is smoothed over time. A face is turned away as soon as it passes
+    the limit, and until it is well below it. No switch is undone within SHORTEST_SECONDS.
 
     Args:
-        yaw: (n,) degrees; NaN where nobody knows, which counts for nothing.
-        limit: degrees up to which all of it is laid on.
-        soft: degrees beyond, over which it goes.
-        cut: (n,) whether a shot begins. Over a few frames the strength changes gently, but never
-            across a cut. None: nowhere.
+        yaw: (n,) degrees; NaN where it is unknown: there nothing changes.
+        limit: degrees.
+        fps: frames a second.
+        cut: (n,) whether a new shot begins. None: nowhere.
 
     Returns:
-        (n,) float32 in [0, 1]; 1 where nobody knows for frames around.
+        (n,) bool.
     """
-    known = np.isfinite(yaw)
-    sharp = np.where(known, np.clip((limit + soft - np.abs(yaw)) / soft, 0, 1), 0)
-    starts = np.flatnonzero(np.zeros(0) if cut is None else cut[1:]) + 1
-    shots = zip(np.split(sharp, starts), np.split(known.astype(float), starts), strict=True)
-    parts = [(_smoothed(values), _smoothed(weights)) for values, weights in shots]
-    total, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
-    strength = np.divide(total, weight, out=np.ones(len(yaw)), where=weight > 0)
-    return strength.clip(0, 1).astype(np.float32)
+    back = limit - min(HYSTERESIS_DEGREES, HYSTERESIS_SHARE * limit)
+    half, shortest = round(SMOOTHED_SECONDS * fps / 2), round(SHORTEST_SECONDS * fps)
+    kernel = np.hanning(2 * half + 3)[1:-1]
+    away = np.zeros(len(yaw), bool)
+    starts = [] if cut is None else (np.flatnonzero(cut[1:]) + 1).tolist()
+    for start, stop in pairwise([0, *starts, len(yaw)]):
+        state = False
+        for i, angle in enumerate(_smoothed(np.abs(yaw[start:stop]), kernel), start):
+            state = angle > limit if angle > limit or angle < back else state
+            away[i] = state
+        _lengthened(away[start:stop], shortest)
+    return away
 
 
-def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """As long as the values, which are 0 around."""
-    if len(values) == 0:
-        return values
-    half = len(KERNEL) // 2
-    return np.convolve(values, KERNEL)[half : half + len(values)]
+def _smoothed(values: NDArray[np.floating], kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted means of the known values around each place; NaN where none is known."""
+    known, half = np.isfinite(values), len(kernel) // 2
+    sums, weights = (
+        np.convolve(part, kernel)[half : half + len(part)] if len(part) else part
+        for part in (np.where(known, values, 0).astype(np.float64), known.astype(np.float64))
+    )
+    return np.divide(sums, weights, out=np.full(len(values), np.nan), where=weights > 0)
+
+
+def _lengthened(flags: NDArray[np.bool_], shortest: int) -> None:
+    """Grow, in place, each run of True to `shortest`, then fill each run of False that is shorter.
+
+    A run of False at either end is filled as well; flags without any True stay.
+    """
+    for a, b in _runs(flags):
+        grow = max(0, shortest - (b - a))
+        flags[max(0, a - grow // 2) : b + grow - grow // 2] = True
+    if flags.any():
+        for a, b in _runs(~flags):
+            flags[a:b] |= b - a < shortest
+
+
+def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """[a, b) of each run of True."""
+    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 
 from latentsync import align, faces
 from latentsync.ahead import ahead
-from latentsync.blend import yaw, yaw_strength
+from latentsync.blend import turned_away, yaw
 from latentsync.cache import ClipCache, file_digest
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.faces import FaceChoice
@@ -19,7 +19,7 @@ from latentsync.options import Options
 from latentsync.reporter import Reporter
 from latentsync.types import FaceTrack
 
-__all__ = ["Clip", "cast", "lost"]
+__all__ = ["Clip", "cast", "faces_found", "lost"]
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def cast(
         found = _look(clip, most, detector, choices, options, fps, all_frames, reporter)
         if len(choices) > 1:
             _check_apart(found, choices)
-        return [_placed(one, options, resolution) for one in found]
+        return [_placed(one, options, resolution, float(fps)) for one in found]
 
     facts = {
         "detector": detector.describe(),
@@ -84,10 +84,11 @@ def cast(
     count = len(tracks[0])
     reporter.step("detect", count, count)
     missing = [i for i, track in enumerate(tracks) if not track.found.any()]
-    if len(choices) > 1 and missing:
-        raise NoFaceFound(faces.no_face(detector, count, choices[missing[0]], float(fps)))
-    if len(missing) == len(tracks):
-        raise NoFaceFound(faces.no_face(detector, count, choices[0], float(fps)))
+    if missing and (len(choices) > 1 or len(missing) == len(tracks)):
+        first = missing[0]  # of `all` the largest face
+        choice = choices[first if len(choices) > 1 else 0]
+        turned = _all_turned(tracks[first], choice, options)
+        raise NoFaceFound(turned or faces.no_face(detector, count, choice, float(fps)))
     tracks = [track for track in tracks if track.found.any()]
     for start, stop, reason in lost(tracks, choices):
         said = f"source frames {start}-{stop - 1} ({float(start / fps):.2f} s on): {reason}"
@@ -112,6 +113,27 @@ def lost(
             for choice, track in zip(choices, tracks, strict=True)
             for start, stop, why in track.lost
         )
+    )
+
+
+def faces_found(tracks: Sequence[FaceTrack]) -> int:
+    """Count the source frames with a face, also those in which it is turned too far."""
+    seen = [
+        track.found if track.yaw is None else track.found | np.isfinite(track.yaw)
+        for track in tracks
+    ]
+    return int(np.any(seen, axis=0).sum())
+
+
+def _all_turned(track: FaceTrack, choice: FaceChoice, options: Options) -> str:
+    """What to say where a face is found, but never without too much turn; else nothing."""
+    angles = np.abs(track.yaw[np.isfinite(track.yaw)]) if track.yaw is not None else np.zeros(0)
+    if options.max_yaw is None or not len(angles):
+        return ""
+    return (
+        f"the face {choice} is found in {len(angles)} of {len(track)} frames, all turned further "
+        f"than max_yaw {options.max_yaw:g} degrees ({angles.min():.0f} to {angles.max():.0f}); "
+        "give a larger max_yaw, or none, to have the mouth drawn on turned faces too"
     )
 
 
@@ -174,17 +196,15 @@ def _check_apart(found: Sequence[faces.Track], choices: Sequence[FaceChoice]) ->
             )
 
 
-def _placed(face: faces.Track, options: Options, resolution: int) -> FaceTrack:
+def _placed(face: faces.Track, options: Options, resolution: int, fps: float) -> FaceTrack:
     steadied = face.cut, options.smooth
     track = align.face_track(
         face.points, face.found, resolution, *steadied, pixel_aspect=face.pixel_aspect
     )
-    lost = [(one.start, one.stop, one.reason) for one in face.reasons]
-    if options.max_yaw is None:
-        return replace(track, cut=face.cut, lost=tuple(lost))
-    turned = np.where(face.found, yaw(face.points), np.nan)
-    strength = yaw_strength(turned, options.max_yaw, cut=face.cut)
-    away = faces.runs(face.found & (strength == 0), 0, len(strength))
-    lost += [(start, stop, "turned away") for start, stop in away]
-    found = track.found & (strength > 0)
-    return replace(track, cut=face.cut, lost=tuple(sorted(lost)), found=found, strength=strength)
+    turned = np.where(face.found, yaw(face.points), np.nan).astype(np.float32)
+    lost, found = [(one.start, one.stop, one.reason) for one in face.reasons], track.found
+    if options.max_yaw is not None:
+        away = turned_away(turned, options.max_yaw, fps, face.cut)
+        lost += [(a, b, "turned away") for a, b in faces.runs(found & away, 0, len(found))]
+        found = found & ~away
+    return replace(track, cut=face.cut, lost=tuple(sorted(lost)), found=found, yaw=turned)

@@ -92,7 +92,7 @@ class Options:
     smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
     silence: Literal["generate", "keep", "close"] = "generate"  # the mouth while nobody speaks
     color_match: bool = False  # whether the drawn mouth takes on the colours of its rim
-    max_yaw: float | None = None  # 5-85 degrees; turned further, the clip's own mouth comes back
+    max_yaw: float | None = None  # 5-85 degrees; turned further, a face keeps its own mouth
     overlap: int = 0  # 0-12 frames that neighbouring groups share, blended at every step
     superres: str = "none"  # or gfpgan, codeformer (any case), a file: restorers.load_restorer
     sr_ratio: float = 2  # 1-4 times the network's resolution is what a restored crop has

@@ -416,7 +416,7 @@ class LipSync:
             seconds=float(shown.seconds),
             width=width,
             height=height,
-            faces_found=int(np.any([track.found for track in tracks], axis=0).sum()),
+            faces_found=casting.faces_found(tracks),
             source_frames=len(tracks[0]),
             passed_through=timeline.passed_through(plans, why),
             lost=lost,
@@ -445,7 +445,6 @@ def _plan(
         cut=cut,
         fade=options.fade,
         overlap=options.overlap,
-        strength=None if track.strength is None else track.strength[shown.source],
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 GROUP = 16  # frames the network sees together, as published
+MIN_STRENGTH = 0.05  # of a drawn mouth; with less, which nobody sees, the frame is left untouched
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,6 @@ def segments(
     cut: NDArray[np.bool_] | None = None,
     fade: int = 0,
     overlap: int = 0,
-    strength: NDArray[np.float32] | None = None,
 ) -> list[Segment]:
     """Cut the output into groups of at most 16 frames; none bridges a frame that doesn't speak.
 
@@ -158,14 +158,14 @@ def segments(
         grouping: "even" splits a run into groups of nearly equal length (17: 9 + 8), because the
             frames of a group share statistics; "short_tail", as published, cuts off 16 at a time.
         cut: (n,) whether a new shot begins at an output frame; no group bridges that either.
-        fade: frames over which the drawn mouth comes and goes beside frames that don't speak.
-        strength: (n,) in [0, 1], how much of a drawn mouth is wanted anyway; None: all of it.
+        fade: frames over which the drawn mouth comes and goes beside frames of the same shot that
+            don't speak.
         overlap: frames that neighbours of one run share, at most 15; the groups are even ones then.
     """
     starts = np.diff(speaks) if cut is None else np.diff(speaks) | cut[1:]
     borders = [0, *(np.flatnonzero(starts) + 1).tolist(), len(source)]
-    faded = fading(speaks, fade)
-    strength = faded if strength is None else faded * strength
+    strength = fading(speaks, fade, cut)
+    strength[strength < MIN_STRENGTH] = 0
     groups: list[Segment] = []
     for start, stop in pairwise(borders):
         for a, b, shared in _groups(start, stop, grouping, overlap if speaks[start] else 0):
@@ -207,11 +207,19 @@ def reasons(shown: Timeline, lost: Sequence[tuple[int, int, str]]) -> list[str]:
 def passed_through(
     plans: list[list[Segment]], why: Sequence[str]
 ) -> tuple[tuple[int, int, str], ...]:
-    """The ranges of output frames that no plan touches, [start, stop), and `why` of each."""
-    untouched = np.ones(len(why), dtype=bool)
+    """Find the ranges of output frames that no plan touches, [start, stop), and `why` of each.
+
+    A frame at the end of a fade, of whose drawn mouth nothing is laid on, takes the reason of the
+    frame beside it.
+    """
+    silent, untouched = np.ones((2, len(why)), dtype=bool)
     for segment in (segment for plan in plans for segment in plan if not segment.passthrough):
-        untouched[segment.start : segment.stop] = False
-    told = [reason if free else None for free, reason in zip(untouched, why, strict=True)]
+        silent[segment.start : segment.stop] = False
+        untouched[segment.start : segment.stop] &= segment.strength == 0
+    told: list[str | None] = [None] * len(why)
+    for i in np.flatnonzero(untouched).tolist():
+        beside = i if silent[i] else i - 1 if i and silent[i - 1] else i + 1
+        told[i] = why[min(beside, len(why) - 1)]
     ranges, start = [], 0
     for reason, frames in groupby(told):
         stop = start + len(list(frames))
@@ -221,11 +229,17 @@ def passed_through(
     return tuple(ranges)
 
 
-def fading(speaks: NDArray[np.bool_], fade: int) -> NDArray[np.float32]:
+def fading(
+    speaks: NDArray[np.bool_], fade: int, cut: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
     """(n,) 0 where nobody speaks, 1 where somebody does, less within `fade` frames of a border.
 
-    The clip's own ends are no borders.
+    The clip's own ends are no borders, nor is a `cut` (n,), where a new shot begins: there one
+    picture follows another at once, and so does one mouth.
     """
+    if cut is not None:
+        shots = np.split(speaks, np.flatnonzero(cut[1:]) + 1)
+        return np.concatenate([fading(shot, fade) for shot in shots])
     away = np.full(len(speaks), fade + 1, dtype=np.int64)  # frames to the next untouched one
     silent = np.flatnonzero(~speaks)
     if len(silent):

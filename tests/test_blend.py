@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.blend import match_colour, mouth_ring, yaw, yaw_strength
+from latentsync.blend import match_colour, mouth_ring, turned_away, yaw
 from latentsync.mask import keep_mask, paste_share
 from latentsync.synthetic import Identity, Mouth, Pose, draw_crop, landmarks
 from latentsync.synthetic.geometry import scene_view
@@ -116,29 +116,55 @@ def test_yaw_knows_no_place_size_or_lean():
     assert np.isnan(yaw(np.zeros((2, 3, 2), np.float32))).all()
 
 
-def test_strength_falls_beyond_the_limit():
-    angles = np.repeat([0.0, 29.0, -35.0, 45.0], 20)
-    strength = yaw_strength(angles, 30.0)
-    assert strength.dtype == np.float32
-    np.testing.assert_allclose(strength[[10, 30, 50, 70]], [1, 1, 0.5, 0], atol=1e-6)
-    assert np.abs(np.diff(strength)).max() < 0.15  # gently
-    np.testing.assert_allclose(yaw_strength(-angles, 30.0), strength)
-    np.testing.assert_allclose(yaw_strength(angles, 30.0, soft=20.0)[50], 0.75)
+def test_a_face_beyond_the_limit_is_turned_away_and_no_other():
+    angles = np.repeat([0.0, 29.0, -31.0, 45.0, 24.0], 20)
+    away = turned_away(angles, 30.0)
+    assert away.dtype == bool
+    ((first, last),) = [np.flatnonzero(away)[[0, -1]]]
+    assert away[first : last + 1].all()
+    assert 40 <= first <= 43
+    assert 79 <= last <= 82
+    np.testing.assert_array_equal(turned_away(-angles, 30.0), away)
+    assert not turned_away(np.full(50, 29.9), 30.0).any()
 
 
-def test_strength_does_not_flicker_and_stops_at_cuts():
-    nervous = 35 + 10.0 * (-1) ** np.arange(40)
-    assert np.ptp(yaw_strength(nervous, 30.0)) < 0.2
-    angles = np.repeat([0.0, 60.0], 10)
-    cut = np.arange(20) == 10
-    np.testing.assert_array_equal(yaw_strength(angles, 30.0, cut=cut), angles == 0)
-    assert len(yaw_strength(angles[:3], 30.0, cut=cut[:3])) == 3
-    assert len(yaw_strength(angles[:0], 30.0, cut=cut[:0])) == 0
+def test_a_face_about_the_limit_is_not_switched_to_and_fro():
+    nervous = 30 - 4.0 * np.sin(np.arange(300) / 8)
+    assert np.abs(np.diff(turned_away(nervous, 30.0).astype(int))).sum() == 1
+    one_bad = np.where(np.arange(60) == 30, 45.0, 26.0)
+    assert not turned_away(one_bad, 30.0).any()
+    swinging = 30 + 30 * np.sin(np.arange(400) / 2.0)  # faster than anybody can follow
+    assert np.diff(np.flatnonzero(np.diff(turned_away(swinging, 30.0).astype(int)))).size == 0
 
 
-def test_frames_without_a_face_count_for_nothing():
-    angles = np.array([0.0] * 5 + [np.nan] * 20 + [60.0] * 5)
-    strength = yaw_strength(angles, 30.0)
-    assert (strength[:5] == 1).all()
-    assert (strength[-5:] == 0).all()
-    assert strength[15] == 1
+@pytest.mark.parametrize("fps", [12.5, 25, 60])
+def test_no_mouth_is_shown_for_a_moment(fps):
+    seconds = np.arange(0, 8, 1 / fps)
+    for turn, still in ((0.3, 1.0), (1.0, 0.3)):
+        angles = np.where(seconds % (turn + still) < turn, 60.0, 0.0)
+        away = turned_away(angles, 30.0, fps)
+        lengths = np.diff(np.flatnonzero(np.diff(away.astype(int), prepend=2, append=2)))
+        assert away.any()
+        assert (lengths[1:-1] >= 0.4 * fps - 1).all()  # rounded to whole frames
+
+
+def test_a_small_limit_lets_a_face_come_back():
+    angles = np.repeat([0.0, 20.0, 3.0], 30)
+    assert turned_away(angles, 5.0)[45]
+    assert not turned_away(angles, 5.0)[-10:].any()
+
+
+def test_a_turn_ends_at_a_cut():
+    angles = np.repeat([0.0, 60.0, 27.0], 20)
+    cut = np.isin(np.arange(60), [20, 40])
+    np.testing.assert_array_equal(turned_away(angles, 30.0, cut=cut), angles == 60)
+    assert len(turned_away(angles[:0], 30.0, cut=cut[:0])) == 0
+
+
+def test_frames_without_a_face_change_nothing():
+    unknown = [np.nan] * 20
+    angles = np.array([60.0] * 20 + unknown + [27.0] * 20 + unknown + [10.0] * 20)
+    away = turned_away(angles, 30.0)
+    assert away[:75].all()
+    assert not away[80:].any()
+    assert not turned_away(np.full(30, np.nan), 30.0).any()

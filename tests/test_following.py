@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latentsync import align, diffusion
+from latentsync.blend import NOSE_DEPTH
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.types import Face
 from tests.clips import babble, number_of, picture, raw_frames, same, write_clip, write_sound
@@ -249,26 +250,63 @@ def test_a_mouth_hears_silence_while_nobody_speaks(tmp_path, out, monkeypatch):
     assert steps.max() <= 1.5 * (films["generate"][1:] - films["generate"][:-1]).abs().max()
 
 
+class Turning(Scripted):
+    """Sees one face, turned in some of its looks by about so many degrees."""
+
+    def __init__(self, turns):
+        super().__init__(lambda _: [LEFT])
+        self.turns = turns
+
+    def detect(self, frame, *, rounded=False, near=None):
+        found = super().detect(frame, rounded=rounded, near=near)
+        for face in found:
+            brows = face.points[1, 0] - face.points[0, 0]
+            face.points[2, 0] += NOSE_DEPTH * brows * np.tan(np.radians(self.turns[self.looks]))
+        return found
+
+
+def turning(turns):
+    model = tiny_lipsync()
+    model.detector = Turning(turns)
+    return model
+
+
 def test_a_face_turned_away_keeps_its_own_mouth(tmp_path, out):
     source = clip(tmp_path / "clip.mp4", 60)
-
-    class Turning(Scripted):
-        def detect(self, frame, *, rounded=False, near=None):
-            (face,) = super().detect(frame, rounded=rounded, near=near) or [None]
-            if face and 25 <= self.looks < 40:
-                face.points[2, 0] += 24
-            return [face] if face else []
-
-    model = tiny_lipsync()
-    model.detector = Turning(lambda _: [LEFT])
-    result = run(model, out, 60, source, max_yaw=30)
+    turns = [0] * 25 + [60] * 15 + [0] * 20
+    result = run(turning(turns), out, 60, source, max_yaw=30)
     ((start, stop, why),) = result.passed_through
     assert why == "turned away"
-    assert 25 <= start <= 30
-    assert 35 <= stop <= 40
+    assert 24 <= start <= 26
+    assert 39 <= stop <= 42
     assert result.lost == ((start, stop, "turned away"),)
-    model.detector = Turning(lambda _: [LEFT])
-    assert run(model, out, 60, source).passed_through == ()
+    assert result.faces_found == 60
+    np.testing.assert_array_equal(
+        ~touched(out, source).any(axis=1), (np.arange(60) >= start) & (np.arange(60) < stop)
+    )
+    assert run(turning(turns), out, 60, source).passed_through == ()
+
+
+def test_a_face_about_the_limit_shows_one_mouth_at_a_time(tmp_path, out):
+    source = clip(tmp_path / "clip.mp4", 60)
+    model = turning((33 + 2 * np.sin(np.arange(60))).tolist())
+    said = r"all turned further than max_yaw 30 degrees \(31 to 35\)"
+    with pytest.raises(NoFaceFound, match=said):
+        run(model, out, 60, source, max_yaw=30)
+    model = turning([0] * 20 + [33] * 40)
+    ((start, stop, _),) = run(model, out, 60, source, max_yaw=30).passed_through
+    assert 20 <= start <= 23
+    assert stop == 60
+    assert not touched(out, source)[start:].any()
+
+
+@pytest.mark.parametrize("options", [{"face": "left"}, {"face": "all"}, {"follow": "frame"}])
+def test_faces_that_are_all_turned_too_far_are_counted(tmp_path, out, options):
+    source = clip(tmp_path / "clip.mp4", 30)
+    said = r"is found in 30 of 30 frames, all turned further.*\(50 to 50\); give a larger max_yaw"
+    with pytest.raises(NoFaceFound, match=said):
+        run(turning([50] * 30), out, 30, source, max_yaw=30, **options)
+    assert not out.exists()
 
 
 def test_the_mouth_takes_on_the_colours_of_its_rim(tmp_path, out, monkeypatch):

@@ -225,3 +225,22 @@ def test_the_mouth_comes_and_goes_beside_untouched_frames():
     assert {s for group in segments(np.arange(11), speaks) for s in group.strength[:6]} <= {0, 1}
     whole = segments(np.arange(5), np.ones(5, dtype=bool), fade=3)
     assert whole[0].strength.tolist() == [1] * 5  # the clip's ends are no edges
+
+
+def test_the_mouth_comes_and_goes_at_once_beside_a_cut():
+    speaks = np.array([True] * 6 + [False] * 4 + [True] * 5)
+    cut = np.isin(np.arange(15), [6, 10])
+    plan = segments(np.arange(15), speaks, fade=3, cut=cut)
+    assert [s for group in plan for s in group.strength] == speaks.tolist()
+    elsewhere = segments(np.arange(15), speaks, fade=3, cut=np.arange(15) == 6)
+    assert [s for group in elsewhere for s in group.strength][-5:] == [0.25, 0.5, 0.75, 1, 1]
+
+
+def test_a_frame_of_which_nearly_nothing_is_drawn_counts_as_untouched():
+    speaks = np.array([True] * 40 + [False] * 3 + [True] * 40)
+    plan = segments(np.arange(83), speaks, fade=25)
+    strength = np.concatenate([group.strength for group in plan])
+    assert np.flatnonzero(strength == 0).tolist() == [39, 40, 41, 42, 43]
+    assert strength[strength > 0].min() > 0.05
+    why = ["a"] * 40 + ["turned away"] * 3 + ["b"] * 40
+    assert passed_through([plan], why) == ((39, 44, "turned away"),)
