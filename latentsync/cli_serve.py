@@ -180,6 +180,7 @@ def _serve(
         import uvicorn
 
         from latentsync.service.app import create_app
+        from latentsync.service.connections import Connection, connections_allowed
         from latentsync.service.core import Service
 
     signal.signal(signal.SIGTERM, _leave)
@@ -192,7 +193,14 @@ def _serve(
             _show_page(app)
         with working(service):
             uvicorn.run(
-                app, host=host, port=port, access_log=False, timeout_graceful_shutdown=STOP_SECONDS
+                app,
+                host=host,
+                port=port,
+                access_log=False,
+                timeout_graceful_shutdown=STOP_SECONDS,
+                http=Connection,
+                ws="none",
+                limit_concurrency=connections_allowed(),
             )
 
 

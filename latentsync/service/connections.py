@@ -1,0 +1,105 @@
+"""uvicorn's HTTP/1.1 connections, with time-outs and a bound on how many there are.
+
+uvicorn ends a connection that is idle after a response, by `timeout_keep_alive`. It waits for ever
+for a request's head, for a body and for a client that reads nothing, and it accepts connections
+until the process has no file descriptor left. An ASGI middleware can't help: it is called when a
+head is complete. So this is the protocol class that uvicorn is given, by its option `http`.
+"""
+
+import asyncio
+import resource
+
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+__all__ = ["Connection", "connections_allowed"]
+
+CHECK_SECONDS = 1.0  # from one look at a connection to the next
+HEAD_SECONDS = 20.0  # from connecting, or from the response before, to the end of a request's head
+GRACE_SECONDS = 20.0  # that a body may take beside what its bytes allow; as Apache's mod_reqtimeout
+MIN_BYTES_PER_SECOND = 4096  # of a body on average; a poor mobile connection has twice that
+STALL_SECONDS = 60.0  # in which a client must read something; as nginx's send_timeout
+MAX_CONNECTIONS = 1000
+FILES_PER_CONNECTION = 2  # its socket, and what is uploaded or downloaded by it
+OTHER_FILES = 200  # of the database, the storage, libraries
+
+
+class Connection(H11Protocol):
+    """One connection; ended where its client keeps it waiting."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._waiting_since = self.loop.time()
+        self._watched: RequestResponseCycle | None = None
+        self._body_bytes = self._unsent_bytes = 0
+        self._body_seconds = self._stalled_seconds = 0.0
+        self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
+        self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        self._waiting_since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _make_room(self) -> None:
+        """Of `limit_concurrency` connections, end the one that has been idle for longest.
+
+        Where requests are being answered on all of them, uvicorn answers the new one with 503.
+        """
+        here = [one for one in self.connections if not one.transport.is_closing()]
+        if self.limit_concurrency is not None and len(here) >= self.limit_concurrency:
+            others = (one for one in here if isinstance(one, Connection) and one is not self)
+            idle = [one for one in others if one._idle]
+            if idle:
+                min(idle, key=lambda one: one._waiting_since).transport.abort()
+
+    def _check(self) -> None:
+        if self._overdue():
+            self.transport.abort()
+        else:
+            self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
+
+    def _overdue(self) -> bool:
+        """Whether the client took longer than it may, for what is its turn to do."""
+        if self.cycle is not self._watched:
+            self._watched = self.cycle
+            self._body_bytes, self._body_seconds = 0, 0.0
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent == self._unsent_bytes:
+            self._stalled_seconds += CHECK_SECONDS
+        else:
+            self._unsent_bytes, self._stalled_seconds = unsent, 0.0
+        if self._stalled_seconds > STALL_SECONDS:
+            return True
+        if self._idle:
+            return self.loop.time() - self._waiting_since > HEAD_SECONDS
+        if self.cycle.more_body and not (
+            self.flow.read_paused or self.cycle.waiting_for_100_continue
+        ):
+            self._body_seconds += CHECK_SECONDS
+        return self._body_seconds > GRACE_SECONDS + self._body_bytes / MIN_BYTES_PER_SECOND
+
+
+def connections_allowed() -> int:
+    """How many connections the process may have files for, once it has raised its limit of files.
+
+    MAX_CONNECTIONS, or fewer: what uvicorn's option `limit_concurrency` is to be.
+    """
+    wanted = FILES_PER_CONNECTION * MAX_CONNECTIONS + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return MAX_CONNECTIONS
+    files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(10, (files - OTHER_FILES) // FILES_PER_CONNECTION)
