@@ -20,7 +20,15 @@ from latentsync.cli_evaluate import evaluate
 from latentsync.cli_generate import PUBLISHED_SPELLINGS, generate
 from latentsync.cli_prepare import prepare
 from latentsync.cli_serve import keys, serve, work
-from latentsync.cli_shared import AsJson, Device, Dtype, ModelsDetector, Weights, print_json
+from latentsync.cli_shared import (
+    AsJson,
+    Device,
+    Dtype,
+    ModelsDetector,
+    Weights,
+    path_argument,
+    print_json,
+)
 from latentsync.cli_train import train
 from latentsync.cli_upscale import upscale
 from latentsync.downloads import SETS, Download
@@ -101,7 +109,7 @@ def _root(
 
 @app.command()
 def info(
-    file: Annotated[Path, typer.Argument(help="Any clip, picture or sound.")],
+    file: Annotated[Path, path_argument(help="Any clip, picture or sound.")],
     as_json: AsJson = False,
 ) -> None:
     """Say what a media file is."""
@@ -135,8 +143,8 @@ def download(
 @app.command()
 def verify(
     model: Annotated[str, typer.Argument(help="v1.6, v1.5, demo, or a folder training wrote.")],
-    clip: Annotated[Path | None, typer.Argument(help="Default the drawn example.")] = None,
-    voice: Annotated[Path | None, typer.Argument(help="Default the spoken example.")] = None,
+    clip: Annotated[Path | None, path_argument(help="Default the drawn example.")] = None,
+    voice: Annotated[Path | None, path_argument(help="Default the spoken example.")] = None,
     weights: Weights = None,
     device: Device = None,
     dtype: Dtype = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from latentsync.bars import bars, shown_on
-from latentsync.cli_shared import Device, Weights
+from latentsync.cli_shared import Device, Weights, path_argument, path_option
 from latentsync.errors import MediaError, OptionError
 from latentsync.reporter import interruptible
 
@@ -16,11 +16,11 @@ __all__ = ["evaluate"]
 FAST = ("psnr", "ssim", "sync_local", "lips")
 
 Outputs = Annotated[
-    list[Path] | None, typer.Argument(help="Clips to judge, or folders of them.", metavar="OUTPUTS")
+    list[Path] | None, path_argument(help="Clips to judge, or folders of them.", metavar="OUTPUTS")
 ]
 Reference = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--reference",
         "-r",
         help="The originals: a folder of clips of the same names, or one clip. Default what a "
@@ -55,7 +55,7 @@ def evaluate(
     device: Device = None,
     weights: Weights = None,
     as_json: AsJson = False,
-    video_path: Annotated[Path | None, typer.Option("--video_path", hidden=True)] = None,
+    video_path: Annotated[Path | None, path_option("--video_path", hidden=True)] = None,
     metric: Annotated[list[str] | None, typer.Option("--metric", hidden=True)] = None,
 ) -> None:
     """Judge OUTPUTS: how close to their originals, and how well in sync."""

@@ -31,7 +31,10 @@ from latentsync.cli_shared import (
     check_engine,
     encoding_option,
     face_option,
+    local_path,
     machine_option,
+    path_argument,
+    path_option,
     print_json,
     restoring_option,
 )
@@ -53,11 +56,11 @@ PUBLISHED_SPELLINGS = {
     "sr_ratio": "sr-ratio",
 }
 
-Video = Annotated[Path | None, typer.Argument(help="A clip or a picture.")]
+Video = Annotated[Path | None, path_argument(help="A clip or a picture.")]
 Audio = Annotated[
-    Path | None, typer.Argument(help="The voice: sound, or a video's; default VIDEO's own.")
+    Path | None, path_argument(help="The voice: sound, or a video's; default VIDEO's own.")
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="The mp4 to write.")]
+Output = Annotated[Path | None, path_option("--output", "-o", help="The mp4 or mov to write.")]
 Guidance = Annotated[float, typer.Option(help="0-10; above 1, speech counts for more.")]
 Seed = Annotated[int, typer.Option(help="0 draws one; the one used is printed.")]
 Silence = Annotated[
@@ -238,8 +241,8 @@ def generate(
     ray_address: RayAddress = None,
     report: Report = False,
     as_json: AsJson = False,
-    video_path: Annotated[Path | None, typer.Option("--video_path", hidden=True)] = None,
-    audio_path: Annotated[Path | None, typer.Option("--audio_path", hidden=True)] = None,
+    video_path: Annotated[Path | None, path_option("--video_path", hidden=True)] = None,
+    audio_path: Annotated[Path | None, path_option("--audio_path", hidden=True)] = None,
 ) -> None:
     """Make VIDEO speak AUDIO."""
     given = dict(locals())  # the options, by name
@@ -308,7 +311,7 @@ def _voices(speakers: list[str], audio: Path | None) -> dict[str, Path]:
     for text, (face, _, sound) in zip(speakers, pairs, strict=True):
         if not face or not sound:
             raise OptionError(f"--speaker {text!r}; it must be FACE=AUDIO, left=ann.wav say")
-    voices = {face: Path(sound) for face, _, sound in pairs}
+    voices = {face: local_path(sound) for face, _, sound in pairs}
     if len(voices) < len(speakers):
         raise OptionError(f"--speaker names one face twice: {', '.join(speakers)}")
     return voices

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentsync.bars import bars
-from latentsync.cli_shared import Device, Weights
+from latentsync.cli_shared import Device, Weights, path_argument
 
 if TYPE_CHECKING:
     from latentsync.preparation import Tally
@@ -15,7 +15,7 @@ __all__ = ["prepare"]
 
 
 def prepare(
-    raw: Annotated[Path, typer.Argument(help="A folder of videos, also in folders below it.")],
+    raw: Annotated[Path, path_argument(help="A folder of videos, also in folders below it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")],
     workers: Annotated[int, typer.Option(min=1, help="Files worked on side by side.")] = 1,
     size: Annotated[int, typer.Option(help="256 or 512 px, of the face crops it is for.")] = 256,

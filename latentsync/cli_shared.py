@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentsync.errors import OptionError
+from latentsync.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -35,12 +35,29 @@ __all__ = [
     "check_engine",
     "encoding_option",
     "face_option",
+    "local_path",
     "machine_option",
+    "path_argument",
+    "path_option",
     "print_json",
     "restoring_option",
 ]
 
 ENGINES = ("local", "ray")
+
+
+def local_path(text: str) -> Path:
+    """A path as it was typed; InputError for a URL, which a `Path` would alter."""
+    from latentsync.media import refused_address
+
+    if refused := refused_address(text):
+        raise InputError(refused)
+    return Path(text)
+
+
+# Of a file or a folder that is read or written.
+path_argument = partial(typer.Argument, parser=local_path)
+path_option = partial(typer.Option, parser=local_path)
 
 Model = Annotated[
     str, typer.Option(help="v1.6 (512 px), v1.5 (256 px), demo, or a folder training wrote.")

@@ -22,6 +22,8 @@ from latentsync.cli_shared import (
     SrWeight,
     Weights,
     face_option,
+    path_argument,
+    path_option,
     print_json,
 )
 from latentsync.errors import OptionError
@@ -29,8 +31,8 @@ from latentsync.reporter import interruptible
 
 __all__ = ["upscale"]
 
-Clip = Annotated[Path, typer.Argument(help="A clip.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The mp4 to write.")]
+Clip = Annotated[Path, path_argument(help="A clip.")]
+Output = Annotated[Path, path_option("--output", "-o", help="The mp4 or mov to write.")]
 Net = Annotated[
     str, typer.Option(help="gfpgan, codeformer, or the file of a net that spandrel knows.")
 ]

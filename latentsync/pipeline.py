@@ -156,7 +156,7 @@ class LipSync:
         preview: Callable[[Frame], None] | None = None,
         **changes: Any,  # noqa: ANN401 - fields of Options, by name
     ) -> Result:
-        """Make `output`, an mp4 of `video` (a clip or a picture) speaking `audio`.
+        """Make `output`, an mp4 or mov of `video` (a clip or a picture) speaking `audio`.
 
         Args:
             audio: a sound, or a video's; or for each face that is to speak, named as in
@@ -180,7 +180,7 @@ class LipSync:
         sounds = [audio] if isinstance(audio, Path | str) else list(audio.values())
         check_output(output, (video, *sounds))
         if options.report:
-            check_output(report_path(Path(output)), (video, *sounds, output))
+            check_output(report_path(Path(output)), (video, *sounds, output), (".json",))
         check_codec(options.codec)
         self.restorer(options)
         limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)

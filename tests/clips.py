@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from latentsync.types import FloatArray, Frame
 
 BITS = 8  # of its number drawn into each picture, as a row of black and white blocks
-CODECS = {".wav": "pcm_s16le", ".mp3": "libmp3lame", ".flac": "flac", ".ogg": "libopus"}
+CODECS = {
+    ".wav": "pcm_s16le",
+    ".mp3": "libmp3lame",
+    ".flac": "flac",
+    ".ogg": "libopus",
+    ".caf": "pcm_s16be",
+    ".au": "pcm_s16be",
+    ".ac3": "ac3",
+    ".wv": "wavpack",
+    ".tta": "tta",
+}
 
 
 def picture(number: int, width: int = 64, height: int = 48) -> Frame:

@@ -373,7 +373,7 @@ BAD_VIDEOS = {
     "empty.mp4": (lambda p, _: written(p, b""), "can't be read"),
     "cut.mp4": (lambda p, clip: written(p, clip.read_bytes()[:3000]), "can't be read"),
     "text.mp4": (lambda p, _: written(p, b"Dear reader,\n" * 99), "can't be read"),
-    "playlist.mp4": (lambda p, c: written(p, PLAYLIST.format(c).encode()), "can't be read"),
+    "playlist.mp4": (lambda p, c: written(p, PLAYLIST.format(c).encode()), "is a playlist"),
     "concat.mp4": (lambda p, c: written(p, CONCAT.format(c).encode()), "can't be read"),
     "no frames.mp4": (lambda p, _: no_frames(p), "holds no"),
     "sound.mp4": (lambda p, _: write_sound(p, babble(0.2)), "holds no pictures"),
@@ -387,7 +387,7 @@ BAD_SOUNDS = {
     "no samples.wav": (lambda p, _: no_samples(p), "without a single sample"),
     "noise.wav": (lambda p, _: written(p, bytes(range(256)) * 9), "can't be read"),
     "empty.wav": (lambda p, _: written(p, b""), "can't be read"),
-    "playlist.wav": (lambda p, c: written(p, PLAYLIST.format(c).encode()), "can't be read"),
+    "playlist.wav": (lambda p, c: written(p, PLAYLIST.format(c).encode()), "is a playlist"),
     "missing.wav": (lambda p, _: p, "does not exist"),
 }
 

@@ -56,10 +56,12 @@ CLIPS = {
     "webm": {"codec": "libvpx", "sound_codec": "libopus"},
     "ts": {"codec": "mpeg2video", "sound_codec": "mp2", "flags": "+ildct+ilme"},
     "avi": {"codec": "mpeg4", "sound_codec": "libmp3lame"},
+    "mxf": {"codec": "mpeg2video", "sound_codec": "pcm_s16le"},
+    "y4m": {"codec": "rawvideo", "sound": None},
     "gif": {"codec": "gif", "pixel_format": "rgb8", "sound": None},
 }
 PICTURES = ("png", "jpg", "webp", "bmp")
-SOUNDS = ("wav", "mp3", "ogg", "flac", "m4a", "aac")
+SOUNDS = ("wav", "mp3", "ogg", "flac", "m4a", "aac", "caf", "au", "ac3", "wv", "tta")
 SAMPLES = (*CLIPS, *PICTURES, *SOUNDS)
 LIMITS = Limits(max_pixels=2**20, max_seconds=30, max_bytes=2**20)
 
@@ -170,7 +172,7 @@ def victim(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_the_samples_are_whole(samples, victim, kind):
-    assert works_or_says_why(victim, samples[kind]) == (kind in (*PICTURES, *SOUNDS, "gif"))
+    assert works_or_says_why(victim, samples[kind]) == (kind in (*PICTURES, *SOUNDS, "gif", "y4m"))
 
 
 def damaged(samples: dict[str, bytes], path: Path, examples: int) -> None:

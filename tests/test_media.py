@@ -125,12 +125,14 @@ def test_odd_names_are_plain_files_to_read_and_to_write(clip, tmp_path, monkeypa
     for name in NAMES:
         Path(name).write_bytes(clip.read_bytes())
         assert VideoReader(name).info.codec == "h264"
-        with VideoWriter("out " + name, audio=name) as writer:
+        out = f"out {name}.mp4"
+        with VideoWriter(out, audio=name) as writer:
             writer.write(VideoFrame.from_rgb(picture(3)))
-        assert numbers(VideoReader("out " + name)) == [3]
-        with VideoWriter(name) as writer:
-            writer.write(VideoFrame.from_rgb(picture(5)))
-        assert numbers(VideoReader(Path(name))) == [5]
+        assert numbers(VideoReader(out)) == [3]
+        if not name.endswith(".png"):
+            with VideoWriter(name) as writer:
+                writer.write(VideoFrame.from_rgb(picture(5)))
+            assert numbers(VideoReader(Path(name))) == [5]
 
 
 def test_a_picture_named_like_a_pattern_is_that_very_file(tmp_path):
@@ -382,7 +384,8 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(clip, tmp_path, mon
             check_output(path, [clip, copy])
         with pytest.raises(OutputError, match="input"):
             VideoWriter(path, audio=copy)
-    check_output(tmp_path / "new.mp4", [clip, copy])
+    for name in ("new.mp4", "new.MOV", "new.m4v", "new"):
+        check_output(tmp_path / name, [clip, copy])
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(OutputError, match="permission"):
         VideoWriter(tmp_path / "out.mp4")

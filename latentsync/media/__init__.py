@@ -1,6 +1,7 @@
 """Clips, pictures and sound, in and out; the only importer of PyAV.
 
-a file ->  container.py   opened by its content, within limits.py
+a file ->  formats.py     which formats are read, and the names of those that aren't
+           container.py   opened by its content, within limits.py
            hdr.py         PQ and HLG to SDR first, once, by FFmpeg's binary
            decoder.py     decoded, deinterlaced, from any place on
            reader.py      frames by number: at a constant rate, or each source frame once
@@ -11,7 +12,14 @@ a file <-  writer.py      the one encode, with the sound, moved into place at th
            encoders.py    which encoders there are, and what each can hold
 """
 
-from latentsync.media.container import AudioFacts, MediaFacts, VideoFacts, open_media, probe
+from latentsync.media.container import (
+    AudioFacts,
+    MediaFacts,
+    VideoFacts,
+    open_media,
+    probe,
+    refused_address,
+)
 from latentsync.media.encoders import CODECS, PRESETS, check_codec, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, even_box
 from latentsync.media.limits import Limits
@@ -42,4 +50,5 @@ __all__ = [
     "open_media",
     "output_size",
     "probe",
+    "refused_address",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations  # PyAV's Packet is generic for type checkers only
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,11 +21,11 @@ from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError
 from latentsync.media.claims import claimed_samples, unpacked_notes
+from latentsync.media.formats import GUARD, READ, is_image, name_of, unread_format
 from latentsync.media.frame import Orientation
 from latentsync.media.limits import DEFAULT_LIMITS, MOST_NOTES, Limits
 
 __all__ = [
-    "GUARD",
     "AudioFacts",
     "Damage",
     "MediaFacts",
@@ -32,9 +33,10 @@ __all__ = [
     "audio_stream",
     "decode",
     "demux",
-    "is_image",
+    "frame_rate",
     "open_media",
     "probe",
+    "refused_address",
     "shown",
     "video_stream",
 ]
@@ -42,16 +44,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 F = TypeVar("F", RawFrame, AudioFrame)
 
-_PICTURES = ("bmp_pipe", "jpeg_pipe", "png_pipe", "webp_pipe")
-_PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # an MP4 that is one picture: AVIF, HEIC
-_CONTAINERS = (
-    *("mov", "matroska", "webm", "avi", "flv", "mpegts", "mpeg", "asf", "ogg"),
-    *("wav", "w64", "aiff", "mp3", "aac", "flac", "gif", "apng"),
-    *_PICTURES,
-)
-# Only both lists together keep playlists and concat lists from opening further files.
-GUARD = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
-
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # more than one letter: C:/ is a drive
+_HEAD = 64  # bytes of a file by which its format is named
 _WEBP_FLAGS = 20  # bytes before them
 _LEFT_OUT = " or cut short: its good frames are used"
 
@@ -75,6 +69,21 @@ def shown(path: Path | str) -> str:
     return repr(str(path))
 
 
+def refused_address(path: Path | str) -> str | None:
+    """Why a URL can't be used, with the URL as it was given; None where `path` is no URL.
+
+    A `Path` has lost one of the slashes, which is put back.
+    """
+    text = str(path)
+    if not _ADDRESS.match(text) or Path(path).exists():
+        return None
+    address = text if "://" in text else text.replace(":/", "://", 1)
+    return (
+        f"{shown(address)} is an address, and only files of this machine are read and written:"
+        " give a file's name"
+    )
+
+
 def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContainer:
     """Open a media file by its content; the one way in for everything from outside.
 
@@ -82,7 +91,10 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
     Raises MediaError when the file is not there, is none of the containers we read, or holds more
     bytes or larger frames than `limits` allows, or is a photograph in tiles.
     """
+    if refused := refused_address(path):
+        raise MediaError(refused)
     path = Path(path)
+    head = b""
     # FFmpeg decodes a frame or two to see what is in a file: those are bounded too. It counts the
     # margins that some decoders put around a frame.
     bound = {"max_pixels": str(2 * limits.max_pixels + 2**16)}
@@ -96,7 +108,7 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
             limits.check_samples(shown(path), claimed_samples(file, size), size)
             limits.check_notes(shown(path), unpacked_notes(file, MOST_NOTES))
             file.seek(0)
-            if _is_moving_webp(file.read(_WEBP_FLAGS + 1)):
+            if _is_moving_webp(head := file.read(_HEAD)):
                 raise MediaError(
                     f"{shown(path)} is a moving WebP, which can't be read: convert it to GIF or mp4"
                 )
@@ -112,11 +124,7 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
             metadata_errors="replace",
         )
     except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MediaError(
-            f"{shown(path)} can't be read as media ({reason}):"
-            " give a video, picture or sound file that a player opens"
-        ) from error
+        raise MediaError(f"{shown(path)} {_not_read(head, error)}") from error
     if any(one.disposition & Disposition.dependent for one in container.streams.video):
         container.close()
         raise MediaError(
@@ -130,16 +138,24 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
     return container
 
 
+def _not_read(head: bytes, error: Exception) -> str:
+    """Why a file isn't read, and what is."""
+    if name := unread_format(head):
+        return f"is {name}, which is not among the formats read: {READ}"
+    if isinstance(error, av.ArgumentError):  # FFmpeg knows it, but it is not on our list
+        return f"can't be read as media: its format is not among those read: {READ}"
+    reason = getattr(error, "strerror", None) or str(error)
+    return (
+        f"can't be read as media ({reason}): it is damaged, or of none of the formats read: {READ}"
+    )
+
+
 def _is_moving_webp(head: bytes) -> bool:
     """FFmpeg's own decoder knows still ones only, and finds no picture in these."""
-    flags = head[_WEBP_FLAGS:]  # https://developers.google.com/speed/webp/docs/riff_container
+    flags = head[
+        _WEBP_FLAGS : _WEBP_FLAGS + 1
+    ]  # https://developers.google.com/speed/webp/docs/riff_container
     return head[8:16] == b"WEBPVP8X" and bool(flags and flags[0] & 0x02)
-
-
-def is_image(container: InputContainer) -> bool:
-    """Whether the file is a still picture."""
-    brand = container.metadata.get("major_brand")
-    return container.format.name in _PICTURES or brand in _PICTURE_BRANDS
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
@@ -258,12 +274,23 @@ def probe(path: Path | str) -> MediaFacts:
         duration = container.duration
         return MediaFacts(
             path=Path(path),
-            container=container.format.name,
+            container=name_of(container, _head(path)),
             duration_seconds=None if duration is None else duration / 1e6,
             video=None if video is None else _video_facts(container, video),
             audio=None if audio is None else _audio_facts(audio),
             comment=container.metadata.get("comment"),
         )
+
+
+def _head(path: Path | str) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(_HEAD)
+
+
+def frame_rate(stream: VideoStream) -> Fraction | None:
+    """Mean frames a second, as the file claims; FFmpeg says the clock's rate of bare DV."""
+    clock = stream.time_base and 1 / stream.time_base
+    return stream.guessed_rate if stream.average_rate == clock else stream.average_rate
 
 
 def _video_facts(container: InputContainer, stream: VideoStream) -> VideoFacts:
@@ -277,7 +304,7 @@ def _video_facts(container: InputContainer, stream: VideoStream) -> VideoFacts:
         codec=context.codec.canonical_name,
         width=context.width,
         height=context.height,
-        fps=None if is_image(container) else stream.average_rate,
+        fps=None if is_image(container) else frame_rate(stream),
         frames=frames,
         pixel_format=context.pix_fmt or "unknown",
         rotation=0 if orientation is None else orientation.degrees,

@@ -24,7 +24,15 @@ from av.video.frame import VideoFrame as RawFrame
 from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError
-from latentsync.media.container import Damage, decode, demux, open_media, shown, video_stream
+from latentsync.media.container import (
+    Damage,
+    decode,
+    demux,
+    frame_rate,
+    open_media,
+    shown,
+    video_stream,
+)
 from latentsync.media.limits import Limits
 
 __all__ = [
@@ -126,7 +134,7 @@ class Decoder:
         self.unit = self._stream.time_base or Fraction(1, 1000)  # s per tick
 
     def constant_rate(self, fps: Fraction) -> ConstantRate:
-        return ConstantRate(self._origin, self.unit, fps, self._stream.average_rate or fps)
+        return ConstantRate(self._origin, self.unit, fps, frame_rate(self._stream) or fps)
 
     def timed(self) -> Iterator[tuple[int, RawFrame]]:
         """Every source frame with its time in ticks, rising; of frames of one time the last."""

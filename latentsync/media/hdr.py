@@ -14,7 +14,8 @@ import imageio_ffmpeg
 from av.video.frame import VideoFrame as RawFrame
 
 from latentsync.errors import MediaError
-from latentsync.media.container import GUARD, open_media, shown, video_stream
+from latentsync.media.container import open_media, shown, video_stream
+from latentsync.media.formats import GUARD
 
 __all__ = ["curve_of", "tone_mapped"]
 

@@ -12,7 +12,7 @@ import av
 from av.video.frame import VideoFrame as RawFrame
 
 from latentsync.errors import MediaError
-from latentsync.media.container import Damage, is_image, open_media, shown
+from latentsync.media.container import Damage, frame_rate, open_media, shown
 from latentsync.media.decoder import (
     Clock,
     Decoder,
@@ -22,6 +22,7 @@ from latentsync.media.decoder import (
     picture_stream,
     ticks,
 )
+from latentsync.media.formats import is_image
 from latentsync.media.frame import Colour, Orientation, VideoFrame, from_raw, has_alpha
 from latentsync.media.hdr import curve_of, tone_mapped
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
@@ -274,7 +275,7 @@ def _look_at(path: Path, limits: Limits) -> _Look:
             raw=raw,
             still=still,
             codec=codec,
-            rate=stream.average_rate,
+            rate=frame_rate(stream),
             seconds=seconds,
             unit=stream.time_base or Fraction(1, 1000),
             orientation=orientation,

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +19,7 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError, OutputError
-from latentsync.media.container import demux, open_media, shown
+from latentsync.media.container import demux, open_media, refused_address, shown
 from latentsync.media.draft import Draft
 from latentsync.media.encoders import check_codec, encoder_of, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, as_raw, scaled
@@ -50,15 +50,23 @@ _AAC_RATES = (
     88200,
     96000,
 )  # Hz
+# Suffix -> FFmpeg's format; a name without one promises nothing.
+_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", "": "mp4"}
 _AAC_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1")
 
 
-def check_output(path: Path | str, inputs: Iterable[Path | str] = ()) -> None:
+def check_output(
+    path: Path | str,
+    inputs: Iterable[Path | str] = (),
+    suffixes: Container[str] = _FORMATS,
+) -> None:
     """Raise OutputError when `path` can't be written, or is one of `inputs` by whatever name.
 
     A directory, a device, a pipe and a symbolic link are refused; a directory on the way to the
-    file may be a link.
+    file may be a link. So is a name that ends in none of `suffixes`.
     """
+    if refused := refused_address(path):
+        raise OutputError(refused)
     path = Path(path)
     try:
         directory, exists = path.parent.resolve(), path.exists()
@@ -76,13 +84,20 @@ def check_output(path: Path | str, inputs: Iterable[Path | str] = ()) -> None:
         raise OutputError(f"the output {shown(path)} is an input too: give another name")
     if link:  # which would write, or replace, a file that the caller did not name
         raise OutputError(f"{shown(path)} is a symbolic link: give the name of a file")
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(
+            f"{shown(path)} is no name for an MP4 or a QuickTime file, which are all that is"
+            f" written: give {shown(path.stem + '.mp4')}, or a name that ends in .m4v or .mov"
+        )
     writable = os.access(directory, os.W_OK | os.X_OK) and (not exists or os.access(path, os.W_OK))
     if not writable:
         raise OutputError(f"{shown(path)} may not be written: choose a place with write permission")
 
 
 class VideoWriter:
-    """Write an mp4 once: H.264 or HEVC with the frames' own colour tags, and the original sound.
+    """Write an mp4, or a mov by that name: H.264 or HEVC, the original sound beside it.
+
+    Colour tags are the frames' own.
 
     Use it in a `with` block. Frames go to a file without a name (see `Draft`), which takes the
     output's place when the block ends well and is gone when it doesn't; nothing else is written.
@@ -199,7 +214,10 @@ class VideoWriter:
                 *(*had, *size),
             )
         self._container = av.open(
-            f"file:{self._draft.path}", "w", format="mp4", options={"movflags": "+faststart"}
+            f"file:{self._draft.path}",
+            "w",
+            format=_FORMATS[self.path.suffix.lower()],
+            options={"movflags": "+faststart"},
         )
         if self._comment is not None:
             self._container.metadata["comment"] = self._comment

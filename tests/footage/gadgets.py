@@ -50,10 +50,10 @@ def camcorder(zoo):
     return zoo.convert("camcorder.mts", f"{words} -f mpegts", "plain", "speech:1")
 
 
-def tape(zoo):
+def tape(zoo, suffix="avi"):
     """Copied a DV tape."""
     scaled = "scale=720:576,setsar=16/15,setfield=bff"
-    return zoo.convert("tape.avi", f"-vf {scaled} -c:v dvvideo -pix_fmt yuv420p", "plain")
+    return zoo.convert(f"tape.{suffix}", f"-vf {scaled} -c:v dvvideo -pix_fmt yuv420p", "plain")
 
 
 def browser(zoo):

@@ -11,6 +11,11 @@ def out(zoo, name):
     return zoo.at("out") / f"{name}.mp4"
 
 
+def a_mov(zoo):
+    """Edits with a program that wants QuickTime files."""
+    return zoo.at("for_the_editor.mov")
+
+
 def in_no_folder(zoo):
     """Mistyped the folder."""
     return zoo.at("nowhere") / "out.mp4"

@@ -48,7 +48,8 @@ def studio(zoo):
 
 def coded(zoo, suffix):
     """Sent it through a messenger or a converter, whichever codec that likes."""
-    return zoo.convert(f"coded.{suffix}", "", "speech")
+    words = {"amr": "-ar 8000 -ac 1", "dts": "-c:a dca -strict -2"}
+    return zoo.convert(f"coded.{suffix}", words.get(suffix, ""), "speech")
 
 
 def alac(zoo):
