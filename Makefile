@@ -59,6 +59,7 @@ lint: .venv/installed
 # What only `test-all` wants: the page and its browser's driver, Ray, servers to test against.
 .venv/heavy: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[heavy]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openapi-python-client==0.29.1
 	touch $@
 
 # Restoration's own environment: all of .venv's, and torchvision with what needs it, for a build of

@@ -16,6 +16,7 @@ from latentsync.service.front import Front
 from latentsync.service.settings import MODEL_PATH, Settings
 from latentsync.service.tables import Key, Task
 from latentsync.service.worker import Run, Worker
+from tests.documented import DocumentedClient
 
 BASE = "http://testserver"
 SUBMIT = f"/api/v3/{MODEL_PATH}"
@@ -96,4 +97,5 @@ class House:
 def house(data: Path, *, needs_key: bool = True, **settings: Any) -> Iterator[House]:
     with Service.open(Settings(data=data, public_url=BASE, **settings)) as service:
         app = create_app(service, needs_key=needs_key)
-        yield House(service, TestClient(app, base_url=BASE, raise_server_exceptions=False))
+        client = DocumentedClient(app, base_url=BASE, raise_server_exceptions=False)
+        yield House(service, client)

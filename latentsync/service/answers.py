@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,13 +20,25 @@ from latentsync.service.tables import Task
 from latentsync.service.tasks import Conflict, TooMany
 
 __all__ = [
-    "Answer",
     "Deleted",
+    "DeletedAnswer",
+    "DeletedTask",
+    "DeletedTaskAnswer",
+    "Health",
     "PageData",
+    "Received",
+    "ReceivedAnswer",
+    "Secret",
+    "SecretAnswer",
+    "TaskAnswer",
     "TaskData",
+    "TasksAnswer",
     "Ticket",
+    "TicketAnswer",
+    "Upload",
     "answer_errors",
     "problem",
+    "problems",
     "refusal",
     "task_data",
 ]
@@ -44,6 +56,7 @@ STATUSES: tuple[tuple[type[LatentSyncError], HTTPStatus, dict[str, str]], ...] =
 )  # the first that fits
 
 Data = TypeVar("Data")
+Status = Literal["created", "processing", "completed", "failed", "cancelled"]
 
 
 class Answer(BaseModel, Generic[Data]):
@@ -76,7 +89,7 @@ class TaskData(BaseModel):
     outputs: list[str]  # addresses, signed and expiring
     urls: Urls
     has_nsfw_contents: list[bool]  # false for each output: nothing is checked
-    status: str  # created, processing, completed, failed, cancelled
+    status: Status
     created_at: str
     error: str
     timings: Timings
@@ -91,9 +104,35 @@ class PageData(BaseModel):
 
 
 class Deleted(BaseModel):
-    """What was deleted."""
+    """How many of the tasks there were."""
 
     deleted_count: int
+
+
+class DeletedTask(BaseModel):
+    """The task that is gone."""
+
+    id: str
+    status: Literal["deleted"] = "deleted"
+
+
+class Received(BaseModel):
+    """What was uploaded."""
+
+    size: int  # bytes
+
+
+class Secret(BaseModel):
+    """What the calls of webhooks are signed with."""
+
+    secret: str
+
+
+class Health(BaseModel):
+    """The service's own state."""
+
+    status: Literal["ok"] = "ok"
+    tasks: dict[str, int]  # status -> how many tasks have it
 
 
 class Upload(BaseModel):
@@ -111,6 +150,69 @@ class Ticket(BaseModel):
     download_url: str
 
 
+# By these names clients made from openapi.json know the answers.
+class TaskAnswer(Answer[TaskData]):
+    """A task."""
+
+
+class TasksAnswer(Answer[PageData]):
+    """Tasks."""
+
+
+class DeletedAnswer(Answer[Deleted]):
+    """Tasks were deleted."""
+
+
+class DeletedTaskAnswer(Answer[DeletedTask]):
+    """A task was deleted."""
+
+
+class TicketAnswer(Answer[Ticket]):
+    """A file may be uploaded."""
+
+
+class ReceivedAnswer(Answer[Received]):
+    """A file was uploaded."""
+
+
+class SecretAnswer(Answer[Secret]):
+    """The secret of webhooks."""
+
+
+class Problem(BaseModel):
+    """Of every request that did not succeed."""
+
+    code: int  # the HTTP status
+    message: str  # one line for a person
+    data: dict[str, Any] = {}  # always empty
+
+
+MEANINGS = {
+    HTTPStatus.BAD_REQUEST: "The request can't be fulfilled; the message names the field.",
+    HTTPStatus.UNAUTHORIZED: "No valid key.",
+    HTTPStatus.FORBIDDEN: "The address is not signed for this, or has ended.",
+    HTTPStatus.NOT_FOUND: "There is no such thing, or it belongs to another key.",
+    HTTPStatus.CONFLICT: "Done before, for another request.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large.",
+    HTTPStatus.TOO_MANY_REQUESTS: "More than the key may begin; Retry-After says when to ask.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "A fault of the service.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Not now; Retry-After says when to ask again.",
+    HTTPStatus.INSUFFICIENT_STORAGE: "There is no room for the file.",
+}
+WAIT = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
+
+
+def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """What a route's `responses` has to say of these statuses, and of those that all have."""
+    always = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({*statuses, *always}):
+        found[int(status)] = {"model": Problem, "description": MEANINGS[status]}
+        if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+            found[int(status)]["headers"] = WAIT
+    return found
+
+
 def task_data(task: Task, base: str, signed: Callable[[str], str]) -> TaskData:
     """`base` is the service's address; `signed` makes one of a file's name."""
     address = f"{base}/api/v3/predictions/{task.id}"
@@ -121,7 +223,7 @@ def task_data(task: Task, base: str, signed: Callable[[str], str]) -> TaskData:
         outputs=[signed(name) for name in task.outputs],
         urls=Urls(get=f"{address}/result", cancel=f"{address}/cancel"),
         has_nsfw_contents=[False] * len(task.outputs),
-        status=task.status,
+        status=cast(Status, task.status),
         created_at=datetime.fromtimestamp(task.created_at, UTC).isoformat().replace("+00:00", "Z"),
         error=task.error,
         timings=Timings(inference=task.inference_ms),

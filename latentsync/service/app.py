@@ -3,13 +3,15 @@
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 
 from latentsync.bodies import BoundedBody
 from latentsync.service import file_routes, task_routes
-from latentsync.service.answers import answer_errors
+from latentsync.service.answers import Health, answer_errors, problems
 from latentsync.service.core import Service
+from latentsync.service.docs import add_docs
 from latentsync.service.file_routes import incoming
 from latentsync.service.files import FILES
 from latentsync.service.front import Front, FrontOf
@@ -40,6 +42,11 @@ def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
     app = FastAPI(
         title="LatentSync",
         description="Lip-sync as tasks: a clip and a voice in, the clip speaking the voice out.",
+        version=version("latentsync"),
+        servers=[{"url": service.settings.base}],
+        generate_unique_id_function=lambda route: route.name,
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
     )
     app.state.front = front
@@ -49,9 +56,10 @@ def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
     app.include_router(file_routes.router)  # before the tasks', of which the last takes any path
     app.include_router(task_routes.router)
 
-    @app.get("/health", tags=["health"])
-    def health(front: FrontOf) -> dict[str, object]:
+    @app.get("/health", tags=["health"], responses=problems())
+    def get_health(front: FrontOf) -> Health:
         """Whether the database answers, and how many tasks there are."""
-        return {"status": "ok", "tasks": front.service.tasks.counts()}
+        return Health(tasks=front.service.tasks.counts())
 
+    add_docs(app)
     return app

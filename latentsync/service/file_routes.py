@@ -11,7 +11,14 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
-from latentsync.service.answers import Answer, Ticket, Upload
+from latentsync.service.answers import (
+    Received,
+    ReceivedAnswer,
+    Ticket,
+    TicketAnswer,
+    Upload,
+    problems,
+)
 from latentsync.service.files import FILES, TICKET_SECONDS
 from latentsync.service.front import Beginner, Front, FrontOf
 from latentsync.service.requests import UploadRequest
@@ -29,11 +36,23 @@ def incoming(settings: Settings) -> Path:
     return settings.data / "incoming"
 
 
+ANY_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+SIGNED = (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
+
 router = APIRouter(tags=["files"])
 
 
-@router.post("/api/v3/media/uploads")
-def ticket(front: FrontOf, key: Beginner, wanted: UploadRequest) -> Answer[Ticket]:
+@router.post(
+    "/api/v3/media/uploads",
+    responses=problems(
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.INSUFFICIENT_STORAGE,
+    ),
+)
+def create_upload(front: FrontOf, key: Beginner, wanted: UploadRequest) -> TicketAnswer:
     """Where to PUT a file, and the address by which tasks can name it then."""
     files, signer = front.service.files, front.signer
     file = files.reserve_upload(key.id, wanted.filename, wanted.size, wanted.content_type)
@@ -43,17 +62,26 @@ def ticket(front: FrontOf, key: Beginner, wanted: UploadRequest) -> Answer[Ticke
         url=direct or front.service.settings.base + here,
         headers={} if direct else {"Content-Type": wanted.content_type},
     )
-    return Answer(data=Ticket(upload=upload, download_url=front.signed(file.name)))
+    return TicketAnswer(data=Ticket(upload=upload, download_url=front.signed(file.name)))
 
 
-@router.put(FILES + "{name:path}")
-async def upload(
+@router.put(
+    FILES + "{name:path}",
+    responses=problems(
+        *SIGNED,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.INSUFFICIENT_STORAGE,
+    ),
+    openapi_extra={"requestBody": {"required": True, "content": ANY_BYTES}},
+)
+async def upload_file(
     request: Request,
     front: FrontOf,
     name: str,
     expires: Annotated[str, Query()],
     signature: Annotated[str, Query()],
-) -> Answer[dict[str, int]]:
+) -> ReceivedAnswer:
     """Upload a file to the address of its ticket."""
     front.signer.check(FILES + name, method="PUT", expires=expires, signature=signature)
     file = await run_in_threadpool(_file, front, name)
@@ -65,7 +93,7 @@ async def upload(
         path = Path(part.name)
         size = await _receive(request, path, file.bytes)
         await run_in_threadpool(_keep, front, name, path, size)
-    return Answer(data={"size": size})
+    return ReceivedAnswer(data=Received(size=size))
 
 
 async def _receive(request: Request, path: Path, announced: int) -> int:
@@ -105,9 +133,19 @@ def _keep(front: Front, name: str, path: Path, size: int) -> None:
         raise
 
 
-@router.get(FILES + "{name:path}")
+@router.get(
+    FILES + "{name:path}",
+    response_class=Response,
+    responses={
+        200: {"description": "The file.", "content": ANY_BYTES},
+        206: {"description": "The part that the Range header names.", "content": ANY_BYTES},
+        307: {"description": "Where the file is: a signed address of the storage."},
+        416: {"description": "The file has no such range."},
+        **problems(*SIGNED),
+    },
+)
 @router.head(FILES + "{name:path}", include_in_schema=False)  # players ask first
-def download(
+def download_file(
     front: FrontOf,
     name: str,
     expires: Annotated[str, Query()],

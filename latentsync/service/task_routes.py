@@ -8,7 +8,18 @@ from fastapi import APIRouter, Body, Header, Query
 from fastapi.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from latentsync.service.answers import Answer, Deleted, PageData, TaskData
+from latentsync.service.answers import (
+    Deleted,
+    DeletedAnswer,
+    DeletedTask,
+    DeletedTaskAnswer,
+    PageData,
+    Secret,
+    SecretAnswer,
+    TaskAnswer,
+    TasksAnswer,
+    problems,
+)
 from latentsync.service.front import Beginner, Caller, Front, FrontOf
 from latentsync.service.requests import MAX_ADDRESS, DeleteRequest, PageRequest, TaskRequest
 from latentsync.service.settings import MODEL_PATH
@@ -16,11 +27,15 @@ from latentsync.service.tables import Key
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/api/v3", tags=["tasks"])
+REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+LIMITED = (HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INSUFFICIENT_STORAGE)
+UNKNOWN = problems(HTTPStatus.NOT_FOUND)
+
+router = APIRouter(prefix="/api/v3", tags=["tasks"], responses=problems(*REFUSED))
 
 
-@router.post(f"/{MODEL_PATH}")
-async def submit(
+@router.post(f"/{MODEL_PATH}", responses=problems(*LIMITED, HTTPStatus.NOT_FOUND))
+async def submit_task(
     front: FrontOf,
     key: Beginner,
     asked: TaskRequest,
@@ -31,49 +46,49 @@ async def submit(
         str | None,
         Header(min_length=1, max_length=200, description="The same again: the same task."),
     ] = None,
-) -> Answer[TaskData]:
+) -> TaskAnswer:
     """Let the clip speak the sound; ask for the result at `data.urls.get`."""
     task = await run_in_threadpool(front.submit, key, asked, webhook, idempotency_key)
     if asked.enable_sync_mode:
-        return Answer(data=await front.ended(task))
-    return Answer(data=front.describe(task))
+        return TaskAnswer(data=await front.ended(task))
+    return TaskAnswer(data=front.describe(task))
 
 
-@router.get("/predictions/{task_id}/result")
+@router.get("/predictions/{task_id}/result", responses=UNKNOWN)
 @router.get("/predictions/{task_id}", include_in_schema=False)
-def result(front: FrontOf, key: Caller, task_id: str) -> Answer[TaskData]:
+def get_task(front: FrontOf, key: Caller, task_id: str) -> TaskAnswer:
     """How far a task is, and its output once it is completed."""
     task = front.service.tasks.get(key.id, task_id)
     if task is None:
         raise _unknown(task_id)
-    return Answer(data=front.describe(task))
+    return TaskAnswer(data=front.describe(task))
 
 
-@router.post("/predictions/{task_id}/cancel")
-def cancel(front: FrontOf, key: Caller, task_id: str) -> Answer[TaskData]:
+@router.post("/predictions/{task_id}/cancel", responses=UNKNOWN)
+def cancel_task(front: FrontOf, key: Caller, task_id: str) -> TaskAnswer:
     """Stop a task; one that has ended stays as it is."""
     task = front.service.tasks.cancel(key.id, task_id)
     if task is None:
         raise _unknown(task_id)
-    return Answer(data=front.describe(task))
+    return TaskAnswer(data=front.describe(task))
 
 
 @router.post("/predictions")
-def page(
+def list_tasks(
     front: FrontOf, key: Caller, wanted: Annotated[PageRequest | None, Body()] = None
-) -> Answer[PageData]:
+) -> TasksAnswer:
     """Your tasks, the newest first."""
     return _page(front, key, wanted or PageRequest.model_validate({}))
 
 
 @router.get("/predictions", include_in_schema=False)
-def page_by_query(
+def list_tasks_by_query(
     front: FrontOf, key: Caller, wanted: Annotated[PageRequest, Query()]
-) -> Answer[PageData]:
+) -> TasksAnswer:
     return _page(front, key, wanted)
 
 
-def _page(front: Front, key: Key, wanted: PageRequest) -> Answer[PageData]:
+def _page(front: Front, key: Key, wanted: PageRequest) -> TasksAnswer:
     found = front.service.tasks.page(
         key.id,
         wanted.page,
@@ -84,27 +99,28 @@ def _page(front: Front, key: Key, wanted: PageRequest) -> Answer[PageData]:
         before=_seconds(wanted.created_before),
     )
     items = [front.describe(task) for task in found.tasks]
-    return Answer(data=PageData(page=wanted.page, total=found.total, items=items))
+    return TasksAnswer(data=PageData(page=wanted.page, total=found.total, items=items))
 
 
 @router.post("/predictions/delete")
-def delete(front: FrontOf, key: Caller, wanted: DeleteRequest) -> Answer[Deleted]:
+def delete_tasks(front: FrontOf, key: Caller, wanted: DeleteRequest) -> DeletedAnswer:
     """Delete tasks and their outputs; one that is worked on is stopped."""
-    return Answer(data=Deleted(deleted_count=front.service.tasks.delete(key.id, wanted.ids)))
+    count = front.service.tasks.delete(key.id, wanted.ids)
+    return DeletedAnswer(data=Deleted(deleted_count=count))
 
 
-@router.delete("/predictions/{task_id}")
-def delete_one(front: FrontOf, key: Caller, task_id: str) -> Answer[dict[str, str]]:
+@router.delete("/predictions/{task_id}", responses=UNKNOWN)
+def delete_task(front: FrontOf, key: Caller, task_id: str) -> DeletedTaskAnswer:
     """Delete a task and its outputs; one that is worked on is stopped."""
     if not front.service.tasks.delete(key.id, [task_id]):
         raise _unknown(task_id)
-    return Answer(data={"id": task_id, "status": "deleted"})
+    return DeletedTaskAnswer(data=DeletedTask(id=task_id))
 
 
 @router.get("/webhook/secret")
-def webhook_secret(front: FrontOf, key: Caller) -> Answer[dict[str, str]]:
+def get_webhook_secret(front: FrontOf, key: Caller) -> SecretAnswer:
     """What the calls of your webhooks are signed with."""
-    return Answer(data={"secret": front.signer.webhook_secret(key.id)})
+    return SecretAnswer(data=Secret(secret=front.signer.webhook_secret(key.id)))
 
 
 @router.post("/{model:path}", include_in_schema=False)
