@@ -397,7 +397,7 @@ def test_links_devices_pipes_and_directories_are_no_output(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     said = {
         tmp_path / "link.mp4": "symbolic link",
-        tmp_path / "circle.mp4": "circle.mp4",
+        tmp_path / "circle.mp4": "symbolic link",
         tmp_path / "pipe.mp4": "device or a pipe",
         tmp_path: "directory",
         "/dev/null": "device or a pipe",

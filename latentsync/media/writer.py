@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 from collections.abc import Container, Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -70,9 +71,9 @@ def check_output(
     path = Path(path)
     try:
         directory, exists = path.parent.resolve(), path.exists()
-        link = path.resolve() != directory / path.name
+        link = _is_link(path)
         same = exists and any(Path(p).exists() and path.samefile(p) for p in inputs)
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a folder that leads to itself
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"{shown(path)} can't be a file ({reason}): give another name") from error
     if not directory.is_dir():
@@ -92,6 +93,14 @@ def check_output(
     writable = os.access(directory, os.W_OK | os.X_OK) and (not exists or os.access(path, os.W_OK))
     if not writable:
         raise OutputError(f"{shown(path)} may not be written: choose a place with write permission")
+
+
+def _is_link(path: Path) -> bool:
+    """Whether it is a symbolic link; an impossible name raises."""
+    try:
+        return stat.S_ISLNK(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 class VideoWriter:
