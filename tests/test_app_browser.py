@@ -1,6 +1,6 @@
 """The web page in a browser: upload, run, see the result play, see errors, wait, cancel, leave.
 
-Needs Chromium; without it these tests are skipped, unless LATENTSYNC_REQUIRE_BROWSER is set.
+Needs Chromium; without it these tests are skipped.
 """
 
 import os
@@ -26,7 +26,6 @@ from tests.clips import babble, picture, write_clip, write_picture, write_sound
 from tests.page_stub import StubLipSync
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-REQUIRED = bool(os.environ.get("LATENTSYNC_REQUIRE_BROWSER"))
 pytestmark = [
     pytest.mark.slow,
     # Gradio's own sums of how long events took, by a pandas newer than it.
@@ -36,7 +35,7 @@ pytestmark = [
         r"ignore:Exception ignored in. <socket.socket \[closed\]"
         ":pytest.PytestUnraisableExceptionWarning"
     ),
-    pytest.mark.skipif(not CHROMIUM and not REQUIRED, reason="no chromium to show the page in"),
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium to show the page in"),
 ]
 
 ROOT = Path(__file__).parent.parent
@@ -58,17 +57,11 @@ PLAYED = """async () => {
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api") if not REQUIRED else _sync_api()
+    sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()
-
-
-def _sync_api():
-    import playwright.sync_api
-
-    return playwright.sync_api
 
 
 @pytest.fixture(scope="module")

@@ -323,7 +323,8 @@ def test_a_compiled_net_computes_the_same():
         torch.testing.assert_close(unet(*call), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_a_compiled_and_an_offloaded_net_compute_the_same():
     device = torch.device("cuda")
     unet = tiny_nets().unet.to(device)

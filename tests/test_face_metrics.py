@@ -73,7 +73,6 @@ def test_a_mouth_is_found_where_the_track_has_the_face():
 
 
 def test_insightface_gives_the_twenty_points_of_the_mouth(tmp_path):
-    pytest.importorskip("insightface")
     marks = np.column_stack([np.arange(106), -np.arange(106)]) / 400
     onnx_nets.scrfd(tmp_path / "models" / PACK / SCRFD_FILE, [])
     onnx_nets.landmarks(tmp_path / "models" / PACK / LANDMARK_FILE, marks)

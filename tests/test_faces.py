@@ -277,7 +277,6 @@ def test_a_face_is_followed_from_the_crop_it_was_found_in() -> None:
     np.testing.assert_allclose(again, crop, atol=0.02)
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SCRFD sees a small one, the points come from the face's own pixels."""
     root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.9)], marks_around(-0.2, 0.15, 0.05))
@@ -302,7 +301,6 @@ def test_insightface_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(wide.points, whole.points, atol=0.02)
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_follows_by_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = (200.0, 100.0, 360.0, 300.0)
     detector = InsightFace(pack(tmp_path, [(box, 0.9)], marks_around(-0.2, 0.15, 0.05)))
@@ -344,11 +342,6 @@ def test_yunet_follows_what_is_nearest(tmp_path: Path, monkeypatch: pytest.Monke
 # insightface
 
 
-@pytest.fixture
-def insightface() -> None:
-    pytest.importorskip("insightface")
-
-
 # The published indices, written out once more.
 LEFT_BROW, RIGHT_BROW, NOSE_BASE = [43, 48, 49, 51, 50], range(101, 106), [74, 77, 83, 86]
 
@@ -373,7 +366,6 @@ def pack(root: Path, found: list[tuple[onnx_nets.Box, float]], marks: np.ndarray
     return root
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_from_frame_to_points(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -393,7 +385,6 @@ def test_insightface_from_frame_to_points(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_gets_rgb(tmp_path: Path) -> None:
     """The library swaps red and blue, so an RGB frame reaches the nets with red last."""
     root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.9)], marks_around(-0.2, 0.2, 0))
@@ -402,7 +393,6 @@ def test_insightface_gets_rgb(tmp_path: Path) -> None:
     assert detector.detect(BLUE) == []
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_of_another_size_and_of_none(tmp_path: Path) -> None:
     root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.9)], marks_around(-0.2, 0.2, 0))
     detector = InsightFace(root)
@@ -412,7 +402,6 @@ def test_insightface_of_another_size_and_of_none(tmp_path: Path) -> None:
         assert detector.detect(solid((255, 255, 255), height, width)) == []
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_boxes_are_cut_to_whole_pixels(tmp_path: Path) -> None:
     """49.5 px from 10.75 to 60.25 count as 50."""
     found = [((10.75, 20.0, 60.25, 120.0), 0.9), ((200.25, 20.0, 249.75, 120.0), 0.9)]
@@ -421,14 +410,12 @@ def test_insightface_boxes_are_cut_to_whole_pixels(tmp_path: Path) -> None:
     assert [face.box for face in detector.detect(white)] == [(10, 20, 60, 120)]
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_takes_a_lower_score_when_told(tmp_path: Path) -> None:
     root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.3)], marks_around(-0.2, 0.2, 0))
     assert InsightFace(root).detect(RED) == []
     assert len(InsightFace(root, FaceFilter(min_score=0.25)).detect(RED)) == 1
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_looks_twice(tmp_path: Path) -> None:
     """At the part of the frame around a place, at full size, with half the score."""
     root = pack(tmp_path, [((200.0, 100.0, 360.0, 300.0), 0.3)], marks_around(-0.2, 0.15, 0.05))
@@ -444,7 +431,6 @@ def test_insightface_looks_twice(tmp_path: Path) -> None:
     assert detector.detect(white) == []  # and the first look stays as it was
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_rounds_as_published(tmp_path: Path) -> None:
     """First each of the 106 points, then the three means, both half to even."""
     marks = marks_around(-0.2, 0.15, 0.05)
@@ -461,7 +447,6 @@ def test_insightface_rounds_as_published(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rounded, np.round(rounded))
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_never_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from insightface.utils import storage
 
@@ -474,7 +459,6 @@ def test_insightface_never_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == [SCRFD_FILE]
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_refuses_other_files(tmp_path: Path) -> None:
     root = pack(tmp_path, [], marks_around(0, 0, 0))
     scrfd, landmark = root / PACK / SCRFD_FILE, root / PACK / LANDMARK_FILE
@@ -495,7 +479,6 @@ def test_insightface_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         InsightFace(root)
 
 
-@pytest.mark.usefixtures("insightface")
 def test_insightface_says_where_it_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     import onnxruntime
 

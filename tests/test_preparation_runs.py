@@ -95,6 +95,7 @@ def test_what_changed_is_done_again(once, raw, worked_on):
     assert worked_on == ["a.mp4", "b.mp4", "d.mp4"]
 
 
+@pytest.mark.usefixtures("obeys_sigint")
 def test_an_ended_run_with_other_settings_spoils_nothing(once, raw, monkeypatch):
     before = tree(once)
     other = Settings(**{**vars(EASY), "form": "aligned"})  # whose clips have the same names

@@ -20,6 +20,7 @@ def throw_into(thread: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, Thrown])
+@pytest.mark.usefixtures("obeys_sigint")
 def test_what_is_thrown_into_the_caller_stops_the_work_and_never_hits_it(kind):
     ended = []
     caller = threading.get_ident()
@@ -37,12 +38,8 @@ def test_what_is_thrown_into_the_caller_stops_the_work_and_never_hits_it(kind):
         ended.append(True)
         raise Cancelled("cancelled")
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(kind):
-            interruptible(work)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(kind):
+        interruptible(work)
     assert ended == [True]
 
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 from subprocess import run
 
 import httpx
@@ -91,6 +93,16 @@ def worked_on(database):
     return int(task.worker.rsplit(":")[-1]) if task.status == "processing" else None
 
 
+def writes(pid, folder):
+    """Whether the process has an output open there, which has no name until it is whole."""
+    opened = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            opened.append(descriptor.readlink())
+    inputs = {"video", "audio"}
+    return any(path.is_relative_to(folder) and path.name not in inputs for path in opened)
+
+
 def completed(client, task):
     return client.get_result(task)["data"]["status"] == "completed"
 
@@ -137,7 +149,7 @@ def test_a_worker_killed_in_mid_run(running, tmp_path, database):
     inputs = uploaded(ann, tmp_path, 1.2)
     task = submit(server, shown, inputs, steps=8, seed=7)
     victim = eventually(lambda: worked_on(database))
-    eventually(lambda: len(list((server.data / "work").glob("*/*/*"))) > 2)  # it began to write
+    eventually(lambda: writes(victim, server.data / "work"))
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: completed(ann, task))
     done = rows(database)[0]

@@ -437,6 +437,7 @@ def test_a_clip_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch, failure, 
     assert contents(tmp_path) == before
 
 
+@pytest.mark.usefixtures("obeys_sigint")
 def test_an_interrupt_while_espeak_calls_back_is_not_lost(tmp_path, monkeypatch):
     spoken = []
 
@@ -446,12 +447,8 @@ def test_an_interrupt_while_espeak_calls_back_is_not_lost(tmp_path, monkeypatch)
         return spoken[-1]
 
     monkeypatch.setattr(clips, "draw_take", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            synthesise(tmp_path, **SHORT)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        synthesise(tmp_path, **SHORT)
     assert len(spoken) == 1
     assert contents(tmp_path) == {}
 
