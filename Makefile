@@ -1,5 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs; each installs what is missing into .venv.
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11,$(shell \
+	$(name) -c 'import ensurepip, venv' 2> /dev/null && echo $(name))))
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
@@ -11,10 +12,11 @@ demo: .venv/installed
 	$(BIN)/python scripts/demo_report.py
 
 test: .venv/installed lint
-	$(BIN)/pytest -m "not slow and not gpu and not weights"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 # What `test` leaves out for its weight: full-size nets, services, a browser, long runs. Tests of the
-# page are skipped where there is no Chromium, unless LATENTSYNC_REQUIRE_BROWSER is set.
+# page are skipped without Chromium, those of compiled nets without a GPU or g++; LATENTSYNC_NO_SKIPS=1
+# makes a skipped test a failed one, except for want of a GPU.
 test-all: .venv/heavy .venv-restore/installed
 	$(BIN)/pytest -m slow --timeout 1800
 	.venv-restore/bin/python -m pytest --confcutdir tests/restoration tests/restoration --timeout 1800
@@ -50,6 +52,9 @@ lint: .venv/installed
 # for (their needs are in pyproject): insightface, because opencv-python would replace the headless
 # cv2, and lpips, whose weights are all that is wanted, because torchvision may not fit this torch.
 .venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 with venv is on the PATH. Install one"\
+		"(Debian, Ubuntu: apt install python3-venv; Fedora: dnf install python3.13; macOS: brew install"\
+		"python@3.13; others: https://www.python.org/downloads/), or name it: make PYTHON=/path/to/python"; exit 1; } >&2
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
