@@ -13,6 +13,7 @@ from typing import BinaryIO, TypeVar
 import av
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
+from av.codec.context import Flags as CodecFlags
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
@@ -24,6 +25,7 @@ from latentsync.media.claims import claimed_samples, unpacked_notes
 from latentsync.media.formats import GUARD, READ, is_image, name_of, unread_format
 from latentsync.media.frame import Orientation
 from latentsync.media.limits import DEFAULT_LIMITS, MOST_NOTES, Limits
+from latentsync.media.timestamps import Continuity
 
 __all__ = [
     "AudioFacts",
@@ -46,6 +48,7 @@ F = TypeVar("F", RawFrame, AudioFrame)
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # more than one letter: C:/ is a drive
 _HEAD = 64  # bytes of a file by which its format is named
+_GENPTS = 0x1  # AVFMT_FLAG_GENPTS, libavformat/avformat.h
 _WEBP_FLAGS = 20  # bytes before them
 _LEFT_OUT = " or cut short: its good frames are used"
 
@@ -135,6 +138,10 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
     if stream is not None:
         limits.check_pixels(shown(path), stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.options = bound
+        # Else libavcodec cuts less off the left than the stream says, to keep rows aligned.
+        stream.codec_context.flags |= CodecFlags.unaligned
+    # PyAV lets FFmpeg guess missing pts, wrongly for H.264 with B-frames in AVI: they are no times.
+    container.flags &= ~_GENPTS
     return container
 
 
@@ -187,20 +194,53 @@ class Damage:
         logger.log(level, "%s is damaged" + what, self._name, *values)
 
 
+class _Doubt:
+    """Tells of damage where a packet is said to be corrupt; where pieces are joined one is, too.
+
+    There a key frame comes next, or the clock jumps: at most a packet later, for FFmpeg's parser is
+    a packet late to say it.
+    """
+
+    def __init__(self, continuity: Continuity, damage: Damage) -> None:
+        self._continuity, self._damage = continuity, damage
+        self._waits = 0  # packets until it is told
+        self._jumps = 0
+
+    def see(self, packet: Packet[Stream]) -> None:
+        """The next packet of a stream; the last is empty."""
+        jumped = self._continuity.jumps > self._jumps
+        self._jumps = self._continuity.jumps
+        if self._waits and packet.size and (packet.is_keyframe or jumped):
+            self._waits = 0
+        if self._waits:
+            self._waits -= 1
+            if not (self._waits and packet.size):
+                self._waits = 0
+                self._damage.tell(_LEFT_OUT)
+        if packet.is_corrupt:
+            self._waits = 2
+
+
 def demux(
-    container: InputContainer, stream: Stream, damage: Damage | None = None
+    container: InputContainer,
+    stream: Stream,
+    damage: Damage | None = None,
+    continuity: Continuity | None = None,
 ) -> Iterator[Packet[Stream]]:
     """The stream's packets, then an empty one to flush; damage ends nothing, and is told.
+
+    Their time stamps are made continuous, by `continuity` where the file is read from a place on.
 
     A last picture that isn't whole is left out: a decoder that works on several at once would give
     up those it still holds. Of sound every sample counts.
     """
     damage = damage or Damage(container.name.removeprefix("file:"))
-    held = None
+    continuity = continuity or Continuity(container, stream)
+    held, doubt = None, _Doubt(continuity, damage)
     try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                damage.tell(_LEFT_OUT)
+        for packet in continuity.packets(container):
+            if stream.type == "video":
+                doubt.see(packet)
             if held is not None and packet.size:
                 yield held
             held = packet if packet.is_corrupt and stream.type == "video" else None

@@ -9,9 +9,10 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import chain, dropwhile
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -34,6 +35,7 @@ from latentsync.media.container import (
     video_stream,
 )
 from latentsync.media.limits import Limits
+from latentsync.media.timestamps import Continuity, SeekMap, best_effort, clock_restarts
 
 __all__ = [
     "Clock",
@@ -41,6 +43,7 @@ __all__ = [
     "Decoder",
     "EachFrame",
     "Span",
+    "Tally",
     "decoded",
     "picture_stream",
     "progressive",
@@ -51,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 _BROADCASTS = ("mpegts", "mpeg")
 _WOVEN_SIDE = 16  # px: bwdif refuses planes of fewer than 4 rows, and chroma may have a quarter
+_MOST_LEADING = 32  # frames that come out before a key frame, and lean on others before it
 _SEEK_BACK_SECONDS = (0, 1, 4, 16, 64)  # tried in turn until a key frame before the target is met
 
 
@@ -60,6 +64,22 @@ class Span(NamedTuple):
     start: int
     stop: int
     raw: RawFrame
+
+
+@dataclass
+class Tally:
+    """What became of the frames decoded so far."""
+
+    decoded: int = 0
+    shown: int = 0
+    behind: int = 0  # not shown, for their time is not after that of the frame before
+
+    def add(self, *, shown: bool, rising: bool = True) -> bool:
+        """Count one frame, shown or replaced by the next, which `rising` is later; `shown`."""
+        self.decoded += 1
+        self.shown += shown
+        self.behind += not rising
+        return shown
 
 
 class Clock(Protocol):
@@ -110,12 +130,16 @@ class EachFrame:
 class Decoder:
     """Frames of a clip as decoded, made progressive; `origin` is the first one's time in ticks.
 
-    `damage` tells what is wrong with the clip. Raises MediaError, also while reading, when the clip
-    holds more than `limits` allows.
+    `damage` tells what is wrong with the clip, `seek_map` is the clip's, for all its decoders.
+    Raises MediaError, also while reading, when the clip holds more than `limits` allows.
     """
 
-    def __init__(self, path: Path, origin: int, limits: Limits, damage: Damage) -> None:
+    def __init__(
+        self, path: Path, origin: int, limits: Limits, damage: Damage, seek_map: SeekMap
+    ) -> None:
         self._path, self._origin, self._limits, self._damage = path, origin, limits, damage
+        self._map = seek_map
+        self.tally = Tally()
         self._open()
 
     def __enter__(self) -> Self:
@@ -132,6 +156,7 @@ class Decoder:
         broadcast = self._container.format.name in _BROADCASTS
         self._stream.thread_type = "SLICE" if broadcast else "AUTO"
         self.unit = self._stream.time_base or Fraction(1, 1000)  # s per tick
+        self._continuity = Continuity(self._container, self._stream, self._map)
 
     def constant_rate(self, fps: Fraction) -> ConstantRate:
         return ConstantRate(self._origin, self.unit, fps, frame_rate(self._stream) or fps)
@@ -141,12 +166,13 @@ class Decoder:
         held: tuple[int, RawFrame] | None = None
         for raw in self._frames(self._packets()):
             at = ticks(raw)
-            if at is None:
-                at = self._origin if held is None else held[0] + (raw.duration or 1)
-            if held is not None and at > held[0]:
-                yield held
-            held = (at if held is None else max(at, held[0]), raw)
+            if held is not None:
+                if self.tally.add(shown=at > held[0], rising=at > held[0]):
+                    yield held
+                at = max(at, held[0])
+            held = at, raw
         if held is not None:
+            self.tally.add(shown=True)
             yield held
 
     def spans(self, clock: Clock) -> Iterator[Span]:
@@ -166,6 +192,8 @@ class Decoder:
     def check_end(self, seconds: float) -> None:
         """Log it when the file claims to go on for a second or more after `seconds`."""
         claimed = self._stream.duration
+        if clock_restarts(self._container):
+            return
         if claimed is not None:
             whole = float(claimed * self.unit)
         elif match := re.fullmatch(
@@ -183,17 +211,19 @@ class Decoder:
             )
 
     def _packets(self) -> Iterator[Packet[Stream]]:
-        return demux(self._container, self._stream, self._damage)
+        return demux(self._container, self._stream, self._damage, self._continuity)
 
     def _frames(self, packets: Iterable[Packet[Stream]]) -> Iterator[RawFrame]:
-        return progressive(map(self._checked, _decoded(packets, self._damage)))
+        return progressive(self._timed(packets, self._damage))
 
-    def _checked(self, raw: RawFrame) -> RawFrame:
-        end = ticks(raw) if _end(raw) is None else _end(raw)
-        if end is not None:
-            seconds = float((end - self._origin) * self.unit)
+    def _timed(
+        self, packets: Iterable[Packet[Stream]], damage: Damage | None = None
+    ) -> Iterator[RawFrame]:
+        """The frames of packets, each with its time; none is further away than is allowed."""
+        for raw in best_effort(_decoded(packets, damage), self._stream, self._map):
+            seconds = float((ticks(raw) + raw.duration - self._origin) * self.unit)
             self._limits.check_seconds(shown(self._path), seconds)
-        return raw
+            yield raw
 
     def _frames_from(self, clock: Clock, index: int) -> Iterator[RawFrame] | None:
         """Frames from one on that is shown at or before `index`.
@@ -201,36 +231,48 @@ class Decoder:
         None where the file has to be read from its start.
         """
         target = clock.ticks(index)
+        if not self._map.trusted:
+            return None
         for seconds in _SEEK_BACK_SECONDS:
             offset = target - int(seconds / self.unit)
             if offset <= self._origin:
                 return None
             try:
-                self._container.seek(offset, stream=self._stream)
+                self._container.seek(self._continuity.as_stored(offset), stream=self._stream)
             except av.FFmpegError:
                 return None
+            self._continuity = Continuity(self._container, self._stream, self._map, sought=True)
             packets = self._packets()
             key = next(packets)
             start = key.pts if key.pts is not None else key.dts
-            if not key.is_keyframe or start is None or clock.index(start) > index:
+            if not (key.is_keyframe and self._continuity.covers(key)):
                 continue
-            frames = self._frames_after_key(chain([key], packets), start)
+            if start is None or clock.index(start) > index:
+                continue
+            frames = self._frames_after_key(chain([key], packets), key.pts)
             first = next(frames, None)
-            at = None if first is None else ticks(first)
-            if first is not None and at is not None and clock.index(at) <= index:
+            if first is not None and clock.index(ticks(first)) <= index:
                 return chain([first], frames)
         return None
 
     def _frames_after_key(
-        self, packets: Iterable[Packet[Stream]], start: int
+        self, packets: Iterable[Packet[Stream]], start: int | None
     ) -> Iterator[RawFrame]:
-        """The frames from a key frame at `start` on that look as if read from the file's start."""
+        """The frames from a key frame on that look as if read from the file's start.
+
+        `start` is its pts; None where only what the decoder makes of it tells its time.
+        """
         # Pictures shown before the key frame lean on others that were not decoded (open GOP);
         # a stream that refreshes bit by bit has no whole picture at its "key frame" at all.
         # Neither is damage, so it isn't told.
-        raws = dropwhile(partial(_before, start), map(self._checked, _decoded(packets)))
+        raws = timed = self._timed(packets)
+        if start is None:
+            leading = islice(timed, _MOST_LEADING)
+            raws = chain(dropwhile(lambda raw: not raw.key_frame, leading), timed)
+        else:
+            raws = chain(dropwhile(partial(_before, start), timed))
         key = next(raws, None)
-        if key is None or not key.key_frame or ticks(key) != start:
+        if key is None or not key.key_frame or (start is not None and ticks(key) != start):
             return
         lacks_its_past = _woven(key)
         frames = progressive(chain([key], raws))
@@ -241,20 +283,20 @@ class Decoder:
     def _spans(self, clock: Clock, frames: Iterator[RawFrame]) -> Iterator[Span]:
         shown_from, held, end = 0, None, 0
         for raw in frames:
-            begin = ticks(raw)
-            at = end if begin is None else clock.index(begin)
-            if held is not None and at > shown_from:
-                yield Span(shown_from, at, held)
-            shown_from = at if held is None else max(at, shown_from)
-            held = raw
+            at = clock.index(ticks(raw))
+            if held is not None:
+                if self.tally.add(shown=at > shown_from, rising=ticks(raw) > ticks(held)):
+                    yield Span(shown_from, at, held)
+                at = max(at, shown_from)
+            shown_from, held = at, raw
             end = clock.after(shown_from, _end(raw))
-        if held is not None and (end > shown_from or shown_from == 0):
+        if held is not None and self.tally.add(shown=end > shown_from or shown_from == 0):
             yield Span(shown_from, max(end, shown_from + 1), held)
 
 
 def decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[RawFrame]:
-    """A stream's good frames, as they are in the file."""
-    return _decoded(demux(container, stream, damage), damage)
+    """A stream's good frames, as they are in the file, each with its time as its pts."""
+    return best_effort(_decoded(demux(container, stream, damage), damage), stream)
 
 
 def _decoded(packets: Iterable[Packet[Stream]], damage: Damage | None = None) -> Iterator[RawFrame]:
@@ -338,17 +380,16 @@ def picture_stream(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def ticks(raw: RawFrame) -> int | None:
-    """A frame's time in its stream's unit; files without presentation times have decoding ones."""
-    return raw.pts if raw.pts is not None else raw.dts
+def ticks(raw: RawFrame) -> int:
+    """A frame's time in its stream's unit, after `best_effort`."""
+    assert raw.pts is not None
+    return raw.pts
 
 
 def _end(raw: RawFrame) -> int | None:
     """When a frame's own time is over, in its stream's unit, where the file says."""
-    at = ticks(raw)
-    return at + raw.duration if at is not None and raw.duration else None
+    return ticks(raw) + raw.duration if raw.duration else None
 
 
 def _before(start: int, raw: RawFrame) -> bool:
-    at = ticks(raw)
-    return at is not None and at < start
+    return ticks(raw) < start

@@ -26,6 +26,7 @@ from latentsync.media.formats import is_image
 from latentsync.media.frame import Colour, Orientation, VideoFrame, from_raw, has_alpha
 from latentsync.media.hdr import curve_of, tone_mapped
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
+from latentsync.media.timestamps import SeekMap, clock_restarts
 from latentsync.types import VideoInfo
 
 __all__ = ["VideoReader", "first_shown"]
@@ -89,7 +90,7 @@ class VideoReader:
         self.path = self._source = Path(path)
         self._fps, self._limits = fps, limits
         self._remove: Callable[[], object] = _nothing
-        self._damage = Damage(self.path)
+        self._damage, self._seek_map = Damage(self.path), SeekMap()
         look = _look_at(self.path, limits)
         self.info = self._describe(look)
         self.pixel_aspect = look.pixel_aspect  # width / height of one pixel, upright
@@ -100,7 +101,7 @@ class VideoReader:
             )
             look = _look_at(self._source, limits)
         self.time_base = look.unit  # s; the times of `times` are whole multiples of it
-        self._origin = ticks(look.raw) or 0
+        self._origin = ticks(look.raw)
         self._orientation, self._colour = look.orientation, look.colour
         self._times: array[int] | None = None
         self._seen = 0  # frames of `frames()` that there were
@@ -180,7 +181,7 @@ class VideoReader:
             )
 
     def _decoder(self) -> Decoder:
-        return Decoder(self._source, self._origin, self._limits, self._damage)
+        return Decoder(self._source, self._origin, self._limits, self._damage, self._seek_map)
 
     def _picked(
         self, decoder: Decoder, clock: Clock, indices: Iterable[int], seen: int
@@ -252,7 +253,7 @@ class VideoReader:
 def first_shown(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> Fraction:
     """When a clip's first picture is shown, in seconds of the file's own time."""
     look = _look_at(Path(path), limits)
-    return (ticks(look.raw) or 0) * look.unit
+    return ticks(look.raw) * look.unit
 
 
 def _look_at(path: Path, limits: Limits) -> _Look:
@@ -260,7 +261,7 @@ def _look_at(path: Path, limits: Limits) -> _Look:
         stream = picture_stream(container, path)
         codec, still = stream.codec_context.codec.canonical_name, is_image(container)
         seconds = None if container.duration is None else container.duration / 1e6
-        if seconds is not None and not still:
+        if seconds is not None and not still and not clock_restarts(container):
             limits.check_seconds(shown(path), seconds)
         unsaid = Damage(path, logging.DEBUG)  # whoever reads on tells
         raw = next(decoded(container, stream, unsaid), None)

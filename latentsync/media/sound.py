@@ -14,8 +14,17 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from latentsync.errors import MediaError
-from latentsync.media.container import audio_stream, decode, demux, open_media, shown, video_stream
+from latentsync.media.container import (
+    Damage,
+    audio_stream,
+    decode,
+    demux,
+    open_media,
+    shown,
+    video_stream,
+)
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
+from latentsync.media.timestamps import clock_restarts
 from latentsync.types import FloatArray
 
 __all__ = ["AudioReader", "Sound", "pulled", "sound_stream", "trimmed"]
@@ -23,6 +32,8 @@ __all__ = ["AudioReader", "Sound", "pulled", "sound_stream", "trimmed"]
 logger = logging.getLogger(__name__)
 
 _FULL_SCALE = 32768  # of 16-bit samples
+_JITTER = 0.1  # s by which times may be off that a recorder took from its computer's clock
+_JOINED = 0.005  # s; times that count samples, as those of MPEG-TS
 _LAYOUTS = {"1 channels": "mono", "2 channels": "stereo"}  # where a file doesn't say
 
 
@@ -49,8 +60,9 @@ class Sound:
         """
         with open_media(path, limits) as container:
             stream = sound_stream(container, Path(path))
-            if stream.duration is not None and stream.time_base is not None:
-                limits.check_seconds(shown(path), float(stream.duration * stream.time_base))
+            claimed = None if clock_restarts(container) else stream.duration
+            if claimed is not None and stream.time_base is not None:
+                limits.check_seconds(shown(path), float(claimed * stream.time_base))
             first = next(_decoded(container, stream), None)
             if first is None:
                 raise MediaError(
@@ -77,10 +89,12 @@ class Sound:
         """The sound from time 0 on, in frames of `block` samples (the last one may be shorter).
 
         Sound that starts late is preceded by silence, gaps of more than 0.1 s are filled with it,
-        and what a codec adds in front (priming) is dropped, as the decoder says.
+        and what a codec adds in front (priming) is dropped, as the decoder says. Where clips may be
+        joined in a file, smaller gaps are filled too, and what overlaps is cut off.
         """
         graph, spec, done = None, None, 0
         with open_media(self.path, self.limits) as container:
+            tolerance = _JOINED if clock_restarts(container) else _JITTER
             stream = sound_stream(container, self.path)
             for frame in _decoded(container, stream):
                 # Before the graph sees it, which would fill a gap of any length with silence.
@@ -91,7 +105,7 @@ class Sound:
                         done += out.samples
                         yield out
                     spec = now
-                    graph = self._graph(now, (rate, layout, sample_format), block, done)
+                    graph = self._graph(now, (rate, layout, sample_format), block, done, tolerance)
                 frame.pts = round((_seconds(frame) - self.origin) * frame.sample_rate)
                 frame.time_base = Fraction(1, frame.sample_rate)
                 graph.push(frame)
@@ -101,10 +115,15 @@ class Sound:
             yield from _drained(graph)
 
     def _graph(
-        self, given: tuple[int, str, str], wanted: tuple[int, str, str], block: int, start: int
+        self,
+        given: tuple[int, str, str],
+        wanted: tuple[int, str, str],
+        block: int,
+        start: int,
+        tolerance: float,
     ) -> Graph:
         try:
-            return _graph(given, wanted, block, start)
+            return _graph(given, wanted, block, start, tolerance)
         except av.FFmpegError as error:
             raise MediaError(
                 f"{shown(self.path)} has sound that can't be converted ({given[0]} Hz, {given[1]}:"
@@ -175,8 +194,12 @@ def sound_stream(container: InputContainer, path: Path) -> AudioStream:
 def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
     """Frames with sound in them, each with a time; padding behind the last one is cut off."""
     due, held = 0, None
-    for packet in demux(container, stream):
-        for frame in decode(packet, AudioFrame):
+    damage = Damage(container.name.removeprefix("file:"))
+    for packet in demux(container, stream, damage):
+        frames = decode(packet, AudioFrame)
+        if packet.is_corrupt and not frames:
+            damage.tell(": what can't be decoded of its sound is left out")
+        for frame in frames:
             if frame.samples == 0:
                 continue
             if frame.pts is None:
@@ -211,16 +234,23 @@ def _seconds(frame: AudioFrame) -> Fraction:
 
 
 def _graph(
-    given: tuple[int, str, str], wanted: tuple[int, str, str], block: int, start: int
+    given: tuple[int, str, str],
+    wanted: tuple[int, str, str],
+    block: int,
+    start: int,
+    tolerance: float,
 ) -> Graph:
-    """A chain from one (rate, layout, sample format) to another; its first sample is `start`."""
+    """A chain from one (rate, layout, sample format) to another; its first sample is `start`.
+
+    Sound that is further than `tolerance` seconds from where its time says is moved there.
+    """
     graph = Graph()
     source = graph.add_abuffer(
         sample_rate=given[0], layout=given[1], format=given[2], time_base=Fraction(1, given[0])
     )
     rate, layout, sample_format = wanted
     nodes = [
-        graph.add("aresample", f"{rate}:async=1:first_pts={start}"),
+        graph.add("aresample", f"{rate}:async=1:min_hard_comp={tolerance}:first_pts={start}"),
         graph.add(
             "aformat",
             f"sample_rates={rate}:channel_layouts={layout}:sample_fmts={sample_format}",

@@ -1,0 +1,246 @@
+"""Time stamps as FFmpeg's command line reads them, for pictures and sound alike.
+
+    packets ->  Continuity   a jump of the file's clock is closed, by one offset for all streams
+    frames  ->  best_effort  each gets a time: its pts, its dts where the pts are wrong, or the next
+
+The rules and their limits are those of `fftools/ffmpeg_demux.c` (ts_discontinuity_process) and
+`libavcodec/decode.c` (guess_correct_pts). A `SeekMap` remembers what reading in order found, so
+that a frame has the same time when it is reached by seeking.
+"""
+
+from __future__ import annotations  # PyAV's Packet is generic for type checkers only
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from typing import cast
+
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Stream
+from av.video.frame import VideoFrame as RawFrame
+from av.video.stream import VideoStream
+
+__all__ = ["Continuity", "SeekMap", "best_effort", "clock_restarts"]
+
+_TS_DISCONT = 0x200  # AVFMT_TS_DISCONT, libavformat/avformat.h
+_SECOND = 1_000_000  # µs; FFmpeg computes discontinuities in this unit
+_JUMP = 10 * _SECOND  # -dts_delta_threshold: a step of the clock further than this is a jump,
+_FALL = _SECOND // 10  # and one back by more than this
+_NONSENSE = 30 * 3600 * _SECOND  # -dts_error_threshold, where a format has no discontinuities
+_NEVER = 2**60  # µs; further from 0 than this no file is, and reckoning with it would overflow
+
+
+def clock_restarts(container: InputContainer) -> bool:
+    """Whether a format's clock may begin anew in the middle, as in MPEG-TS, MPEG-PS and Ogg.
+
+    Then the difference of the first and the last time stamp says nothing of the file's length.
+    """
+    return bool(container.format.flags & _TS_DISCONT)
+
+
+class SeekMap:
+    """What one clip's pictures, read in order, told of its time stamps."""
+
+    def __init__(self) -> None:
+        self.trusted = True  # False: pts were seen to fall, so times depend on all frames before
+        self._read_to = -1  # byte up to which the offsets are known
+        self._places: list[int] = []  # byte from which an offset holds, rising
+        self._times: list[int] = []  # dts there, with the offset; ticks
+        self._offsets: list[int] = []  # µs
+
+    def learn(self, place: int, time: int, offset: int) -> None:
+        """The packet at byte `place` has the dts `time`, in ticks, with `offset` added."""
+        if place <= self._read_to:
+            return
+        self._read_to = place
+        if not self._offsets or offset != self._offsets[-1]:
+            self._places.append(place)
+            self._times.append(time)
+            self._offsets.append(offset)
+
+    def covers(self, place: int) -> bool:
+        """Whether the packet at a byte was read."""
+        return place <= self._read_to
+
+    def offset_at(self, place: int) -> int:
+        """The offset in µs of the packet at a byte that was read."""
+        return self._offsets[max(0, bisect_right(self._places, place) - 1)]
+
+    def offset_before(self, time: int) -> int:
+        """The offset in µs at a time in ticks."""
+        before = bisect_right(self._times, time) - 1
+        return self._offsets[max(0, before)] if self._offsets else 0
+
+
+class _StreamClock:
+    """Where one stream's decoding time is, in µs."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._unit = (stream.time_base or Fraction(1, 1000)) * _SECOND
+        self.dts: int | None = None  # of the last packet
+        self.due: int | None = None  # of the next one, if nothing is missing
+        self._usual: int | None = None  # duration of a packet, where the stream tells
+        if isinstance(stream, AudioStream) and stream.codec_context.sample_rate:
+            context = stream.codec_context
+            self._usual = (context.frame_size or 0) * _SECOND // context.sample_rate
+        rate = stream.average_rate if isinstance(stream, VideoStream) else None
+        self._frame = round(_SECOND / rate) if rate else 0
+
+    def us(self, ticks: int) -> int:
+        return round(ticks * self._unit)
+
+    def ticks(self, us: int) -> int:
+        return round(us / self._unit)
+
+    def pass_by(self, packet: Packet[Stream]) -> None:
+        """Move on behind a packet whose time stamps are right by now."""
+        if packet.dts is not None:
+            self.dts = self.us(packet.dts)
+        elif self.dts is None and packet.pts is not None:
+            self.dts = self.us(packet.pts)
+        else:
+            self.dts = self.due
+        if self.dts is not None:
+            usual = self._frame if self._usual is None else self._usual
+            if self._usual is None and packet.duration:
+                usual = self.us(packet.duration)
+            self.due = self.dts + usual
+
+
+class Continuity:
+    """The time stamps of one open file, made continuous as its packets are read in order.
+
+    In a format whose clock may begin anew (MPEG-TS, MPEG-PS, Ogg), a jump is closed: what follows
+    continues where the last packet ended. The pictures and the main sound decide together and
+    every stream gets the same offset, so they stay in sync. In other formats a stamp more than 30
+    hours off is dropped.
+    """
+
+    def __init__(
+        self,
+        container: InputContainer,
+        wanted: Stream,
+        seek_map: SeekMap | None = None,
+        *,
+        sought: bool = False,
+    ) -> None:
+        """For reading `wanted` from the start, or, if `sought`, from a place that the map knows."""
+        self.closes = clock_restarts(container)
+        main = (container.streams.best("video"), container.streams.best("audio"))
+        deciding = [one for one in main if one is not None] if self.closes else []
+        self.streams = list({one.index: one for one in (*deciding, wanted)}.values())
+        self._wanted = wanted.index
+        self._clocks = {one.index: _StreamClock(one) for one in self.streams}
+        self._map = seek_map
+        self._by_map = sought  # whether the offset is taken from the map
+        self._place = -1  # byte of the last packet of `wanted`
+        self._offset = 0  # µs
+        self.jumps = 0  # that were closed
+        self._last: int | None = None  # dts of the last packet of any stream, µs
+
+    def packets(self, container: InputContainer) -> Iterator[Packet[Stream]]:
+        """The rest of the wanted stream's packets, then an empty one to flush."""
+        for packet in container.demux(self.streams):
+            if packet.size:
+                self._mend(packet)
+            if packet.stream.index == self._wanted:
+                yield packet
+
+    def covers(self, packet: Packet[Stream]) -> bool:
+        """Whether a packet has the very time stamps that it has when the file is read in order."""
+        if not self.closes:
+            return True
+        return self._map is not None and packet.pos is not None and self._map.covers(packet.pos)
+
+    def as_stored(self, ticks: int) -> int:
+        """A time of the wanted stream, in ticks, as the file has it."""
+        offset = self._map.offset_before(ticks) if self._map else 0
+        return ticks - self._clocks[self._wanted].ticks(offset)
+
+    def _mend(self, packet: Packet[Stream]) -> None:
+        clock = self._clocks[packet.stream.index]
+        _drop(packet, lambda ticks: abs(clock.us(ticks)) > _NEVER)
+        if self.closes:
+            if packet.stream.index == self._wanted:
+                self._reach(packet.pos)
+            _move(packet, clock.ticks(self._offset))
+            if packet.dts is not None:
+                if not self._by_map:
+                    self._close(packet, clock)
+                self._last = clock.us(packet.dts)
+                if packet.stream.index == self._wanted and self._map and not self._by_map:
+                    self._map.learn(self._place, packet.dts, self._offset)
+        elif (due := clock.due) is not None:
+            _drop(packet, lambda ticks: abs(clock.us(ticks) - due) > _NONSENSE)
+        clock.pass_by(packet)
+
+    def _reach(self, place: int | None) -> None:
+        """Come to the wanted stream's packet at a byte; several may lie in one unit of the file."""
+        self._place = self._place + 1 if place is None else place
+        if self._by_map and self._map is not None:
+            self._by_map = self._map.covers(self._place)
+            if self._by_map:
+                self._offset = self._map.offset_at(self._place)
+
+    def _close(self, packet: Packet[Stream], clock: _StreamClock) -> None:
+        """Change the offset where the clock has jumped; an unseen stream is held to the others."""
+        assert packet.dts is not None
+        dts = clock.us(packet.dts)
+        due = self._last if clock.due is None else clock.due
+        if due is None:
+            return
+        fell = clock.due is not None and clock.dts is not None and dts + _FALL < clock.dts
+        if abs(dts - due) > _JUMP or fell:
+            self._offset -= dts - due
+            self.jumps += 1
+            _move(packet, clock.ticks(due - dts))
+
+
+def _move(packet: Packet[Stream], ticks: int) -> None:
+    if ticks:
+        packet.pts = None if packet.pts is None else packet.pts + ticks
+        packet.dts = None if packet.dts is None else packet.dts + ticks
+
+
+def _drop(packet: Packet[Stream], wrong: Callable[[int], bool]) -> None:
+    if packet.pts is not None and wrong(packet.pts):
+        packet.pts = None
+    if packet.dts is not None and wrong(packet.dts):
+        packet.dts = None
+
+
+def best_effort(
+    frames: Iterable[RawFrame], stream: VideoStream, seek_map: SeekMap | None = None
+) -> Iterator[RawFrame]:
+    """The same frames, each with its time as its pts.
+
+    That is the pts, as long as pts were seen to fall no more often than dts; then the dts, as in
+    AVI with B-frames, whose pts are none. A frame without either follows the one before after that
+    one's duration, or a usual one; the first is then at the file's start.
+    """
+    unit = stream.time_base or Fraction(1, 1000)
+    usual = max(1, round(1 / stream.average_rate / unit)) if stream.average_rate else 1
+    begins = cast(InputContainer, stream.container).start_time or 0
+    due = round(Fraction(begins, _SECOND) / unit)
+    faults_of_pts = faults_of_dts = 0
+    last_pts = last_dts = None
+    for frame in frames:
+        pts, dts = frame.pts, frame.dts
+        if dts is not None and last_dts is not None:
+            faults_of_dts += dts <= last_dts
+        if pts is not None and last_pts is not None:
+            faults_of_pts += pts <= last_pts
+        if pts is not None or dts is not None:
+            last_pts = dts if pts is None else pts
+            last_dts = pts if dts is None else dts
+        falls = faults_of_pts > faults_of_dts
+        if falls and seek_map is not None:
+            seek_map.trusted = False
+        at = dts if pts is None or falls else pts
+        if at is None:
+            at = due
+        due = at + (frame.duration or usual)
+        frame.pts = at
+        yield frame
