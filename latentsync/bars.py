@@ -6,18 +6,20 @@ import sys
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
 from rich.text import Text
 
 from latentsync.types import Progress, ProgressCallback
 
-__all__ = ["bars", "console", "shown_on"]
+__all__ = ["bars", "console", "shown_on", "transfer_bars"]
 
 console = Console(stderr=True)
 
@@ -40,12 +42,19 @@ class _Speed(ProgressColumn):
 
 
 def bars(unit: str = "frames") -> Bars:
+    return _drawn(MofNCompleteColumn(), TextColumn(unit), _Speed())
+
+
+def transfer_bars() -> Bars:
+    """Bars that count bytes."""
+    return _drawn(DownloadColumn(), TransferSpeedColumn())
+
+
+def _drawn(*columns: ProgressColumn) -> Bars:
     return Bars(
         TextColumn("{task.description:>16}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        _Speed(),
+        *columns,
         TimeRemainingColumn(),
         console=console,
         transient=True,

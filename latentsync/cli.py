@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import TaskID
 
-from latentsync.bars import bars, console, shown_on
+from latentsync.bars import bars, console, shown_on, transfer_bars
 from latentsync.cli_app import app as show_page
 from latentsync.cli_evaluate import evaluate
 from latentsync.cli_generate import PUBLISHED_SPELLINGS, generate
@@ -130,14 +131,22 @@ def download(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(SETS)}.")],
     weights: Weights = None,
 ) -> None:
-    """Fetch published weights; what is there stays, and a broken transfer is resumed."""
+    """Fetch published weights; what is there stays, a transfer that ended early is resumed."""
     from latentsync.weights import download as fetch
     from latentsync.weights import root
 
     def show(item: Download) -> None:
         typer.echo(f"{root(weights) / item.target}   licence: {item.licence}")
 
-    fetch(name, weights, show)
+    with transfer_bars() as drawn:
+        tasks: dict[str, TaskID] = {}
+
+        def move(item: Download, done: int, total: int | None) -> None:
+            if item.target not in tasks:
+                tasks[item.target] = drawn.add_task(Path(item.target).name)
+            drawn.update(tasks[item.target], completed=done, total=total)
+
+        fetch(name, weights, show, move)
 
 
 @app.command()
@@ -171,7 +180,7 @@ def verify(
         wrong += check.good is False
         typer.echo(f"{verdict:<6} {check.what:<42} {check.found}")
     if wrong:
-        raise WeightsMismatch(f"{wrong} of these checks went wrong; run `latentsync download`")
+        raise WeightsMismatch(f"{wrong} of these checks went wrong; the table says which")
 
 
 @app.command()

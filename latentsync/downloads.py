@@ -1,36 +1,16 @@
-"""Every weight file there is: where it is published, how large it is, its hash, its licence.
+"""The table of all weight files: where each is published, its size, hash and licence.
 
-One table, `SETS`: what `latentsync download NAME` fetches. Files come to a folder `.incoming` under
-the weights folder first, where a broken transfer is taken up again; only a whole file with the
-right hash moves to its place.
-
-Hashes and sizes are those of the files as published in 2025; None where they aren't known.
+`latentsync download NAME` fetches the files of `SETS[NAME]` (see `fetching`). Sizes and hashes are
+those of the files as published in 2025.
 """
 
-import errno
-import hashlib
-import logging
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from zipfile import BadZipFile, ZipFile
+from dataclasses import dataclass
 
-import requests
-
-from latentsync.errors import OptionError, WeightsError, WeightsMismatch
-
-__all__ = ["SETS", "Download", "fetch", "fetch_set"]
-
-log = logging.getLogger(__name__)
-
-PIECE = 1 << 16  # bytes read at a time
-TIMEOUT = 30  # seconds without an answer
-ROOM = 1 << 28  # bytes to be left free on the disk
+__all__ = ["SETS", "Download"]
 
 MIT = "MIT"
 RESEARCH = "InsightFace model pack: non-commercial research only"
-CARD = "see the model card (LatentSync's code is Apache-2.0)"
+OPENRAIL = "OpenRAIL++ (openrail++ on the model card)"
 OTHER = "its authors' own terms, see LatentSync's README"
 # https://github.com/TencentARC/GFPGAN/blob/master/LICENSE names StyleGAN2 and others as parts of it
 APACHE_GFPGAN = "Apache-2.0; parts derived from StyleGAN2 and DFDNet under their own terms"
@@ -45,13 +25,17 @@ class Download:
     source: str  # "owner/name" on the hub, or a URL
     file: str  # in the repository; or in the zip that the URL leads to; or empty
     licence: str
-    size: int | None = None  # bytes
-    sha256: str | None = None
+    size: int  # bytes
+    sha256: str
     mirror: str | None = None  # URL of the same file, for when the first source doesn't give it
 
     @property
     def on_hub(self) -> bool:
         return "://" not in self.source
+
+    @property
+    def is_zipped(self) -> bool:
+        return bool(self.file) and not self.on_hub
 
 
 LATENTSYNC = "ByteDance/LatentSync-1.6"
@@ -166,9 +150,46 @@ LPIPS_LINEAR = Download(
 )
 
 
-def _of_latentsync(name: str, licence: str = OTHER) -> Download:
-    return Download(name, OLDER, name, licence)
-
+VGG16 = Download(
+    "auxiliary/vgg16-397923af.pth",
+    OLDER,
+    "auxiliary/vgg16-397923af.pth",
+    "BSD-3-Clause (torchvision)",
+    553_433_881,
+    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+)
+VIDEOMAE = Download(
+    "auxiliary/vit_g_hybrid_pt_1200e_ssv2_ft.pth",
+    OLDER,
+    "auxiliary/vit_g_hybrid_pt_1200e_ssv2_ft.pth",
+    OTHER,
+    2_023_804_201,
+    "5a210a92f035dff30c53b46157b612e7a1a5d3c99700e1b2d71da5c399ca7e70",
+)
+I3D = Download(
+    "auxiliary/i3d_torchscript.pt",
+    OLDER,
+    "auxiliary/i3d_torchscript.pt",
+    OTHER,
+    51_235_320,
+    "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
+)
+KONIQ = Download(
+    "auxiliary/koniq_pretrained.pkl",
+    OLDER,
+    "auxiliary/koniq_pretrained.pkl",
+    OTHER,
+    109_768_650,
+    "ff9277bcc68ecc10e77d88b6d0a32825ec3c85562095542734ec6212eaaf6d81",
+)
+STABLE_SYNCNET = Download(
+    "stable_syncnet.pt",
+    LATENTSYNC,
+    "stable_syncnet.pt",
+    OPENRAIL,
+    1_605_328_746,
+    "77678d13861a02d6e83d0b169962175b6266be773f1f6f85fda2b0182e225118",
+)
 
 SETS: dict[str, tuple[Download, ...]] = {
     "v1.6": (
@@ -176,7 +197,7 @@ SETS: dict[str, tuple[Download, ...]] = {
             "v1.6/latentsync_unet.pt",
             LATENTSYNC,
             "latentsync_unet.pt",
-            CARD,
+            OPENRAIL,
             5_072_222_488,
             "0a478e89eb660f82da4c35dbdde8a5adfb27f99d1b4e50edd03729e1e98316d3",
         ),
@@ -185,7 +206,14 @@ SETS: dict[str, tuple[Download, ...]] = {
         *INSIGHTFACE,
     ),
     "v1.5": (
-        Download("v1.5/latentsync_unet.pt", OLDER, "latentsync_unet.pt", CARD),
+        Download(
+            "v1.5/latentsync_unet.pt",
+            OLDER,
+            "latentsync_unet.pt",
+            OPENRAIL,
+            5_072_348_184,
+            "6440b49a7ccceff56cdc001f5f17605216337f5bbd66fa360139768926e23f51",
+        ),
         WHISPER,
         VAE,
         *INSIGHTFACE,
@@ -194,151 +222,6 @@ SETS: dict[str, tuple[Download, ...]] = {
     "yunet": (YUNET,),
     "gfpgan": (GFPGAN,),
     "codeformer": (CODEFORMER,),
-    "train": (
-        Download("stable_syncnet.pt", LATENTSYNC, "stable_syncnet.pt", CARD),
-        _of_latentsync("auxiliary/vgg16-397923af.pth", "BSD-3-Clause (torchvision)"),
-        LPIPS_LINEAR,
-        _of_latentsync("auxiliary/vit_g_hybrid_pt_1200e_ssv2_ft.pth"),
-    ),
-    "eval": (
-        SYNCNET,
-        S3FD,
-        INCEPTION,
-        ARCFACE,
-        _of_latentsync("auxiliary/i3d_torchscript.pt"),
-        _of_latentsync("auxiliary/koniq_pretrained.pkl"),
-        _of_latentsync("auxiliary/vgg16-397923af.pth", "BSD-3-Clause (torchvision)"),
-        LPIPS_LINEAR,
-    ),
+    "train": (STABLE_SYNCNET, VGG16, LPIPS_LINEAR, VIDEOMAE),
+    "eval": (SYNCNET, S3FD, INCEPTION, ARCFACE, I3D, KONIQ, VGG16, LPIPS_LINEAR),
 }
-
-
-def fetch_set(name: str, folder: Path, report: Callable[[Download], None] | None = None) -> None:
-    """Fetch what is called `name` and not there yet; `report` hears of each file that is there.
-
-    Raises:
-        OptionError: nothing is called so.
-        WeightsError, WeightsMismatch: as `fetch`.
-    """
-    if name not in SETS:
-        raise OptionError(f"nothing is called {name!r}; it must be one of {', '.join(SETS)}")
-    for item in SETS[name]:
-        fetch(item, folder)
-        if report:
-            report(item)
-    shutil.rmtree(folder / ".incoming", ignore_errors=True)
-
-
-def fetch(item: Download, folder: Path) -> Path:
-    """Fetch one file unless it is there; returns its place.
-
-    From the hub by huggingface_hub: $HF_ENDPOINT, $HF_HUB_OFFLINE, $HF_TOKEN and its cache hold.
-
-    Raises:
-        WeightsError: no network, no such file, no space; what has come stays for the next try.
-        WeightsMismatch: the file that came is another one; it is removed.
-    """
-    target = folder / item.target
-    if target.is_file():
-        return target
-    incoming = folder / ".incoming"
-    log.info("fetching %s from %s (licence: %s)", item.target, item.source, item.licence)
-    try:
-        incoming.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(item, folder)
-        try:
-            staged = _from_hub(item, incoming) if item.on_hub else _from_url(item, incoming)
-        except Exception as error:
-            if item.mirror is None:
-                raise
-            log.warning("%s; trying %s", _reason(item, target, error), item.mirror)
-            item = replace(item, source=item.mirror, file="")
-            staged = _from_url(item, incoming)
-        _check_hash(item, staged)
-        staged.replace(target)
-    except WeightsError:
-        raise
-    except Exception as error:
-        # The hub's library and requests each raise a dozen kinds; all mean that it did not come.
-        raise WeightsError(_reason(item, target, error)) from error
-    return target
-
-
-def _from_hub(item: Download, incoming: Path) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    place = incoming / item.source
-    cached = try_to_load_from_cache(item.source, item.file)
-    if isinstance(cached, str):
-        staged = place / item.file
-        staged.parent.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.copyfile(cached, staged))
-    return Path(hf_hub_download(item.source, item.file, local_dir=place))
-
-
-def _from_url(item: Download, incoming: Path) -> Path:
-    whole = incoming / item.source.rsplit("/", 1)[-1]
-    part = whole.with_name(whole.name + ".part")
-    if not whole.is_file():
-        have = part.stat().st_size if part.is_file() else 0
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        with requests.get(item.source, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            answer.raise_for_status()
-            resumed = answer.status_code == requests.codes.partial_content
-            expected = int(answer.headers.get("Content-Length", 0)) + (have if resumed else 0)
-            with part.open("ab" if resumed else "wb") as out:
-                for piece in answer.iter_content(PIECE):
-                    out.write(piece)
-        if part.stat().st_size < expected:
-            raise OSError(f"the transfer broke off at {part.stat().st_size} of {expected} bytes")
-        part.replace(whole)
-    if not item.file:
-        return whole
-    staged = whole.with_name(item.file)
-    try:
-        with ZipFile(whole) as archive:
-            staged.write_bytes(archive.read(_member(archive, item.file)))
-    except (BadZipFile, KeyError) as error:
-        whole.unlink()
-        raise WeightsMismatch(f"{item.source} is not the zip it should be ({error})") from error
-    return staged
-
-
-def _member(archive: ZipFile, name: str) -> str:
-    found = [entry for entry in archive.namelist() if Path(entry).name == name]
-    if not found:
-        raise KeyError(f"no {name} in it")
-    return found[0]
-
-
-def _check_room(item: Download, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if item.size and free < item.size + ROOM:
-        raise WeightsError(
-            f"{item.target} needs {item.size / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB "
-            "free; make room, or name another folder with --weights or $LATENTSYNC_WEIGHTS"
-        )
-
-
-def _check_hash(item: Download, staged: Path) -> None:
-    if item.sha256 is None:
-        return
-    with staged.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != item.sha256:
-        staged.unlink()
-        raise WeightsMismatch(
-            f"{item.target} from {item.source} has sha256 {found[:12]}..., not the published "
-            f"{item.sha256[:12]}...; it was removed; try again, or fetch it from another mirror"
-        )
-
-
-def _reason(item: Download, target: Path, error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full while fetching {item.target}; make room and run it again"
-    reason = next((line for line in map(str.strip, str(error).splitlines()) if line), repr(error))
-    return (
-        f"{item.target} can't be fetched from {item.source} ({reason[:200]}); check the network "
-        f"and run it again, or put the file at {target} yourself"
-    )

@@ -69,7 +69,7 @@ def verify(
     yield Check("python, torch, machine", f"{sys.version.split()[0]}, {torch.__version__}, "
                 f"{platform.machine()}")  # fmt: skip
     for item in SETS.get(model, ()):
-        yield _file(item, root(weights) / item.target)
+        yield _file(item, root(weights) / item.target, model)
     start = time.perf_counter()
     lipsync = LipSync.load(model, weights=weights, device=device, dtype=dtype, detector=detector)
     yield Check("strict load", f"{time.perf_counter() - start:.1f} s", good=True)
@@ -94,15 +94,20 @@ def latentsync_version() -> str:
     return version(latentsync.__name__)
 
 
-def _file(item: Download, path: Path) -> Check:
+def _file(item: Download, path: Path, name: str) -> Check:
+    """Whether a file is the published one."""
     if not path.is_file():
-        return Check(item.target, "not there", good=None)
-    size = f"{path.stat().st_size:,} bytes"
-    if item.sha256 is None:
-        return Check(item.target, f"{size}, its published hash is not known")
+        return Check(item.target, f"not there; latentsync download {name}", good=None)
+    size = path.stat().st_size
+    remedy = f"delete it and run `latentsync download {name}`"
+    if size != item.size:
+        return Check(item.target, f"{size:,} bytes, not {item.size:,}; {remedy}", good=False)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    return Check(item.target, f"{size}, sha256 {found[:12]}", good=found == item.sha256)
+    if found != item.sha256:
+        wrong = f"sha256 {found[:12]}, not {item.sha256[:12]}; {remedy}"
+        return Check(item.target, f"{size:,} bytes, {wrong}", good=False)
+    return Check(item.target, f"{size:,} bytes, sha256 {found[:12]}", good=True)
 
 
 def _nets(lipsync: LipSync) -> Iterator[Check]:

@@ -15,6 +15,7 @@ Our own form is what training writes; `load_nets` takes such a folder by its pat
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,19 +26,21 @@ from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentsync import devices
 from latentsync.config import PRESETS, ModelConfig, SyncNetConfig, UNetConfig
-from latentsync.downloads import Download, fetch_set
+from latentsync.downloads import Download
 from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
+from latentsync.fetching import fetch_set
 from latentsync.models.lpips import LPIPS
 from latentsync.models.syncnet import StableSyncNet
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
 from latentsync.speech import SpeechEncoder
+from latentsync.transfer import locked
 
 if TYPE_CHECKING:
     from latentsync.models.videomae import VideoMAE
@@ -55,6 +58,7 @@ __all__ = [
     "read",
     "root",
     "save",
+    "write_tensors",
 ]
 
 log = logging.getLogger(__name__)
@@ -88,10 +92,13 @@ def root(folder: Path | str | None = None) -> Path:
 
 
 def download(
-    name: str, folder: Path | str | None = None, report: Callable[[Download], None] | None = None
+    name: str,
+    folder: Path | str | None = None,
+    report: Callable[[Download], None] | None = None,
+    progress: Callable[[Download, int, int | None], None] | None = None,
 ) -> None:
-    """Fetch what `latentsync.downloads` lists under `name` into the weights folder; see there."""
-    fetch_set(name, root(folder), report)
+    """Fetch a set of `latentsync.downloads` into the weights folder, as `fetching.fetch_set`."""
+    fetch_set(name, root(folder), report, progress)
 
 
 def load_nets(
@@ -303,23 +310,69 @@ def _cached(repository: str, file: str) -> Path | None:
 def _in_half(path: Path, config: UNetConfig) -> Path:
     """A float16 copy beside a published U-Net, made once: half as large, and mapped, not unpickled.
 
-    Where the folder can't be written, the published file itself.
+    Where there is none that can be read, and none can be written, the published file itself.
     """
     half = path.with_suffix(".fp16.safetensors")
-    if half.is_file() and half.stat().st_mtime >= path.stat().st_mtime:
+    if _is_copy(half, path):
         return half
-    log.info("making %s of %s, once", half.name, path)
-    state = {k: v.half().contiguous() for k, v in load_unet(path, config).state_dict().items()}
-    temporary = half.with_name(f".{half.name}.{os.getpid()}")
     try:
-        save_file(state, temporary)
-        temporary.replace(half)
+        with locked(_lock_of(half)):
+            if not _is_copy(half, path):  # another process may have made it meanwhile
+                log.info("making %s of %s, once", half.name, path)
+                state = load_unet(path, config).state_dict()
+                _write({k: v.half().contiguous() for k, v in state.items()}, half)
     except (OSError, SafetensorError) as error:
         log.warning("%s can't be written (%s); loading %s instead", half, error, path.name)
         return path
-    finally:
-        temporary.unlink(missing_ok=True)
     return half
+
+
+def _is_copy(half: Path, path: Path) -> bool:
+    """Whether a float16 copy is there, as new as its original, and can be read."""
+    try:
+        if half.stat().st_mtime < path.stat().st_mtime:
+            return False
+        with safe_open(half, "pt"):  # reads the header, and holds the file's size against it
+            return True
+    except FileNotFoundError:
+        return False
+    except (OSError, SafetensorError) as error:
+        log.warning("%s can't be read (%s)", half, error)
+        return False
+
+
+def write_tensors(state: State, path: Path) -> None:
+    """Write a safetensors file in one step; one that is there stays until the new one is whole.
+
+    Raises:
+        OSError, SafetensorError: it can't be written.
+    """
+    with locked(_lock_of(path)):
+        _write(state, path)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _write(state: State, path: Path) -> None:
+    """Write a safetensors file; the caller holds its lock.
+
+    safetensors writes a hidden file of mode 0600 in the target's folder and renames it, whatever
+    the umask says; a process that is killed leaves it behind. So it gets a folder of its own.
+    """
+    folder = path.with_name(f".{path.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir()
+    try:
+        written = folder / path.name
+        written.touch()
+        mode = written.stat().st_mode
+        save_file(state, written)
+        written.chmod(mode)
+        written.replace(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(path: Path, *entries: str, hint: str = "put it there, or use `--model demo`") -> State:
@@ -427,5 +480,5 @@ def save(nets: Nets, folder: Path) -> None:
     parts = {"unet": nets.unet, "vae": nets.vae, "whisper": nets.speech}
     for part, net in parts.items():
         state = {k: v.half().contiguous().cpu() for k, v in net.state_dict().items()}
-        save_file(state, folder / f"{part}.safetensors")
+        write_tensors(state, folder / f"{part}.safetensors")
     (folder / "config.json").write_text(nets.config.to_json())

@@ -2,12 +2,16 @@
 
 import sys
 
+from latentsync.errors import LatentSyncError
 from latentsync.weights import download
 
 
 def main() -> None:
-    for name in sys.argv[1:] or ["v1.6"]:
-        download(name, report=lambda item: print(f"{item.target}   licence: {item.licence}"))
+    try:
+        for name in sys.argv[1:] or ["v1.6"]:
+            download(name, report=lambda item: print(f"{item.target}   licence: {item.licence}"))
+    except LatentSyncError as error:
+        sys.exit(f"download_weights: {error}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ LAYERS = [
     {"bodies", "errors", "types"},
     {"config", "options"},
     {"devices", "ahead"},
-    {"media", "timeline", "align", "mask", "mel", "models", "steady"}
+    {"media", "timeline", "align", "mask", "mel", "models", "steady", "transfer"}
     | {"report", "reporter", "bars", "kept"},
     {"archives", "cache", "as_published", "blend", "diffusion", "downloads", "faces", "speech"}
     | {"upscale"},
+    {"fetching"},
     {"weights", "voice_activity", "occlusion"},
     {"network"},
     {"painter", "pace", "restorers"},

@@ -421,3 +421,76 @@ def test_the_demo_in_the_repository_is_what_training_makes_of_the_preset():
     assert sum(sizes.values()) < 25e6
     assert max(sizes.values()) < 16 * 2**20
     assert max(sizes["landmarks.safetensors"], sizes["ruler.safetensors"]) < 1e6
+
+
+# ---- who may read what was written ---------------------------------------------------------------
+
+
+@pytest.fixture(params=[0o022, 0o007], ids=oct)
+def mask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_files_have_the_mode_that_the_umask_gives(nets, published, tmp_path, mask):
+    weights.save(nets, tmp_path / "model")
+    weights.load_nets("v1.6", folder=published, dtype=torch.float16)
+    copy = (published / UNET).with_suffix(".fp16.safetensors")
+    for path in (copy, *(tmp_path / "model").iterdir()):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask, path.name
+
+
+def test_what_a_killed_process_left_is_swept(nets, tmp_path):
+    """safetensors writes to a hidden file of its own naming first."""
+    left = tmp_path / ".unet.safetensors.part/.tmpgOwVN7"
+    left.parent.mkdir()
+    left.write_bytes(b"half of it")
+    weights.save(nets, tmp_path)
+    names = {"config.json", "unet.safetensors", "vae.safetensors", "whisper.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before(nets, tmp_path, monkeypatch):
+    def fail(_state, path):
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    weights.save(nets, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(weights, "save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        weights.save(nets, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def forbidden(path, *_):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_a_copy_that_cannot_be_read_or_made_is_not_needed(nets, published, monkeypatch, caplog):
+    weights.load_nets("v1.6", folder=published, dtype=torch.float16)  # another account, say
+    monkeypatch.setattr(weights, "safe_open", forbidden)
+    monkeypatch.setattr(weights, "locked", forbidden)
+    monkeypatch.setattr(weights, "load_file", only_published(weights.load_file))
+    loaded = weights.load_nets("v1.6", folder=published, dtype=torch.float16)
+    assert_same(loaded.unet, nets.unet, Tensor.half)
+    assert any("fp16.safetensors can't be read" in line for line in caplog.messages)
+    assert any("loading latentsync_unet.pt instead" in line for line in caplog.messages)
+
+
+def only_published(load):
+    def checked(path):
+        return load(path) if "fp16" not in path.name else forbidden(path)
+
+    return checked
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-7], lambda _: b""], ids=["cut", "empty"])
+def test_a_damaged_copy_is_made_anew(nets, published, damage):
+    weights.load_nets("v1.6", folder=published, dtype=torch.float16)
+    copy = (published / UNET).with_suffix(".fp16.safetensors")
+    copy.write_bytes(damage(copy.read_bytes()))
+    loaded = weights.load_nets("v1.6", folder=published, dtype=torch.float16)
+    assert_same(loaded.unet, nets.unet, Tensor.half)
+    assert {p.name for p in copy.parent.iterdir()} == {"latentsync_unet.pt", copy.name}

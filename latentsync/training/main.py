@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 
 from latentsync import faces, weights
 from latentsync.config import SyncNetConfig, SyncNetTrainConfig, UNetTrainConfig
@@ -206,9 +205,7 @@ def train_syncnet(
     file = output / "syncnet.safetensors"
 
     def keep() -> None:
-        temporary = file.with_name(f".{file.name}")
-        save_file({k: v.cpu().contiguous() for k, v in net.state_dict().items()}, temporary)
-        temporary.replace(file)
+        weights.write_tensors({k: v.cpu().contiguous() for k, v in net.state_dict().items()}, file)
 
     task = SyncNetTask(net, seen, held_out, run, keep=keep if main else None)
     fit(

@@ -1,0 +1,205 @@
+"""One file from one address: resumed where an earlier transfer ended, by one process at a time."""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedRandom
+from pathlib import Path
+
+import requests
+
+from latentsync.errors import WeightsMismatch
+
+__all__ = ["locked", "transfer"]
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 14  # requests drops the last one where a transfer breaks off inside it
+TIMEOUT_SECONDS = 30  # without a byte
+ATTEMPTS = 5  # in a row that add nothing to the file
+PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0  # before the second attempt, then doubled each time
+TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP status codes that may be gone the next time
+
+ByteProgress = Callable[[int, int | None], None]
+"""Called with the bytes that are there, and those of the whole file where they are known."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[BufferedRandom]:
+    """Open a file to read and write, and keep other processes that do the same waiting.
+
+    The lock ends with the process, however it ends. Inside the block the file may be moved away; if
+    it is still there afterwards and empty, it is removed, and its folder as well if that is empty.
+
+    Raises:
+        OSError: the file can't be made or written.
+    """
+    file = _open_locked(path)
+    try:
+        yield file
+    finally:
+        with file:
+            file.flush()
+            if _is_open_at(file, path) and os.fstat(file.fileno()).st_size == 0:
+                path.unlink()
+                with suppress(OSError):  # not empty
+                    path.parent.rmdir()
+
+
+def _open_locked(path: Path) -> BufferedRandom:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        except FileNotFoundError:  # another process has just removed the empty folder
+            continue
+        try:
+            _lock(file, path)
+            if _is_open_at(file, path):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # while this process waited, the one before it moved or removed the file
+
+
+def _lock(file: BufferedRandom, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.warning("another process is writing %s; waiting for it", path.name)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:  # some network file systems
+        log.warning("%s can't be locked (%s): run one download at a time", path, error)
+
+
+def _is_open_at(file: BufferedRandom, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def transfer(
+    url: str,
+    file: BufferedRandom,
+    *,
+    size: int | None = None,
+    headers: Mapping[str, str] | None = None,
+    progress: ByteProgress | None = None,
+) -> None:
+    """Append to `file` what it lacks of the content of `url`; try again where that breaks off.
+
+    Args:
+        size: of the content, in bytes; None: what the server says.
+        headers: sent with each request, but not to another host that it is redirected to.
+
+    Raises:
+        OSError: it did not come; requests' errors among them. What came is kept in the file.
+        WeightsMismatch: the server has something of another size.
+    """
+    fruitless = 0
+    while True:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            _attempt(url, file, size, headers or {}, progress)
+            return
+        except OSError as error:
+            if not _is_transient(error):
+                raise
+            fruitless = fruitless + 1 if file.seek(0, os.SEEK_END) <= before else 0
+            if fruitless >= ATTEMPTS:
+                raise
+            pause = _pause(error, fruitless)
+            log.warning("%s: %s; trying again in %.0f s", url.split("?")[0], error, pause)
+            time.sleep(pause)
+
+
+class _Interrupted(OSError):
+    """The transfer ended before the content did, or can't go on from where the file ends."""
+
+
+def _attempt(
+    url: str,
+    file: BufferedRandom,
+    size: int | None,
+    headers: Mapping[str, str],
+    progress: ByteProgress | None,
+) -> None:
+    have = file.seek(0, os.SEEK_END)
+    if have == size:
+        return
+    if size is not None and have > size:
+        have = file.truncate(0)
+    # Byte ranges of a compressed answer would be those of the compressed bytes (RFC 9110, 14.1.2).
+    asked = {"Accept-Encoding": "identity", **headers}
+    if have:
+        asked["Range"] = f"bytes={have}-"
+    with requests.get(url, headers=asked, stream=True, timeout=TIMEOUT_SECONDS) as answer:
+        if answer.status_code == requests.codes.requested_range_not_satisfiable:
+            if size is None and _total(answer) == have:
+                return
+            file.truncate(0)
+            raise _Interrupted(f"the server does not go on from byte {have}")
+        answer.raise_for_status()
+        start = _start(answer)
+        total = _total(answer)
+        if None not in (size, total) and total != size:
+            raise WeightsMismatch(f"{url.split('?')[0]} has {total} bytes, not {size}")
+        if start > have or (start and _is_encoded(answer)):
+            file.truncate(0)
+            raise _Interrupted(f"the server answers from byte {start}, not from {have}")
+        whole = total if size is None else size
+        file.seek(start)
+        file.truncate()
+        for chunk in answer.iter_content(CHUNK_BYTES):
+            if whole is not None and file.tell() + len(chunk) > whole:
+                file.truncate(0)
+                raise WeightsMismatch(f"{url.split('?')[0]} has more than {whole} bytes")
+            file.write(chunk)
+            if progress:
+                progress(file.tell(), whole)
+    if whole is not None and file.tell() < whole:
+        raise _Interrupted(f"the transfer broke off at {file.tell()} of {whole} bytes")
+
+
+def _is_encoded(answer: requests.Response) -> bool:
+    return answer.headers.get("Content-Encoding", "identity") != "identity"
+
+
+def _start(answer: requests.Response) -> int:
+    """The first byte that an answer holds: 0 where the server took no notice of the range."""
+    if answer.status_code != requests.codes.partial_content:
+        return 0
+    first = answer.headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0]
+    if not first.isdigit():
+        raise OSError("the server answers with a part of the file without saying which")
+    return int(first)
+
+
+def _total(answer: requests.Response) -> int | None:
+    """The bytes of the whole content, where the server tells them."""
+    if _is_encoded(answer):
+        return None
+    if answer.status_code == requests.codes.ok:
+        told = answer.headers.get("Content-Length", "")
+    else:
+        told = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(told) if told.isdigit() else None
+
+
+def _is_transient(error: OSError) -> bool:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code in TRANSIENT
+    broken = requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError
+    return isinstance(error, (_Interrupted, *broken))
+
+
+def _pause(error: OSError, fruitless: int) -> float:
+    """Seconds before the next attempt: what the server asks for, or more after each failure."""
+    response = getattr(error, "response", None)
+    told = response.headers.get("Retry-After", "") if response is not None else ""
+    pause = float(told) if told.isdigit() else PAUSE_SECONDS * 2 ** max(fruitless - 1, 0)
+    return min(pause, MAX_PAUSE_SECONDS)
