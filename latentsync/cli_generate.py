@@ -62,7 +62,10 @@ Audio = Annotated[
 ]
 Output = Annotated[Path | None, path_option("--output", "-o", help="The mp4 or mov to write.")]
 Guidance = Annotated[float, typer.Option(help="0-10; above 1, speech counts for more.")]
-Seed = Annotated[int, typer.Option(help="0 draws one; the one used is printed.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="0 (default) draws one; the one used is printed. With --published 1247."),
+]
 Silence = Annotated[
     str,
     typer.Option(help="While nobody speaks: generate, keep (VIDEO's own mouth) or close."),
@@ -70,7 +73,13 @@ Silence = Annotated[
 Overlap = Annotated[
     int, typer.Option(help="0-12 frames that groups of 16 share: softer seams, more time.")
 ]
-Published = Annotated[bool, typer.Option("--published", help="Every choice of the published code.")]
+Published = Annotated[
+    bool,
+    typer.Option(
+        "--published",
+        help="The choices of the published code, but for its three encodes and 16 kHz mono sound.",
+    ),
+]
 Report = Annotated[
     bool, typer.Option("--report", help="Write what was done to a .json beside the output, too.")
 ]
@@ -135,7 +144,7 @@ SpeakerNames = Annotated[
     ),
 ]
 OnMissing = Annotated[
-    str, face_option(help="keep: frames without the face pass through; or error.")
+    str | None, face_option(help="keep (default): frames without the face pass through; or error.")
 ]
 Smooth = Annotated[
     int, face_option(help="0-51 frames over which the face's place is smoothed, an odd number.")
@@ -190,7 +199,7 @@ def generate(
     output: Output = None,
     model: Model = "v1.6",
     guidance_scale: Guidance = 1.0,
-    seed: Seed = 0,
+    seed: Seed = None,
     silence: Silence = "generate",
     overlap: Overlap = 0,
     published: Published = False,
@@ -211,7 +220,7 @@ def generate(
     fade: Fade = None,
     face: Face = "largest",
     speaker: SpeakerNames = None,
-    on_missing: OnMissing = "keep",
+    on_missing: OnMissing = None,
     smooth: Smooth = 0,
     max_yaw: MaxYaw = None,
     color_match: ColorMatch = False,

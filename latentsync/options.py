@@ -116,6 +116,7 @@ class Options:
     resampling: Literal["once", "published"] = "once"  # of crop and paste: align, as_published
     landmarks: Literal["subpixel", "rounded"] = "subpixel"
     paste: Literal["mouth", "crop"] = "mouth"  # crop also takes the eyes through the resize
+    conversion: Literal["exact", "published"] = "exact"  # to 25 fps: the fps filter, or ffmpeg -r
 
     def __post_init__(self) -> None:
         _in_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE, whole=False)
@@ -190,8 +191,15 @@ class Options:
 
     @classmethod
     def published(cls, **changes: Any) -> "Options":  # noqa: ANN401 - the fields above, by name
-        """The published pipeline's choices, each by name; `changes` are laid over them."""
+        """The choices of the published scripts/inference.py, by name; `changes` override them.
+
+        inference.sh changes two of them: guidance_scale 1.5 and cache_interval 3 (DeepCache). Not
+        covered: the three lossy encodes (crf 18, 13, 18) and the sound as 16 kHz mono. There is one
+        encode here, and the sound keeps its rate and channels.
+        """
         choices: dict[str, Any] = {
+            "seed": 1247,
+            "on_missing": "error",
             "sync_mode": "pingpong",
             "follow": "frame",
             "fade": 0,
@@ -202,6 +210,7 @@ class Options:
             "resampling": "published",
             "landmarks": "rounded",
             "paste": "crop",
+            "conversion": "published",
         }
         return cls(**(choices | changes))
 

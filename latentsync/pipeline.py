@@ -207,7 +207,7 @@ class LipSync:
         log.info("%d frames; %s", longest, options.changes())
         voice = voices.span(speakers.seconds, longest, options)
         with reporter.timed("read"):
-            pace = Pace.of(clip, options.fps)
+            pace = Pace.of(clip, options.fps, options.conversion)
         with reporter.timed("detect"):
             wanted = pace.frames_in(voice.clip_needed(options.sync_mode))
             total = _frames_to_look_at(clip.info, pace, wanted)
@@ -380,7 +380,8 @@ class LipSync:
             yield None
             return
         with closing(Cache(options.cache_dir, options.cache_bytes)) as cache:
-            yield ClipCache(cache, clip.path, {"pace": "25" if clip.info.is_image else options.fps})
+            pace = "25" if clip.info.is_image else f"{options.fps} {options.conversion}"
+            yield ClipCache(cache, clip.path, {"pace": pace})
 
     def _latents(self, known: ClipCache | None, role: Role) -> Latents | None:
         """Of one face; the pictures they are made of follow from the clip and the face's place."""

@@ -180,6 +180,12 @@ def test_options_reach_the_library(latentsync, fake):
     assert (options["dtype"], options["detector"]) == ("bfloat16", "yunet")
     assert options["attention"] == "xformers"
     assert fake.options == Options.published(guidance_scale=1.5, steps=5, seed=7, crf=20)
+    assert latentsync("generate", "a", "b", "--output", "c", "--published")[0] == 0
+    assert fake.options == Options.published()
+    assert (fake.options.seed, fake.options.on_missing) == (1247, "error")
+    changed = ("--seed", "0", "--on-missing", "keep")
+    assert latentsync("generate", "a", "b", "--output", "c", "--published", *changed)[0] == 0
+    assert fake.options == Options.published(seed=0, on_missing="keep")
 
 
 def test_every_option_but_those_of_fidelity_is_on_the_command_line(latentsync, fake):
@@ -227,6 +233,10 @@ def test_every_option_but_those_of_fidelity_is_on_the_command_line(latentsync, f
     assert fake.options == Options(**asked)
     fidelity = Options.published().__dict__.items() - Options().__dict__.items()
     assert Options().__dict__.keys() == asked.keys() | {name for name, _ in fidelity}
+    assert {name for name, _ in fidelity} - asked.keys() == {
+        *("follow", "length", "speech_windows", "groups", "vae_posterior", "resampling"),
+        *("landmarks", "paste", "conversion"),
+    }
 
 
 def test_speakers_bring_a_voice_each(latentsync, fake):

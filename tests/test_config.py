@@ -12,6 +12,8 @@ from latentsync.options import MAX_SEED, SPEEDS, Effort, Options
 
 # Where the published code's choice is another than ours.
 PUBLISHED = {
+    "seed": 1247,
+    "on_missing": "error",
     "sync_mode": "pingpong",
     "follow": "frame",
     "fade": 0,
@@ -22,6 +24,7 @@ PUBLISHED = {
     "resampling": "published",
     "landmarks": "rounded",
     "paste": "crop",
+    "conversion": "published",
 }
 RANGES = {
     "guidance_scale": (0, 10),

@@ -5,17 +5,21 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from latentsync.errors import OptionError
+from latentsync.errors import NoFaceFound, OptionError
 from latentsync.media import AudioReader, VideoReader, probe
+from latentsync.options import Options
+from latentsync.pace import FPS, Pace, converted
 from tests.clips import (
     babble,
     early,
+    ffmpeg,
     ffmpeg_times,
     lag,
     number_of,
     picture,
     raw_frames,
     same,
+    write_clip,
     write_picture,
     write_sound,
 )
@@ -184,3 +188,86 @@ def test_no_group_bridges_the_end_of_the_voice(lipsync, tmp_path, out, monkeypat
     clip = numbered_clip(tmp_path / "clip.mp4", CLIP)
     run(lipsync, clip, out, 0.2, sync_mode="silence")
     assert sizes == [5]
+
+
+# ---- to 25 frames a second as the published code does it -----------------------------------------
+
+
+def by_command(clip, folder):
+    """Which frame is shown at each index of what the published code makes of a clip first."""
+    ffmpeg("-i", clip, "-r", 25, "-crf", 18, folder / "converted.mp4")
+    return numbers(folder / "converted.mp4")
+
+
+RATES = [10, 12, 15, 24, Fraction(24000, 1001), 25, Fraction(30000, 1001), 30, 48, 50, 60, 120]
+
+
+@pytest.mark.parametrize("rate", RATES, ids=str)
+def test_a_clip_is_converted_as_by_ffmpegs_command(tmp_path, rate):
+    clip = write_clip(tmp_path / "clip.mp4", 60, size=SIZE, fps=rate)
+    pace = Pace.of(VideoReader(clip), "25", "published")
+    shown = [number_of(frame.rgb()) for frame in pace.frames()]
+    assert shown == by_command(clip, tmp_path)
+    some = [*range(len(shown) - 1, 0, -3), 0, 1]
+    assert [number_of(frame.rgb()) for frame in pace.frames(some)] == [shown[i] for i in some]
+    with pytest.raises(IndexError):
+        list(pace.frames([len(shown)]))
+
+
+@pytest.mark.parametrize("reordered", [0, 3])
+def test_a_clip_of_varying_rate_is_converted_as_by_ffmpegs_command(tmp_path, reordered):
+    steps = [33, 33, 34, 200, 17, 16, 17, 17, 100, 40, 40, 5, 5, 5, 5, 60, 330, 33, 33, 34]
+    times = [Fraction(sum(steps[:i]), 1000) for i in range(len(steps) + 1)]
+    clip = write_clip(tmp_path / "clip.mp4", len(times), size=SIZE, times=times, bf=str(reordered))
+    pace = Pace.of(VideoReader(clip), "25", "published")
+    assert [number_of(frame.rgb()) for frame in pace.frames()] == by_command(clip, tmp_path)
+
+
+def test_of_30_frames_a_second_the_first_12_are_shown():
+    """The numbers of FFmpeg 9.0.2."""
+    shown = converted([Fraction(i, 30) for i in range(60)], [Fraction(1, 30)] * 60, FPS)
+    assert len(shown) == 52
+    assert shown[:13] == [*range(12), 13]
+    assert converted([Fraction(0)], [Fraction(0)], FPS) == [0]
+
+
+def test_a_published_run_shows_the_frames_that_the_command_keeps(lipsync, out, tmp_path):
+    clip = numbered_clip(tmp_path / "clip.mp4", 60, fps=60)
+    expected = by_command(clip, tmp_path)
+    assert expected != numbers_at_25(clip)
+    published = Options.published(steps=1, crf=1)
+    voice = write_sound(tmp_path / "voice.wav", babble(0.6))
+    result = lipsync.run(clip, voice, out, options=published)
+    assert numbers(out) == expected[: result.frames]
+    assert result.seed == 1247
+    kept = lipsync.run(clip, voice, out, options=Options.published(steps=1, crf=1, fps="source"))
+    assert kept.fps == 60
+
+
+def numbers_at_25(path):
+    return [number_of(frame.rgb()) for frame in VideoReader(path).frames()]
+
+
+def test_a_published_run_fails_where_a_frame_has_no_face(out, tmp_path):
+    clip = numbered_clip(tmp_path / "clip.mp4", 20)
+    voice = write_sound(tmp_path / "voice.wav", babble(0.6))
+    with pytest.raises(NoFaceFound, match="frame"):
+        tiny_lipsync(lambda number: number != 5).run(
+            clip, voice, out, options=Options.published(steps=1)
+        )
+
+
+def test_a_cache_tells_the_two_conversions_apart(lipsync, out, tmp_path):
+    clip = numbered_clip(tmp_path / "clip.mp4", 60, fps=60)
+    cache = str(tmp_path / "cache")
+    for conversion in ("exact", "published"):
+        run(lipsync, clip, out, 0.6, conversion=conversion, seed=3, cache_dir=cache)
+        cached = out.read_bytes()
+        run(lipsync, clip, out, 0.6, conversion=conversion, seed=3)
+        pairs = zip(raw_frames(out), raw_of(cached, tmp_path), strict=True)
+        assert all(same(*pair) for pair in pairs)
+
+
+def raw_of(content, folder):
+    (folder / "cached.mp4").write_bytes(content)
+    return raw_frames(folder / "cached.mp4")

@@ -151,9 +151,9 @@ def test_frames_are_the_published_ones(case, monkeypatch):
     for k, (group, crop) in enumerate(zip(latents, crops, strict=True)):
         expected = arrays[f"final_latents_{k}"].swapaxes(1, 2)
         # With random weights and guidance, steps amplify float noise a thousandfold ("pingpong").
-        np.testing.assert_allclose(group.reshape(expected.shape), expected, atol=1e-2, rtol=0)
+        np.testing.assert_allclose(group.reshape(expected.shape), expected, atol=2e-3, rtol=0)
         expected = arrays[f"combined_pixels_{k}_every{every}"]
-        np.testing.assert_allclose(crop.flatten()[::every], expected, atol=1e-3, rtol=0)
+        np.testing.assert_allclose(crop.flatten()[::every], expected, atol=5e-4, rtol=0)
     assert len(frames) == arrays["n_frames_out"]
     for index, expected in zip(arrays["frames_kept"], arrays["frames"], strict=True):
         difference = np.abs(frames[index].astype(int) - expected)

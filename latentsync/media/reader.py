@@ -104,6 +104,7 @@ class VideoReader:
         self._origin = ticks(look.raw)
         self._orientation, self._colour = look.orientation, look.colour
         self._times: array[int] | None = None
+        self._lengths: array[int] = array("q", [0])
         self._seen = 0  # frames of `frames()` that there were
         self._still = self._upright(look.raw) if self.info.is_image else None
 
@@ -159,16 +160,29 @@ class VideoReader:
     def times(self) -> Iterator[Fraction]:
         """When each of `source_frames` is shown: exact seconds from the first frame, rising.
 
-        Edit lists are applied. The clip is decoded for it, once; 8 bytes a frame are remembered.
+        Edit lists are applied. The clip is decoded for it, once; 16 bytes a frame are remembered.
         """
         return ((at - self._origin) * self.time_base for at in self._all_ticks())
+
+    def durations(self) -> Iterator[Fraction]:
+        """How long each of `source_frames` is shown as the file says, in seconds; 0: unsaid.
+
+        Not always the time to the next one: with reordered frames and a varying rate, an MP4 has
+        the time between packets.
+        """
+        self._all_ticks()
+        return (length * self.time_base for length in self._lengths)
 
     def _all_ticks(self) -> "array[int]":
         if self._still is not None:
             return array("q", [self._origin])
         if self._times is None:
             with self._decoder() as decoder:
-                self._times = array("q", (at for at, _ in decoder.timed()))
+                times, lengths = array("q"), array("q")
+                for at, raw in decoder.timed():
+                    times.append(at)
+                    lengths.append(raw.duration or 0)
+            self._times, self._lengths = times, lengths
         self._check_some(len(self._times))
         return self._times
 
