@@ -41,6 +41,13 @@ Report = Annotated[
 Fast = Annotated[
     bool, typer.Option("--fast", help="Only psnr, ssim, sync_local and lips, of one clip: a table.")
 ]
+Face = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose face, as in generate. Default the one that a run's --report names, without a "
+        "report the largest."
+    ),
+]
 DetectorName = Annotated[str, typer.Option(help="insightface, yunet or builtin.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json.")]
 
@@ -51,6 +58,7 @@ def evaluate(
     metrics: Metrics = None,
     report: Report = None,
     fast: Fast = False,
+    face: Face = None,
     detector: DetectorName = "builtin",
     device: Device = None,
     weights: Weights = None,
@@ -82,7 +90,9 @@ def evaluate(
             f"{' and --output' if report else ''}; leave --fast out"
         )
     with bars("") as drawn:
-        run = partial(measure, pairs, names, weights=weights, device=device, detector=detector)
+        run = partial(
+            measure, pairs, names, weights=weights, device=device, detector=detector, face=face
+        )
         found = interruptible(lambda stop: run(progress=shown_on(drawn), cancelled=stop))
     written = write_report(found, report) if report else ()
     errors = [clip.error for clip in found.clips if clip.error]

@@ -296,8 +296,9 @@ def test_sync_on_the_published_geometry_is_the_mean_of_its_tracks(monkeypatch, d
     clip = opened(numbered_clip(tmp_path / "clip.mp4", 6, sound=SOUND), detector)
     given = []
 
-    def scores(*about, check):
+    def scores(*about, wanted, check):
         check()
+        assert wanted(0, np.zeros((3, 4)))
         given.extend(about)
         return sync.SyncScore(8.0, 6.0, 1), sync.SyncScore(4.0, 9.0, -4)
 

@@ -1,36 +1,38 @@
 """What is judged: outputs and the references they belong to, frame beside frame, 25 a second.
 
 pairs     which file is held against which, by relative name without its suffix
-Clip      one output, its reference, and where the face is
+Clip      one output, its reference, whose face it is and where
 Moment    one frame of both: whole, and the face cut out at the same place
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from itertools import count
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from latentsync import align, faces
 from latentsync.casting import cast
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.evaluation.ruler import CROP
-from latentsync.faces import LARGEST
+from latentsync.evaluation.runs import Run
+from latentsync.faces import LARGEST, FaceChoice
 from latentsync.media import AudioReader, VideoFrame, VideoReader
 from latentsync.options import Options
-from latentsync.pace import FPS
-from latentsync.report import report_path
+from latentsync.pace import FPS, Pace
 from latentsync.reporter import Reporter
-from latentsync.types import FaceTrack, FloatArray, Frame
+from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
 __all__ = ["Clip", "Moment", "Pair", "Pairs", "find_pairs"]
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
+STALE_SECONDS = 0.2  # by which an output and what its report tells of may differ
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Pair:
     name: str  # of the output, below the folder that was given
     output: Path
     reference: Path | None
+    run: Run | None = None  # that made it, by its own report
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,18 @@ def find_pairs(outputs: Sequence[Path], reference: Path | None = None) -> Pairs:
         raise OptionError(
             f"no clip in {said}; give clips ({', '.join(sorted(SUFFIXES))}) or a folder of them"
         )
+    runs = {path: Run.of(path) for _, path in found}
     if reference is None:
-        return Pairs(tuple(Pair(name, path, _source_of(path)) for name, path in found))
+        return Pairs(tuple(_by_report(name, path, runs[path]) for name, path in found))
     if reference.is_file():
-        return Pairs(tuple(Pair(name, path, reference) for name, path in found))
+        return Pairs(tuple(Pair(name, path, reference, runs[path]) for name, path in found))
     there: dict[str, tuple[str, Path]] = {}
     for name, path in _clips(reference):
         there.setdefault(_stem(name), (name, path))
     matched = {_stem(name) for name, _ in found if _stem(name) in there}
     return Pairs(
         tuple(
-            Pair(name, path, there[_stem(name)][1] if _stem(name) in there else None)
+            Pair(name, path, there.get(_stem(name), (name, None))[1], runs[path])
             for name, path in found
         ),
         tuple(name for name, _ in found if _stem(name) not in there),
@@ -100,14 +104,9 @@ def _stem(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _source_of(output: Path) -> Path | None:
-    """The clip that a run's own report, out.json beside out.mp4, names as its source."""
-    try:
-        source = Path(json.loads(report_path(output).read_text())["source"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    beside = output.parent / source
-    return source if source.is_file() else beside if beside.is_file() else None
+def _by_report(name: str, path: Path, run: Run | None) -> Pair:
+    """The output beside the clip that its report names as its source, if that is there."""
+    return Pair(name, path, run.source if run and run.source.is_file() else None, run)
 
 
 @dataclass
@@ -160,6 +159,20 @@ class Moment:
         return align.cut_face(region, box, self.affine, CROP)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Which frame of the reference belongs to each frame of the output, 25 a second."""
+
+    numbers: IntArray  # (n,) of the reference's frames
+    own_pace: bool  # these are the frames of the file; else 25 a second
+    seconds: NDArray[np.float64]  # (n,) when each is shown in the reference
+
+    def frames(self, reference: VideoReader, indices: Sequence[int]) -> Iterator[VideoFrame]:
+        """The reference's frames that belong to frames of the output."""
+        numbers = self.numbers[list(indices)].tolist()
+        return reference.source_frames(numbers) if self.own_pace else reference.frames(numbers)
+
+
 @dataclass
 class Clip:
     """One output with its reference and the face's track; frames stream by, none is kept."""
@@ -168,47 +181,146 @@ class Clip:
     reporter: Reporter
     output: VideoReader
     reference: VideoReader | None
-    track: FaceTrack | None  # of the reference, else of the output; None: no face
+    track: FaceTrack | None  # in the output's frames, where a mouth was drawn; None: no face
     no_face: str = ""  # why there is none
     notes: list[str] = field(default_factory=list)
     frames: int = 0  # that were compared; known after `moments`
+    face: FaceChoice = LARGEST  # whose it is
+    chosen: bool = False  # whether somebody said so
+    beside: Beside | None = None  # None: the output's frame i belongs to the reference's frame i
+    no_truth: str | None = None  # why the reference's mouth is no truth; "": it is; None: not asked
 
     @classmethod
-    def open(cls, pair: Pair, detector: faces.Detector, reporter: Reporter) -> "Clip":
+    def open(
+        cls, pair: Pair, detector: faces.Detector, reporter: Reporter, face: str | None = None
+    ) -> "Clip":
         """Open both files and find the face, in a first pass over the reference.
+
+        Args:
+            face: whose, as in `Options.face`. None: the one that the run's report names, which
+                also tells the source frame of each output frame, and those left untouched; without
+                a report the largest.
 
         Raises:
             MediaError: a file can't be read.
+            OptionError: `face` means none.
         """
         output = VideoReader(pair.output, fps=FPS)
         reference = VideoReader(pair.reference, fps=FPS) if pair.reference else None
-        seconds = output.info.duration_seconds
+        seconds, run, notes = output.info.duration_seconds, pair.run, list[str]()
+        if run and run.seconds and seconds and abs(seconds - run.seconds) > STALE_SECONDS:
+            notes.append(
+                f"its report tells of {run.seconds:.2f} s, but it lasts {seconds:.2f} s: the "
+                "report is of another output, and left aside"
+            )
+            run = None
+        made = cls(pair, reporter, output, reference, None, notes=notes)
+        made._choose(run, face)
+        own = _own_frames(run, output) if run and run.shown is not None else None
+        if run and own is not None and pair.reference:
+            made._lay_beside(run, own, pair.reference)
         at_most = math.ceil(seconds * FPS) + 1 if seconds else None
         try:
-            (track, *_) = cast(
-                reference or output,
-                at_most,
-                detector,
-                [LARGEST],
-                Options(),
-                resolution=CROP,
-                fps=FPS,
-                reporter=reporter,
+            track = made._find(detector, at_most) if not made.no_face else None
+        except (NoFaceFound, OptionError) as error:  # the latter: nobody is at the point
+            made.no_face = str(error)
+            track = None
+        if track is None:
+            return made
+        drawn = None if own is None or run is None else run.drawn()[own]
+        if drawn is not None:
+            track = made._masked(track, drawn)
+        if track.found.any():
+            made.track = track
+        else:
+            made.no_face = "no frame with the face has a mouth that was drawn, says its report"
+        return made
+
+    def _lay_beside(self, run: Run, own: IntArray, reference: Path) -> None:
+        """Find the reference's frame for each of the output's, if the reference is the source."""
+        assert run.shown is not None
+        assert self.reference is not None
+        if not run.is_source(reference):
+            self.notes.append(
+                f"{reference.name} is not the source that its report names: their frames are "
+                "compared by time"
             )
-        except NoFaceFound as error:
-            return cls(pair, reporter, output, reference, None, str(error))
-        if reference and reference.info.is_image:
-            shown = at_most or 1
-            track = FaceTrack(track.affine.repeat(shown, axis=0), track.found.repeat(shown))
-        return cls(pair, reporter, output, reference, track)
+            return
+        numbers = run.shown[own]
+        times = numbers / float(FPS)
+        if run.own_pace and not self.reference.info.is_image:
+            shown = np.array([float(at) for at in self.reference.times()])
+            numbers = np.minimum(numbers, len(shown) - 1)
+            times = shown[numbers]
+        self.beside = Beside(numbers, run.own_pace, times)
+
+    def _find(self, detector: faces.Detector, at_most: int | None) -> FaceTrack:
+        """The face in each of the output's frames; NoFaceFound where it is in none."""
+        looked: Pace | VideoReader = self.reference or self.output
+        fps, beside = FPS, self.beside
+        if beside:
+            at_most = int(beside.numbers.max()) + 1
+        if beside and beside.own_pace and self.reference:
+            looked = Pace.of(self.reference, "source")
+            fps = looked.fps
+        (track, *_) = cast(
+            looked,
+            at_most,
+            detector,
+            [self.face],
+            Options(),
+            resolution=CROP,
+            fps=fps,
+            reporter=self.reporter,
+        )
+        if beside:
+            there = np.minimum(beside.numbers, len(track) - 1)
+        elif self._still:
+            there = np.zeros(at_most or 1, np.int64)
+        else:
+            return track
+        return FaceTrack(track.affine[there], track.found[there])
+
+    def _masked(self, track: FaceTrack, drawn: NDArray[np.bool_]) -> FaceTrack:
+        """The track without the frames that the run left untouched."""
+        count = min(len(track), len(drawn))
+        found = track.found.copy()
+        found[:count] &= drawn[:count]
+        if not drawn.all():
+            self.notes.append(
+                f"{(~drawn).sum()} of {len(drawn)} frames were left untouched: they count in the "
+                "whole frame's figures only"
+            )
+        return FaceTrack(track.affine, found)
+
+    def _choose(self, run: Run | None, face: str | None) -> None:
+        """Whose face is measured."""
+        drawn = run.faces if run else ()
+        self.chosen = bool(face or drawn)
+        try:
+            self.face = FaceChoice.parse(face or (drawn[0] if drawn else "largest"))
+        except OptionError:
+            if face:
+                raise
+            self.no_face = f"its report says face {drawn[0]!r}, which is not there; give --face"
+        if face is None and (len(drawn) > 1 or self.face.kind == "all"):
+            which = "the largest" if self.face.kind == "all" else f"that of {self.face}"
+            self.notes.append(
+                f"the mouths of {' and '.join(drawn)} were drawn; {which} is measured, --face "
+                "measures another"
+            )
 
     def sound(self) -> AudioReader:
         """The output's; MediaError where it has none."""
         return AudioReader(self.pair.output)
 
     def moments(self) -> Iterator[Moment]:
-        """Both files' frames at the same times, as far as both go; `notes` says what was left."""
-        beside = _endless(self.reference) if self.reference else None
+        """Both files' frames that belong together, as far as both go; `notes` says what was left.
+
+        By a run's report these are the output's frames and their source frames; else the frames
+        of the same times.
+        """
+        beside = self._all_references() if self.reference else None
         for index, frame in enumerate(self.output.frames()):
             self.reporter.check()
             held = next(beside, None) if beside else None
@@ -219,14 +331,17 @@ class Clip:
                 self._note_sizes(frame, held)
             self.frames = index + 1
             yield Moment(index, frame, held, self.affine(index))
-        still = self.reference and self.reference.info.is_image
-        if beside and not still and next(beside, None):
+        if beside and not self.beside and not self._still and next(beside, None):
             self.notes.append(f"the output ends after {self.frames} frames, the reference goes on")
 
     def moments_at(self, indices: Iterable[int]) -> Iterator[Moment]:
         """Some of them again, in rising order."""
         numbers = list(indices)
-        held = self.reference.frames(numbers) if self.reference else iter([None] * len(numbers))
+        held: Iterator[VideoFrame | None] = iter([None] * len(numbers))
+        if self.reference and self.beside:
+            held = self.beside.frames(self.reference, numbers)
+        elif self.reference:
+            held = self.reference.frames(numbers)
         for index, frame, beside in zip(numbers, self.output.frames(numbers), held, strict=True):
             self.reporter.check()
             yield Moment(index, frame, beside, self.affine(index))
@@ -237,6 +352,16 @@ class Clip:
             return None
         return self.track.affine[index]
 
+    @property
+    def _still(self) -> bool:
+        return self.reference is not None and self.reference.info.is_image
+
+    def _all_references(self) -> Iterator[VideoFrame]:
+        assert self.reference is not None
+        if self.beside:
+            return self.beside.frames(self.reference, range(len(self.beside.numbers)))
+        return self.reference.frames(count()) if self._still else self.reference.frames()
+
     def _note_sizes(self, output: VideoFrame, reference: VideoFrame | None) -> None:
         if reference and (output.width, output.height) != (reference.width, reference.height):
             self.notes.append(
@@ -245,6 +370,14 @@ class Clip:
             )
 
 
-def _endless(reader: VideoReader) -> Iterator[VideoFrame]:
-    """A clip's frames; a still picture is held."""
-    return reader.frames(count()) if reader.info.is_image else reader.frames()
+def _own_frames(run: Run, output: VideoReader) -> IntArray:
+    """(n,) which frame of the file is shown at each of the output's frames, 25 a second."""
+    assert run.shown is not None
+    if not run.own_pace:
+        return np.arange(len(run.shown))
+    times = list(output.times())
+    begins = np.array([math.floor(at * FPS + Fraction(1, 2)) for at in times])
+    last = round((times[-1] - times[-2]) * FPS) if len(times) > 1 else 1
+    at = np.arange(begins[-1] + max(1, last))
+    own = np.searchsorted(begins, at, side="right") - 1
+    return np.minimum(own, len(run.shown) - 1)

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from latentsync import weights
 from latentsync.devices import is_cuda
+from latentsync.errors import InputError
 from latentsync.evaluation import features, identity, landmarks, perceptual, pictures
 from latentsync.evaluation.clips import Clip, Moment
 from latentsync.evaluation.frechet import Moments, frechet_distance
 from latentsync.evaluation.metric import Figure, Metric, Setup
 from latentsync.evaluation.region import face_of
 from latentsync.evaluation.ruler import CROP
-from latentsync.evaluation.speaking import Lips, Stable, Sync, SyncLocal
+from latentsync.evaluation.speaking import Lips, Stable, Sync, SyncLocal, why_no_truth
 from latentsync.types import Face, FloatArray, Frame
 
 __all__ = ["METRICS"]
@@ -238,18 +239,18 @@ class _OfFace(Metric):
 
 class Lmd(_OfFace):
     figures = (
-        Figure(
-            "lmd",
-            "px",
-            "lower",
-            "distance of the lips' landmarks to those of a reference that says the same",
-        ),
+        Figure("lmd", "px", "lower", "lips' landmarks to the reference's, of one sound"),
         Figure("lmd_norm", "", "lower", "the same, in sizes of the face"),
     )
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.detector = landmarks.mouth_finder(setup.detector)
+
+    def begin(self, clip: Clip) -> None:
+        super().begin(clip)
+        if why := why_no_truth(clip):
+            raise InputError(why)
 
     def compare(self, moment: Moment, face: Face) -> dict[str, float]:
         frames = (moment.whole, moment.whole_reference)

@@ -72,6 +72,7 @@ def sync_conf(
     clip: VideoReader,
     sound: FloatArray,
     *,
+    wanted: Callable[[int, Array], bool] = lambda _start, _boxes: True,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[SyncScore, ...]:
     """What the published evaluation says of each face track; its figure is their mean.
@@ -81,23 +82,29 @@ def sync_conf(
     Args:
         clip: read at 25 fps.
         sound: (samples,) float32 in [-1, 1) at 16 kHz, beginning with the clip.
+        wanted: of a track's first frame and its boxes (n, 4), in shares of the frame's width and
+            height, says whether the track counts. Default all do, as published.
         check: called at each frame in which faces are sought; raises what is to stop it.
 
     Raises:
-        NoFaceFound: no face of 100 px is there for more than 50 frames.
+        NoFaceFound: no face of 100 px is there for more than 50 frames, or none that is wanted.
     """
-    found, cuts = [], []
+    found, cuts, size = [], [], np.ones(4)
     for i, (frame, cut) in enumerate(with_cuts(clip.frames())):
         check()
         assert isinstance(frame, VideoFrame)
         found.append(detect_boxes(detector, frame.rgb(), float(frame.pixel_aspect)))
         cuts += [i] if cut else []
+        size = np.tile([frame.width * float(frame.pixel_aspect), frame.height], 2)
     tracks = face_tracks(found, cuts)
     if not tracks:
         raise NoFaceFound(
             f"S3FD has no face of {LEAST_FACE} px over {LEAST_FRAMES} frames among the "
             f"{len(found)} of this clip; give a longer or a larger one, or take sync_conf_local"
         )
+    tracks = [track for track in tracks if wanted(track.start, track.boxes / size)]
+    if not tracks:
+        raise NoFaceFound("S3FD follows other faces only; take sync_conf_local")
     scores = []
     for track in tracks:
         start, stop = track.start, track.start + len(track.boxes)

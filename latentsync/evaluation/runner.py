@@ -21,6 +21,7 @@ from latentsync.evaluation.clips import Clip, Moment, Pair, Pairs
 from latentsync.evaluation.measures import METRICS
 from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
 from latentsync.evaluation.pictures import sheet
+from latentsync.faces import FaceChoice
 from latentsync.reporter import Reporter
 from latentsync.types import Frame, ProgressCallback
 from latentsync.weights import root
@@ -51,6 +52,7 @@ class ClipResult:
 
     pair: Pair
     frames: int = 0  # compared
+    face: str = ""  # whose was measured, as in `Options.face`
     figures: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # figure -> why there is none
     notes: list[str] = field(default_factory=list)
@@ -98,6 +100,7 @@ def evaluate(
     weights: Path | str | None = None,
     device: str | None = None,
     detector: str = "builtin",
+    face: str | None = None,
     progress: ProgressCallback | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Evaluation:
@@ -108,11 +111,15 @@ def evaluate(
         weights: folder; default $LATENTSYNC_WEIGHTS, then `weights/` of the checkout.
         device: default the best there is.
         detector: that finds the face, by name.
+        face: whose is measured, as in `Options.face`. None: of each output the one that its report
+            names, without a report the largest.
 
     Raises:
-        LatentSyncError: the detector or device can't be had. What is wrong with one clip or one
-            metric is in the result.
+        LatentSyncError: `face` means none, the detector or device can't be had. What is wrong with
+            one clip or one metric is in the result.
     """
+    if face is not None:
+        FaceChoice.parse(face)
     chosen, _ = devices.choose(device)
     folder = root(weights)
     finder = faces.create(detector, root=folder / "auxiliary", gpu=devices.is_cuda(chosen))
@@ -121,7 +128,7 @@ def evaluate(
     results = []
     for number, pair in enumerate(pairs.pairs):
         reporter.step("evaluate", number, len(pairs.pairs))
-        results.append(_measured(pair, loaded, finder, reporter, missing))
+        results.append(_measured(pair, loaded, finder, reporter, missing, face))
     reporter.step("evaluate", len(pairs.pairs), len(pairs.pairs))
     figures = tuple(one for name in metrics for one in METRICS[name].figures)
     means = {
@@ -175,10 +182,11 @@ def _measured(
     detector: faces.Detector,
     reporter: Reporter,
     missing: Mapping[str, str],
+    face: str | None,
 ) -> ClipResult:
     result = ClipResult(pair, missing=dict(missing))
     try:
-        clip = Clip.open(pair, detector, reporter)
+        clip = Clip.open(pair, detector, reporter, face)
         _see(clip, metrics, result)
         result.worst = _worst(result.curves)
         if result.worst and clip.reference:
@@ -187,7 +195,7 @@ def _measured(
         raise
     except LatentSyncError as error:
         return ClipResult(pair, error=str(error))
-    result.frames, result.notes = clip.frames, clip.notes
+    result.frames, result.notes, result.face = clip.frames, clip.notes, str(clip.face)
     return result
 
 

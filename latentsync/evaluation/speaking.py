@@ -13,13 +13,14 @@ from latentsync.errors import MediaError
 from latentsync.evaluation import features, lips, published, sync
 from latentsync.evaluation.clips import Clip, Moment
 from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
+from latentsync.evaluation.region import face_of
 from latentsync.evaluation.ruler import CROP, Ruler
 from latentsync.evaluation.stable import stable_syncnet_accuracy
 from latentsync.media import AudioReader
 from latentsync.models.eval_syncnet import EvalSyncNet
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["Lips", "Stable", "Sync", "SyncLocal", "loudness_of"]
+__all__ = ["Lips", "Stable", "Sync", "SyncLocal", "loudness_of", "why_no_truth"]
 
 SYNCNET_FILE, S3FD_FILE = "auxiliary/syncnet_v2.model", "auxiliary/sfd_face.pth"
 
@@ -27,11 +28,12 @@ SAMPLE_RATE = 16000  # Hz
 SAMPLES = SAMPLE_RATE // 25  # of a frame
 QUIET = 1e-3  # of full scale, -60 dB: what is taken for silence
 SAME_SOUND = 0.95  # correlation of loudness from which two clips are taken to say the same
+MOSTLY = 0.5  # of the frames: in so many a box lies around a face to be that face's
 MAX_LAG = 12  # frames by which a mouth may come late or early
 
 
 class Sync(Metric):
-    """On the published geometry: all of the output's faces that S3FD follows, in two passes."""
+    """On the published geometry, in two passes: all faces that S3FD follows, or the chosen one."""
 
     needs_reference = False
     figures = (
@@ -48,11 +50,30 @@ class Sync(Metric):
     def end(self) -> dict[str, float]:
         clip = self.clip
         scores = published.sync_conf(
-            self.net, self.detector, clip.output, _wave(clip), check=clip.reporter.check
+            self.net,
+            self.detector,
+            clip.output,
+            _wave(clip),
+            wanted=self._of_chosen,
+            check=clip.reporter.check,
         )
         rows = [(score.confidence, score.distance, score.offset) for score in scores]
         names = [one.name for one in self.figures]
         return dict(zip(names, map(float, np.mean(rows, axis=0)), strict=True))
+
+    def _of_chosen(self, start: int, boxes: NDArray[np.float64]) -> bool:
+        """Whether boxes, from a frame on, are around the chosen face, in most frames."""
+        clip = self.clip
+        if not clip.chosen or clip.track is None:
+            return not clip.chosen
+        shown = (clip.reference or clip.output).info
+        inside = []
+        for index, box in enumerate(boxes, start):
+            affine = clip.affine(index)
+            if affine is not None:
+                nose = face_of(affine, CROP).points[2] / (shown.width, shown.height)
+                inside.append(bool((box[:2] < nose).all() and (nose < box[2:]).all()))
+        return bool(inside) and float(np.mean(inside)) > MOSTLY
 
 
 class SyncLocal(Metric):
@@ -139,14 +160,14 @@ class Lips(Metric):
     def begin(self, clip: Clip) -> None:
         super().begin(clip)
         self.loudness = loudness_of(clip.sound())
-        self.same_sound = bool(clip.reference) and _alike(self.loudness, clip)
+        self.no_truth = why_no_truth(clip)
         self._waiting: list[tuple[int, str, Frame]] = []
 
     def update(self, moment: Moment) -> None:
         if moment.affine is None:
             return
         self._waiting.append((moment.index, "mouth", moment.face))
-        if self.same_sound:
+        if not self.no_truth:
             self._waiting.append((moment.index, "mouth_reference", moment.face_reference))
         if len(self._waiting) >= self.batch:
             self._measure()
@@ -165,9 +186,7 @@ class Lips(Metric):
         self.curves["loudness"] = array("d", self.loudness[:count])
         heard = lips.lip_correlation(mouth[:count], self.loudness[:count], MAX_LAG)
         found = {"lip_loudness": heard.at_zero, "lip_lag": float(heard.best_lag)}
-        self.absent["lip_correlation"] = (
-            "the reference says something else" if self.clip.reference else NEEDS_REFERENCE
-        )
+        self.absent["lip_correlation"] = self.no_truth
         if "mouth_reference" in self.curves:
             truth = _filled(self.curves["mouth_reference"])
             found["lip_correlation"] = lips.lip_correlation(mouth, truth, 0).at_zero
@@ -199,16 +218,34 @@ def _levels(chunks: Iterator[FloatArray]) -> Iterator[float]:
         rest = rest[whole:]
 
 
-def _alike(loudness: NDArray[np.float64], clip: Clip) -> bool:
-    """Whether the reference says the same at the same time; then its mouth is the truth."""
-    assert clip.pair.reference is not None
-    try:
-        other = loudness_of(AudioReader(clip.pair.reference))
-    except MediaError:
-        return False
-    count = min(len(loudness), len(other))
-    both = loudness[:count], other[:count]
-    return count > 0 and lips.lip_correlation(*both, 0).at_zero >= SAME_SOUND
+def why_no_truth(clip: Clip) -> str:
+    """Why the reference's mouth is not the truth for the output's; "" where it is.
+
+    It is where both say the same at the same time. A reference is heard where its frames are shown.
+    """
+    if clip.no_truth is None:
+        clip.no_truth = _why_no_truth(clip)
+    return clip.no_truth
+
+
+def _why_no_truth(clip: Clip) -> str:
+    if clip.pair.reference is None:
+        return NEEDS_REFERENCE
+    levels = []
+    for name, path in (("output", clip.pair.output), ("reference", clip.pair.reference)):
+        try:
+            levels.append(loudness_of(AudioReader(path)))
+        except MediaError:
+            return f"the {name} has no sound, so nothing tells whether both say the same"
+    own, other = levels
+    if clip.beside:
+        slots = np.round(clip.beside.seconds * SAMPLE_RATE / SAMPLES).astype(int)
+        own, slots = own[: len(slots)], slots[: len(own)]
+        there = slots < len(other)
+        own, other = own[there], other[slots[there]]
+    count = min(len(own), len(other))
+    same = count > 0 and lips.lip_correlation(own[:count], other[:count], 0).at_zero >= SAME_SOUND
+    return "" if same else "the reference says something else"
 
 
 def _filled(curve: "array[float]") -> NDArray[np.float64]:

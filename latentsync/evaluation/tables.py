@@ -95,6 +95,7 @@ def _clip(clip: ClipResult) -> dict[str, Any]:
     return {
         "clip": clip.pair.name,
         "reference": clip.pair.reference and clip.pair.reference.name,
+        "face": clip.face or None,
         "frames": clip.frames,
         "figures": {name: _number(value) for name, value in sorted(clip.figures.items())},
         "missing": dict(sorted(clip.missing.items())),
