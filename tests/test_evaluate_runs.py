@@ -203,13 +203,25 @@ def test_a_mouth_is_truth_only_where_both_clips_say_the_same(tmp_path, detector,
     assert found.missing["lmd"].startswith("the output has no sound")
 
 
-def test_a_source_whose_order_the_run_changed_says_something_else(tmp_path, make, monkeypatch):
+def test_a_source_that_is_shown_in_another_order_is_no_truth(tmp_path, make, monkeypatch):
     monkeypatch.setattr(speaking.Ruler, "load", lambda *_: Brightness())
-    source = numbered_clip(tmp_path / "clip.mp4", 20, sound=babble(0.8, 48000, 4), **LOSSLESS)
-    found = measured(make(source, 0.8, audio=source), "lips")
-    assert "lip_correlation" in found.figures
-    found = measured(make(source, 0.8, audio=source, lead_in=0.4, sync_mode="loop"), "lips")
-    assert found.missing["lip_correlation"] == "the reference says something else"
+    # The sound goes on when the pictures are over: then they are shown again from the start.
+    source = numbered_clip(tmp_path / "clip.mp4", 10, sound=babble(0.8, 48000, 4), **LOSSLESS)
+    output = make(source, 0.8, audio=source, sync_mode="loop")
+    why = "the reference says something else"
+    assert measured(output, "lips").missing["lip_correlation"] == why
+    output = make(source, 0.8, audio=source, sync_mode="cut_off")
+    assert "lip_correlation" in measured(output, "lips").figures
+
+
+def test_frames_left_untouched_do_not_count_for_the_face(tmp_path, make):
+    source = numbered_clip(tmp_path / "clip.mp4", 20, **LOSSLESS)
+    found = measured(make(source, 0.4, lead_in=0.4), "psnr")
+    at_face = np.array(found.curves["psnr_face"])
+    assert np.flatnonzero(np.isfinite(at_face)).tolist() == list(range(10, 20))
+    assert found.notes == [
+        "10 of 20 frames were left untouched: they count in the whole frame's figures only"
+    ]
 
 
 def test_sync_on_the_published_geometry_is_the_chosen_face_s(tmp_path, make, detector, monkeypatch):
