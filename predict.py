@@ -3,10 +3,12 @@
 Cog reads this file as text to make the request's schema: bounds, defaults and descriptions are
 single literals. Served are the model $LATENTSYNC_MODEL (default v1.6) and the weights in
 $LATENTSYNC_WEIGHTS (default weights/), or what train.py answered, when $COG_WEIGHTS names it.
-$LATENTSYNC_COMPILE=1 makes kernels during setup, for a server that stays up.
+$LATENTSYNC_COMPILE=1 makes kernels during setup, for a server that stays up. No file may have more
+than $LATENTSYNC_MAX_FILE bytes (default 64 GiB), or a third of the disk that was free at the start.
 """
 # ruff: noqa: B008 - Cog declares inputs by calls in the signature
 
+import inspect
 import logging
 import os
 import shutil
@@ -18,11 +20,12 @@ from pathlib import Path as LocalPath
 
 from cog import BasePredictor, Input, Path
 
-from latentsync import LipSync, Progress
+from latentsync import LipSync, Options, Progress
 from latentsync.archives import fetch_model
 from latentsync.downloads import SETS
-from latentsync.errors import WeightsMissing
+from latentsync.errors import Asker, WeightsMissing, in_words_of
 from latentsync.reporter import interruptible
+from latentsync.scratch import Scratch
 from latentsync.weights import download
 
 log = logging.getLogger("latentsync.predict")
@@ -39,6 +42,13 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("latentsync").setLevel(logging.INFO)
         self.folder: LocalPath | None = None
+        self.load(weights)
+        self.scratch = Scratch()  # what is made for good lies elsewhere by now
+        self.scratch.bound(int(os.environ.get("LATENTSYNC_MAX_FILE") or Options.max_bytes))
+        self.scratch.sweep_always()
+
+    def load(self, weights: Path | str | None) -> None:
+        """Load the model, trained or published."""
         if weights:
             with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
                 self.lipsync = LipSync.load(fetch_model(str(weights), LocalPath(folder)))
@@ -127,7 +137,10 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
     ) -> Path:
         """Make the face speak the voice."""
         self.forget()  # the answer before this one; by now Cog has sent it
+        self.scratch.use(video, audio)
         self.folder = LocalPath(tempfile.mkdtemp(prefix="latentsync-"))
+        output = self.folder / f"{uuid.uuid4().hex}.mp4"  # a store tells uploads apart by this name
+        named = {str(video): "video", str(audio): "audio", str(output): "the output"}
         try:
             if superres != "none":
                 download(superres)  # what is there stays
@@ -135,7 +148,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
                 self.lipsync.run,
                 str(video),  # a path that is no upload arrives as a str; run checks it
                 str(audio),
-                self.folder / f"{uuid.uuid4().hex}.mp4",  # a store tells uploads apart by this name
+                output,
                 guidance_scale=float(guidance_scale),  # JSON's 2 arrives as int, its 5.0 as float
                 seed=int(seed),
                 steps=int(inference_steps) or None,
@@ -150,7 +163,8 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
                 sr_weight=float(sr_weight),
                 progress=Tenths(),
             )
-            result = interruptible(lambda cancelled: run(cancelled=cancelled))
+            with in_words_of(Asker(_input, named)):
+                result = interruptible(lambda cancelled: run(cancelled=cancelled))
         except BaseException as error:  # a cancellation is no Exception
             self.forget()
             log.info("stopped: %s", type(error).__name__, exc_info=isinstance(error, Exception))
@@ -180,3 +194,9 @@ class Tenths:
         if (progress.stage, tenth) != self._last:
             self._last = (progress.stage, tenth)
             log.info("%s: %d of %s", progress.stage, progress.done, progress.total or "?")
+
+
+def _input(option: str) -> str | None:
+    """What an option is called here; None: it isn't an input."""
+    name = "inference_steps" if option == "steps" else option
+    return name if name in inspect.signature(Predictor.predict).parameters else None

@@ -13,7 +13,7 @@ from latentsync import align, faces
 from latentsync.ahead import ahead
 from latentsync.blend import turned_away, yaw
 from latentsync.cache import ClipCache, file_digest
-from latentsync.errors import NoFaceFound, OptionError
+from latentsync.errors import NoFaceFound, OptionError, option_name
 from latentsync.faces import FaceChoice
 from latentsync.options import Options
 from latentsync.reporter import Reporter
@@ -93,7 +93,9 @@ def cast(
     for start, stop, reason in lost(tracks, choices):
         said = f"source frames {start}-{stop - 1} ({float(start / fps):.2f} s on): {reason}"
         if options.on_missing == "error":
-            raise NoFaceFound(f"{said}; on_missing keep passes such frames through")
+            raise NoFaceFound(
+                f"{said}; to let such frames pass through, set {option_name('on_missing')} to keep"
+            )
         log.info("%s; they pass through", said)
     return tracks
 
@@ -132,8 +134,9 @@ def _all_turned(track: FaceTrack, choice: FaceChoice, options: Options) -> str:
         return ""
     return (
         f"the face {choice} is found in {len(angles)} of {len(track)} frames, all turned further "
-        f"than max_yaw {options.max_yaw:g} degrees ({angles.min():.0f} to {angles.max():.0f}); "
-        "give a larger max_yaw, or none, to have the mouth drawn on turned faces too"
+        f"than {option_name('max_yaw')} {options.max_yaw:g} degrees ({angles.min():.0f} to "
+        f"{angles.max():.0f}); give a larger {option_name('max_yaw')}, or none, to have the mouth "
+        "drawn on turned faces too"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 from rich.progress import TaskID
+from typer.main import get_command
 
 from latentsync.bars import bars, console, shown_on, transfer_bars
 from latentsync.cli_app import app as show_page
@@ -33,7 +34,14 @@ from latentsync.cli_shared import (
 from latentsync.cli_train import train
 from latentsync.cli_upscale import upscale
 from latentsync.downloads import SETS, Download
-from latentsync.errors import InputError, LatentSyncError, OptionError, WeightsMismatch
+from latentsync.errors import (
+    HOST,
+    Asker,
+    InputError,
+    LatentSyncError,
+    OptionError,
+    WeightsMismatch,
+)
 
 __all__ = ["app", "main"]
 
@@ -83,10 +91,20 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, typer.TyperException):
         return error.format_message(), BAD_INPUT
     if isinstance(error, LatentSyncError):
-        return str(error), BAD_INPUT if isinstance(error, InputError) else FAILED
+        return error.told(Asker(_flag, at_host=True)), (
+            BAD_INPUT if isinstance(error, InputError) else FAILED
+        )
     reason = " ".join(str(error).split())
     bug = "this is a bug: please report it with the output of --debug"
     return f"{type(error).__name__}: {reason} ({bug})", FAILED
+
+
+def _flag(option: str) -> str | None:
+    """What an option is called here; HOST has no name, and whoever is here has it."""
+    commands = get_command(app).commands.values()  # type: ignore[attr-defined]  # it is a group
+    flags = {flag for one in commands for given in one.params for flag in given.opts}
+    flag = f"--{option.replace('_', '-')}"
+    return flag if flag in flags or option == HOST else None
 
 
 @app.callback()

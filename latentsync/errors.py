@@ -13,10 +13,19 @@
     |-- BackendUnavailable            a device or a back end that was asked for can't be used
     `-- Cancelled                     the caller's `cancel()` said so; nothing was left behind
 
-A message has three parts: what we got, what we wanted, what to do.
+A message has three parts: what we got, what we wanted, what to do. It names options by
+`option_name` and puts what needs an option into `with_option`: each border then tells it in the
+words of whoever asked (`LatentSyncError.told`), who may call an option otherwise or not have it.
 """
 
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
 __all__ = [
+    "HOST",
+    "Asker",
     "BackendUnavailable",
     "Cancelled",
     "InputError",
@@ -29,11 +38,66 @@ __all__ = [
     "WeightsError",
     "WeightsMismatch",
     "WeightsMissing",
+    "about",
+    "in_words_of",
+    "option_name",
+    "with_option",
 ]
+
+HOST = "host"  # the "option" of whoever sits at the machine: its disk, its command line
+_OPEN, _THEN, _CLOSE = "\ue000", "\ue001", "\ue002"  # of Unicode's private use area
+_MARKED = re.compile(f"{_OPEN}([^{_OPEN}{_THEN}{_CLOSE}]*)({_THEN}([^{_OPEN}{_CLOSE}]*))?{_CLOSE}")
+_AT_THE_HOST = "this can't be done here at the moment; the log of this service says why"
+
+
+def option_name(name: str) -> str:
+    """The name of an option of `Options` or `LipSync.load`, in a message."""
+    return f"{_OPEN}{name}{_CLOSE}"
+
+
+def with_option(name: str, clause: str) -> str:
+    """A clause of a message that only those are told who have that option."""
+    return f"{_OPEN}{name}{_THEN}{clause}{_CLOSE}"
+
+
+@dataclass(frozen=True)
+class Asker:
+    """What those who are told an error call things."""
+
+    option: Callable[[str], str | None]  # their name of an option; None: they don't have it
+    inputs: Mapping[str, str] = field(default_factory=dict)  # their names of paths
+    at_host: bool = False  # whether they can mend the machine itself
+
+    def words(self, message: str) -> str:
+        """A message without its marks."""
+        while (told := _MARKED.sub(self._unmarked, message)) != message:
+            message = told  # from the inner marks outwards
+        for path in sorted(self.inputs, key=len, reverse=True):
+            for spelling in (repr(path), path):
+                message = message.replace(spelling, self.inputs[path])
+        return message
+
+    def _unmarked(self, marked: re.Match[str]) -> str:
+        own = self.option(marked[1])
+        if marked[2] is None:
+            return own or marked[1]
+        return "" if own is None else str(marked[3])
+
+
+_LIBRARY = Asker(option=lambda name: name, at_host=True)
 
 
 class LatentSyncError(Exception):
-    """Base of all errors below; `str(error)` is one line for a person."""
+    """Base of all errors below; `str(error)` is one line for who calls the library."""
+
+    def __str__(self) -> str:
+        return _LIBRARY.words(super().__str__())
+
+    def told(self, asker: Asker) -> str:
+        """One line for whoever asked; what they can't mend is for the log."""
+        if isinstance(self, InputError | Cancelled) or asker.at_host:
+            return asker.words(super().__str__())
+        return _AT_THE_HOST
 
 
 class InputError(LatentSyncError):
@@ -78,3 +142,23 @@ class BackendUnavailable(LatentSyncError):
 
 class Cancelled(LatentSyncError):
     """The run was cancelled by its caller."""
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Let errors of bad input say first which input is meant."""
+    try:
+        yield
+    except InputError as error:
+        error.args = (f"{name}: {error.args[0]}",)
+        raise
+
+
+@contextmanager
+def in_words_of(asker: Asker) -> Iterator[None]:
+    """Let errors of bad input be in the words of whoever asked."""
+    try:
+        yield
+    except InputError as error:
+        error.args = (error.told(asker),)
+        raise

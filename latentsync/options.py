@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from latentsync.errors import OptionError
+from latentsync.errors import OptionError, option_name
 from latentsync.types import SyncMode
 
 __all__ = ["MAX_SEED", "MIN_SIDE", "RESTORERS", "SPEEDS", "Codec", "Effort", "Options", "Preset"]
@@ -136,7 +136,9 @@ class Options:
         _in_range("smooth", self.smooth, 0, MAX_SMOOTH)
         _in_range("overlap", self.overlap, 0, MAX_OVERLAP)
         if self.smooth and self.smooth % 2 == 0:
-            raise OptionError(f"smooth is {self.smooth}; it must be 0 or an odd number of frames")
+            raise OptionError(
+                f"{option_name('smooth')} is {self.smooth}; it must be 0 or an odd number of frames"
+            )
         _in_range("sr_ratio", self.sr_ratio, *RATIOS, whole=False)
         for name in ("mask_smooth", "sr_weight", "sr_stability"):
             _in_range(name, getattr(self, name), 0, 1, whole=False)
@@ -152,18 +154,22 @@ class Options:
             value = getattr(self, name)
             if value not in allowed and not (value is None and name in _FIELDS_OF_EFFORT):
                 raise OptionError(
-                    f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}"
+                    f"{option_name(name)} is {value!r}; it must be one of "
+                    f"{', '.join(map(repr, allowed))}"
                 )
         kinds = {"face": str, "superres": str, "color_match": bool, "report": bool}
         for name, kind in kinds.items():
             got = getattr(self, name)
             if not isinstance(got, kind):
-                raise OptionError(f"{name} is {got!r}; it must be a {kind.__name__}")
+                raise OptionError(f"{option_name(name)} is {got!r}; it must be a {kind.__name__}")
         if not isinstance(self.cache_dir, str | None):
-            raise OptionError(f"cache_dir is {self.cache_dir!r}; it must be a folder's name")
+            raise OptionError(
+                f"{option_name('cache_dir')} is {self.cache_dir!r}; it must be a folder's name"
+            )
         if self.restorer and self.resampling == "published":
             raise OptionError(
-                f"superres is {self.superres!r} and resampling 'published'; restored faces want "
+                f"{option_name('superres')} is {self.superres!r} and {option_name('resampling')} "
+                "'published'; restored faces want "
                 "'once': leave one of the two out"
             )
 
@@ -233,4 +239,6 @@ def _in_range(name: str, value: object, low: float, high: float, *, whole: bool 
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         number = "a whole number" if whole else "a number"
-        raise OptionError(f"{name} is {value!r}; it must be {number} from {low} to {high}")
+        raise OptionError(
+            f"{option_name(name)} is {value!r}; it must be {number} from {low} to {high}"
+        )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync import timeline
-from latentsync.errors import OptionError
+from latentsync.errors import OptionError, option_name
 from latentsync.faces import FaceChoice
 from latentsync.media import AudioReader, Limits, Sound, first_shown, mix
 from latentsync.options import Options
@@ -71,7 +71,9 @@ def speakers(
     if not voices:
         raise OptionError("no voice: give a sound, or a sound for each face that speaks")
     if options.face not in {"largest", *voices}:
-        raise OptionError(f"face is {options.face!r}, but the speakers say which faces are meant")
+        raise OptionError(
+            f"{option_name('face')} is {options.face!r}, but the speakers say which faces are meant"
+        )
     choices = tuple(FaceChoice.parse(face) for face in voices)
     if several and any(choice.kind == "all" for choice in choices):
         raise OptionError("speaker 'all' beside others; name each face, or give one voice to all")
@@ -114,9 +116,9 @@ def heard(
     """
     if shown.seconds <= voice.after:
         raise OptionError(
-            f"lead_in is {options.lead_in:g} s, but the clip ends after"
-            f" {float(shown.seconds):.2f} s, and with sync_mode {options.sync_mode} so does the"
-            " output: choose a smaller one, or another mode"
+            f"{option_name('lead_in')} is {options.lead_in:g} s, but the clip ends after"
+            f" {float(shown.seconds):.2f} s, and with {option_name('sync_mode')}"
+            f" {options.sync_mode} so does the output: choose a smaller one, or another mode"
         )
     begins = shown.begins[:-1]
     speech = speech.beside(begins, shown.tick, after=voice.after)

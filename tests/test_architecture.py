@@ -12,7 +12,7 @@ import latentsync
 PACKAGE = Path(latentsync.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"bodies", "errors", "types"},
+    {"bodies", "errors", "scratch", "types"},
     {"config", "options"},
     {"devices", "ahead"},
     {"media", "timeline", "align", "mask", "mel", "models", "steady", "transfer"}

@@ -480,7 +480,10 @@ def test_no_face_is_one_line(latentsync, voice, out, tmp_path):
         (["--inference_steps", "51"], "from 1 to 50"),
         (["--steps", "many"], "--steps"),
         (["--steps"], "--steps"),
-        (["--guidance-scale", "10.5"], "guidance_scale is 10.5; it must be a number from 0 to 10"),
+        (
+            ["--guidance-scale", "10.5"],
+            "--guidance-scale is 10.5; it must be a number from 0 to 10",
+        ),
         (["--guidance_scale", "nan"], "from 0 to 10"),
         (["--seed", "-1"], "seed is -1; it must be a whole number from 0 to 4294967295"),
         (["--crf", "52"], "crf is 52; it must be a whole number from 0 to 51"),

@@ -123,11 +123,11 @@ class Server:
         return answer.json()
 
     def outputs(self) -> list[Path]:
-        return sorted(self.folder.glob("latentsync-*"))
+        return sorted(self.folder.glob("latentsync-worker-*/latentsync-*"))
 
     def uploads(self) -> list[Path]:
         """What Cog keeps of the inputs; of a failed download it leaves some behind."""
-        return sorted(self.folder.glob("tmp*"))
+        return sorted(self.folder.rglob("tmp*"))
 
     def worker(self) -> int:
         pid = self.process.pid
@@ -188,6 +188,28 @@ class Web:
         return eventually(
             lambda: next((p for p in self.posted if p["id"] == name and p["status"] in ends), None)
         )
+
+
+@contextlib.contextmanager
+def endless():
+    """The address of a file that goes on for ever."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(2**16))
+
+        def log_message(self, *_):
+            pass
+
+    site = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=site.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{site.server_port}/face.mp4"
+    site.shutdown()
+    site.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -335,12 +357,16 @@ def test_what_the_schema_refuses(server, change, wrong):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"audio": data_uri(b"not sound", "text/plain")}, "MediaError: .* can't be read as media"),
-        ({"audio": FACE}, "MediaError: .* has no sound"),
+        (
+            {"audio": data_uri(b"not sound", "text/plain")},
+            "MediaError: audio can't be read as media",
+        ),
+        ({"audio": FACE}, "MediaError: audio has no sound"),
         ({"video": data_uri(grey_picture(), "image/png")}, "NoFaceFound: no face in the 1 frames"),
-        ({"video": "/nowhere/face.mp4"}, "MediaError: '/nowhere/face.mp4' does not exist"),
-        ({"video": "/etc/hostname"}, "MediaError: '/etc/hostname' can't be read as media"),
+        ({"video": "/nowhere/face.mp4"}, "MediaError: video does not exist"),
+        ({"video": "/etc/hostname"}, "MediaError: video can't be read as media"),
         ({"seed": 2**32}, "OptionError: seed is 4294967296"),
+        ({"face": "nobody"}, "OptionError: face 'nobody'; it must be largest"),
         ({"video": "data:image/png;base64,AAA"}, "Incorrect padding"),
     ],
 )
@@ -349,6 +375,7 @@ def test_a_failure_says_why_in_one_line(server, change, said):
     assert answer["status"] == "failed"
     assert re.search(said, answer["error"])
     assert "\n" not in answer["error"]
+    assert not re.search(r"\btmp|latentsync-worker|--[a-z]|detector", answer["error"])
     assert server.outputs() == []
     eventually(lambda: server.status() == "READY")
 
@@ -357,6 +384,23 @@ def test_a_url_that_is_not_there(server, web):
     answer = server.predict(video=f"{web.url}/nothing/a.mp4")
     assert answer["status"] == "failed"
     assert "404" in answer["error"]
+
+
+def test_what_failed_downloads_leave_is_swept(server):
+    assert server.predict(audio="data:audio/wav;base64,AAA")["status"] == "failed"
+    (folder,) = server.folder.glob("latentsync-worker-*")
+    (folder / "tmpleft.mp4").write_bytes(b"the beginning of a clip")
+    assert server.predict()["status"] == "succeeded"
+    assert server.uploads() == []
+
+
+def test_an_input_that_never_ends_is_stopped(tmp_path):
+    with serving(tmp_path, LATENTSYNC_MAX_FILE=str(2**20)) as server, endless() as address:
+        answer = server.predict(video=address)
+        assert answer["status"] == "failed"
+        assert "File too large" in answer["error"]
+        assert server.predict()["status"] == "succeeded"
+        assert server.uploads() == []
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from latentsync.errors import OptionError
+from latentsync.errors import NoFaceFound, OptionError
 from latentsync.faces import LARGEST, Builtin, FaceChoice, no_face
 
 
@@ -50,10 +50,10 @@ def test_texts_that_mean_no_face(text: str, wanted: str) -> None:
 
 def test_what_to_say_when_nothing_is_found() -> None:
     detector = Builtin()
-    text = no_face(detector, 50, LARGEST)
+    text = str(NoFaceFound(no_face(detector, 50, LARGEST)))
     assert "50 frames looked at (0-2.00 s" in text
     assert detector.describe() in text
-    assert "--face x,y,width,height@seconds" in text
+    assert "face x,y,width,height@seconds" in text
     assert "draw another box" in no_face(detector, 50, FaceChoice.parse("1,2,30,40"))
     for choice in (LARGEST, FaceChoice.parse("1,2,30,40")):
         assert "\n" not in no_face(detector, 50, choice)

@@ -75,7 +75,7 @@ class _Addresses(HTMLParser):
         super().__init__()
         self.found: list[str] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, _tag, attrs):
         self.found += [value for name, value in attrs if name in ("src", "href")]
 
 

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from latentsync.errors import OptionError
+from latentsync.errors import OptionError, option_name
 from latentsync.faces.base import PUBLISHED, Detector, FaceFilter
 from latentsync.faces.builtin import Builtin
 from latentsync.faces.cascade import CascadeFile
@@ -83,8 +83,8 @@ def create(
         loaders[name] = lambda: CascadeFile(Path(name), filters)
     if name not in loaders:
         raise OptionError(
-            f"face detector {name!r}; it must be one of {', '.join(loaders)}, or the path of an "
-            "OpenCV cascade (.xml)"
+            f"{option_name('detector')} {name!r}; it must be one of {', '.join(loaders)}, or the "
+            "path of an OpenCV cascade (.xml)"
         )
     detector = loaders[name]()
     log.info("face detector: %s", detector.describe())

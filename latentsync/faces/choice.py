@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from latentsync.errors import OptionError
+from latentsync.errors import OptionError, option_name
 
 __all__ = ["LARGEST", "FaceChoice"]
 
@@ -47,7 +47,7 @@ class FaceChoice:
         if len(numbers) > 1 and None not in numbers:
             return cls._placed(text, [n for n in numbers if n is not None], time if at else "0")
         if not os.path.isfile(text):  # noqa: PTH113 - Path's raises where a name is too long
-            raise OptionError(f"face {text!r}; it must be {WANTED}")
+            raise OptionError(f"{option_name('face')} {text!r}; it must be {WANTED}")
         return cls("reference", picture=Path(text))
 
     @classmethod
@@ -55,11 +55,13 @@ class FaceChoice:
         seconds = _number(time)
         if len(numbers) not in (2, 4) or min(numbers) < 0 or seconds is None or seconds < 0:
             raise OptionError(
-                f"face {text!r}; a place must be x,y or x,y,width,height in px from the frame's "
-                "upper left corner, and a time @seconds from the clip's start"
+                f"{option_name('face')} {text!r}; a place must be x,y or x,y,width,height in px "
+                "from the frame's upper left corner, and a time @seconds from the clip's start"
             )
         if len(numbers) == 4 and min(numbers[2:]) < 8:
-            raise OptionError(f"face {text!r}; a box must be 8 px wide and high, or more")
+            raise OptionError(
+                f"{option_name('face')} {text!r}; a box must be 8 px wide and high, or more"
+            )
         return cls("point" if len(numbers) == 2 else "box", tuple(numbers), seconds)
 
     def __str__(self) -> str:

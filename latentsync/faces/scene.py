@@ -175,7 +175,7 @@ class Scene:
             faces = f"faces are at {' and '.join(there)}" if there else "there is none at all"
             raise OptionError(
                 f"no face at {choice}: in this shot {faces}; give a point on a face, or a box "
-                "x,y,width,height@seconds around what no detector finds"
+                "x,y,width,height@seconds around what isn't found"
             )
         return people[int(np.argmin(beside))]
 

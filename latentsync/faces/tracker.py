@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from latentsync.errors import NoFaceFound
+from latentsync.errors import NoFaceFound, option_name, with_option
 from latentsync.faces.base import PUBLISHED, Detector
 from latentsync.faces.choice import FaceChoice
 from latentsync.faces.cuts import with_cuts
@@ -187,9 +187,17 @@ def no_face(detector: Detector, frames: int, choice: FaceChoice, fps: float = 25
     if choice.kind == "box":
         return f"the content of the box {choice} is not found in {looked}; draw another box"
     if choice.kind == "reference":
-        return f"nobody like {choice} in {looked}; choose the face by a point: --face x,y@seconds"
+        return (
+            f"nobody like {choice} in {looked}; choose the face by a point: "
+            f"{option_name('face')} x,y@seconds"
+        )
     return (
-        f"no face in {looked} by {detector.describe()}; give a clip with a larger or more frontal "
-        "face, choose another detector, or, for a drawn face say, tell where it is: "
-        "--face x,y,width,height@seconds"
+        f"no face in {looked}{with_option('detector', f' by {detector.describe()}')}; give a clip "
+        "with a larger or more frontal face"
+        + with_option("detector", f", choose another {option_name('detector')}")
+        + with_option(
+            "face",
+            ", or, for a drawn face say, tell where it is: "
+            f"{option_name('face')} x,y,width,height@seconds",
+        )
     )

@@ -8,7 +8,13 @@ import av
 import cv2
 from av.video.codeccontext import VideoCodecContext
 
-from latentsync.errors import BackendUnavailable, OptionError, OutputError
+from latentsync.errors import (
+    BackendUnavailable,
+    OptionError,
+    OutputError,
+    option_name,
+    with_option,
+)
 from latentsync.options import MIN_SIDE, Codec, Preset
 
 __all__ = [
@@ -117,7 +123,9 @@ def output_size(
     """
     encoder = encoder_of(codec)
     if max_side is not None and max_side < MIN_SIDE:
-        raise OptionError(f"max_side {max_side} is too small: give {MIN_SIDE} px or more")
+        raise OptionError(
+            f"{option_name('max_side')} {max_side} is too small: give {MIN_SIDE} px or more"
+        )
     longest = max(width, height)
     if max_side is not None and longest > max_side:
         size = tuple(max(2, side * max_side // longest // 2 * 2) for side in (width, height))
@@ -130,11 +138,14 @@ def output_size(
         raise OutputError(
             f"{codec} can't hold {size[0]} x {size[1]} px: its pictures have at most"
             f" {encoder.max_pixels} px and sides of {encoder.max_side} px;"
-            f" set max_side to {fits} or less"
+            " give smaller pictures"
+            + with_option("max_side", f", or set {option_name('max_side')} to {fits} or less")
         )
     if min(size) < encoder.min_side:
         raise OutputError(
             f"{codec} can't hold {size[0]} x {size[1]} px: its pictures have sides of"
-            f" {encoder.min_side} px or more; give a larger max_side, or ask for h264"
+            f" {encoder.min_side} px or more; give larger pictures"
+            + with_option("max_side", f", or a larger {option_name('max_side')}")
+            + with_option("codec", f", or ask for {option_name('codec')} h264")
         )
     return size[0], size[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 import imageio_ffmpeg
 from av.video.frame import VideoFrame as RawFrame
 
-from latentsync.errors import MediaError
+from latentsync.errors import HOST, MediaError, with_option
 from latentsync.media.container import open_media, shown, video_stream
 from latentsync.media.formats import GUARD
 
@@ -73,8 +73,10 @@ def tone_mapped(
         if done.returncode != 0 or not copy.exists():
             raise MediaError(
                 f"{shown(path)} is HDR and can't be tone-mapped"
-                f" ({said[-1] if said else done.returncode}): check the free space in"
-                f" {shown(tempfile.gettempdir())} (TMPDIR), or give an SDR clip"
+                f" ({said[-1] if said else done.returncode}): give an SDR clip"
+                + with_option(
+                    HOST, f", or check the free space in {shown(tempfile.gettempdir())} (TMPDIR)"
+                )
             )
     except BaseException:
         remove()

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from latentsync.errors import MediaError
+from latentsync.errors import HOST, MediaError, option_name, with_option
 
-__all__ = ["DEFAULT_LIMITS", "MOST_NOTES", "Limits"]
+__all__ = ["DEFAULT_LIMITS", "MOST_NOTES", "Limits", "raising"]
 
 MOST_NOTES = 2**26  # bytes; the profiles of printers have a few million
 
@@ -26,7 +26,7 @@ class Limits:
         if size > self.max_bytes:
             raise MediaError(
                 f"{name} has {size} bytes where at most {self.max_bytes} are read:"
-                " cut or compress it, or raise max_bytes"
+                f" cut or compress it{raising('max_bytes')}"
             )
 
     def check_samples(self, name: str, samples: int, size: int) -> None:
@@ -34,7 +34,8 @@ class Limits:
         if samples > size:
             raise MediaError(
                 f"{name} claims {samples} samples in {size} bytes: it is damaged, or made to"
-                " exhaust memory; if a player shows it, rewrite it: ffmpeg -i IN -c copy OUT.mp4"
+                " exhaust memory; if a player shows it, save it anew with a video editor"
+                f"{with_option(HOST, ', or by ffmpeg -i IN -c copy OUT.mp4')}"
             )
 
     def check_notes(self, name: str, unpacked: int) -> None:
@@ -50,7 +51,8 @@ class Limits:
         if width * height > self.max_pixels:
             raise MediaError(
                 f"{name} has frames of {width} x {height} px where at most"
-                f" {self.max_pixels} px are read: scale it down, or raise max_pixels"
+                f" {self.max_pixels} px are read: scale it down"
+                f"{raising('max_pixels')}"
             )
 
     def check_seconds(self, name: str, seconds: float) -> None:
@@ -58,8 +60,13 @@ class Limits:
         if seconds > self.max_seconds:
             raise MediaError(
                 f"{name} goes on for {seconds:.2f} s where at most {self.max_seconds:g} s are"
-                " read: cut it, or raise max_seconds"
+                f" read: cut it{raising('max_seconds')}"
             )
+
+
+def raising(limit: str) -> str:
+    """What those can do who may change the limit of that name."""
+    return with_option(limit, f", or raise {option_name(limit)}")
 
 
 DEFAULT_LIMITS = Limits()

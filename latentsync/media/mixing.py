@@ -11,7 +11,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.filter import Graph
 
-from latentsync.errors import OutputError
+from latentsync.errors import HOST, OutputError, with_option
 from latentsync.media.container import shown
 from latentsync.media.sound import Sound, pulled
 
@@ -49,7 +49,7 @@ def mix(sounds: Sequence[Sound], output: Path) -> None:
     except OSError as error:  # PyAV's own are OSErrors where the disk is the reason
         raise OutputError(
             f"the voices can't be summed in {shown(output)} ({error.strerror}): "
-            "check the free space there (TMPDIR)"
+            f"check the free space there{with_option(HOST, ' (TMPDIR)')}"
         ) from error
 
 

@@ -25,7 +25,7 @@ from latentsync.media.decoder import (
 from latentsync.media.formats import is_image
 from latentsync.media.frame import Colour, Orientation, VideoFrame, from_raw, has_alpha
 from latentsync.media.hdr import curve_of, tone_mapped
-from latentsync.media.limits import DEFAULT_LIMITS, Limits
+from latentsync.media.limits import DEFAULT_LIMITS, Limits, raising
 from latentsync.media.timestamps import SeekMap, clock_restarts
 from latentsync.types import VideoInfo
 
@@ -282,7 +282,8 @@ def _look_at(path: Path, limits: Limits) -> _Look:
         if raw is None:
             raise MediaError(
                 f"{shown(path)} ({codec}) holds no frame that can be decoded, or only larger ones"
-                f" than max_pixels = {limits.max_pixels}: give a clip that a player shows"
+                f" than {limits.max_pixels} px: give a clip that a player shows"
+                f"{raising('max_pixels')}"
             )
         orientation = Orientation.of(raw)
         aspect = stream.sample_aspect_ratio or Fraction(1)

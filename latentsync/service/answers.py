@@ -1,5 +1,6 @@
 """What clients are answered, as the hosted API has it: `{code, message, data}`, errors too."""
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from latentsync.errors import BackendUnavailable, InputError, LatentSyncError
 from latentsync.service.files import StorageFull
+from latentsync.service.requests import asker
 from latentsync.service.signing import BadSignature
 from latentsync.service.storage import NotStored
 from latentsync.service.tables import Task
@@ -42,6 +44,8 @@ __all__ = [
     "refusal",
     "task_data",
 ]
+
+log = logging.getLogger(__name__)
 
 RETRY_AFTER = {"Retry-After": "5"}  # s; until then a task may have ended
 STATUSES: tuple[tuple[type[LatentSyncError], HTTPStatus, dict[str, str]], ...] = (
@@ -239,7 +243,9 @@ def problem(status: int, message: str, headers: dict[str, str] | None = None) ->
 def refusal(error: LatentSyncError) -> JSONResponse:
     """The answer that an error of ours becomes."""
     status, headers = next(row[1:] for row in STATUSES if isinstance(error, row[0]))
-    return problem(status, str(error), headers)
+    if not isinstance(error, InputError):
+        log.warning("answered %d: %s", status, error)
+    return problem(status, error.told(asker()), headers)
 
 
 def answer_errors(app: FastAPI) -> None:

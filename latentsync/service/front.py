@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
+from latentsync.errors import about
 from latentsync.service.answers import TaskData, task_data
 from latentsync.service.core import Service
 from latentsync.service.fetching import check_url
@@ -57,13 +58,15 @@ class Front:
         given = asked.model_dump(mode="json", exclude_unset=True, exclude={"enable_sync_mode"})
         options_of(given, self.service.settings)
         if webhook is not None:
-            check_url(webhook)
+            with about("webhook"):
+                check_url(webhook)
         stored = {}
         for what, url in (("video", asked.video), ("audio", asked.audio)):
-            if name := self.service.files.own(key.id, url):
-                stored[what] = name
-            else:
-                check_url(url)
+            with about(what):
+                if name := self.service.files.own(key.id, url):
+                    stored[what] = name
+                else:
+                    check_url(url)
         return self.service.tasks.create(
             key,
             MODEL_PATH,

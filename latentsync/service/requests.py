@@ -1,6 +1,7 @@
 """What clients may ask for, as the hosted API spells it; checked here, documented at /docs."""
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from pydantic import (
@@ -13,11 +14,18 @@ from pydantic import (
     model_validator,
 )
 
-from latentsync.errors import OptionError
+from latentsync.errors import Asker, OptionError
 from latentsync.options import RESTORERS, Options
 from latentsync.service.settings import Settings
 
-__all__ = ["DeleteRequest", "PageRequest", "TaskRequest", "UploadRequest", "options_of"]
+__all__ = [
+    "DeleteRequest",
+    "PageRequest",
+    "TaskRequest",
+    "UploadRequest",
+    "asker",
+    "options_of",
+]
 
 MAX_ADDRESS = 4000  # characters: signed ones are long
 MAX_PAGE = 100  # tasks
@@ -102,6 +110,11 @@ if TYPE_CHECKING:
     TaskRequest = _TaskRequest
 else:
     TaskRequest = create_model("TaskRequest", __base__=_TaskRequest, **_fields())
+
+
+def asker(inputs: Mapping[str, str] | None = None) -> Asker:
+    """How clients are told errors; `inputs` are their names of paths here."""
+    return Asker({name: name for name in OPTIONS}.get, inputs or {})
 
 
 class UploadRequest(_Strict):

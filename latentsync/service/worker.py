@@ -11,11 +11,17 @@ from typing import Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from latentsync.errors import BackendUnavailable, Cancelled, InputError, LatentSyncError
+from latentsync.errors import (
+    BackendUnavailable,
+    Cancelled,
+    InputError,
+    LatentSyncError,
+    in_words_of,
+)
 from latentsync.options import Options
 from latentsync.service.core import Service
 from latentsync.service.fetching import Bounds, fetch
-from latentsync.service.requests import options_of
+from latentsync.service.requests import asker, options_of
 from latentsync.service.settings import Settings
 from latentsync.service.storage import NotStored
 from latentsync.service.tables import Task
@@ -50,7 +56,9 @@ def load(settings: Settings) -> Run:
     def run(
         video: Path, audio: Path, output: Path, options: Options, cancelled: Callable[[], bool]
     ) -> None:
-        lipsync.run(video, audio, output, options=options, cancelled=cancelled)
+        named = {str(video): "video", str(audio): "audio", str(output): "the output"}
+        with in_words_of(asker(named)):
+            lipsync.run(video, audio, output, options=options, cancelled=cancelled)
 
     return run
 

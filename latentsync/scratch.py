@@ -1,0 +1,110 @@
+"""Temporary files of a process that stays up: what nobody needs any more is swept."""
+
+import fcntl
+import os
+import resource
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+__all__ = ["Scratch"]
+
+PREFIX = "latentsync-worker-"
+PATTERN = "tmp*"  # what `tempfile` calls files that are given no name
+SWEEP_SECONDS = 60.0
+FILES_AT_ONCE = 3  # two inputs and an output
+
+
+class Scratch:
+    """A folder for all temporary files that this process makes from now on.
+
+    Cog downloads inputs by `tempfile` in the process that predicts, and leaves those there whose
+    download fails: `predict` isn't called then.
+    """
+
+    def __init__(self) -> None:
+        for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            if (lock := _lock(folder)) is not None:  # its process has ended
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._locked = _lock(self.folder)  # as long as this process lives
+        self._inputs: set[Path] = set()
+        tempfile.tempdir = str(self.folder)
+
+    def use(self, *inputs: str | Path) -> None:
+        """Sweep at once, but for these files, which stay until the next call."""
+        self._inputs = {Path(one).absolute() for one in inputs}
+        self._remove(self._left())
+
+    def sweep_always(self) -> None:
+        """Sweep now and then, in a thread, while no file is being downloaded."""
+        threading.Thread(target=self._sweep_always, name="sweep", daemon=True).start()
+
+    def bound(self, most_bytes: int) -> int:
+        """Let no file that this process writes exceed `most_bytes`, or a third of the free room.
+
+        A download that never ends then ends with "File too large". Returns the bound.
+        """
+        room = shutil.disk_usage(self.folder).free // FILES_AT_ONCE
+        bound = max(1, min(most_bytes, room))
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bound, hard))
+        return bound
+
+    def sweep_idle(self) -> None:
+        """Sweep what has lain for SWEEP_SECONDS, unless a download is under way."""
+        left = self._left()
+        if not _open_files() & left:
+            old = time.time() - SWEEP_SECONDS
+            self._remove({path for path in left if _changed(path) < old})
+
+    def _sweep_always(self) -> None:
+        while True:
+            time.sleep(SWEEP_SECONDS)
+            self.sweep_idle()
+
+    def _left(self) -> set[Path]:
+        return set(self.folder.glob(PATTERN)) - self._inputs
+
+    def _remove(self, files: set[Path]) -> None:
+        for path in files:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _lock(folder: Path) -> int | None:
+    """The locked folder's descriptor; None: another process has locked it, or it is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _open_files() -> set[Path]:
+    """What this process has open, as Linux tells it."""
+    found = set()
+    for link in Path("/proc/self/fd").glob("*"):
+        try:
+            found.add(link.readlink())
+        except OSError:
+            continue  # closed since
+    return found
+
+
+def _changed(path: Path) -> float:
+    """When a file was written to last; never, where it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return float("inf")
