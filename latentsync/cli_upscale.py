@@ -34,7 +34,11 @@ __all__ = ["upscale"]
 Clip = Annotated[Path, path_argument(help="A clip.")]
 Output = Annotated[Path, path_option("--output", "-o", help="The mp4 or mov to write.")]
 Net = Annotated[
-    str, typer.Option(help="gfpgan, codeformer, or the file of a net that spandrel knows.")
+    str | None,
+    typer.Option(
+        help="gfpgan (default), codeformer, or the file of a net that spandrel knows, which "
+        "--whole-frame wants."
+    ),
 ]
 WholeFrame = Annotated[
     bool,
@@ -48,7 +52,7 @@ DetectorName = Annotated[str, face_option(help="insightface, yunet or builtin.")
 def upscale(
     video: Clip,
     output: Output,
-    superres: Net = "gfpgan",
+    superres: Net = None,
     sr_ratio: SrRatio = 2,
     mask_smooth: MaskSmooth = 0.5,
     sr_weight: SrWeight = 0.5,
@@ -74,6 +78,12 @@ def upscale(
     from latentsync.upscale_clip import upscale_clip
     from latentsync.weights import root
 
+    if whole_frame and superres is None:
+        raise OptionError(
+            "--whole-frame wants a net for any picture, and none comes with this project: give "
+            "--superres FILE, RealESRGAN_x2.pth say"
+        )
+    given["superres"] = superres = superres or "gfpgan"
     options = Options(**{one.name: given[one.name] for one in fields(Options) if one.name in given})
     if options.restorer is None:
         raise OptionError(f"superres is {superres!r}; it must name a net, such as gfpgan")

@@ -1,7 +1,9 @@
 """Where a model runs, in which precision and how much memory: decided once, at load."""
 
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ __all__ = [
     "channels_last",
     "choose",
     "compile_for",
+    "drop_empty_kernel_cache",
     "free_memory",
     "groups_that_fit",
     "has_room",
@@ -53,6 +56,17 @@ STAYS = 2**20
 FRAMES, TOKENS = 16, 50  # of a group; of speech at each frame
 
 Call = tuple[Tensor, ...]
+
+
+def drop_empty_kernel_cache() -> None:
+    """Remove the folder for compiled kernels that torch._dynamo makes in TMPDIR when imported.
+
+    Only while it is empty; torch makes it again where something is compiled.
+    """
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
+    if folder.parent == Path(tempfile.gettempdir()).absolute():  # else it was chosen by the user
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def choose(

@@ -140,9 +140,7 @@ class Painter:
         def works() -> Generator[Work | None, None, None]:
             for batch in self._batches(self._reporter.each("wait", groups)):
                 given.append(batch)
-                with self._reporter.timed("network"):
-                    work = self._work(batch)
-                yield work
+                yield self._work(batch)
 
         with closing(groups), closing(self._draw(works())) as drawn:
             for faces in drawn:
@@ -181,9 +179,11 @@ class Painter:
         if not crops:
             return None
         segments = [group.segment for group in batch]
+        with self._reporter.timed("speech"):  # the encoder runs where a window is first needed
+            heard = torch.stack([self._role.speech[one.start : one.stop] for one in segments])
         return Work(
             crops=torch.stack(crops),
-            speech=torch.stack([self._role.speech[one.start : one.stop] for one in segments]),
+            speech=heard,
             source=np.concatenate([one.source for one in segments]),
             start=segments[0].start,
             stop=segments[-1].stop,

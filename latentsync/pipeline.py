@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from fractions import Fraction
 from functools import cached_property
@@ -184,12 +184,15 @@ class LipSync:
         check_codec(options.codec)
         self.restorer(options)
         limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
-        with voices.speakers(audio, options, limits, video) as speakers:
-            with reporter.timed("read"):
+        with ExitStack() as inputs:
+            with reporter.timed("speech"):
+                speakers = inputs.enter_context(voices.speakers(audio, options, limits, video))
                 used = _seconds_used(speakers, options)
-                clip = VideoReader(video, limits=limits, used_seconds=used)
-            with clip, self._cache(clip, options) as known:
-                return self._run(clip, speakers, Path(output), options, reporter, known)
+            with reporter.timed("read"):
+                reader = VideoReader(video, limits=limits, used_seconds=used)
+                clip = inputs.enter_context(reader)
+                known = inputs.enter_context(self._cache(clip, options))
+            return self._run(clip, speakers, Path(output), options, reporter, known)
 
     def _run(
         self,

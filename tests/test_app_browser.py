@@ -19,6 +19,11 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 
+from latentsync.evaluation.clips import Pair, Pairs
+from latentsync.evaluation.measures import METRICS
+from latentsync.evaluation.metric import Figure
+from latentsync.evaluation.page import as_html
+from latentsync.evaluation.runner import ClipResult, Evaluation, Mean
 from latentsync.page import run
 from latentsync.page.measure import Curves
 from latentsync.pipeline import LipSync
@@ -312,3 +317,31 @@ def _answers(port):
         return urlopen(f"http://127.0.0.1:{port}/").status == 200
     except OSError:
         return False
+
+
+def test_a_wide_table_of_the_evaluation_uses_the_window(browser, tmp_path):
+    """Side by side with others at 1300 px nothing of it is cut; on a phone it can be moved."""
+    names = [
+        one.name for metric in METRICS.values() for one in metric.figures if not metric.whole_set
+    ]
+    pair = Pair("clip.mp4", tmp_path, None)
+    found = Evaluation(
+        figures=tuple(Figure(name, "dB", "higher", "how near it is") for name in names),
+        clips=(ClipResult(pair, 100, dict.fromkeys(names, 1.23456)),),
+        means={name: Mean(1.23456, 1.0, 2.0, 1) for name in names},
+        missing={},
+        pairs=Pairs((pair,)),
+        detector="builtin",
+    )
+    (tmp_path / "report.html").write_text(as_html(found))
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.goto(f"file://{tmp_path}/report.html")
+    boxes = page.locator(".wide")
+    for box in (boxes.nth(n) for n in range(boxes.count())):
+        assert box.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
+        assert box.evaluate("e => e.getBoundingClientRect().left") >= 0
+        assert box.evaluate("e => e.getBoundingClientRect().right - window.innerWidth") <= 0
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    page.close()

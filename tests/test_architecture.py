@@ -1,6 +1,7 @@
 """The layout as CONTRIBUTING.md draws it: imports point downwards, each room keeps its rules."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,8 +104,11 @@ def test_the_public_interface():
         assert getattr(latentsync, name) is not None
 
 
-def test_importing_the_library_says_nothing():
-    command = [sys.executable, "-c", "import latentsync, latentsync.cli"]
-    done = subprocess.run(command, capture_output=True, check=False)
+def test_importing_the_library_says_nothing_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-c", "import latentsync, latentsync.cli, latentsync.restorers"]
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+    environment["TMPDIR"] = str(tmp_path)
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)
     assert done.returncode == 0
     assert done.stdout == done.stderr == b""
+    assert not any(tmp_path.iterdir())

@@ -264,7 +264,7 @@ def no_link(*_, **__):
 
 
 @pytest.mark.parametrize(
-    ("way", "names"), [("without a name", 0), ("hidden", 1), ("without links", 0)]
+    ("way", "names"), [("without a name", 0), ("hidden", 1), ("without links", 1)]
 )
 def test_the_file_on_its_way_lies_where_the_output_will(tmp_path, monkeypatch, way, names):
     """So that it takes its place in one step, on whatever disk and with whatever rights."""
@@ -286,6 +286,18 @@ def test_the_file_on_its_way_lies_where_the_output_will(tmp_path, monkeypatch, w
         assert [number_of(frame.rgb()) for frame in VideoReader(out).frames()] == [3]
         assert list(folder.iterdir()) == [out]
         assert out.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("way", ["with links", "without links"])
+def test_the_output_is_never_copied(tmp_path, monkeypatch, way):
+    """So its folder needs room for it once."""
+    if way == "without links":
+        monkeypatch.setattr("os.link", no_link)
+    for copying in ("copyfile", "copyfileobj", "copy", "move"):
+        monkeypatch.setattr(f"shutil.{copying}", None)
+    with VideoWriter(tmp_path / "out.mp4") as writer:
+        writer.write(VideoFrame.from_rgb(picture(3)))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
 def test_what_fails_on_the_way_leaves_nothing_open_or_behind(tmp_path):

@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.options import Options
 from latentsync.painter import Painter
 from latentsync.pipeline import LipSync
+from latentsync.reporter import Reporter
+from latentsync.speech import SpeechFeatures
 from latentsync.types import Progress, Result
 from tests.clips import (
     babble,
@@ -232,6 +234,33 @@ def test_the_result_says_what_ran(clip, voice, out):
     stages = {"read", "speech", "detect", "decode", "cut", "wait", "network", "paste", "write"}
     assert set(timings) == {*stages, "total"}
     assert all(0 < timings[stage] <= timings["total"] for stage in stages)
+
+
+def test_what_is_done_to_the_voice_is_timed_as_speech(lipsync, clip, voice, out, monkeypatch):
+    now, encoded, read = threading.local(), [], []
+    timed, encode, chunks = Reporter.timed, SpeechFeatures._encode, AudioReader.chunks
+
+    @contextmanager
+    def named(reporter, stage):
+        now.stages = [*getattr(now, "stages", []), stage]
+        with timed(reporter, stage):
+            yield
+        now.stages.pop()
+
+    def watched(function, seen):
+        def call(*arguments):
+            seen.append([*now.stages])
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Reporter, "timed", named)
+    monkeypatch.setattr(SpeechFeatures, "_encode", watched(encode, encoded))
+    monkeypatch.setattr(AudioReader, "chunks", watched(chunks, read))
+    lipsync.run(clip, voice, out, steps=1)
+    assert encoded
+    assert read
+    assert {tuple(stages) for stages in encoded + read} == {("speech",)}
 
 
 @pytest.mark.parametrize("choices", [{}, {"resampling": "published"}])

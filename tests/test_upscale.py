@@ -420,6 +420,8 @@ def test_upscale_enlarges_whole_frames(net, tmp_path):
 
 def test_whole_frames_want_a_net_for_any_picture(tmp_path):
     clip, out = numbered_clip(tmp_path / "clip.mp4", 5), tmp_path / "out.mp4"
+    with pytest.raises(OptionError, match=r"--whole-frame wants a net .*--superres"):
+        upscaled(clip, "-o", out, "--whole-frame")
     for net in (Stub(side=512), Stub(scale=1)):
         with pytest.raises(OptionError, match="stub enlarges no whole frames"):
             upscale_clip(clip, out, net, None)

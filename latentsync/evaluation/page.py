@@ -38,8 +38,12 @@ PAGE = """<!doctype html>
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em;
   color: #222; background: #fff }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em; overflow-wrap: anywhere }
-table { border-collapse: collapse; margin: 1em 0 } .wide { overflow-x: auto }
-td, th { padding: .2em .8em; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap }
+table { border-collapse: collapse; margin: 1em 0 }
+.wide { position: relative; left: 50%; transform: translateX(-50%); width: max-content;
+  min-width: 100%; max-width: calc(100vw - 2em); overflow-x: auto }
+table { font-size: .85em } td, th { padding: .2em .35em; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap }
+th { white-space: normal; vertical-align: bottom }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6em }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
 td.what { white-space: normal; min-width: 24em }
 .error { color: #a11; white-space: normal; max-width: 34em } .note { color: #666 }
@@ -63,7 +67,8 @@ regions are cut out where the reference has the face, by {{ found.detector }}.</
 {% if left_over %}<p>Left over, for want of a partner of the same name:
 {{ left_over|join(", ") }}</p>{% endif %}
 <h2>Clips</h2>
-<div class="wide"><table><tr><th>clip<th>frames{% for name in columns %}<th>{{ name }}{% endfor %}
+<div class="wide"><table><tr><th>clip<th>frames{% for name in columns %}<th>
+{{ name.split("_")|join("_<wbr>"|safe) }}{% endfor %}
 {% for clip in clips %}<tr><td>{{ clip.pair.name }}
 {% if clip.error %}<td colspan="{{ columns|length + 1 }}"><div class="error">{{ clip.error }}</div>
 {% else %}<td class="number">{{ clip.frames }}

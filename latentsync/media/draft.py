@@ -15,8 +15,9 @@ class Draft:
     """Room for a file in the folder of `target`, to be written to `path`, then kept or dropped.
 
     On Linux it has no name (open(2), O_TMPFILE) and is gone with its process, whatever ends that;
-    elsewhere, and on file systems that can't do so, it is a hidden file beside the target. Each
-    call may raise OSError.
+    elsewhere, and on file systems that can't do so or can't name such a file later, it is a hidden
+    file beside the target. So the folder needs room for the file once, never twice. Each call may
+    raise OSError.
     """
 
     def __init__(self, target: Path) -> None:
@@ -27,11 +28,27 @@ class Draft:
     def create(self) -> None:
         """Make it, empty."""
         try:
-            flags = os.O_TMPFILE | os.O_RDWR
-            self._descriptor = os.open(self._target.parent, flags, 0o666)
+            self._check_links()
+            self._descriptor = self._nameless()
         except (AttributeError, OSError) as error:  # another system, another file system
             logger.debug("%s gets a hidden file first: %s", self._target, error)
             self._hidden.touch(exist_ok=False)
+
+    def _nameless(self) -> int:
+        return os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+
+    def _check_links(self) -> None:
+        """Raise OSError where a nameless file can't get a name, tried on an empty one."""
+        descriptor = self._nameless()
+        try:
+            self._name(descriptor)
+            self._hidden.unlink()
+        finally:
+            os.close(descriptor)
+
+    def _name(self, descriptor: int) -> None:
+        # With `src_dir_fd` Python follows the link that /proc's entry is.
+        os.link(f"/proc/self/fd/{descriptor}", self._hidden, src_dir_fd=descriptor)
 
     @property
     def path(self) -> Path:
@@ -43,8 +60,8 @@ class Draft:
     def keep(self) -> None:
         """Let it take the target's place, in one step."""
         if self._descriptor is not None:
-            try:  # with `src_dir_fd` Python follows the link that `path` is
-                os.link(self.path, self._hidden, src_dir_fd=self._descriptor)
+            try:
+                self._name(self._descriptor)
             except OSError as error:  # nothing that was made is lost
                 logger.debug("%s is copied into a hidden file: %s", self._target, error)
                 shutil.copyfile(self.path, self._hidden)

@@ -8,11 +8,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from latentsync.config import VAEConfig
-from latentsync.devices import SHARE, free_memory
+from latentsync.devices import SHARE, drop_empty_kernel_cache, free_memory
 
 __all__ = ["VAE"]
 
 log = logging.getLogger(__name__)
+
+drop_empty_kernel_cache()  # which the import of diffusers left
 
 # Numbers alive at once for each pixel and each channel of the first width, in the larger half, the
 # decoder; counted tensor by tensor, see tests/test_devices.py.
