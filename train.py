@@ -23,7 +23,7 @@ from latentsync.downloads import SETS
 from latentsync.errors import WeightsMissing
 from latentsync.options import MAX_SEED
 from latentsync.reporter import interruptible
-from latentsync.training.dataset import SUFFIXES
+from latentsync.training.clips import SUFFIXES
 from latentsync.training.main import train_unet
 from latentsync.weights import download
 from predict import Tenths
@@ -98,7 +98,7 @@ def _tuned(model: str, run: UNetTrainConfig, clips: LocalPath, work: LocalPath) 
                 data,
                 work / "run",
                 init=model,
-                hold_out=False,  # a speaker's few clips are all learnt from
+                held_out=0,  # a speaker's few clips are all learnt from
                 progress=Tenths(),
                 cancel=asked,
             )

@@ -14,7 +14,7 @@ import typer
 
 from latentsync.bars import bars, shown_on
 from latentsync.cli_shared import ModelsDetector, Weights, machine_option
-from latentsync.errors import Cancelled, OptionError
+from latentsync.errors import Cancelled, OptionError, WeightsMissing
 
 if TYPE_CHECKING:
     from latentsync.config import TrainConfig
@@ -43,11 +43,18 @@ Accumulate = Annotated[
     int | None, typer.Option(help="Parts in which a device takes its share of the batch.")
 ]
 LearningRate = Annotated[float | None, typer.Option(help="AdamW's.")]
+HeldOut = Annotated[
+    int | None,
+    typer.Option(min=0, help="Clips validated on only; default 1 of 50; 0: train on all."),
+]
 Seed = Annotated[int | None, typer.Option(help="Of all that is drawn by chance.")]
 Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
 LogEvery = Annotated[int | None, typer.Option(help="Steps to a line of figures.")]
 ValidateEvery = Annotated[int | None, typer.Option(help="Steps, a multiple of --log-every.")]
 CheckpointEvery = Annotated[int | None, typer.Option(help="Steps.")]
+KeepCheckpoints = Annotated[
+    int | None, typer.Option(help="The last so many checkpoints; default 1.")
+]
 Cache = Annotated[Path | None, typer.Option(help="Where prepared clips lie; default OUTPUT/cache.")]
 Cpu = Annotated[bool, machine_option("--cpu", help="Use no GPU.")]
 
@@ -61,8 +68,11 @@ def unet(
         typer.Option(help="stage1, stage2, stage2_efficient, stage1_512, stage2_512 or demo."),
     ] = "stage2",
     init: Annotated[
-        str, typer.Option(help="What to start from: v1.6, v1.5, demo, or a folder training wrote.")
-    ] = "v1.6",
+        str | None,
+        typer.Option(
+            help="What to start from: v1.6 (preset demo: demo), v1.5, or a folder training wrote."
+        ),
+    ] = None,
     steps: Steps = None,
     batch: Annotated[int | None, typer.Option(help="Windows a step, on all devices.")] = None,
     accumulate: Accumulate = None,
@@ -85,6 +95,8 @@ def unet(
     log_every: LogEvery = None,
     validate_every: ValidateEvery = None,
     checkpoint_every: CheckpointEvery = None,
+    keep_checkpoints: KeepCheckpoints = None,
+    held_out: HeldOut = None,
     cache: Cache = None,
     detector: ModelsDetector = None,
     weights: Weights = None,
@@ -93,8 +105,9 @@ def unet(
 ) -> None:
     """Train the U-Net; the same command again goes on where it was stopped.
 
-    OUTPUT gets model/ (for --model and latentsync.load), PRESET.csv,
-    PRESET.checkpoint.pt, curves.png, and validation/ with a clip each.
+    OUTPUT gets model/ (for --model and latentsync.load) and best/, the one of
+    the best validation; PRESET.csv, PRESET.checkpoint.pt, curves.png, and
+    validation/ with a clip each.
     """
     given = dict(locals())  # the options, by name
     from latentsync.config import SYNCNET_RUNS, UNET_RUNS
@@ -108,12 +121,13 @@ def unet(
         run,
         data,
         output,
-        init=init,
+        init=init or ("demo" if preset == "demo" else "v1.6"),
         syncnet_file=syncnet_file,
         syncnet_config=judge,
         cache=cache,
         weights_folder=weights,
         detector=detector,
+        held_out=held_out,
         cpu=cpu,
         show=_speak if show else None,
     )
@@ -143,6 +157,8 @@ def syncnet(
     log_every: LogEvery = None,
     validate_every: ValidateEvery = None,
     checkpoint_every: CheckpointEvery = None,
+    keep_checkpoints: KeepCheckpoints = None,
+    held_out: HeldOut = None,
     cache: Cache = None,
     detector: ModelsDetector = None,
     weights: Weights = None,
@@ -150,8 +166,9 @@ def syncnet(
 ) -> None:
     """Train the net that judges lip-sync; the same command again goes on where it was stopped.
 
-    OUTPUT gets syncnet.safetensors (for `train unet --syncnet`), PRESET.csv with the
-    accuracy on held-out clips, PRESET.checkpoint.pt and curves.png.
+    OUTPUT gets syncnet.safetensors (for `train unet --syncnet`), best.safetensors of
+    the best validation, PRESET.csv with the accuracy on held-out clips,
+    PRESET.checkpoint.pt and curves.png.
     """
     given = dict(locals())  # the options, by name
     from latentsync.config import SYNCNET_RUNS
@@ -168,8 +185,26 @@ def syncnet(
         cache=cache,
         weights_folder=weights,
         detector=detector,
+        held_out=held_out,
         cpu=cpu,
     )
+
+
+@train.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="A folder that training filled, or a model's folder.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .pt to write.")],
+) -> None:
+    """Write what was trained as the published code reads it, in float32.
+
+    Of a run, the average of the weights at its last checkpoint.
+    """
+    from latentsync.training.export import export as run
+
+    step = run(source, output)
+    typer.echo(f"{output} (step {step})")
 
 
 def _trained(training: Callable[..., Path], *arguments: object, **options: object) -> None:
@@ -177,6 +212,11 @@ def _trained(training: Callable[..., Path], *arguments: object, **options: objec
     try:
         with bars("steps") as drawn, _stopping() as asked:
             result = training(*arguments, **options, progress=shown_on(drawn), cancel=asked)
+    except WeightsMissing as error:
+        # The advice is for commands that have `--model`; what it fetches may be a judge's, too.
+        raise WeightsMissing(
+            str(error).replace("use `--model demo`", "use `--preset demo --init demo`")
+        ) from error
     except Cancelled as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(INTERRUPTED) from stopped
@@ -215,18 +255,30 @@ def _configured(presets: Mapping[str, Run], preset: str, given: dict[str, Any]) 
 
 
 def _speak(
-    nets: "Nets", detector: "Detector", face: Path, voice: Path, output: Path
+    nets: "Nets",
+    detector: "Detector",
+    face: Path,
+    voice: Path,
+    output: Path,
+    cancel: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """What the model makes of a face and another's voice, and how its mouth follows that voice.
 
     The truth is the mouth of the voice's own clip. The ruler that reads both knows drawn faces; on
     filmed ones its figure is a hint, no measurement.
+
+    Raises:
+        Cancelled: `cancel` said so.
     """
     from latentsync.evaluation.lips import lip_correlation
     from latentsync.evaluation.ruler import Ruler, find_track, mouth_track
     from latentsync.pipeline import LipSync
 
-    LipSync(nets, detector).run(face, voice, output, seed=1247, guidance_scale=1.5)
+    LipSync(nets, detector).run(
+        face, voice, output, seed=1247, guidance_scale=1.5, cancelled=cancel
+    )
+    if cancel():
+        raise Cancelled("the validation was stopped")
     ruler = Ruler.load()
     shown = mouth_track(output, ruler, detector, track=find_track(face, detector))[:, 0]
     truth = mouth_track(voice, ruler, detector)[:, 0]

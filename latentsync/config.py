@@ -231,6 +231,7 @@ class TrainConfig:
     log_every: int = 100  # steps
     validate_every: int = 500
     checkpoint_every: int = 500
+    keep_checkpoints: int = 1  # the last so many
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
     beta2: float = 0.99  # of AdamW; a shorter memory than 0.999 suits runs of some thousand steps
     precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of the nets' arithmetic

@@ -136,6 +136,15 @@ class SpeechFeatures:
         weight = torch.from_numpy(share).to(heard)[:, None, None]
         return weight * heard + (1 - weight) * self._quiet().expand_as(heard)
 
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(states, width) of one token."""
+        return self._encoder.states, self._encoder.config.n_audio_state
+
+    def states(self, start: int, stop: int) -> Iterator[Tensor]:
+        """(states, width) of each token in [start, stop), whatever frames there are."""
+        return (self._token(token) for token in range(start, stop))
+
     def beside(
         self, begins: IntArray, tick: Fraction, *, after: Fraction = Fraction(0)
     ) -> "SpeechFeatures":

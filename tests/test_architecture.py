@@ -14,7 +14,7 @@ PACKAGE = Path(latentsync.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"bodies", "errors", "scratch", "types"},
-    {"config", "options"},
+    {"config", "files", "options"},
     {"devices", "ahead"},
     {"media", "timeline", "align", "mask", "mel", "models", "steady", "transfer"}
     | {"report", "reporter", "bars", "kept"},

@@ -18,7 +18,7 @@ import torch
 from latentsync import faces, weights
 from latentsync.errors import InputError, MediaError, WeightsMissing
 from latentsync.media import VideoReader
-from latentsync.training.dataset import find_clips
+from latentsync.training.clips import find_clips
 from tests.clips import babble, write_clip, write_sound
 from tests.stubs import StubDetector, numbered_clip
 from tests.test_cog import predictor, trainer
@@ -99,10 +99,10 @@ def asked(train, monkeypatch, tmp_path, folders):
     """Calls train() with another `train_unet`; gives what that one was asked."""
     seen = {}
 
-    def stub(run, data, _output, *, init, hold_out, cancel, **_):
+    def stub(run, data, _output, *, init, held_out, cancel, **_):
         assert not cancel()
         clips = [(p.name, p.resolve()) for p in find_clips(data)]
-        seen.update(run=run, init=init, hold_out=hold_out, clips=clips)
+        seen.update(run=run, init=init, held_out=held_out, clips=clips)
         for error in seen.pop("errors", []):
             raise error
         return folders.model
@@ -146,7 +146,7 @@ def test_a_seed_is_drawn(asked):
 def test_few_clips_are_all_learnt_from(asked):
     seen = asked(3)
     assert [name for name, _ in seen["clips"]] == ["0.mp4", "1.mp4", "2.mp4"]
-    assert seen["hold_out"] is False
+    assert seen["held_out"] == 0
 
 
 @pytest.mark.parametrize("error", [MediaError("no sound"), KeyboardInterrupt()])

@@ -1,30 +1,22 @@
 """A folder of clips becomes training data: what is kept of each, and which are left out."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from latentsync import align, diffusion, mel
-from latentsync.errors import Cancelled, InputError, TrainingError
+from latentsync.errors import Cancelled, TrainingError
 from latentsync.mask import keep_mask
 from latentsync.media import AudioReader
 from latentsync.speech import SpeechFeatures
 from latentsync.training import dataset
 from latentsync.training.batches import WHOLE, Ahead, Part
+from latentsync.training.clip_cache import Clip, Preparer
 from latentsync.training.crops import pictures
-from latentsync.training.dataset import (
-    Clip,
-    ClipWindows,
-    Preparer,
-    find_clips,
-    prepare,
-    split,
-    window_and_reference,
-)
+from latentsync.training.dataset import ClipWindows, prepare, window_and_reference
 from tests.clips import babble
 from tests.stubs import TINY, StubDetector, numbered_clip, tiny_nets
+from tests.training_run import files_of, prepared_in
 
 SIDE = TINY.resolution
 
@@ -47,9 +39,14 @@ def make(tmp_path, nets):
     return preparer
 
 
+def clip_of(preparer, path):
+    (file,) = files_of(path)
+    return preparer.clip(file)
+
+
 def test_what_is_prepared_is_what_a_run_would_hear_and_see(tmp_path, nets, make):
     path = clip(tmp_path / "a.mp4")
-    found = make(lambda number: number >= 5).clip(path)
+    found = clip_of(make(lambda number: number >= 5), path)
     assert (found.path, found.first, len(found)) == (path, 5, 55)
     crops = found.crops(10, 26, SIDE)
     assert crops.shape == (16, SIDE, SIDE, 3)
@@ -70,7 +67,7 @@ def test_what_is_prepared_is_what_a_run_would_hear_and_see(tmp_path, nets, make)
 
 def test_the_crops_of_wide_pixels_are_drawn_out(tmp_path, make):
     """The stub's points are in square pixels, each of the clip's is two of them wide."""
-    found = make().clip(clip(tmp_path / "a.mp4", x264opts="sar=2/1"))
+    found = clip_of(make(), clip(tmp_path / "a.mp4", x264opts="sar=2/1"))
     affine = np.load(found.folder / "affine.npy")[0]
     x, y = StubDetector.points[2]
     np.testing.assert_allclose(affine @ [x / 2, y, 1], align.template(SIDE)[2], atol=1)
@@ -78,17 +75,16 @@ def test_the_crops_of_wide_pixels_are_drawn_out(tmp_path, make):
 
 def test_a_clip_is_prepared_once_whatever_its_name(tmp_path, make):
     path = clip(tmp_path / "a.mp4")
-    first = make().clip(path)
+    first = clip_of(make(), path)
     path = path.rename(tmp_path / "b.mp4")
     later = make()
-    second = later.clip(path)
+    second = clip_of(later, path)
     assert later.detector.seen == []
     assert (second.folder, second.path) == (first.folder, path)
     other = clip(tmp_path / "c.mp4", 61)
-    assert make().clip(other).folder != first.folder
-    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == sorted(
-        {first.folder.name, make().clip(other).folder.name}
-    )
+    assert clip_of(make(), other).folder != first.folder
+    assert set(prepared_in(tmp_path / "cache")) == {first.folder, clip_of(make(), other).folder}
+    assert list((tmp_path / "cache" / ".work").glob("*/*")) == []
 
 
 def test_other_weights_make_another_cache(tmp_path, make):
@@ -97,21 +93,24 @@ def test_other_weights_make_another_cache(tmp_path, make):
 
 
 def test_the_longest_stretch_with_a_face_is_taken(tmp_path, make):
-    found = make(lambda number: number not in (3, 60)).clip(clip(tmp_path / "a.mp4", 80))
+    found = clip_of(make(lambda number: number not in (3, 60)), clip(tmp_path / "a.mp4", 80))
     assert (found.first, len(found)) == (4, 56)
 
 
 def test_the_sound_may_end_first(tmp_path, make):
-    found = make().clip(clip(tmp_path / "a.mp4", 70, seconds=2.0))
+    found = clip_of(make(), clip(tmp_path / "a.mp4", 70, seconds=2.0))
     assert len(found) in (50, 51)  # the coder fills its last block up
     assert found.mel(len(found) - 16, 16).shape == (1, 80, 52)
 
 
 def test_short_clips_are_left_out_without_a_word(tmp_path, make):
     paths = [clip(tmp_path / "a.mp4", 47), clip(tmp_path / "b.mp4", 48)]
-    assert [one.path.name for one in prepare(paths, make())] == ["b.mp4"]
+    files = files_of(*paths)
+    assert [one.path.name for one in prepare(files, make())] == ["b.mp4"]
     with pytest.raises(TrainingError, match="none of 1 clips has 48 frames"):
-        prepare(paths[:1], make())
+        prepare(files[:1], make())
+    with pytest.raises(TrainingError, match="none of 2 clips has 75 frames"):
+        prepare(files, make(), frames=25)
 
 
 def test_a_few_bad_clips_are_skipped_and_many_are_an_error(tmp_path, make, monkeypatch):
@@ -122,31 +121,22 @@ def test_a_few_bad_clips_are_skipped_and_many_are_an_error(tmp_path, make, monke
     clip(faceless, 49)  # other content than the good one
     blind = make(lambda _: False)
     told = []
-    clips = prepare([good] * 19 + [broken], make(), told.append)
+    clips = prepare(files_of(*[good] * 19, broken), make(), told.append)
     assert len(clips) == 19
     assert all(isinstance(one, Clip) for one in clips)
     assert (told[-1].stage, told[-1].done, told[-1].total) == ("prepare", 20, 20)
     with pytest.raises(TrainingError, match=r"2 of 3 .* more than 5%: broken.mp4 .*silent.mp4"):
-        prepare([good, broken, silent], make())
-    assert "no face" in blind.clip(faceless)
+        prepare(files_of(good, broken, silent), make())
+    assert "no face" in clip_of(blind, faceless)
     monkeypatch.setattr(dataset, "BAD_SHARE", 1.0)
-    assert len(prepare([good, broken, silent], make())) == 1
+    assert len(prepare(files_of(good, broken, silent), make())) == 1
 
 
 def test_preparing_can_be_stopped(tmp_path, make):
     paths = [clip(tmp_path / f"{i}.mp4", 48 + i) for i in range(2)]
     with pytest.raises(Cancelled, match="after preparing 1 of 2 clips; they are kept"):
-        prepare(paths, make(), cancel=lambda: True)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-def test_some_clips_are_held_out(tmp_path):
-    clips = [Clip(tmp_path / str(i), tmp_path, 0, 48) for i in range(120)]
-    shown, held_out = split(clips)
-    assert [one.path.name for one in held_out] == ["0", "50", "100"]
-    assert sorted(map(id, shown + held_out)) == sorted(map(id, clips))
-    assert split(clips[:2]) == ([clips[1]], [clips[0]])
-    assert split(clips[:1]) == (clips[:1], clips[:1])
+        prepare(files_of(*paths), make(), cancel=lambda: True)
+    assert len(prepared_in(tmp_path / "cache")) == 1
 
 
 def test_a_clip_that_was_cut_off_is_prepared_anew(tmp_path, make, monkeypatch):
@@ -154,20 +144,10 @@ def test_a_clip_that_was_cut_off_is_prepared_anew(tmp_path, make, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(mel, "sync_mel", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            make().clip(path)
-    found = make().clip(path)
+            clip_of(make(), path)
+    found = clip_of(make(), path)
     assert len(found) == 48
-    assert json.loads((found.folder / "facts.json").read_text())["clip"] == "a.mp4"
-
-
-def test_a_folder_is_searched_to_its_end(tmp_path):
-    for folder in ("deep", ".prepare"):
-        (tmp_path / folder).mkdir()
-    for name in ("b.MP4", "a.mkv", "deep/c.webm", "b.truth.jsonl", "d.wav", ".prepare/half.mp4"):
-        (tmp_path / name).touch()
-    assert [p.name for p in find_clips(tmp_path)] == ["a.mkv", "b.MP4", "c.webm"]
-    with pytest.raises(InputError, match="holds no clip"):
-        find_clips(tmp_path / "nowhere")
+    assert prepared_in(tmp_path / "cache") == [found.folder]
 
 
 # -- Windows ---------------------------------------------------------------------------------------
@@ -188,7 +168,7 @@ def test_a_window_and_its_reference_have_no_common_frame(length):
 @pytest.fixture
 def windows(tmp_path, make):
     paths = [clip(tmp_path / f"{i}.mp4", 48 + i) for i in range(2)]
-    return ClipWindows(prepare(paths, make()), pixels=SIDE)
+    return ClipWindows(prepare(files_of(*paths), make()), pixels=SIDE)
 
 
 def test_a_batch_is_a_function_of_its_generator(windows):

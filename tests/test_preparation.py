@@ -19,10 +19,13 @@ from latentsync.preparation.steps import Segments, Shots, Sync
 from latentsync.preparation.stretch import Rejected, Stretch, Tools
 from latentsync.preparation.summary import left_after
 from latentsync.training import dataset
+from latentsync.training.clip_cache import Preparer
+from latentsync.training.clips import find_clips
 from latentsync.types import Face
 from tests.clips import babble, lag, write_clip, write_picture
 from tests.prepared import EASY, clip, left_out, lines, pictures
 from tests.stubs import SIZE, StubDetector, tiny_nets
+from tests.training_run import files_of
 
 
 @pytest.fixture
@@ -70,8 +73,8 @@ def test_a_clip_is_what_training_reads(raw, tmp_path, stub):
         crops.append(align.cut_face(frame.rgb(box), box, affine, 256).astype(int))
     assert np.abs(crops[0] - crops[1]).mean() < 3
     nets = tiny_nets()
-    preparer = dataset.Preparer(nets, StubDetector(), tmp_path / "cache")
-    found = [preparer.clip(one) for one in dataset.find_clips(output)]
+    preparer = Preparer(nets, StubDetector(), tmp_path / "cache")
+    found = [preparer.clip(one) for one in files_of(*find_clips(output))]
     assert found == ["too short: 30 frames with a face, not 48"]
 
 
@@ -101,8 +104,8 @@ def test_the_published_form_holds_the_crops(raw, tmp_path, stub):  # noqa: ARG00
 def test_training_takes_the_folder(raw, tmp_path, stub):  # noqa: ARG001
     clip(raw / "a.mp4", 50)
     prepare(raw, tmp_path / "out", EASY, workers=0)
-    preparer = dataset.Preparer(tiny_nets(), StubDetector(), tmp_path / "cache")
-    (found,) = dataset.prepare(dataset.find_clips(tmp_path / "out"), preparer)
+    preparer = Preparer(tiny_nets(), StubDetector(), tmp_path / "cache")
+    (found,) = dataset.prepare(files_of(*find_clips(tmp_path / "out")), preparer)
     assert len(found) == 50
 
 

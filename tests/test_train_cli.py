@@ -1,8 +1,11 @@
 """`latentsync train unet`, whole: from a folder of clips to a model that speaks."""
 
+import json
+import os
 import signal
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,13 +17,13 @@ from latentsync import cli, cli_train, faces, weights
 from latentsync.config import UNET_RUNS
 from latentsync.errors import Cancelled, WeightsMissing
 from latentsync.evaluation import ruler
+from latentsync.files import locked
 from latentsync.models.syncnet import StableSyncNet
 from latentsync.pipeline import LipSync
-from latentsync.training import loop
 from latentsync.training.main import train_unet
 from latentsync.training.pixels import PixelLosses
 from latentsync.training.unet import UNetTask
-from tests.stubs import StubDetector
+from tests.stubs import StubDetector, tiny_nets
 from tests.test_pixel_losses import SYNC
 from tests.training_run import rows
 
@@ -63,8 +66,11 @@ def test_a_folder_of_clips_becomes_a_model(command, folders, tmp_path):
     assert [row["step"] for row in rows(out)] == ["2", "4"]
     assert float(rows(out)[-1]["noise_right"]) > 0
     assert cv2.imread(str(out / "curves.png")) is not None
-    wanted = {"demo.csv", "demo.checkpoint.pt", "curves.png", "model"}
+    wanted = {"demo.csv", "demo.checkpoint.pt", "curves.png", "model", "best"}
     assert {p.name for p in out.iterdir()} == wanted
+    figures = json.loads((out / "best" / "figures.json").read_text())
+    assert figures["lowest"] == pytest.approx(min(float(r["noise_right"]) for r in rows(out)))
+    assert weights.load_nets(out / "best").config.name == "tiny-demo"
     model = latentsync.load(out / "model")
     assert model.nets.config.name == "tiny-demo"
     before = weights.load_nets(folders.model).unet.state_dict()
@@ -78,7 +84,7 @@ def test_a_folder_of_clips_becomes_a_model(command, folders, tmp_path):
 def test_at_each_validation_a_clip_is_made(folders, tmp_path):
     asked = []
 
-    def show(nets, _detector, face, voice, output):
+    def show(nets, _detector, face, voice, output, _cancel):
         asked.append((face.name, voice.name, output.name))
         assert not nets.unet.training
         output.touch()
@@ -90,6 +96,43 @@ def test_at_each_validation_a_clip_is_made(folders, tmp_path):
     )
     assert asked == [("0.mp4", "1.mp4", "0001.mp4"), ("0.mp4", "1.mp4", "0002.mp4")]
     assert [row["lip_correlation"] for row in rows(tmp_path)] == ["0.5", "0.5"]
+
+
+def test_a_validation_clip_is_stopped_with_the_run(folders, tmp_path, caplog):
+    """Each is made anew when the run goes on, and takes no other's name."""
+    asked, stop = [], [False]
+
+    def show(_nets, _detector, _face, _voice, output, cancel):
+        asked.append(output.name)
+        output.touch()
+        stop[0] = len(asked) == 1
+        if cancel():
+            raise Cancelled("the run was cancelled")
+        return {}
+
+    def train():
+        train_unet(
+            replace(RUN, steps=2, validate_every=2), folders.data, tmp_path, init=folders.model,
+            cache=folders.cache, cpu=True, show=show, cancel=lambda: stop[0],
+        )  # fmt: skip
+
+    with pytest.raises(Cancelled, match="demo stopped after step 2; it goes on from there"):
+        train()
+    assert not (tmp_path / "demo.csv").exists()
+    stop[0] = False
+    train()
+    assert asked == ["0001.mp4", "0002.mp4"]
+    assert [row["step"] for row in rows(tmp_path)] == ["2"]
+    assert "no figures of a validation clip" not in caplog.text
+
+
+def test_figures_of_a_validation_can_be_stopped():
+    task = UNetTask.__new__(UNetTask)
+    task._config, task._held_out, task._cancel = RUN, None, lambda: True
+    task._draw = lambda *_: SimpleNamespace(clean=torch.zeros(1), speech=torch.zeros(1))
+    task._device = "cpu"
+    with pytest.raises(Cancelled):
+        task.validate()
 
 
 def test_a_validation_clip_that_fails_does_not_end_the_run(folders, tmp_path, caplog):
@@ -142,6 +185,69 @@ def test_a_stopped_run_says_so_and_goes_on(command, folders, tmp_path, monkeypat
         code, told, wrong = command("--data", folders.data, "-o", out, "--steps", 2, "--no-show")
     assert (code, told) == (130, "")
     assert wrong.startswith("demo stopped after step 3; it goes on from there\n")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `train_unet` is asked, which then trains nothing."""
+    seen = {}
+
+    def stub(run, data, output, **options):
+        seen.update(run=run, data=data, output=output, **options)
+        return output / "model"
+
+    monkeypatch.setattr("latentsync.training.main.train_unet", stub)
+    return seen
+
+
+def told_by(monkeypatch, capfd, *arguments):
+    monkeypatch.setattr(sys, "argv", ["latentsync", "train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code, *capfd.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("preset", "init"), [("demo", "demo"), ("stage1", "v1.6"), ("stage2_512", "v1.6")]
+)
+def test_a_preset_starts_from_the_model_it_is_for(monkeypatch, capfd, asked, preset, init):
+    given = ["unet", "--data", "d", "-o", "o", "--preset", preset]
+    assert told_by(monkeypatch, capfd, *given)[0] == 0
+    assert (asked["init"], asked["held_out"]) == (init, None)
+
+
+def test_options_reach_the_run(monkeypatch, capfd, asked):
+    given = ["unet", "--data", "d", "-o", "o", "--init", "mine", "--held-out", 0]
+    assert told_by(monkeypatch, capfd, *given, "--keep-checkpoints", 3)[0] == 0
+    assert (asked["init"], asked["held_out"]) == ("mine", 0)
+    assert asked["run"].keep_checkpoints == 3
+
+
+def test_missing_weights_are_not_answered_by_an_option_of_other_commands(
+    monkeypatch, capfd, folders, tmp_path
+):
+    given = ["unet", "--data", folders.data, "-o", tmp_path / "out", "--weights", tmp_path, "--cpu"]
+    code, _, wrong = told_by(monkeypatch, capfd, *given)
+    assert code == 1
+    assert "`latentsync download v1.6`, or use `--preset demo --init demo`" in wrong
+    assert "--model" not in wrong
+
+
+def test_a_second_run_is_told_who_fills_the_folder(command, folders, tmp_path):
+    with locked(tmp_path):
+        code, told, wrong = command("--data", folders.data, "-o", tmp_path)
+    assert (code, told) == (2, "")
+    assert f"{tmp_path} is being filled by process {os.getpid()} on" in wrong
+    assert wrong.count("\n") == 1
+
+
+def test_another_model_to_start_from_is_noticed(command, folders, tmp_path):
+    given = ["--data", folders.data, "-o", tmp_path / "out", "--steps", 1, "--no-show"]
+    assert command(*given)[0] == 0
+    weights.save(tiny_nets(seed=1), tmp_path / "other")
+    code, _, wrong = command(*given, "--init", tmp_path / "other")
+    assert code == 2
+    assert f"--init: {tmp_path / 'other'} now, {folders.model} then" in wrong
 
 
 @pytest.mark.slow
@@ -262,12 +368,3 @@ def test_what_a_validation_says_of_the_lips(tmp_path, monkeypatch):
     paths = [tmp_path / f"{name}.mp4" for name in ("face", "voice", "out")]
     found = cli_train._speak(None, None, *paths)
     assert found == {"lip_correlation": pytest.approx(1.0)}
-
-
-def test_a_run_of_a_constant_rate_may_be_made_longer():
-    config = replace(RUN, steps=10)
-    saved = {k: v for k, v in vars(config).items() if k != "accumulate"}  # an older file
-    assert loop._same_settings(saved, replace(config, steps=20))
-    assert not loop._same_settings(saved, replace(config, batch=2))
-    assert not loop._same_settings(saved, replace(config, accumulate=2))
-    assert not loop._same_settings(saved, replace(config, schedule="cosine"))

@@ -9,19 +9,21 @@ import torch
 
 from latentsync import cli, faces
 from latentsync.config import SYNCNET_RUNS, SyncNetConfig, SyncNetTower, SyncNetTrainConfig
+from latentsync.diffusion import Latents
 from latentsync.errors import Cancelled, OptionError, WeightsMismatch
 from latentsync.models.syncnet import StableSyncNet, accuracies, cosine_loss, stacked
-from latentsync.training import dataset
 from latentsync.training.batches import WHOLE, Part
+from latentsync.training.clip_cache import Clip, Preparer
+from latentsync.training.clips import ClipFile, find_clips
 from latentsync.training.crops import pictures
-from latentsync.training.dataset import Clip, Preparer, prepare
+from latentsync.training.dataset import fingerprint, prepare
 from latentsync.training.loop import fit
 from latentsync.training.main import train_syncnet
 from latentsync.training.pixels import load_pixel_losses
 from latentsync.training.syncnet import ClipPairs, Pairs, SyncNetTask, contrast_loss
 from latentsync.weights import load_nets, load_syncnet
 from tests.stubs import TINY, StubDetector, tiny_nets
-from tests.training_run import rows
+from tests.training_run import files_of, rows
 
 LATENT = SyncNetConfig(
     visual=SyncNetTower(64, (32, 64), ((2, 2), (4, 4))),
@@ -71,7 +73,7 @@ def command(monkeypatch, capfd, folders):
 @pytest.fixture
 def clips(folders):
     preparer = Preparer(load_nets(folders.model), StubDetector(), folders.cache)
-    return prepare(dataset.find_clips(folders.data), preparer)
+    return prepare(files_of(*find_clips(folders.data)), preparer)
 
 
 @pytest.mark.parametrize("frames", [48, 49, 90])
@@ -79,7 +81,7 @@ def test_both_windows_are_of_one_clip_and_share_no_frame(tmp_path, monkeypatch, 
     def latents(clip, start, stop):
         assert stop - start == 16
         shown = torch.full((16, 1, 1, 1), 100.0 * clip.first + start)
-        return dataset.diffusion.Latents(shown, shown)
+        return Latents(shown, shown)
 
     def mel(clip, start, frames):
         assert frames == 16
@@ -87,7 +89,8 @@ def test_both_windows_are_of_one_clip_and_share_no_frame(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(Clip, "latents", latents)
     monkeypatch.setattr(Clip, "mel", mel)
-    clips = [Clip(tmp_path, tmp_path, first, frames) for first in range(2)]
+    file = ClipFile(tmp_path, "", "", "")
+    clips = [Clip(file, tmp_path, first, frames) for first in range(2)]
     pairs = ClipPairs(clips).draw(400, torch.Generator().manual_seed(0))
     seen, heard = pairs.seen[:, :, 0, 0, 0, 0], pairs.mel[:, :, 0, 0, 0]
     assert seen.shape == (400, 2)
@@ -118,7 +121,7 @@ def test_windows_and_sounds_are_those_of_the_clip(clips, side):
 
 def test_the_fingerprint_tells_clips_and_their_order(clips):
     same, turned, fewer = list(clips), clips[::-1], clips[:2]
-    found = [dataset.fingerprint(some) for some in (clips, same, turned, fewer)]
+    found = [fingerprint(some) for some in (clips, same, turned, fewer)]
     assert found[0] == found[1]
     assert len(set(found)) == 3
 
@@ -232,6 +235,7 @@ def test_clips_become_a_judge_of_a_run(command, folders, tmp_path, preset):
     assert (code, told, wrong) == (0, f"{file}\n", "")
     assert {p.name for p in out.iterdir()} == {
         file.name, f"{preset}.csv", f"{preset}.checkpoint.pt", "curves.png",
+        "best.safetensors", "best.json",
     }  # fmt: skip
     (row,) = rows(out, preset)
     assert 0 <= float(row["accuracy"]) <= float(row["best_accuracy"]) <= 1
@@ -257,7 +261,7 @@ def test_clips_become_a_judge_of_a_run(command, folders, tmp_path, preset):
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(folders, clips, tmp_path):
-    def train(folder, cancel=None):
+    def train(folder, **more):
         return train_syncnet(
             RUN,
             folders.data,
@@ -265,15 +269,20 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(folders, clips, tmp_path):
             model=folders.model,
             cache=folders.cache,
             cpu=True,
-            cancel=cancel,
+            **more,
         )
 
-    asked = iter([False] * 3 + [True])  # three times when the clips are prepared
+    told = []
+    answers = iter([False, True])  # when the last clip is prepared, after the first step
     with pytest.raises(Cancelled):
-        train("a", lambda: next(asked))
+        train(
+            "a",
+            progress=told.append,
+            cancel=lambda: (told[-1].stage, told[-1].done) == ("prepare", 3) and next(answers),
+        )
     kept = torch.load(tmp_path / "a" / "tiny.checkpoint.pt", weights_only=True)
     assert kept["step"] == 1
-    assert kept["data"] == dataset.fingerprint(clips)
+    assert kept["facts"]["--data"] == ("3 clips", fingerprint(clips))
     for folder in ("a", "b"):
         train(folder)
     assert rows(tmp_path / "a", "tiny") == rows(tmp_path / "b", "tiny")

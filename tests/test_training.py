@@ -11,7 +11,7 @@ from torch import nn
 
 from latentsync import diffusion
 from latentsync.config import TrainConfig, UNetConfig, UNetTrainConfig, VAEConfig, WhisperConfig
-from latentsync.errors import Cancelled, InputError, OptionError, TrainingError
+from latentsync.errors import Cancelled, InputError, TrainingError
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
 from latentsync.speech import SpeechEncoder
@@ -85,24 +85,6 @@ def test_the_average_is_not_the_last_step(tmp_path):
     last = torch.load(tmp_path / "line.checkpoint.pt", weights_only=True)
     assert torch.equal(net.weight, last["average"]["weight"])
     assert not torch.equal(net.weight, last["net"]["weight"])
-
-
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    fit(Line(), RUN, tmp_path)
-    with pytest.raises(OptionError, match="other settings"):
-        fit(Line(), replace(RUN, learning_rate=0.01), tmp_path)
-
-
-def test_a_checkpoint_of_other_data_is_refused(tmp_path):
-    fit(Line(), RUN, tmp_path, data="these")
-    fit(Line(), RUN, tmp_path, data="these")
-    with pytest.raises(OptionError, match="was made with other data; give"):
-        fit(Line(), RUN, tmp_path, data="those")
-    file = tmp_path / "line.checkpoint.pt"
-    saved = torch.load(file, weights_only=True)
-    del saved["data"]  # an older file
-    torch.save(saved, file)
-    fit(Line(), RUN, tmp_path, data="those")
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path):

@@ -14,7 +14,7 @@ from latentsync.config import TrainConfig
 from latentsync.training.fleet import Fleet, accelerated
 from latentsync.training.loop import fit
 from tests.training_process import RUN
-from tests.training_run import rows
+from tests.training_run import prepared_in, rows
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_two_processes_do_what_one_does(given, whole, tmp_path):
     for process in processes:
         code, wrong = ended(process)
         assert code == 0, wrong
-    assert len(list(cache.iterdir())) == 3
+    assert len(prepared_in(cache)) == 3
     found, wanted = rows(tmp_path / "out", RUN.name), rows(whole, RUN.name)
     assert len(found) == len(wanted) == 4
     for one, other in zip(found, wanted, strict=True):

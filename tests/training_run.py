@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentsync import weights
+from latentsync.training.clips import ClipFile, identified
 from tests.clips import babble
 from tests.stubs import numbered_clip, tiny_nets
 
@@ -32,3 +33,13 @@ def rows(folder: Path, name: str = "demo") -> list[dict[str, str]]:
     """The figures of a run, without the time."""
     with (folder / f"{name}.csv").open() as file:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def files_of(*paths: Path) -> list[ClipFile]:
+    """Clips as training finds them; they lie in one folder."""
+    return identified(list(paths), paths[0].parent, paths[0].parent / "digests")
+
+
+def prepared_in(cache: Path) -> list[Path]:
+    """The folders of clips in a cache."""
+    return sorted(path.parent for path in cache.glob("*/*/facts.json"))

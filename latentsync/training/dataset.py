@@ -1,261 +1,159 @@
-"""A folder of clips as training data: what the frozen nets make of each, cached by its content.
+"""A folder of clips as training data: prepared, split by people, and drawn from."""
 
-    clip -> face track -> the longest stretch with a face -> latents, speech, mel -> files
-
-Of a clip that is drawn from, only the window is read: its files are mapped, its crops cut out of
-the clip itself. So memory does not grow with the data.
-"""
-
-import json
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from hashlib import sha256
-from itertools import islice
-from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.lib.format import open_memmap
-from torch import Tensor, nn
 
-from latentsync import align, diffusion, faces, mel
-from latentsync.errors import Cancelled, InputError, NoFaceFound, TrainingError
-from latentsync.mask import keep_mask
-from latentsync.media import AudioReader, VideoReader
-from latentsync.speech import SpeechFeatures
+from latentsync import diffusion
+from latentsync.errors import Cancelled, TrainingError
 from latentsync.training.batches import WHOLE, Batch, Part
-from latentsync.training.crops import Pixels, pictures
-from latentsync.types import FaceTrack, FloatArray, Frame, Progress, ProgressCallback
-from latentsync.weights import Nets
+from latentsync.training.clip_cache import FPS, SHORTEST, Clip, Preparer
+from latentsync.training.clips import ClipFile
+from latentsync.training.crops import pictures
+from latentsync.types import Progress, ProgressCallback
 
-__all__ = ["Clip", "ClipWindows", "Preparer", "find_clips", "fingerprint", "prepare", "split"]
+__all__ = ["ClipWindows", "fingerprint", "prepare", "split", "window_and_reference"]
 
 log = logging.getLogger(__name__)
 
-FPS = Fraction(25)
-SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
-SHORTEST = 48  # frames with a face; published: a window, and room for another one on either side
 BAD_SHARE = 0.05  # of the clips may be unusable before somebody should look at the data
 TOLD = 3  # of them, in the error
 HELD_OUT = 50  # one of so many clips is never trained on
-BATCH = 16  # frames that are encoded together
-VERSION = 2  # of what is in the cache
-
-
-def find_clips(folder: Path) -> list[Path]:
-    """The clips in a folder and below it, in the order of their names; none that is hidden.
-
-    Raises:
-        InputError: no folder, or no clip in it.
-    """
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        # What `latentsync prepare` hasn't finished lies in a hidden folder.
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not found:
-        raise InputError(
-            f"{folder} holds no clip; give a folder of clips with sound: "
-            f"{', '.join(sorted(SUFFIXES))}"
-        )
-    return found
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One clip's prepared stretch, n frames with a face in each; nothing of it is in memory."""
-
-    path: Path
-    folder: Path  # of the cache
-    first: int  # frame of the clip that is this stretch's frame 0
-    frames: int
-
-    def __len__(self) -> int:
-        return self.frames
-
-    def latents(self, start: int, stop: int) -> diffusion.Latents:
-        """Of frames [start, stop): (f, 4, h, w) float32."""
-        masked, clean = (self._part(name, start, stop) for name in ("masked", "clean"))
-        return diffusion.Latents(masked=masked, reference=clean)
-
-    def speech(self, start: int, stop: int) -> Tensor:
-        """(f, tokens, width) float32."""
-        return self._part("speech", start, stop)
-
-    def mel(self, start: int, frames: int) -> Tensor:
-        """(1, 80, 52) float32, what StableSyncNet hears beside 16 frames."""
-        columns = torch.from_numpy(np.load(self.folder / "mel.npy", mmap_mode="c"))
-        return mel.sync_window(columns, self.first + start, frames).float()
-
-    def crops(self, start: int, stop: int, side: int) -> Pixels:
-        """(f, side, side, 3), cut out of the clip."""
-        affines = np.load(self.folder / "affine.npy")[start:stop]
-        numbers = range(self.first + start, self.first + stop)
-        return np.stack(list(_cut(self.path, numbers, affines, side)))
-
-    def _part(self, name: str, start: int, stop: int) -> Tensor:
-        mapped = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return torch.from_numpy(mapped[start:stop].astype(np.float32))
-
-
-@dataclass(frozen=True)
-class Preparer:
-    """What clips are prepared with, and where the result is kept."""
-
-    nets: Nets  # its U-Net is not used
-    detector: faces.Detector
-    cache: Path
-
-    @cached_property
-    def settings(self) -> str:
-        """Everything but the clip that the files depend on."""
-        config = self.nets.config
-        digest = sha256()
-        for net in (self.nets.vae, self.nets.speech):
-            _add_weights(digest.update, net)
-        said = [VERSION, config.resolution, self.detector.describe(), digest.hexdigest()]
-        return json.dumps(said)
-
-    def clip(self, path: Path) -> Clip | str:
-        """The clip, prepared now or earlier; or in words why it can't be used.
-
-        A reason that begins with "too short" is no fault of the clip.
-        """
-        digest = sha256(self.settings.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        folder = self.cache / digest.hexdigest()[:32]
-        facts = folder / "facts.json"
-        if not facts.is_file():
-            self._fill(folder, path)
-        told = json.loads(facts.read_text())
-        return told["unusable"] or Clip(path, folder, told["first"], told["frames"])
-
-    def _fill(self, folder: Path, path: Path) -> None:
-        """Make the clip's folder, in one move at the end."""
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        facts = {"clip": path.name, "unusable": "", "first": 0, "frames": 0}
-        try:
-            facts |= self._write(temporary, path)
-        except InputError as error:
-            facts["unusable"] = str(error)
-        (temporary / "facts.json").write_text(json.dumps(facts))
-        try:
-            temporary.rename(folder)
-        except OSError:  # another process met the same clip under another name
-            if not folder.is_dir():
-                raise
-            shutil.rmtree(temporary)
-
-    def _write(self, folder: Path, path: Path) -> dict[str, int | str]:
-        """The files of one clip.
-
-        Raises:
-            InputError: it can't be read, has no sound, or shows no face.
-        """
-        sound = AudioReader(path)
-        heard = sound.sample_count(mel.SAMPLE_RATE) * FPS // mel.SAMPLE_RATE
-        track = self._track(path, int(heard))
-        first, stop = longest_run(track)
-        if stop - first < SHORTEST:
-            return {"unusable": f"too short: {stop - first} frames with a face, not {SHORTEST}"}
-        side, like = self.nets.config.resolution, next(self.nets.vae.parameters())
-        shape = (stop - first, *self.nets.vae.latent_shape(side))
-        files = {
-            name: open_memmap(folder / f"{name}.npy", "w+", np.float16, shape)
-            for name in ("clean", "masked")
-        }
-        mask = torch.from_numpy(keep_mask(side)).to(like)
-        crops = _cut(path, range(first, stop), track.affine[first:stop], side)
-        done = 0
-        while batch := list(islice(crops, BATCH)):
-            with torch.inference_mode():
-                pixels = pictures(np.stack(batch)).to(like)
-                latents = diffusion.encode(self.nets.vae, pixels, mask)
-            part = slice(done, done := done + len(batch))
-            files["clean"][part] = latents.reference.half().cpu().numpy()
-            files["masked"][part] = latents.masked.half().cpu().numpy()
-        features = SpeechFeatures(self.nets.speech, sound, frames=stop, fps=FPS)
-        speech = [
-            features[i : min(i + BATCH, stop)].half().cpu() for i in range(first, stop, BATCH)
-        ]
-        np.save(folder / "speech.npy", torch.cat(speech).numpy())
-        wave = np.concatenate(list(sound.chunks(mel.SAMPLE_RATE)))
-        np.save(folder / "mel.npy", mel.sync_mel(wave).float().numpy())
-        np.save(folder / "affine.npy", track.affine[first:stop])
-        return {"first": first, "frames": stop - first}
-
-    def _track(self, path: Path, at_most: int) -> FaceTrack:
-        frames = islice(VideoReader(path).frames(), at_most)
-        seen, side = faces.track(frames, self.detector), self.nets.config.resolution
-        track = align.face_track(seen.points, seen.found, side, pixel_aspect=seen.pixel_aspect)
-        if not track.found.any():
-            raise NoFaceFound(f"no face by {self.detector.describe()}")
-        return track
+LARGEST_SHARE = 10  # what belongs together is held out if it is at most a tenth of the clips
 
 
 def prepare(
-    paths: Sequence[Path],
+    files: Sequence[ClipFile],
     preparer: Preparer,
     progress: ProgressCallback | None = None,
     cancel: Callable[[], bool] | None = None,
+    *,
+    frames: int = 16,
 ) -> list[Clip]:
     """The usable clips of a data set; those too short are left out, as published.
 
+    Args:
+        frames: of a window; a clip has three of them at least.
+
     Raises:
         Cancelled: `cancel` said so; what is prepared stays.
+        OutputError: the cache can't be written.
         TrainingError: more than 5 % of them can't be used for another reason, or none is left.
     """
-    clips, bad, short = [], [], 0
-    for done, path in enumerate(paths, 1):
-        found = preparer.clip(path)
-        if isinstance(found, Clip):
+    clips, bad, short, copies = [], [], 0, []
+    seen: dict[str, ClipFile] = {}
+    shortest = max(SHORTEST, 3 * frames)
+    for done, file in enumerate(files, 1):
+        found = preparer.clip(file)
+        if isinstance(found, Clip) and len(found) >= shortest:
             clips.append(found)
-        elif found.startswith("too short"):
+        elif isinstance(found, Clip) or found.startswith("too short"):
             short += 1
         else:
-            bad.append(f"{path.name} ({found})")
-            log.warning("%s is left out: %s", path, found)
+            bad.append(f"{file.path.name} ({found})")
+            log.warning("%s is left out: %s", file.path, found)
+        first = seen.setdefault(file.digest, file)
+        if first is not file and file.digest:
+            copies.append((file.path.name, first.path.name))
         if progress:
-            progress(Progress("prepare", done, len(paths)))
+            progress(Progress("prepare", done, len(files)))
         if cancel and cancel():
-            raise Cancelled(f"stopped after preparing {done} of {len(paths)} clips; they are kept")
+            raise Cancelled(f"stopped after preparing {done} of {len(files)} clips; they are kept")
     level = logging.WARNING if bad else logging.INFO
     log.log(level, "%d clips; left out: %d too short, %d unusable", len(clips), short, len(bad))
-    if len(bad) > BAD_SHARE * len(paths):
+    if copies:
+        log.warning("%d clips are copies of others, such as %s of %s", len(copies), *copies[0])
+    if len(bad) > BAD_SHARE * len(files):
         raise TrainingError(
-            f"{len(bad)} of {len(paths)} clips can't be used, more than {BAD_SHARE:.0%}: "
+            f"{len(bad)} of {len(files)} clips can't be used, more than {BAD_SHARE:.0%}: "
             f"{'; '.join(bad[:TOLD])}; mend or remove such clips"
         )
     if not clips:
         raise TrainingError(
-            f"none of {len(paths)} clips has {SHORTEST} frames with a face in a row "
-            f"({float(SHORTEST / FPS):g} s); give longer ones"
+            f"none of {len(files)} clips has {shortest} frames with a face in a row "
+            f"({float(shortest / FPS):g} s); give longer ones"
         )
     return clips
 
 
 def fingerprint(clips: Sequence[Clip]) -> str:
-    """Names these clips in this order, by what is in them and what they were prepared with."""
-    return sha256("".join(clip.folder.name for clip in clips).encode()).hexdigest()
+    """Names these clips in this order, by what is in them."""
+    return sha256("".join(clip.file.digest for clip in clips).encode()).hexdigest()
 
 
-def split(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
-    """For training, and held out: every 50th clip, at least one; a single clip is both."""
-    if len(clips) == 1:
-        return list(clips), list(clips)
-    return [one for i, one in enumerate(clips) if i % HELD_OUT], list(clips[::HELD_OUT])
+def split(clips: Sequence[Clip], held_out: int | None = None) -> tuple[list[Clip], list[Clip]]:
+    """For training, and held out: other people where that can be, else other footage or clips.
+
+    Whole groups of clips are held out, evenly spread over the folder: of one person or folder of
+    footage; where these are too large, of one piece of footage; else single clips. Copies of a clip
+    are on the same side as it.
+
+    Args:
+        held_out: how many clips, about; None: one of 50. 0: all are trained on, and the first is
+            validated on too.
+    """
+    everything = list(clips)
+    if held_out == 0:
+        return everything, everything[:1]
+    for kind, name in (
+        ("people", lambda clip: clip.file.people),
+        ("footage", lambda clip: clip.file.source),
+        ("clips", lambda clip: clip.file.path),
+    ):
+        held = _chosen(_groups(everything, name), len(everything), held_out)
+        if held and len(held) < len(everything):
+            numbers = {id(clip) for clip in held}
+            left = [clip for clip in everything if id(clip) not in numbers]
+            _say_what_is_held_out(kind, left, held)
+            return left, held
+    return everything, everything[:1]
+
+
+def _groups(clips: Sequence[Clip], name: Callable[[Clip], object]) -> list[list[Clip]]:
+    """Clips that have a name in common, or that are copies of one that has."""
+    leaders: dict[object, object] = {}
+
+    def leader(key: object) -> object:
+        while leaders.setdefault(key, key) != key:
+            key = leaders[key]
+        return key
+
+    for clip in clips:
+        leaders[leader((clip.file.digest,))] = leader(name(clip))
+    groups: dict[object, list[Clip]] = {}
+    for clip in clips:
+        groups.setdefault(leader(name(clip)), []).append(clip)
+    return list(groups.values())
+
+
+def _chosen(groups: Sequence[list[Clip]], clips: int, held_out: int | None) -> list[Clip]:
+    """The clips of some groups, about as many as wanted, no more than a tenth at once."""
+    wanted = held_out or -(-clips // HELD_OUT)
+    largest = max(1, wanted, clips // LARGEST_SHARE)
+    every = clips / wanted if held_out else HELD_OUT
+    held: list[Clip] = []
+    seen = 0
+    for group in groups:
+        if len(held) * every <= seen and len(group) <= largest and len(held) < wanted:
+            held += group
+        seen += len(group)
+    return held
+
+
+def _say_what_is_held_out(kind: str, left: Sequence[Clip], held: Sequence[Clip]) -> None:
+    known = {clip.file.people for clip in left}
+    shared = sum(clip.file.people in known for clip in held)
+    if shared:
+        log.warning(
+            "%d of %d held-out clips are of footage that is trained on, too: validation may show "
+            "known people",
+            shared,
+            len(held),
+        )
+    else:
+        log.info("held out by %s", kind)
 
 
 class ClipWindows:
@@ -313,25 +211,3 @@ def window_and_reference(
     after = max(0, length - start - 2 * frames + 1)
     other = int(other_chance * (before + after))
     return start, other if other < before else start + frames + other - before
-
-
-def longest_run(track: FaceTrack) -> tuple[int, int]:
-    """First and one past the last frame of the longest stretch with a face in every frame."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], track.found, [0]]).astype(np.int8)))
-    starts, stops = edges[::2], edges[1::2]
-    longest = int(np.argmax(stops - starts))
-    return int(starts[longest]), int(stops[longest])
-
-
-def _cut(path: Path, numbers: Sequence[int], affines: FloatArray, side: int) -> Iterator[Frame]:
-    shown = VideoReader(path).frames(numbers)
-    for frame, affine in zip(shown, affines, strict=True):
-        size = (frame.width, frame.height)
-        box = align.face_box(affine, side, *size)
-        yield align.cut_face(frame.rgb(box), box, affine, side)
-
-
-def _add_weights(update: Callable[[bytes], None], net: nn.Module) -> None:
-    for name, value in net.state_dict().items():
-        update(name.encode())
-        update(value.detach().float().cpu().contiguous().numpy().tobytes())

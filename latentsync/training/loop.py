@@ -5,17 +5,15 @@ random is a function of (seed, step), so a run that was killed goes on as if it 
 parts of a batch on several devices, or one after another, are the batch.
 """
 
-import csv
 import logging
 import math
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,15 @@ from torch import Tensor, nn
 from latentsync.config import TrainConfig
 from latentsync.errors import Cancelled, OptionError, TrainingError
 from latentsync.training.batches import Part
+from latentsync.training.checkpoint import (
+    Facts,
+    check_same,
+    read_checkpoint,
+    read_rows,
+    swept,
+    write_checkpoint,
+    write_rows,
+)
 from latentsync.training.fleet import Fleet
 from latentsync.types import Progress, ProgressCallback
 
@@ -49,7 +56,11 @@ class Task(Protocol):
         ...
 
     def validate(self) -> Mapping[str, float]:
-        """Figures on data that training never sees, of `net` as it is."""
+        """Figures on data that training never sees, of `net` as it is.
+
+        Raises:
+            Cancelled: it takes long and was told to stop; it is done again when the run goes on.
+        """
         ...
 
 
@@ -67,19 +78,19 @@ def fit(
     config: TrainConfig,
     folder: Path,
     *,
-    data: str = "",
+    facts: Facts | None = None,
     progress: ProgressCallback | None = None,
     cancel: Callable[[], bool] | None = None,
     accelerator: "Accelerator | None" = None,
 ) -> nn.Module:
     """Train `task.net` for `config.steps` steps, going on from `folder`'s checkpoint if it has one.
 
-    Writes `<name>.checkpoint.pt` (weights, average, optimiser, scaler, rng, step, config, data,
+    Writes `<name>.checkpoint.pt` (weights, average, optimiser, scaler, rng, step, config, facts,
     revision of the code; atomically) and `<name>.csv` (a row every `log_every` steps: means of the
-    losses, validation where it was due).
+    losses, validation where it was due). One process at a time may fill a folder.
 
     Args:
-        data: names what the task draws from; a run goes on with the same only. Empty: not known.
+        facts: what the task draws from; a run goes on with the same only.
         cancel: asked after every step.
         accelerator: the precision, and the devices to share each batch; None: one, in float32.
 
@@ -87,10 +98,11 @@ def fit(
         The net in eval mode, holding the exponential moving average (EMA) of its weights.
 
     Raises:
-        Cancelled: between two steps; a checkpoint of the last one was written.
-        OptionError: the checkpoint there was made with another config or data, or the batch can't
-            be divided as wanted.
-        TrainingError: a loss is not finite.
+        Cancelled: between two steps, or in a validation; a checkpoint of the last step was written.
+        OptionError: the checkpoint there was begun with another config, net or data, or the batch
+            can't be divided as wanted.
+        OutputError: a file can't be written; the last checkpoint stays.
+        TrainingError: a loss is not finite, or the checkpoint or table there is damaged.
     """
     # -- What is trained -----------------------------------------------------------------------
     fleet = Fleet(accelerator)
@@ -111,40 +123,42 @@ def fit(
         )
     )
     average = {name: p.detach().clone() for name, p in trained.items()}
-    first, counted = 0, 0
+    first, counted, before = 0, 0, 0.0
     sums: dict[str, float] = {}
 
     # -- Going on from a checkpoint ------------------------------------------------------------
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, table = folder / f"{config.name}.checkpoint.pt", folder / f"{config.name}.csv"
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        if not _same_settings(saved["config"], config):
+    if fleet.main:
+        swept(checkpoint)
+        swept(table)
+    saved = read_checkpoint(checkpoint, table, config)
+    if saved is not None:
+        check_same(checkpoint, saved, config, facts or {})
+        try:
+            net.load_state_dict(saved["net"])
+            optimiser.load_state_dict(saved["optimiser"])
+            average = {name: saved["average"][name].to(p) for name, p in trained.items()}
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()[:200]
             raise OptionError(
-                f"{checkpoint} was made with other settings than {config}; "
-                "give another folder, or delete the file to start anew"
-            )
-        if saved.get("data", data) != data:
-            raise OptionError(
-                f"{checkpoint} was made with other data; give what it was begun with, another "
-                "folder, or delete the file to start anew"
-            )
-        net.load_state_dict(saved["net"])
-        optimiser.load_state_dict(saved["optimiser"])
-        average = {name: saved["average"][name].to(p) for name, p in trained.items()}
-        first = saved["step"]
+                f"{checkpoint} holds another net than this run's ({reason}); start from the same "
+                "model to go on, or give another folder"
+            ) from error
+        first, before = saved["step"], saved.get("seconds", 0.0)
         fleet.load_state(saved.get("scaler", {}))
         sums, counted = saved.get("sums", {}), saved.get("counted", 0)
         if "rng" in saved:
             torch.set_rng_state(saved["rng"])
         log.info("%s goes on from step %d", config.name, first)
-
-    revision = _revision()
+    del saved  # gigabytes
+    rows = [row for row in read_rows(table) if int(row["step"]) <= first] if first else []
+    revision, started = _revision(), time.monotonic()
 
     def keep(step: int) -> None:
         state = {
             "config": asdict(config),
-            "data": data,
+            "facts": dict(facts or {}),
             "step": step,
             "net": net.state_dict(),
             "average": average,
@@ -153,19 +167,46 @@ def fit(
             "rng": torch.get_rng_state(),  # all chance is of (seed, step); if a layer has its own
             "sums": sums,
             "counted": counted,
+            "seconds": before + time.monotonic() - started,
             "revision": revision,
         }
-        temporary = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}")
-        torch.save(state, temporary)
-        temporary.replace(checkpoint)
+        write_checkpoint(checkpoint, state, config.keep_checkpoints)
 
-    rows = _read_rows(table, first)
-    started = time.monotonic()
+    def told(done: int) -> bool:
+        """Write a row of figures where one is due; False where the validation was cancelled."""
+        nonlocal sums, counted
+        if not counted or (done % config.log_every and done < config.steps):
+            return True
+        row: dict[str, float] = {"step": done} | {k: v / counted for k, v in sums.items()}
+        row["learning_rate"] = _learning_rate(config, done - 1)
+        row["seconds"] = before + time.monotonic() - started
+        if done % config.validate_every == 0 or done == config.steps:
+            net.eval()
+            cut = False
+            try:
+                with averaged(trained, average), torch.no_grad(), fleet.autocast():
+                    row |= task.validate()
+            except Cancelled:
+                cut = True
+            net.train()
+            if fleet.any(cut):
+                return False
+        rows.append(row)
+        if fleet.main:
+            write_rows(table, rows)
+        log.info("%s %s", config.name, "  ".join(f"{k} {v:.4g}" for k, v in row.items()))
+        sums, counted = {}, 0
+        return True
+
+    if first and counted:  # perhaps a validation that was cancelled
+        if not told(first):
+            raise Cancelled(f"{config.name} stopped after step {first}; it goes on from there")
+        if fleet.main and not counted:
+            keep(first)
     for step in range(first, config.steps):
         # -- One step --------------------------------------------------------------------------
-        rate = _learning_rate(config, step)
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = _learning_rate(config, step)
         optimiser.zero_grad(set_to_none=True)
         shares: list[Mapping[str, Tensor]] = []
         for i in range(config.accumulate):
@@ -199,25 +240,13 @@ def fit(
         counted += 1
         done = step + 1
         last = done == config.steps
-        if done % config.log_every == 0 or last:
-            row: dict[str, float] = {"step": done} | {k: v / counted for k, v in sums.items()}
-            row |= {"learning_rate": rate, "seconds": time.monotonic() - started}
-            if done % config.validate_every == 0 or last:
-                net.eval()
-                with averaged(trained, average), torch.no_grad(), fleet.autocast():
-                    row |= task.validate()
-                net.train()
-            rows.append(row)
-            if fleet.main:
-                _write_rows(table, rows)
-            log.info("%s %s", config.name, "  ".join(f"{k} {v:.4g}" for k, v in row.items()))
-            sums, counted = {}, 0
+        finished = told(done)
         stopped = fleet.any(cancel is not None and cancel()) and not last
-        if fleet.main and (done % config.checkpoint_every == 0 or last or stopped):
+        if fleet.main and (done % config.checkpoint_every == 0 or last or stopped or not finished):
             keep(done)
         if progress is not None and fleet.main:
             progress(Progress(config.name, done, config.steps))
-        if stopped:
+        if stopped or not finished:
             raise Cancelled(f"{config.name} stopped after step {done}; it goes on from there")
 
     # -- The result: the average ---------------------------------------------------------------
@@ -234,9 +263,11 @@ def averaged(trained: Mapping[str, nn.Parameter], average: Mapping[str, Tensor])
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(average[name])
-        yield
-        for name, parameter in trained.items():
-            parameter.copy_(own[name])
+        try:
+            yield
+        finally:
+            for name, parameter in trained.items():
+                parameter.copy_(own[name])
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
@@ -249,18 +280,6 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _same_settings(saved: Mapping[str, Any], config: TrainConfig) -> bool:
-    """Whether a checkpoint's run can go on as this one.
-
-    One from before a setting existed had its default. A constant rate does not know the end.
-    """
-    wanted = asdict(config)
-    before = {field.name: field.default for field in fields(config)} | dict(saved)
-    if config.schedule == "constant":
-        wanted["steps"] = before["steps"]
-    return before == wanted
-
-
 def _revision() -> str:
     """The commit of the code; empty where it is no checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
@@ -269,22 +288,3 @@ def _revision() -> str:
     except OSError:
         return ""
     return done.stdout.strip()
-
-
-def _read_rows(table: Path, first: int) -> list[dict[str, Any]]:
-    """The rows of an earlier run that lie before step `first`."""
-    if not first or not table.is_file():
-        return []
-    with table.open(newline="") as file:
-        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return [row for row in rows if int(row["step"]) <= first]
-
-
-def _write_rows(table: Path, rows: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    temporary = table.with_name(f".{table.name}.{os.getpid()}")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(table)

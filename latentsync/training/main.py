@@ -1,34 +1,33 @@
 """`latentsync train`, each net read from top to bottom; the command line only gives arguments."""
 
+import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 from latentsync import faces, weights
 from latentsync.config import SyncNetConfig, SyncNetTrainConfig, UNetTrainConfig
 from latentsync.devices import is_cuda
-from latentsync.errors import LatentSyncError
+from latentsync.errors import Cancelled, LatentSyncError, OutputError
+from latentsync.files import locked, replacing
 from latentsync.models.syncnet import StableSyncNet
 from latentsync.training.batches import Ahead
+from latentsync.training.checkpoint import Facts
+from latentsync.training.clip_cache import Clip, Preparer, swept
+from latentsync.training.clips import ClipFile, find_clips, identified
 from latentsync.training.curves import draw_curves
-from latentsync.training.dataset import (
-    Clip,
-    ClipWindows,
-    Preparer,
-    find_clips,
-    fingerprint,
-    prepare,
-    split,
-)
+from latentsync.training.dataset import ClipWindows, fingerprint, prepare, split
 from latentsync.training.fleet import accelerated
 from latentsync.training.loop import fit
-from latentsync.training.pixels import load_pixel_losses
-from latentsync.training.start import start
+from latentsync.training.pixels import PixelLosses, load_pixel_losses
+from latentsync.training.start import start, weights_key
 from latentsync.training.syncnet import ClipPairs, SyncNetTask
 from latentsync.training.unet import UNetTask
 from latentsync.types import ProgressCallback
@@ -41,9 +40,13 @@ __all__ = ["Show", "train_syncnet", "train_unet"]
 
 log = logging.getLogger(__name__)
 
-Show = Callable[[Nets, faces.Detector, Path, Path, Path], dict[str, float]]
-"""Nets as they are, detector, the clips that give the face and the voice, the mp4 to write ->
-figures of it."""
+Cancel = Callable[[], bool]
+Show = Callable[[Nets, faces.Detector, Path, Path, Path, Cancel], dict[str, float]]
+"""Nets as they are, detector, the clips that give the face and the voice, the mp4 to write, and
+what tells to stop -> figures of it."""
+
+FIGURES = "figures.json"  # of the best validation so far, beside what was kept of it
+Shared = TypeVar("Shared")
 
 
 def train_unet(
@@ -57,7 +60,7 @@ def train_unet(
     cache: Path | None = None,
     weights_folder: Path | str | None = None,
     detector: str | None = None,
-    hold_out: bool = True,
+    held_out: int | None = None,
     cpu: bool = False,
     show: Show | None = None,
     progress: ProgressCallback | None = None,
@@ -69,7 +72,7 @@ def train_unet(
 
     Args:
         syncnet_file: of the loss on lip-sync, and what is in it: see `load_pixel_losses`.
-        hold_out: whether some clips are only validated on; otherwise that is done on a known one.
+        held_out: how many clips are only validated on, see `split`; 0: all are trained on.
 
     Returns:
         The folder of the model, which `latentsync.load` takes.
@@ -77,7 +80,9 @@ def train_unet(
     Raises:
         Cancelled: `cancel` said so; the next call goes on from there.
         InputError: there is no clip.
-        TrainingError: too many clips can't be used, or a loss is not finite.
+        OutputError: another run fills the folder, or it can't be written.
+        TrainingError: too many clips can't be used, a loss is not finite, or a file of the run is
+            damaged.
         WeightsError, OptionError, BackendUnavailable: something it needs is not there.
     """
     # -- Where, and in which precision -------------------------------------------------------------
@@ -86,73 +91,78 @@ def train_unet(
     device = accelerator.device
     main = accelerator.is_main_process
     torch.manual_seed(run.seed)
+    with _held(output, accelerator):
+        # -- The nets: one is trained, the others are frozen ---------------------------------------
+        nets = start(init, run, weights_folder)
+        side = nets.config.resolution
+        begun_with = (str(init), weights_key(nets.unet))
+        for net in (nets.unet, nets.vae, nets.speech):
+            net.to(device)
+        half = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        judges = load_pixel_losses(
+            nets.vae,
+            run,
+            weights_folder,
+            side=side,
+            syncnet_file=syncnet_file,
+            syncnet_config=syncnet_config,
+            device=device,
+            dtype=half[accelerator.mixed_precision],
+        )
 
-    # -- The nets: one is trained, the others are frozen -------------------------------------------
-    nets = start(init, run, weights_folder)
-    side = nets.config.resolution
-    for net in (nets.unet, nets.vae, nets.speech):
-        net.to(device)
-    half = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    judges = load_pixel_losses(
-        nets.vae,
-        run,
-        weights_folder,
-        side=side,
-        syncnet_file=syncnet_file,
-        syncnet_config=syncnet_config,
-        device=device,
-        dtype=half[accelerator.mixed_precision],
-    )
+        # -- The clips -----------------------------------------------------------------------------
+        preparer = _preparer(nets, detector, weights_folder, device, cache or output / "cache")
+        clips = _prepared(paths, data, preparer, accelerator, run.frames, progress, cancel)
+        seen, held = split(clips, held_out)
+        log.info("%d clips to train on, %d to validate on", len(seen), len(held))
 
-    # -- The clips ---------------------------------------------------------------------------------
-    preparer = _preparer(nets, detector, weights_folder, device, cache or output / "cache")
-    clips = _prepared(paths, preparer, accelerator, progress, cancel)
-    seen, held_out = split(clips) if hold_out else (clips, clips[:1])
-    log.info("%d clips to train on, %d to validate on", len(seen), len(held_out))
+        # -- The run -------------------------------------------------------------------------------
+        def look(found: Mapping[str, float]) -> dict[str, float]:
+            """At a validation: the model as it is, and what it makes of a face and a voice."""
+            _export(nets, output / "model")
+            if _is_best(found["noise_right"], output / "best" / FIGURES):
+                _export(nets, output / "best", found)
+            if show is None:
+                return {}
+            face = min(held, key=len)
+            voice = min((one for one in clips if one is not face), key=len, default=face)
+            film = _next_film(output / "validation")
+            try:
+                with torch.autocast("cpu", enabled=False):  # a run's geometry is float32 and there
+                    return show(
+                        nets, preparer.detector, face.path, voice.path, film, cancel or _never
+                    )
+            except Cancelled:
+                raise
+            except LatentSyncError as error:  # days of training are worth more than a clip
+                log.warning("no figures of a validation clip: %s", error)
+                return {}
 
-    # -- The run -----------------------------------------------------------------------------------
-    def look() -> dict[str, float]:
-        """At a validation: the model as it is, and what it makes of a face and another's voice."""
-        _export(nets, output / "model")
-        if show is None:
-            return {}
-        face = min(held_out, key=len)
-        voice = min((one for one in clips if one is not face), key=len, default=face)
-        folder = output / "validation"
-        folder.mkdir(exist_ok=True)
-        number = len(list(folder.glob("*.mp4"))) + 1
-        try:
-            with torch.autocast("cpu", enabled=False):  # the geometry of a run is float32 and there
-                film = folder / f"{number:04d}.mp4"
-                return show(nets, preparer.detector, face.path, voice.path, film)
-        except LatentSyncError as error:  # days of training are worth more than a clip
-            log.warning("no figures of a validation clip: %s", error)
-            return {}
+        task = UNetTask(
+            nets.unet,
+            Ahead(ClipWindows(seen, pixels=side if judges and judges.sees_pixels else None)),
+            ClipWindows(held),
+            side,
+            run,
+            pixel_losses=judges,
+            show=look if main else None,
+            cancel=cancel,
+        )
+        facts = {"--init": begun_with, **_facts(clips, held, preparer), **_judged_by(judges)}
+        fit(
+            task,
+            run,
+            output,
+            facts=facts,
+            progress=progress,
+            cancel=cancel,
+            accelerator=accelerator,
+        )
 
-    shown = side if judges and judges.sees_pixels else None
-    task = UNetTask(
-        nets.unet,
-        Ahead(ClipWindows(seen, pixels=shown)),
-        ClipWindows(held_out),
-        side,
-        run,
-        pixel_losses=judges,
-        show=look if main else None,
-    )
-    fit(
-        task,
-        run,
-        output,
-        data=fingerprint(clips),
-        progress=progress,
-        cancel=cancel,
-        accelerator=accelerator,
-    )
-
-    # -- The result --------------------------------------------------------------------------------
-    if main:
-        _export(nets, output / "model")
-        draw_curves([output / f"{run.name}.csv"], output / "curves.png")
+        # -- The result ----------------------------------------------------------------------------
+        if main:
+            _export(nets, output / "model")
+            _draw(output, run.name)
     return output / "model"
 
 
@@ -165,6 +175,7 @@ def train_syncnet(
     cache: Path | None = None,
     weights_folder: Path | str | None = None,
     detector: str | None = None,
+    held_out: int | None = None,
     cpu: bool = False,
     progress: ProgressCallback | None = None,
     cancel: Callable[[], bool] | None = None,
@@ -193,34 +204,70 @@ def train_syncnet(
         frozen.to(device)
     torch.manual_seed(run.seed)
     net = StableSyncNet(run.net).to(device)
+    with _held(output, accelerator):
+        # -- The clips -----------------------------------------------------------------------------
+        preparer = _preparer(nets, detector, weights_folder, device, cache or output / "cache")
+        clips = _prepared(paths, data, preparer, accelerator, run.net.frames, progress, cancel)
+        parts = split(clips, held_out)
+        pixels = None if run.net.latent else side
+        seen, held = (ClipPairs(part, pixels, frames=run.net.frames) for part in parts)
+        log.info("%d clips to train on, %d to validate on", *map(len, parts))
 
-    # -- The clips ---------------------------------------------------------------------------------
-    preparer = _preparer(nets, detector, weights_folder, device, cache or output / "cache")
-    clips = _prepared(paths, preparer, accelerator, progress, cancel)
-    seen, held_out = (
-        ClipPairs(part, pixels=None if run.net.latent else side) for part in split(clips)
-    )
+        # -- The run, and the result ---------------------------------------------------------------
+        file, best = output / "syncnet.safetensors", output / "best.safetensors"
 
-    # -- The run, and the result -------------------------------------------------------------------
-    file = output / "syncnet.safetensors"
+        def keep(found: Mapping[str, float]) -> None:
+            _write_syncnet(net, file)
+            figures = best.with_suffix(".json")
+            if _is_best(-found["best_accuracy"], figures):
+                _write_syncnet(net, best)
+                _write_figures(figures, -found["best_accuracy"], found)
 
-    def keep() -> None:
-        weights.write_tensors({k: v.cpu().contiguous() for k, v in net.state_dict().items()}, file)
-
-    task = SyncNetTask(net, seen, held_out, run, keep=keep if main else None)
-    fit(
-        task,
-        run,
-        output,
-        data=fingerprint(clips),
-        progress=progress,
-        cancel=cancel,
-        accelerator=accelerator,
-    )
-    if main:
-        keep()
-        draw_curves([output / f"{run.name}.csv"], output / "curves.png")
+        task = SyncNetTask(net, seen, held, run, keep=keep if main else None, cancel=cancel)
+        fit(
+            task,
+            run,
+            output,
+            facts=_facts(clips, parts[1], preparer),
+            progress=progress,
+            cancel=cancel,
+            accelerator=accelerator,
+        )
+        if main:
+            _write_syncnet(net, file)
+            _draw(output, run.name)
     return file
+
+
+@contextmanager
+def _held(output: Path, accelerator: "Accelerator") -> Iterator[None]:
+    """Hold the folder by the main process, for all of them.
+
+    Raises:
+        OutputError: another run holds it; so in every process.
+    """
+    with ExitStack() as stack:
+        trouble = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(locked(output))
+                _healed(output)
+            except OutputError as error:
+                trouble = str(error)
+        trouble = _shared(trouble, accelerator)
+        if trouble is not None:
+            raise OutputError(trouble)
+        yield
+
+
+def _shared(value: Shared, accelerator: "Accelerator") -> Shared:
+    """The main process's, in each."""
+    if accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    (found,) = broadcast_object_list([value])
+    return found
 
 
 def _preparer(
@@ -240,33 +287,121 @@ def _preparer(
 
 def _prepared(
     paths: Sequence[Path],
+    data: Path,
     preparer: Preparer,
     accelerator: "Accelerator",
+    frames: int,
     progress: ProgressCallback | None,
     cancel: Callable[[], bool] | None,
 ) -> list[Clip]:
     """Each process prepares its share; then the first one, which finds it all done, judges."""
-    if accelerator.num_processes == 1:
-        return prepare(paths, preparer, progress, cancel)
-    from accelerate.utils import broadcast_object_list
-
-    for path in paths[accelerator.process_index :: accelerator.num_processes]:
-        preparer.clip(path)
-    accelerator.wait_for_everyone()
     main = accelerator.is_main_process
-    clips = [prepare(paths, preparer, progress, cancel) if main else None]
-    (found,) = broadcast_object_list(clips)
-    assert found is not None
-    return found
+    files: list[ClipFile] = []
+    if main:
+        swept(preparer.cache)
+        files = identified(paths, data, preparer.cache, progress, cancel)
+    if accelerator.num_processes == 1:
+        return prepare(files, preparer, progress, cancel, frames=frames)
+    files = _shared(files, accelerator)
+    for file in files[accelerator.process_index :: accelerator.num_processes]:
+        preparer.clip(file)
+    accelerator.wait_for_everyone()
+    clips = prepare(files, preparer, progress, cancel, frames=frames) if main else []
+    return _shared(clips, accelerator)
 
 
-def _export(nets: Nets, folder: Path) -> None:
-    """Put the model in the place of an earlier one, in one move."""
-    fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
-    shutil.rmtree(fresh, ignore_errors=True)
-    weights.save(nets, fresh)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+def _facts(
+    clips: Sequence[Clip], held: Sequence[Clip], preparer: Preparer
+) -> dict[str, tuple[str, str]]:
+    """What a run goes on with only; see `checkpoint.Facts`."""
+    return {
+        "--data": (f"{len(clips)} clips", fingerprint(clips)),
+        "--held-out": (f"{len(held)} clips held out", fingerprint(held)),
+        "--detector": (preparer.detector.describe(), preparer.detector.describe()),
+        "the nets that prepare clips": (preparer.nets.config.name, preparer.nets_digest),
+    }
+
+
+def _judged_by(judges: PixelLosses | None) -> Facts:
+    if judges is None or judges.syncnet is None:
+        return {}
+    return {"--syncnet": ("a SyncNet", weights_key(judges.syncnet))}
+
+
+def _next_film(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    numbers = [int(path.stem) for path in folder.glob("*.mp4") if path.stem.isdecimal()]
+    return folder / f"{max(numbers, default=0) + 1:04d}.mp4"
+
+
+def _never() -> bool:
+    return False
+
+
+def _is_best(figure: float, file: Path) -> bool:
+    """Whether no figure so far was lower; where that can't be read, this one is."""
+    try:
+        return not json.loads(file.read_text())["lowest"] < figure
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _write_figures(file: Path, lowest: float, found: Mapping[str, float]) -> None:
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps({"lowest": lowest, **found}) + "\n")
+
+
+def _write_syncnet(net: StableSyncNet, file: Path) -> None:
+    state = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
+    try:
+        weights.write_tensors(state, file)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{file} can't be written ({error}); make room, and start again: the run goes on"
+        ) from error
+
+
+def _draw(output: Path, name: str) -> None:
+    try:
+        draw_curves([output / f"{name}.csv"], output / "curves.png")
+    except OSError as error:  # the model is there
+        log.warning("%s can't be written (%s)", output / "curves.png", error)
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    """Where a model is written first, and where the earlier one waits until it is in its place."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _export(nets: Nets, folder: Path, found: Mapping[str, float] | None = None) -> None:
+    """Put the model in the place of an earlier one.
+
+    Raises:
+        OutputError: it can't be written; the earlier one stays.
+    """
+    fresh, old = _places(folder)
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        weights.save(nets, fresh)
+        if found is not None:
+            _write_figures(fresh / FIGURES, found["noise_right"], found)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise OutputError(
+            f"{folder} can't be written ({error}); make room, and start again: the run goes on"
+        ) from error
+
+
+def _healed(output: Path) -> None:
+    """Put back a model that was being replaced when a run was killed, and remove what it left."""
+    for name in ("model", "best"):
+        fresh, old = _places(output / name)
+        if old.exists() and not (output / name).exists():
+            old.rename(output / name)
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,17 +1,20 @@
 """The model that a run of the U-Net starts from."""
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from latentsync import weights
 from latentsync.config import UNetConfig, UNetTrainConfig
 from latentsync.models.unet import UNet
 from latentsync.weights import Nets
 
-__all__ = ["start"]
+__all__ = ["start", "weights_key"]
 
+LOOKED_AT = 64  # numbers of each tensor: enough to tell nets apart without reading gigabytes
 MOTION = ("none", "decoder", "all")  # each has the modules of the one before it
 
 
@@ -29,11 +32,27 @@ def start(
     unet = with_motion(nets.unet, config)
     changed = replace(
         nets.config,
-        name=f"{nets.config.name}-{config.name}",
+        name=_name(nets.config.name, config.name),
         resolution=config.resolution or nets.config.resolution,
         unet=unet.config,
     )
     return replace(nets, config=changed, unet=unet)
+
+
+def _name(before: str, run: str) -> str:
+    """What the model is called: "v1.6-stage2", also when it is trained so again."""
+    run = "tuned" if run == before else run
+    return before if before.split("-")[-1] == run else f"{before}-{run}"
+
+
+def weights_key(net: nn.Module) -> str:
+    """A short name of a net's weights, of some numbers of each."""
+    digest = sha256()
+    for name, value in net.state_dict().items():
+        flat = value.detach().flatten()
+        some = flat[:: max(1, len(flat) // LOOKED_AT)].float().cpu().numpy()
+        digest.update(f"{name} {tuple(value.shape)}".encode() + some.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def with_motion(unet: UNet, config: UNetTrainConfig) -> UNet:

@@ -6,7 +6,7 @@ together can tell which; a wrong sound beside every second window, as published,
 preset much more slowly (benchmarks/README.md).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentsync.config import SyncNetTrainConfig
+from latentsync.errors import Cancelled
 from latentsync.models.syncnet import StableSyncNet, accuracies, cosine_loss, stacked
 from latentsync.training.batches import WHOLE, Part
+from latentsync.training.clip_cache import Clip
 from latentsync.training.crops import pictures
-from latentsync.training.dataset import Clip, window_and_reference
+from latentsync.training.dataset import window_and_reference
 
 __all__ = ["ClipPairs", "PairWindows", "Pairs", "SyncNetTask", "contrast_loss"]
 
@@ -89,8 +91,9 @@ class SyncNetTask:
     """A task of `loop.fit`: cross-entropy of the cosine, as published, right and wrong alike.
 
     Args:
-        keep: called at every validation, when `net` holds the average.
+        keep: called at every validation with its figures, when `net` holds the average.
         validation_clips: drawn at each; a multiple of 16. None: 128.
+        cancel: asked often during a validation.
     """
 
     def __init__(
@@ -100,11 +103,13 @@ class SyncNetTask:
         held_out: PairWindows,
         config: SyncNetTrainConfig,
         *,
-        keep: Callable[[], None] | None = None,
+        keep: Callable[[Mapping[str, float]], None] | None = None,
         validation_clips: int | None = None,
+        cancel: Callable[[], bool] | None = None,
     ) -> None:
         self.net = net
         self._train, self._held_out, self._config, self._keep = train, held_out, config, keep
+        self._cancel = cancel
         self._validation_clips = validation_clips or VALIDATION_CLIPS
         self._device = next(net.parameters()).device
 
@@ -130,18 +135,24 @@ class SyncNetTask:
 
         `accuracy` takes a cosine above 0.5 for "in sync", `best_accuracy` above whatever threshold
         serves them best.
+
+        Raises:
+            Cancelled: `cancel` said so.
         """
         cosines, truth = [], []
         for part in (Part(i, VALIDATION_PARTS) for i in range(VALIDATION_PARTS)):
+            if self._cancel and self._cancel():
+                raise Cancelled("the validation was stopped")
             generator = torch.Generator().manual_seed(0)
             pairs = self._held_out.draw(self._validation_clips, generator, part)
             visual, audio, in_sync = self._embedded(pairs)
             cosines.append(F.cosine_similarity(visual.float(), audio.float()).float().cpu())
             truth.append(in_sync.cpu())
-        if self._keep:
-            self._keep()
         right, best = accuracies(torch.cat(cosines), torch.cat(truth))
-        return {"accuracy": right, "best_accuracy": best}
+        found = {"accuracy": right, "best_accuracy": best}
+        if self._keep:
+            self._keep(found)
+        return found
 
     def _embedded(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
         """Two times (4 b, width), and (4 b,) whether they belong together."""

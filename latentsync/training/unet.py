@@ -1,6 +1,6 @@
 """Training the U-Net to predict the noise in the latents of talking faces."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentsync import diffusion
 from latentsync.config import UNetTrainConfig
+from latentsync.errors import Cancelled
 from latentsync.mask import keep_mask
 from latentsync.models.unet import UNet
 from latentsync.models.vae import VAE
@@ -108,7 +109,8 @@ class UNetTask:
     Args:
         mask_side: px, side of the crops.
         pixel_losses: on the picture that the prediction gives, added to that error.
-        show: asked for more figures at every validation, of the net as it is.
+        show: asked for more figures at every validation, of the net as it is; given those found.
+        cancel: asked often during a validation.
     """
 
     def __init__(
@@ -120,7 +122,8 @@ class UNetTask:
         config: UNetTrainConfig,
         *,
         pixel_losses: PixelLosses | None = None,
-        show: Callable[[], dict[str, float]] | None = None,
+        show: Callable[[Mapping[str, float]], dict[str, float]] | None = None,
+        cancel: Callable[[], bool] | None = None,
     ) -> None:
         # A sixth faster on a CPU; where only some weights are trained, torch 2.13 crashes with it.
         self.net = unet
@@ -131,7 +134,7 @@ class UNetTask:
             parameter.requires_grad_(wanted)
         unet.enable_gradient_checkpointing(config.gradient_checkpointing)
         self._train, self._held_out, self._config = train, held_out, config
-        self._pixel_losses, self._show = pixel_losses, show
+        self._pixel_losses, self._show, self._cancel = pixel_losses, show, cancel
         self._device = unet.conv_in.weight.device
         self._mask = torch.from_numpy(keep_mask(mask_side)).to(self._device)
         step = mask_side // train.latent_side
@@ -163,6 +166,9 @@ class UNetTask:
         """Error at one timestep with the right speech, and with that of another window.
 
         The gap between the two is how much the net listens.
+
+        Raises:
+            Cancelled: `cancel` said so.
         """
         parts = VALIDATION_WINDOWS // 2 if self._config.frames > 1 else 1  # memory
         found = {"noise_right": 0.0, "noise_wrong": 0.0}
@@ -171,10 +177,12 @@ class UNetTask:
             batch = self._draw(self._held_out, VALIDATION_WINDOWS, generator, part)
             timesteps = torch.full((len(batch.clean),), VALIDATION_TIMESTEP, device=self._device)
             for name, speech in (("right", batch.speech), ("wrong", batch.speech.roll(1, 0))):
+                if self._cancel and self._cancel():
+                    raise Cancelled("the validation was stopped")
                 again = torch.Generator().manual_seed(1)
                 error = self._error(self._guess(batch, speech, timesteps, again, part))
                 found[f"noise_{name}"] += error.mean().item() / parts
-        return found | (self._show() if self._show else {})
+        return found | (self._show(found) if self._show else {})
 
     def _draw(
         self, data: Windows, count: int, generator: torch.Generator, part: Part = WHOLE
