@@ -249,8 +249,9 @@ def _graph(
         sample_rate=given[0], layout=given[1], format=given[2], time_base=Fraction(1, given[0])
     )
     rate, layout, sample_format = wanted
+    first = round(start * given[0] / rate)  # aresample counts in the samples that it is given
     nodes = [
-        graph.add("aresample", f"{rate}:async=1:min_hard_comp={tolerance}:first_pts={start}"),
+        graph.add("aresample", f"{rate}:async=1:min_hard_comp={tolerance}:first_pts={first}"),
         graph.add(
             "aformat",
             f"sample_rates={rate}:channel_layouts={layout}:sample_fmts={sample_format}",
