@@ -23,6 +23,7 @@ test-all: .venv/heavy .venv-restore/installed
 
 # Whole runs on clips as people have them, made here: expected, got, PASS or FAIL, a line each.
 footage: .venv/installed
+	$(BIN)/python -m tests.footage.timing
 	$(BIN)/python -m tests.footage
 
 # What benchmarks/README.md says of speed and memory, on a machine that does nothing else meanwhile:

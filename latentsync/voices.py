@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from latentsync import timeline
 from latentsync.errors import OptionError, option_name
 from latentsync.faces import FaceChoice
-from latentsync.media import AudioReader, Limits, Sound, first_shown, mix
+from latentsync.media import AudioReader, Limits, Sound, decided, first_shown, mix
 from latentsync.options import Options
 from latentsync.pace import FPS
 from latentsync.speech import SpeechFeatures
@@ -85,7 +85,8 @@ def speakers(
         for path, start in zip(voices.values(), starts, strict=True)
     )
     if not several:
-        yield Speakers(choices, sounds, sounds[0].sound)
+        length(sounds[0])  # reads all of it, and so knows whether it is uniform
+        yield Speakers(choices, sounds, decided(sounds[0].sound, sounds[0].uniform))
         return
     with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
         together = Path(folder, "voices.flac")

@@ -18,6 +18,7 @@ from latentsync.media import (
     VideoFrame,
     VideoReader,
     VideoWriter,
+    decided,
     first_shown,
     probe,
 )
@@ -399,3 +400,57 @@ def test_sound_that_cannot_be_copied_is_blamed_on_the_sound(tmp_path):
     ):
         write()
     assert list(tmp_path.iterdir()) == [sound]
+
+
+# ---- sound whose packets an output can't take as they are ----------------------------------------
+
+
+def joined(folder: Path, *rates: int) -> Path:
+    """Second after second of AAC in MPEG-TS, with a clock that begins anew for each."""
+    parts = []
+    for number, rate in enumerate(rates):
+        sound = babble(1, rate, seed=number)
+        channels = np.stack([sound, sound]) if rate < 30000 else sound
+        parts.append(write_sound(folder / f"{number}.ts", channels, rate))
+    path = folder / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("rates", [(48000, 48000), (48000, 22050), (22050, 48000)])
+def test_sound_of_joined_files_is_whole_and_encoded_anew_if_it_changes(tmp_path, caplog, rates):
+    path = joined(tmp_path, *rates)
+    reader = AudioReader(path)
+    with caplog.at_level(logging.INFO, "latentsync"):
+        out = write(tmp_path / "out.mp4", path, 50)
+    uniform = len(set(rates)) == 1
+    assert ("is copied" in caplog.text) == uniform
+    assert ("is encoded to AAC" in caplog.text) != uniform
+    result, sound = played(out), heard(path)
+    for number, rate in enumerate(rates):
+        original = babble(1, rate, seed=number)[: round(0.9 * rate)]
+        wave = write_sound(tmp_path / "original.wav", original, rate)
+        at = slice(number * RATE, (number + 1) * RATE)
+        for where in (result, sound):
+            late = lag(where[at], heard(wave), RATE)
+            assert abs(late) < 0.1  # what AAC adds before and behind each
+            there = np.roll(where, -round(late * RATE))[at][4000:12000]
+            assert np.corrcoef(there, heard(wave)[4000:12000])[0, 1] > 0.9
+    assert reader.uniform is None
+    reader.sample_count()
+    assert reader.uniform == uniform
+
+
+def test_it_is_known_before_the_first_picture_whether_packets_fit(tmp_path, monkeypatch):
+    plain = write_sound(tmp_path / "a.m4a", babble(1, 48000), 48000)
+    assert decided(Sound.of(plain)).copied
+    assert not decided(Sound.of(joined(tmp_path, 48000, 22050))).copied
+    assert not decided(Sound.of(write_sound(tmp_path / "a.flac", babble(1), RATE))).copied
+
+    def refuse(_, packet):
+        if packet.pts > 20000:
+            raise MediaError("the muxer refuses it")
+
+    monkeypatch.setattr("latentsync.media.output_sound._Copied._hand_over", refuse)
+    assert not decided(Sound.of(plain)).copied
+    assert probe(write(tmp_path / "out.mp4", plain, 20)).audio.codec == "aac"

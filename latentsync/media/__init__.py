@@ -2,6 +2,7 @@
 
 a file ->  formats.py     which formats are read, and the names of those that aren't
            container.py   opened by its content, within limits.py
+           timestamps.py  jumps of its clock closed; a time for every frame
            hdr.py         PQ and HLG to SDR first, once, by FFmpeg's binary
            decoder.py     decoded, deinterlaced, from any place on
            reader.py      frames by number: at a constant rate, or each source frame once
@@ -9,6 +10,7 @@ a file ->  formats.py     which formats are read, and the names of those that ar
            sound.py       sound as mono chunks, or as it is
            mixing.py      several voices as one sound
 a file <-  writer.py      the one encode, with the sound, moved into place at the end
+           output_sound.py  the original's packets, or encoded anew
            encoders.py    which encoders there are, and what each can hold
 """
 
@@ -24,6 +26,7 @@ from latentsync.media.encoders import CODECS, PRESETS, check_codec, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, even_box
 from latentsync.media.limits import Limits
 from latentsync.media.mixing import mix
+from latentsync.media.output_sound import decided
 from latentsync.media.reader import VideoReader, first_shown
 from latentsync.media.sound import AudioReader, Sound
 from latentsync.media.writer import VideoWriter, check_output
@@ -44,6 +47,7 @@ __all__ = [
     "VideoWriter",
     "check_codec",
     "check_output",
+    "decided",
     "even_box",
     "first_shown",
     "mix",

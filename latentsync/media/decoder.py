@@ -217,10 +217,15 @@ class Decoder:
         return progressive(self._timed(packets, self._damage))
 
     def _timed(
-        self, packets: Iterable[Packet[Stream]], damage: Damage | None = None
+        self,
+        packets: Iterable[Packet[Stream]],
+        damage: Damage | None = None,
+        *,
+        by_dts: bool = False,
     ) -> Iterator[RawFrame]:
         """The frames of packets, each with its time; none is further away than is allowed."""
-        for raw in best_effort(_decoded(packets, damage), self._stream, self._map):
+        decoded = _decoded(packets, damage)
+        for raw in best_effort(decoded, self._stream, self._map, by_dts=by_dts):
             seconds = float((ticks(raw) + raw.duration - self._origin) * self.unit)
             self._limits.check_seconds(shown(self._path), seconds)
             yield raw
@@ -230,9 +235,7 @@ class Decoder:
 
         None where the file has to be read from its start.
         """
-        target = clock.ticks(index)
-        if not self._map.trusted:
-            return None
+        target, by_dts_from = clock.ticks(index), self._map.by_dts_from
         for seconds in _SEEK_BACK_SECONDS:
             offset = target - int(seconds / self.unit)
             if offset <= self._origin:
@@ -243,42 +246,18 @@ class Decoder:
                 return None
             self._continuity = Continuity(self._container, self._stream, self._map, sought=True)
             packets = self._packets()
-            key = next(packets)
+            # MPEG-TS and MPEG-PS are sought by time alone, which is seldom a key frame's.
+            key = next(packet for packet in packets if packet.is_keyframe or not packet.size)
             start = key.pts if key.pts is not None else key.dts
-            if not (key.is_keyframe and self._continuity.covers(key)):
+            if start is None or clock.index(start) > index or not self._continuity.covers(key):
                 continue
-            if start is None or clock.index(start) > index:
-                continue
-            frames = self._frames_after_key(chain([key], packets), key.pts)
+            by_dts = by_dts_from is not None and start >= by_dts_from
+            timed = self._timed(chain([key], packets), by_dts=by_dts)
+            frames = _frames_after_key(timed, None if by_dts else key.pts)
             first = next(frames, None)
             if first is not None and clock.index(ticks(first)) <= index:
                 return chain([first], frames)
         return None
-
-    def _frames_after_key(
-        self, packets: Iterable[Packet[Stream]], start: int | None
-    ) -> Iterator[RawFrame]:
-        """The frames from a key frame on that look as if read from the file's start.
-
-        `start` is its pts; None where only what the decoder makes of it tells its time.
-        """
-        # Pictures shown before the key frame lean on others that were not decoded (open GOP);
-        # a stream that refreshes bit by bit has no whole picture at its "key frame" at all.
-        # Neither is damage, so it isn't told.
-        raws = timed = self._timed(packets)
-        if start is None:
-            leading = islice(timed, _MOST_LEADING)
-            raws = chain(dropwhile(lambda raw: not raw.key_frame, leading), timed)
-        else:
-            raws = chain(dropwhile(partial(_before, start), timed))
-        key = next(raws, None)
-        if key is None or not key.key_frame or (start is not None and ticks(key) != start):
-            return
-        lacks_its_past = _woven(key)
-        frames = progressive(chain([key], raws))
-        if lacks_its_past:
-            next(frames, None)
-        yield from frames
 
     def _spans(self, clock: Clock, frames: Iterator[RawFrame]) -> Iterator[Span]:
         shown_from, held, end = 0, None, 0
@@ -292,6 +271,29 @@ class Decoder:
             end = clock.after(shown_from, _end(raw))
         if held is not None and self.tally.add(shown=end > shown_from or shown_from == 0):
             yield Span(shown_from, max(end, shown_from + 1), held)
+
+
+def _frames_after_key(timed: Iterator[RawFrame], start: int | None) -> Iterator[RawFrame]:
+    """The frames from a key frame on that look as if read from the file's start.
+
+    `start` is its pts; None where only what the decoder makes of it tells its time.
+    """
+    # Pictures shown before the key frame lean on others that were not decoded (open GOP);
+    # a stream that refreshes bit by bit has no whole picture at its "key frame" at all.
+    # Neither is damage, so it isn't told.
+    if start is None:
+        leading = islice(timed, _MOST_LEADING)
+        raws = chain(dropwhile(lambda raw: not raw.key_frame, leading), timed)
+    else:
+        raws = chain(dropwhile(partial(_before, start), timed))
+    key = next(raws, None)
+    if key is None or not key.key_frame or (start is not None and ticks(key) != start):
+        return
+    lacks_its_past = _woven(key)
+    frames = progressive(chain([key], raws))
+    if lacks_its_past:
+        next(frames, None)
+    yield from frames
 
 
 def decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[RawFrame]:

@@ -27,7 +27,7 @@ from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.timestamps import clock_restarts
 from latentsync.types import FloatArray
 
-__all__ = ["AudioReader", "Sound", "pulled", "sound_stream", "trimmed"]
+__all__ = ["AudioReader", "Sound", "pulled", "sound_stream", "tolerance", "trimmed"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Sound:
     layout: str
     origin: Fraction  # s in the file's own time, where ours begins
     limits: Limits = DEFAULT_LIMITS
+    copied: bool | None = None  # whether an output takes its packets as they are; None: undecided
 
     @classmethod
     def of(
@@ -84,17 +85,23 @@ class Sound:
             )
 
     def resampled(
-        self, rate: int, layout: str, sample_format: str, block: int
+        self,
+        rate: int,
+        layout: str,
+        sample_format: str,
+        block: int,
+        kinds: set[tuple[int, str]] | None = None,
     ) -> Generator[AudioFrame, None, None]:
         """The sound from time 0 on, in frames of `block` samples (the last one may be shorter).
 
         Sound that starts late is preceded by silence, gaps of more than 0.1 s are filled with it,
         and what a codec adds in front (priming) is dropped, as the decoder says. Where clips may be
         joined in a file, smaller gaps are filled too, and what overlaps is cut off.
+        `kinds` collects the sample rates and layouts that the file has.
         """
         graph, spec, done = None, None, 0
         with open_media(self.path, self.limits) as container:
-            tolerance = _JOINED if clock_restarts(container) else _JITTER
+            within = tolerance(container)
             stream = sound_stream(container, self.path)
             for frame in _decoded(container, stream):
                 # Before the graph sees it, which would fill a gap of any length with silence.
@@ -105,7 +112,9 @@ class Sound:
                         done += out.samples
                         yield out
                     spec = now
-                    graph = self._graph(now, (rate, layout, sample_format), block, done, tolerance)
+                    if kinds is not None:
+                        kinds.add(now[:2])
+                    graph = self._graph(now, (rate, layout, sample_format), block, done, within)
                 frame.pts = round((_seconds(frame) - self.origin) * frame.sample_rate)
                 frame.time_base = Fraction(1, frame.sample_rate)
                 graph.push(frame)
@@ -113,6 +122,15 @@ class Sound:
                     done += out.samples
                     yield out
             yield from _drained(graph)
+
+    def is_uniform(self) -> bool:
+        """Whether sample rate and layout stay the same; all of the sound is decoded for it."""
+        kinds = set()
+        with open_media(self.path, self.limits) as container:
+            for frame in _decoded(container, sound_stream(container, self.path)):
+                self.limits.check_seconds(shown(self.path), float(_seconds(frame) - self.origin))
+                kinds.add((frame.sample_rate, frame.layout.name))
+        return len(kinds) <= 1
 
     def _graph(
         self,
@@ -149,6 +167,7 @@ class AudioReader:
         self.path = Path(path)
         self.sound = Sound.of(path, limits, start)
         self._counts: dict[int, int] = {}
+        self.uniform: bool | None = None  # `Sound.is_uniform`, known once all was read
 
     @property
     def codec(self) -> str:
@@ -170,11 +189,11 @@ class AudioReader:
         Time 0 is the sound's own, see `Sound.of`. The values are 16-bit steps, as of
         `ffmpeg -i FILE -f s16le -ac 1 -ar RATE`. Each call starts anew.
         """
-        count = 0
-        for frame in self.sound.resampled(rate, "mono", "s16", rate):
+        count, kinds = 0, set[tuple[int, str]]()
+        for frame in self.sound.resampled(rate, "mono", "s16", rate, kinds):
             count += frame.samples
             yield frame.to_ndarray()[0].astype(np.float32) / _FULL_SCALE
-        self._counts[rate] = count
+        self._counts[rate], self.uniform = count, len(kinds) <= 1
 
     def sample_count(self, rate: int = 16000) -> int:
         """How many samples `chunks(rate)` gives: counted by decoding once, then remembered."""
@@ -182,6 +201,11 @@ class AudioReader:
             for _ in self.chunks(rate):
                 pass
         return self._counts[rate]
+
+
+def tolerance(container: InputContainer) -> float:
+    """Seconds by which sound may be off from where its time says before it is moved there."""
+    return _JOINED if clock_restarts(container) else _JITTER
 
 
 def sound_stream(container: InputContainer, path: Path) -> AudioStream:

@@ -44,7 +44,7 @@ class SeekMap:
     """What one clip's pictures, read in order, told of its time stamps."""
 
     def __init__(self) -> None:
-        self.trusted = True  # False: pts were seen to fall, so times depend on all frames before
+        self.by_dts_from: int | None = None  # ticks; from here on pts were seen to fall
         self._read_to = -1  # byte up to which the offsets are known
         self._places: list[int] = []  # byte from which an offset holds, rising
         self._times: list[int] = []  # dts there, with the offset; ticks
@@ -212,19 +212,24 @@ def _drop(packet: Packet[Stream], wrong: Callable[[int], bool]) -> None:
 
 
 def best_effort(
-    frames: Iterable[RawFrame], stream: VideoStream, seek_map: SeekMap | None = None
+    frames: Iterable[RawFrame],
+    stream: VideoStream,
+    seek_map: SeekMap | None = None,
+    *,
+    by_dts: bool = False,
 ) -> Iterator[RawFrame]:
     """The same frames, each with its time as its pts.
 
     That is the pts, as long as pts were seen to fall no more often than dts; then the dts, as in
     AVI with B-frames, whose pts are none. A frame without either follows the one before after that
-    one's duration, or a usual one; the first is then at the file's start.
+    one's duration, or a usual one; the first is then at the file's start. `by_dts`: pts were seen
+    to fall before these frames.
     """
     unit = stream.time_base or Fraction(1, 1000)
     usual = max(1, round(1 / stream.average_rate / unit)) if stream.average_rate else 1
     begins = cast(InputContainer, stream.container).start_time or 0
     due = round(Fraction(begins, _SECOND) / unit)
-    faults_of_pts = faults_of_dts = 0
+    faults_of_pts, faults_of_dts = int(by_dts), 0
     last_pts = last_dts = None
     for frame in frames:
         pts, dts = frame.pts, frame.dts
@@ -236,11 +241,11 @@ def best_effort(
             last_pts = dts if pts is None else pts
             last_dts = pts if dts is None else dts
         falls = faults_of_pts > faults_of_dts
-        if falls and seek_map is not None:
-            seek_map.trusted = False
         at = dts if pts is None or falls else pts
         if at is None:
             at = due
+        if falls and seek_map is not None and seek_map.by_dts_from is None:
+            seek_map.by_dts_from = at
         due = at + (frame.duration or usual)
         frame.pts = at
         yield frame

@@ -9,6 +9,7 @@
     places.py       makers of what the output is called, and of a folder of weights
     zoo.py          makes each once a run, by its name in the table
     trial.py        one line of the table: the command run, its output measured by FFmpeg's binary
+    timing.py       time stamps of containers and joins: frame numbers and sound against FFmpeg's
     __main__.py     `make footage`: all of them, one line each
 
 A line of the table: `name`; `video`, `voice` and `output`, each `maker` or `maker:argument`;

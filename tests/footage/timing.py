@@ -50,18 +50,15 @@ CODECS = {
 }
 MUXERS = {"mpg": "mpeg", "ts": "mpegts", "m2ts": "mpegts", "mkv": "matroska", "ogv": "ogg"}
 JOINABLE = ("mpg", "vob", "ts", "m2ts")
-KINDS = {
-    "plain": "",
-    "late_pictures": "",
-    "late_sound": "",
-    "negative": "",
-    "jumped": "",  # by 12 s: closed where FFmpeg closes it, a still picture elsewhere
-    "joined": "",
-    "joined_far": "",  # the second piece is an hour on
-    "joined_back": "",  # the second piece is an hour back
-    "wrapped": "",  # the clock begins anew in the first piece
-    "joined_wrapped": "",
-}
+KINDS = (
+    *("plain", "late_pictures", "late_sound", "negative"),
+    "jumped",  # by 12 s: closed where FFmpeg closes it, a still picture elsewhere
+    "joined",
+    "joined_far",  # the second piece is an hour on
+    "joined_back",  # the second piece is an hour back
+    "wrapped",  # the clock begins anew in the first piece
+    "joined_wrapped",
+)
 FAST = (
     *("avi/2/plain", "asf/2/plain", "ts/1/joined", "vob/1/joined", "ts/1/joined_far"),
     *("ts/1/wrapped", "mp4/1/negative", "mkv/1/late_pictures"),
@@ -75,11 +72,13 @@ def matrix() -> list[str]:
         for suffix, codecs in CODECS.items()
         for number, kind in product(range(len(codecs)), KINDS)
     )
-    return [
-        f"{suffix}/{number}/{kind}"
-        for suffix, number, kind in names
-        if suffix in JOINABLE or not ("joined" in kind or kind == "wrapped")
-    ]
+    return [f"{one}/{number}/{kind}" for one, number, kind in names if _can_be(one, kind)]
+
+
+def _can_be(suffix: str, kind: str) -> bool:
+    if suffix == "ogv":  # has no times before 0, and counts in frames, too coarse for a join
+        return kind in ("plain", "late_pictures", "late_sound")
+    return suffix in JOINABLE or not ("joined" in kind or kind == "wrapped")
 
 
 # ---- making them ---------------------------------------------------------------------------------

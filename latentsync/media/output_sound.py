@@ -1,0 +1,223 @@
+"""The sound of an output: the original's packets, or encoded anew where they don't fit."""
+
+import logging
+from dataclasses import replace
+from fractions import Fraction
+from typing import BinaryIO, Protocol, cast
+
+import av
+from av.audio.layout import AudioLayout
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.packet import Packet
+from av.stream import Stream
+
+from latentsync.errors import MediaError
+from latentsync.media.container import demux, open_media, shown
+from latentsync.media.sound import Sound, sound_stream, tolerance, trimmed
+
+__all__ = ["SoundFeed", "decided", "sound_feed"]
+
+logger = logging.getLogger(__name__)
+
+_COPIED = ("aac", "mp3")
+_MP3_IN_MP4_MIN_RATE = 16000  # Hz; MPEG-2.5 layer III is not allowed in mp4
+_AAC_BIT_RATE = 96_000  # bit / s and channel; mono has as much as stereo
+_RUN_IN = Fraction(1, 5)  # s of packets before the start, which decoders want to have seen
+_AAC_FRAME = 1024  # samples
+_AAC_RATES = (
+    8000,
+    11025,
+    12000,
+    16000,
+    22050,
+    24000,
+    32000,
+    44100,
+    48000,
+    64000,
+    88200,
+    96000,
+)  # Hz
+_AAC_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1")
+
+
+def decided(sound: Sound, uniform: bool | None = None) -> Sound:
+    """The same sound, with `copied` decided: are its packets copied, or is it encoded anew?
+
+    All of it is read, so that nothing in its middle ends a run when most of the work is done: a
+    change of its sample rate, clips joined in one file, packets that FFmpeg's muxer refuses.
+    `uniform`: what `sound.is_uniform()` says, where that is known.
+    """
+    if sound.copied is not None:
+        return sound
+    rare = sound.codec == "mp3" and sound.sample_rate < _MP3_IN_MP4_MIN_RATE
+    if sound.codec not in _COPIED or rare:
+        return replace(sound, copied=False)
+    uniform = sound.is_uniform() if uniform is None else uniform
+    return replace(sound, copied=uniform and _fits(sound))
+
+
+def _fits(sound: Sound) -> bool:
+    """Whether an MP4 takes all packets, and none begins far before the one before it ends."""
+    with av.open(cast(BinaryIO, _Nowhere()), "w", format="mp4") as nowhere:
+        feed = _Copied(nowhere, sound)
+        try:
+            feed.finish(Fraction(2**62))
+        except (av.FFmpegError, MediaError) as error:
+            logger.debug("the packets of %s don't fit: %s", shown(sound.path), error)
+            return False
+        finally:
+            feed.close()
+    return not feed.misplaced
+
+
+class _Nowhere:
+    """A file of which nothing is kept."""
+
+    def __init__(self) -> None:
+        self._at = self._size = 0
+
+    def write(self, data: bytes) -> int:
+        self._at += len(data)
+        self._size = max(self._size, self._at)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+
+class SoundFeed(Protocol):
+    """Sound on its way to the output, as far as the pictures have come."""
+
+    def until(self, seconds: Fraction) -> None: ...
+    def finish(self, seconds: Fraction) -> None: ...
+    def close(self) -> None: ...
+
+
+def sound_feed(container: OutputContainer, sound: Sound) -> SoundFeed:
+    """The feed of an output: of packets where they fit, else of sound encoded anew."""
+    if decided(sound).copied:
+        logger.info("sound: %s is copied", sound.codec)
+        return _Copied(container, sound)
+    return _Encoded(container, sound)
+
+
+class _Copied:
+    """The sound's own packets, moved to the output's timeline."""
+
+    def __init__(self, container: OutputContainer, sound: Sound) -> None:
+        self._output, self._origin, self._path = container, sound.origin, sound.path
+        self._input = open_media(sound.path, sound.limits)
+        source = sound_stream(self._input, sound.path)
+        self._stream = container.add_stream_from_template(source)
+        self._rate, self._samples = sound.sample_rate, source.codec_context.frame_size
+        self._due: Fraction | None = None  # s at which the next packet begins if none is missing
+        self._packets = demux(self._input, source)
+        self._next = next(self._packets, None)
+        self._tolerance = tolerance(self._input)
+        self.misplaced = False  # whether a packet has no time, or begins before the last one ends
+
+    def until(self, seconds: Fraction) -> None:
+        """Hand over every packet that ends by then."""
+        self._mux(seconds, partly=False)
+
+    def finish(self, seconds: Fraction) -> None:
+        """Hand over the rest up to there, the last packet's duration cut to it."""
+        self._mux(seconds, partly=True)
+
+    def close(self) -> None:
+        self._input.close()
+
+    def _mux(self, seconds: Fraction, *, partly: bool) -> None:
+        while (packet := self._next) is not None:
+            self.misplaced |= bool(packet.size) and packet.pts is None
+            if packet.size and packet.pts is not None:
+                at, length = self._span(packet)
+                if at + length > seconds:
+                    if not partly or at >= seconds:
+                        return
+                    length = seconds - at
+                if at + length > -_RUN_IN:
+                    self._due = at + length
+                    packet.time_base = Fraction(1, self._rate)
+                    packet.pts = packet.dts = round(at * self._rate)
+                    packet.duration = round(length * self._rate)
+                    packet.stream = self._stream
+                    self._hand_over(packet)
+            self._next = next(self._packets, None)
+
+    def _span(self, packet: "Packet[Stream]") -> tuple[Fraction, Fraction]:
+        """When a packet begins, in the output, and for how long it sounds; in seconds.
+
+        To the sample, also where the file (Matroska, say) counts in ms.
+        """
+        unit = packet.time_base
+        at = (packet.pts or 0) * unit - self._origin
+        if self._due is not None and abs(at - self._due) <= unit:
+            at = self._due
+        if self._due is not None and self._due - at > self._tolerance:
+            self.misplaced = True
+        length, whole = (packet.duration or 0) * unit, Fraction(self._samples, self._rate)
+        return at, whole if not length or abs(length - whole) <= unit else length
+
+    def _hand_over(self, packet: "Packet[Stream]") -> None:
+        try:
+            self._output.mux(packet)
+        except (av.ArgumentError, av.InvalidDataError) as error:  # not of the disk
+            raise MediaError(
+                f"the sound of {shown(self._path)} is damaged ({error.strerror}):"
+                " convert it to WAV, or give another"
+            ) from error
+
+
+class _Encoded:
+    """The sound decoded, and encoded to AAC at its own rate and channels where AAC has them."""
+
+    def __init__(self, container: OutputContainer, sound: Sound) -> None:
+        rate = min((r for r in _AAC_RATES if r >= sound.sample_rate), default=max(_AAC_RATES))
+        layout = sound.layout if sound.layout in _AAC_LAYOUTS else _nearest_layout(sound.channels)
+        self._output = container
+        self._stream: AudioStream = container.add_stream(
+            "aac",
+            rate,
+            layout=layout,
+            bit_rate=_AAC_BIT_RATE * max(2, AudioLayout(layout).nb_channels),
+        )
+        self._rate = rate
+        self._frames = sound.resampled(rate, layout, "fltp", _AAC_FRAME)
+        self._next = next(self._frames, None)
+        changed = (rate, layout) != (sound.sample_rate, sound.layout)
+        logger.info(
+            "sound: %s %d Hz %s is encoded to AAC%s",
+            *(sound.codec, sound.sample_rate, sound.layout),
+            f" at {rate} Hz {layout}, the nearest it has" if changed else "",
+        )
+
+    def until(self, seconds: Fraction) -> None:
+        """Hand over every block that ends by then."""
+        self._encode(round(seconds * self._rate))
+
+    def finish(self, seconds: Fraction) -> None:
+        """Hand over the rest up to there, to the sample."""
+        end = round(seconds * self._rate)
+        self._encode(end)
+        if self._next is not None and (left := end - (self._next.pts or 0)) > 0:
+            self._output.mux(self._stream.encode(trimmed(self._next, left)))
+        self._output.mux(self._stream.encode(None))
+
+    def close(self) -> None:
+        self._frames.close()
+
+    def _encode(self, end: int) -> None:
+        while (frame := self._next) is not None and (frame.pts or 0) + frame.samples <= end:
+            self._output.mux(self._stream.encode(frame))
+            self._next = next(self._frames, None)
+
+
+def _nearest_layout(channels: int) -> str:
+    return {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}.get(channels, "stereo")
