@@ -1,6 +1,7 @@
 """The command line of the task API: `latentsync serve`, `work` and `keys`."""
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -26,6 +27,8 @@ __all__ = ["keys", "serve", "work"]
 
 STOP_SECONDS = 5  # in which requests that are being answered may end
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+log = logging.getLogger(__name__)
 
 keys = typer.Typer(no_args_is_help=True, help="Who may use the task API.")
 
@@ -182,10 +185,18 @@ def _serve(
         from latentsync.service.app import create_app
         from latentsync.service.connections import Connection, connections_allowed
         from latentsync.service.core import Service
+        from latentsync.service.signing import VARIABLE
 
     signal.signal(signal.SIGTERM, _leave)
     logging.getLogger("latentsync.service").setLevel(logging.INFO)
-    with Service.open(settings) as service:
+    with Service.open(settings, decides=True) as service:
+        if settings.database and settings.storage and not os.environ.get(VARIABLE):
+            log.warning(
+                "addresses and webhooks are signed with %s, which only this machine has: give all "
+                "servers the same $%s, or links end when this one does",
+                settings.data / "secret",
+                VARIABLE,
+            )
         if not no_auth and not service.keys.all():
             typer.echo(f"no key yet: make one by `latentsync keys create NAME{_where(settings)}`")
         app = create_app(service, needs_key=not no_auth)
@@ -231,13 +242,11 @@ def work(
     weights: Weights = None,
     device: Device = None,
     compile_: Compile = None,
-    lease_seconds: LeaseSeconds = 30.0,
-    max_upload: MaxUpload = 2 * 2**30,
-    max_stored: MaxStored = 50 * 2**30,
-    max_seconds: MaxSeconds = 1800.0,
-    private_addresses: Private = False,
 ) -> None:
-    """Work off the tasks of a service elsewhere, which shares its database and storage."""
+    """Work off the tasks of a service elsewhere, which shares its database and storage.
+
+    Its limits are those that `latentsync serve` was given.
+    """
     with _installed():
         from latentsync.service.settings import Settings
         from latentsync.service.supervisor import Supervisor
@@ -251,11 +260,6 @@ def work(
         weights=weights,
         device=device,
         compile=compile_,
-        lease_seconds=lease_seconds,
-        max_upload_bytes=max_upload,
-        max_stored_bytes=max_stored,
-        max_seconds=max_seconds,
-        private_addresses=private_addresses,
     )
     signal.signal(signal.SIGTERM, _leave)
     logging.getLogger("latentsync.service").setLevel(logging.INFO)
@@ -273,12 +277,17 @@ def create(
     name: Annotated[str, typer.Argument(help="Whom it is for.")],
     per_minute: Annotated[int, typer.Option(help="Tasks and uploads it may begin.")] = 60,
     at_once: Annotated[int, typer.Option(help="Unfinished tasks it may have.")] = 20,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Of its uploads and outputs; default a fifth of all.")
+    ] = None,
     data: Data = Path("latentsync-data"),
     database: DatabaseUrl = "",
 ) -> None:
     """Make a key and show it, once."""
     with _opened(data, database) as service:
-        _, shown = service.keys.create(name, per_minute=per_minute, at_once=at_once)
+        _, shown = service.keys.create(
+            name, per_minute=per_minute, at_once=at_once, max_bytes=max_bytes
+        )
     typer.echo(shown)
 
 
@@ -292,7 +301,9 @@ def show(data: Data = Path("latentsync-data"), database: DatabaseUrl = "") -> No
             last = f"used {used}" if key.used_at else "never used"
             state = "revoked" if key.revoked_at else f"{use.unfinished} unfinished"
             limits = f"{key.per_minute} a minute, {key.at_once} at once"
-            typer.echo(f"{key.name:<20} {limits:<30} {last:<22} {state}")
+            share = service.settings.usual_share if key.max_bytes is None else key.max_bytes
+            limits += f", {share / 2**30:.3g} GiB"
+            typer.echo(f"{key.name:<20} {limits:<40} {last:<22} {state}")
 
 
 @keys.command()

@@ -80,8 +80,10 @@ class House:
     def front(self) -> Front:
         return self.client.app.state.front
 
-    def person(self, name: str = "ann", *, per_minute: int = 1000, at_once: int = 100) -> Person:
-        key, shown = self.service.keys.create(name, per_minute=per_minute, at_once=at_once)
+    def person(self, name: str = "ann", **limits: int) -> Person:
+        """Somebody with a new key, who may do much unless `limits` say otherwise."""
+        most = {"per_minute": 1000, "at_once": 100, "max_bytes": 1 << 60}
+        key, shown = self.service.keys.create(name, **most | limits)
         return Person(self.client, {"Authorization": f"Bearer {shown}"}, key)
 
     def worker(self, run: Run = joined, stopping: Event | None = None) -> Worker:
@@ -95,7 +97,7 @@ class House:
 
 @contextmanager
 def house(data: Path, *, needs_key: bool = True, **settings: Any) -> Iterator[House]:
-    with Service.open(Settings(data=data, public_url=BASE, **settings)) as service:
+    with Service.open(Settings(data=data, public_url=BASE, **settings), decides=True) as service:
         app = create_app(service, needs_key=needs_key)
         client = DocumentedClient(app, base_url=BASE, raise_server_exceptions=False)
         yield House(service, client)

@@ -9,11 +9,13 @@ from subprocess import run
 from urllib.parse import urlsplit
 
 import pytest
+from anyio import to_thread
+from sqlalchemy import update
 
 from latentsync.bodies import MAX_BODY_BYTES
 from latentsync.options import Options
 from latentsync.service.requests import OPTIONS, TaskRequest, options_of
-from latentsync.service.storage import LocalStorage
+from latentsync.service.tables import File
 from tests.service import BASE, ELSEWHERE, SUBMIT, house, joined
 
 
@@ -362,19 +364,74 @@ def test_a_full_storage_says_so(tmp_path):
         ann.upload(b"12345678")
         full = ann.post("/api/v3/media/uploads", {"filename": "a", "size": 4})
         assert full.status_code == 507
-        assert "don't fit" in problem(full)
+        assert "no room for 4 bytes" in problem(full)
+        assert full.headers["retry-after"]
 
 
-def test_a_full_disk_takes_the_upload_back(home, ann, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def test_a_key_keeps_no_more_than_its_share(tmp_path):
+    with house(tmp_path, max_stored_bytes=100) as small:
+        ann, bob = small.person("ann", max_bytes=None), small.person("bob", max_bytes=50)
+        ask = "/api/v3/media/uploads"
+        assert ann.post(ask, {"size": 15}).status_code == 200
+        over = ann.post(ask, {"size": 6})  # a fifth of all, where the key has no other share
+        assert over.status_code == 507
+        assert "have 15 of 20 bytes, 6 more don't fit" in problem(over)
+        assert bob.post(ask, {"size": 50}).status_code == 200
+        assert bob.post(ask, {"size": 1}).status_code == 507
 
-    made = ticket(ann)
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalStorage, "put", full)
-        assert home.client.request(**made["upload"], content=b"1234").status_code == 500
-    assert home.service.files.sweep() == 1
-    assert ann.post(SUBMIT, ELSEWHERE | {"video": made["download_url"]}).status_code == 400
+
+def test_who_needs_no_key_may_fill_the_storage(tmp_path):
+    with house(tmp_path, needs_key=False, max_stored_bytes=100) as small:
+        ask = "/api/v3/media/uploads"
+        assert small.client.post(ask, json={"size": 100}).status_code == 200
+        assert small.client.post(ask, json={"size": 1}).status_code == 507
+
+
+def test_a_key_has_so_many_open_tickets(home):
+    few = home.person("few", at_once=1)
+    made = [ticket(few) for _ in range(2)]  # a video and an audio for each task
+    refused = few.post("/api/v3/media/uploads", {"size": 4})
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"]
+    assert "2 tickets without an upload" in problem(refused)
+    assert home.client.request(**made[0]["upload"], content=b"face").status_code == 200
+    assert few.post("/api/v3/media/uploads", {"size": 4}).status_code == 200
+    with home.service.database.writing() as session:
+        session.execute(update(File).values(expires_at=time.time() - 1))
+    assert few.post("/api/v3/media/uploads", {"size": 4}).status_code == 200
+
+
+def test_a_ticket_is_used_by_one_request_at_a_time(home, ann):
+    made = ticket(ann, 4)
+
+    def slowly():
+        yield b"fa"
+        second = home.client.put(made["upload"]["url"], content=b"eyes")
+        assert second.status_code == 409
+        assert "another request" in problem(second)
+        yield b"ce"
+
+    first = home.client.request(**made["upload"], content=slowly())
+    assert first.status_code == 200
+    assert home.client.get(made["download_url"]).content == b"face"
+
+
+def test_strangers_take_no_thread(home, ann, monkeypatch):
+    address = ann.upload(b"face")
+    run_sync, threads = to_thread.run_sync, []
+
+    async def counted(*given, **more):
+        threads.append(given)
+        return await run_sync(*given, **more)
+
+    monkeypatch.setattr(to_thread, "run_sync", counted)
+    for method in ("GET", "HEAD", "PUT"):
+        assert home.client.request(method, address[:-1], content=b"").status_code == 403
+    assert home.client.get("/nowhere").status_code == 404
+    assert home.client.post(SUBMIT, json=ELSEWHERE).status_code == 401
+    assert threads == []
+    assert home.client.get(address).status_code == 200
+    assert threads
 
 
 def test_so_many_a_minute(home):

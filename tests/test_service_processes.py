@@ -198,8 +198,7 @@ def test_postgresql_with_workers_elsewhere(running, tmp_path):
             inputs = uploaded(ann, tmp_path)
             tasks = [submit(server, shown, inputs, steps=1, seed=n + 1) for n in range(4)]
             shared = ("--database", url, "--storage", str(server.data / "files"))
-            more = ("--lease-seconds", "2", "--workers", "2")
-            worker = running(Process, "work", *shared, *more, *DEMO)
+            worker = running(Process, "work", *shared, "--workers", "2", *DEMO)
             os.kill(eventually(lambda: worked_on(database)), signal.SIGKILL)
             for task in tasks:
                 eventually(lambda task=task: completed(ann, task))

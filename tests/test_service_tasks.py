@@ -4,9 +4,10 @@ import os
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from latentsync.errors import InputError, OptionError
 from latentsync.service.keys import Buckets, Keys
@@ -53,6 +54,68 @@ def test_the_one_that_waited_longest_goes_first(tasks, key):
     made = [tasks.create(key, "m", ASKED).id for _ in range(3)]
     assert [lease(tasks).id for _ in made] == made
     assert lease(tasks) is None
+
+
+def others(database, *names):
+    return [Keys(database).create(name, at_once=50)[0] for name in names]
+
+
+def test_keys_take_turns(tasks, key, database):
+    (bob,) = others(database, "bob")
+    many = [tasks.create(key, "m", ASKED).id for _ in range(4)]
+    few = [tasks.create(bob, "m", ASKED).id for _ in range(2)]
+    taken = []
+    for _ in range(6):  # one worker
+        taken.append(lease(tasks))
+        tasks.finish(taken[-1], [], 1, 0)
+    assert [one.id for one in taken] == [many[0], few[0], many[1], few[1], many[2], many[3]]
+
+
+def test_the_key_with_the_fewest_tasks_at_work_goes_first(tasks, key, database):
+    bob, eve = others(database, "bob", "eve")
+    many = [tasks.create(key, "m", ASKED).id for _ in range(4)]
+    held = [lease(tasks) for _ in range(3)]  # nobody else wanted anything
+    waiting = [tasks.create(owner, "m", ASKED).id for owner in (bob, bob, eve)]
+    assert [lease(tasks).id for _ in range(3)] == [waiting[0], waiting[2], waiting[1]]
+    for one in held:
+        tasks.finish(one, [], 1, 0)
+    assert lease(tasks).id == many[3]
+
+
+def test_who_waited_is_not_overtaken_by_who_comes_again(tasks, key, database):
+    """A key that comes back after each task has no more turns than one that waits."""
+    (bob,) = others(database, "bob")
+    for _ in range(3):
+        tasks.create(bob, "m", ASKED)
+    owners = []
+    for _ in range(4):
+        tasks.create(key, "m", ASKED)
+        taken = lease(tasks)
+        owners.append(taken.key_id)
+        tasks.finish(taken, [], 1, 0)
+    assert sorted(owners[:2]) == sorted(owners[2:]) == sorted([key.id, bob.id])
+
+
+def test_a_dead_workers_task_counts_as_waiting(tasks, key, database):
+    (bob,) = others(database, "bob")
+    made = tasks.create(key, "m", ASKED).id
+    assert lease(tasks, -1).id == made
+    tasks.create(bob, "m", ASKED)
+    assert {lease(tasks).key_id for _ in range(2)} == {key.id, bob.id}
+
+
+def test_a_task_that_is_not_due_holds_up_nobody(tasks, key):
+    made = [tasks.create(key, "m", ASKED).id for _ in range(2)]
+    assert tasks.postpone(lease(tasks), 3600)
+    assert lease(tasks).id == made[1]
+    assert lease(tasks) is None
+
+
+def test_text_that_no_database_holds_names_no_task(tasks, key):
+    for odd in ("\0", "\ud800", "a" * 31 + "\0"):
+        assert tasks.get(key.id, odd) is None
+        assert tasks.cancel(key.id, odd) is None
+        assert tasks.delete(key.id, [odd]) == 0
 
 
 def test_one_worker_gets_it(tasks, key):
@@ -289,6 +352,28 @@ def test_sqlite_is_for_its_owners_eyes(tmp_path, umask):
         assert (data / "tasks.db").stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(before)
+
+
+def test_tables_of_an_earlier_version_are_brought_up_to_date(database):
+    url = database.engine.url.render_as_string(hide_password=False)
+    key = Keys(database).create("ann")[0]
+    made = Tasks(database).create(key, "m", ASKED, webhook=HOOK)
+    with database.writing() as session:
+        session.execute(update(Setting).where(Setting.name == "schema").values(value="1"))
+        for column in ("keys.max_bytes", "keys.turn_at", "tasks.not_before", "tasks.troubled_at",
+                       "deliveries.key_id", "deliveries.host",
+                       "deliveries.claimed_until"):  # fmt: skip
+            table, name = column.split(".")
+            session.execute(text(f"ALTER TABLE {table} DROP COLUMN {name}"))
+    database.close()
+    with closing(Database(url)) as again:
+        tasks = Tasks(again)
+        assert tasks.lease("worker", 30.0, 3).id == made.id
+        tasks.cancel(key.id, made.id)
+        with again.reading() as session:
+            assert session.get(Setting, "schema").value == "2"
+            assert session.scalars(select(Delivery)).one().host == "example.org"
+    Database(url).close()  # and nothing is added twice
 
 
 def test_another_schema(database):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,7 +17,6 @@ from latentsync.errors import BackendUnavailable, Cancelled, NoFaceFound
 from latentsync.service.housekeeping import Housekeeping
 from latentsync.service.settings import Settings
 from latentsync.service.signing import check_webhook
-from latentsync.service.storage import LocalStorage
 from latentsync.service.tables import Delivery, File, Task
 from latentsync.service.webhooks import MAX_TRIES, Webhooks
 from latentsync.service.worker import load
@@ -59,53 +59,85 @@ def test_a_bad_clip_fails_one_task_with_its_reason(home, ann):
     assert scratch(home) == []
 
 
-def test_an_unforeseen_error_fails_the_task_and_ends_the_worker(home, ann):
+def test_an_unforeseen_error_ends_the_worker_and_the_third_one_the_task(home, ann):
     def broken(*_):
         raise RuntimeError("CUDA error: an illegal memory access")
 
     task = ann.speaking()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            home.worker(broken).work_once()
+        assert (ann.result(task)["status"], ann.result(task)["error"]) == ("created", "")
     with pytest.raises(RuntimeError):
         home.worker(broken).work_once()
-    assert "illegal memory access" in ann.result(task)["error"]
+    assert ann.result(task)["status"] == "failed"
+    assert ann.result(task)["error"] == "3 tries ended by RuntimeError; is the clip too large?"
 
 
-def test_a_full_disk_fails_one_task_and_leaves_nothing(home, ann, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
+def test_too_little_memory_or_a_broken_disk_is_tried_again(home, ann, error):
+    def broken(*_):
+        raise error
 
     task = ann.speaking()
-    before = stored(home)
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalStorage, "put", full)
-        home.worker().work_once()
-    assert "No space left" in ann.result(task)["error"]
-    home.service.files.sweep()
-    assert stored(home) == before
-    again = ann.speaking()
-    home.worker().work_once()
-    assert ann.result(again)["status"] == "completed"
+    for status in ("created", "created", "failed"):
+        home.worker(broken).work_once()
+        assert ann.result(task)["status"] == status
+    assert ann.result(task)["error"].startswith(f"3 tries ended by {type(error).__name__}")
 
 
-def test_no_room_for_the_output_fails_the_task(tmp_path):
-    with house(tmp_path, max_stored_bytes=12) as small:
+def test_room_for_the_output_is_found_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentsync.service.tasks.PAUSES", (0.0, 0.0))
+    runs = []
+
+    def run(*given):
+        runs.append(1)
+        given[2].write_bytes(b"x" * 50)  # much more than its inputs
+
+    with house(tmp_path, max_stored_bytes=34) as small:
         ann = small.person()
-        task = ann.speaking()
-        small.worker().work_once()
-        assert "don't fit" in ann.result(task)["error"]
+        other = ann.upload(b"0123456789" * 2, "other")
+        task = ann.speaking()  # 5 bytes are left
+        small.worker(run).work_once()
+        assert (ann.result(task)["status"], runs) == ("created", [])
+        name = urlsplit(other).path.removeprefix("/files/")
+        small.service.files.drop([name])
+        small.service.files.sweep()
+        small.worker(run).work_once()
+        done = ann.result(task)
+        assert (done["status"], runs) == ("completed", [1])
+        assert len(small.client.get(done["outputs"][0]).content) == 50  # no longer to be lost
+        assert ann.post("/api/v3/media/uploads", {"size": 1}).status_code == 507
 
 
-def test_a_file_at_no_address_fails_the_task(home, ann):
-    task = ann.submit(video="http://127.0.0.1:1/face.mp4", audio=ann.upload(b"voice"))
-    home.worker().work_once()
-    assert ann.result(task)["status"] == "failed"
-    assert "127.0.0.1" in ann.result(task)["error"]
+def test_no_room_in_the_keys_share_fails_its_task_before_the_run(home):
+    bob, runs = home.person("bob", max_bytes=17), []
+    task = bob.speaking()
+    home.worker(lambda *_: runs.append(1)).work_once()
+    assert runs == []
+    assert bob.result(task)["status"] == "failed"
+    assert "have 9 of 17 bytes, 9 more don't fit" in bob.result(task)["error"]
 
 
-def test_a_private_address_fails_the_task(tmp_path, receiver):
+def leading_to(address):
+    """A look-up in which each name leads there."""
+    real = socket.getaddrinfo
+
+    def look_up(host, *given, **more):
+        if more.get("flags", 0) & socket.AI_NUMERICHOST:
+            return real(host, *given, **more)
+        return real(address, *given, **more)
+
+    return look_up
+
+
+def test_a_private_address_fails_the_task(tmp_path, receiver, monkeypatch):
     listening = receiver()
+    monkeypatch.setattr("socket.getaddrinfo", leading_to("127.0.0.1"))
+    url = listening.url.replace("127.0.0.1", "inside.example.org")
     with house(tmp_path) as strict:
         ann = strict.person()
-        task = ann.submit(video=listening.url, audio=ann.upload(b"voice"))
+        task = ann.submit(video=url, audio=ann.upload(b"voice"))
         strict.worker().work_once()
         assert "no public address" in ann.result(task)["error"]
     assert listening.got == []
@@ -177,14 +209,20 @@ def test_a_long_run_keeps_its_lease(home, ann):
     assert ann.result(task)["status"] == "completed"
 
 
+def run_out(home):
+    """Let the lease of every task run out now."""
+    with home.service.database.writing() as session:
+        session.execute(update(Task).values(lease_until=0.0))
+
+
 def test_a_stale_worker_changes_nothing(home, ann):
     """It was silent for so long that another had finished the task before it spoke again."""
     task = ann.speaking()
 
     def overtaken(*given):
-        with home.service.database.writing() as session:
-            session.execute(update(Task).values(lease_until=0.0))
-        home.worker().work_once()
+        run_out(home)
+        while not home.worker().work_once():
+            run_out(home)  # a heartbeat came between
         given[2].write_bytes(b"late")
 
     home.worker(overtaken).work_once()
@@ -198,7 +236,7 @@ def test_what_a_killed_worker_had_stored_goes_when_another_finished(home, ann, t
     task, files = ann.speaking(), home.service.files
     lease = home.lease(-1)
     (tmp_path / "late").write_bytes(b"late")
-    late = files.reserve_output(ann.key.id, lease.id, lease.fence, 4)
+    late = files.reserve_output(lease, 4)
     files.storage.put(late.name, tmp_path / "late")  # and here it was killed
     home.worker().work_once()
     assert files.sweep() == 1
@@ -353,17 +391,109 @@ def test_between_tries_it_waits_longer_and_longer(home, ann, receiver):
     assert pauses == pytest.approx([10.0, 20.0], abs=5)
 
 
-def test_a_private_webhook_is_refused(tmp_path, receiver):
-    listening = receiver()
+PRIVATE = [
+    *("127.0.0.1", "localhost", "a.localhost", "10.1.2.3", "169.254.169.254", "[::1]", "[::]"),
+    *("127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "[::ffff:10.0.0.1]", "[fd00::1]"),
+    *("127.0.0.1.", "LOCALHOST", "\uff11\uff12\uff17.0.0.1"),
+]
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_a_private_address_is_refused_when_it_is_handed_in(tmp_path, host):
+    url = f"http://{host}/x"
     with house(tmp_path) as strict:
         ann = strict.person()
         assert hooked(ann, "ftp://example.org").status_code == 400
-        assert hooked(ann, listening.url).status_code == 200  # only who calls it looks it up
+        for answer in (
+            hooked(ann, url),
+            ann.post(SUBMIT, ELSEWHERE | {"video": url}),
+            ann.post(SUBMIT, ELSEWHERE | {"audio": url}),
+        ):
+            assert answer.status_code == 400
+            assert "private address" in answer.json()["message"]
+        assert ann.get("/api/v3/predictions").json()["data"]["total"] == 0
+
+
+def test_a_name_that_leads_to_a_private_address_is_not_called(tmp_path, receiver, monkeypatch):
+    listening = receiver()
+    monkeypatch.setattr("socket.getaddrinfo", leading_to("127.0.0.1"))
+    with house(tmp_path) as strict:
+        ann = strict.person()
+        url = listening.url.replace("127.0.0.1", "inside.example.org")
+        task = hooked(ann, url).json()["data"]  # only who calls it looks it up
+        assert task["webhook"] == {"status": "waiting", "tries": 0, "error": ""}
         strict.worker().work_once()
         assert caller(strict, allow_private=False).deliver_one()
-        with strict.service.database.reading() as session:
-            assert session.scalars(select(Delivery)).one().next_at is None
+        fared = ann.result(task)["webhook"]
+        assert (fared["status"], fared["tries"]) == ("failed", 1)
+        assert "no public address" in fared["error"]
     assert listening.got == []
+
+
+def test_a_task_tells_how_its_webhook_fared(home, ann, receiver):
+    task = hooked(ann, receiver(500, 200).url).json()["data"]
+    assert ann.submit()["webhook"] is None
+    seen = [ann.result(task)["webhook"]]
+    home.worker().work_once()
+    seen.append(ann.result(task)["webhook"])
+    for _ in range(2):
+        assert caller(home, first_pause=0.0).deliver_one()
+        seen.append(ann.result(task)["webhook"])
+    assert [(one["status"], one["tries"], one["error"]) for one in seen] == [
+        ("waiting", 0, ""),
+        ("waiting", 0, ""),
+        ("waiting", 1, "HTTP 500"),
+        ("delivered", 2, ""),
+    ]
+    listed = ann.get("/api/v3/predictions").json()["data"]["items"]
+    assert [one["webhook"] for one in listed] == [None, seen[-1]]
+
+
+def owed(home, name, urls):
+    """Somebody whose tasks have ended, each with a webhook to be called."""
+    person = home.person(name)
+    for url in urls:
+        task = hooked(person, url).json()["data"]
+        home.service.tasks.cancel(person.key.id, task["id"])
+    return person
+
+
+def test_two_webhooks_of_a_key_are_called_at_a_time(home):
+    """Fifteen of one key that don't answer hold up nobody else's."""
+    ann = owed(home, "ann", [f"https://h{n}.example.org/" for n in range(15)])
+    bob = owed(home, "bob", ["https://bob.example.org/"] * 2)
+    webhooks = caller(home)
+    claimed = [webhooks.claim() for _ in range(4)]
+    assert [task.key_id for _, task in claimed] == [ann.key.id] * 2 + [bob.key.id] * 2
+    assert webhooks.claim() is None
+    webhooks._note(claimed[0][0], "", last=True)
+    assert webhooks.claim()[1].key_id == ann.key.id
+
+
+def test_two_webhooks_to_a_host_are_called_at_a_time(home):
+    for name in ("ann", "bob", "eve"):
+        owed(home, name, ["https://busy.example.org/a", "https://BUSY.example.org:8443/b"])
+    owed(home, "dan", ["https://free.example.org/"])
+    webhooks = caller(home)
+    hosts = [webhooks.claim()[0].host for _ in range(3)]
+    assert hosts == ["busy.example.org"] * 2 + ["free.example.org"]
+    assert webhooks.claim() is None
+    assert untried(home) == 4
+
+
+def untried(home):
+    with home.service.database.reading() as session:
+        return len(session.scalars(select(Delivery).where(Delivery.tries == 0)).all())
+
+
+def test_a_claim_whose_caller_died_is_tried_again(home, monkeypatch):
+    owed(home, "ann", ["https://a.example.org/"])
+    webhooks = caller(home)
+    first = webhooks.claim()[0]
+    assert webhooks.claim() is None
+    later = time.time() + 121
+    monkeypatch.setattr("time.time", lambda: later)
+    assert webhooks.claim()[0].id == first.id
 
 
 def test_the_application_keeps_house(home, ann, receiver):

@@ -17,7 +17,7 @@ from latentsync.cluster.session import cluster, replicas_that_fit
 from latentsync.errors import OptionError
 from latentsync.service.core import Service
 from latentsync.service.settings import Settings
-from latentsync.service.worker import POLL_SECONDS, Run, Worker, load
+from latentsync.service.worker import Run, Worker, load
 
 __all__ = ["Fleet", "ServingReplica", "serving"]
 
@@ -47,10 +47,7 @@ class ServingReplica:
             TemporaryDirectory(prefix="latentsync-") as scratch,
         ):
             run = self._loader(self._settings)
-            worker = Worker(service, run, name, Path(scratch), self._stopping)
-            while not (self._stopping.is_set() or self._leaving.is_set()):
-                if not worker.work_once():
-                    self._leaving.wait(POLL_SECONDS)
+            Worker(service, run, name, Path(scratch), self._stopping, self._leaving).work()
 
     def leave(self) -> None:
         """End after the task at hand."""

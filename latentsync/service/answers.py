@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from latentsync.errors import BackendUnavailable, InputError, LatentSyncError
-from latentsync.service.files import StorageFull
+from latentsync.errors import BackendUnavailable, InputError, LatentSyncError, OutputError
+from latentsync.service.files import ShareFull, StorageFull
+from latentsync.service.outages import NoRoom, Outage, is_full
 from latentsync.service.requests import asker
 from latentsync.service.signing import BadSignature
 from latentsync.service.storage import NotStored
@@ -51,7 +52,11 @@ RETRY_AFTER = {"Retry-After": "5"}  # s; until then a task may have ended
 STATUSES: tuple[tuple[type[LatentSyncError], HTTPStatus, dict[str, str]], ...] = (
     (TooMany, HTTPStatus.TOO_MANY_REQUESTS, RETRY_AFTER),
     (Conflict, HTTPStatus.CONFLICT, {}),
-    (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE, {}),
+    (ShareFull, HTTPStatus.INSUFFICIENT_STORAGE, {}),
+    (StorageFull, HTTPStatus.INSUFFICIENT_STORAGE, RETRY_AFTER),
+    (NoRoom, HTTPStatus.INSUFFICIENT_STORAGE, RETRY_AFTER),
+    (Outage, HTTPStatus.SERVICE_UNAVAILABLE, RETRY_AFTER),
+    (OutputError, HTTPStatus.SERVICE_UNAVAILABLE, RETRY_AFTER),  # a folder of ours
     (BadSignature, HTTPStatus.FORBIDDEN, {}),
     (NotStored, HTTPStatus.NOT_FOUND, {}),
     (InputError, HTTPStatus.BAD_REQUEST, {}),
@@ -59,8 +64,14 @@ STATUSES: tuple[tuple[type[LatentSyncError], HTTPStatus, dict[str, str]], ...] =
     (LatentSyncError, HTTPStatus.INTERNAL_SERVER_ERROR, {}),
 )  # the first that fits
 
+OURS = {  # what is said of what is wrong with the service itself
+    HTTPStatus.SERVICE_UNAVAILABLE: "the service can't do this at the moment; try again later",
+    HTTPStatus.INSUFFICIENT_STORAGE: "the service has no room at the moment; try again later",
+}
+
 Data = TypeVar("Data")
 Status = Literal["created", "processing", "completed", "failed", "cancelled"]
+log = logging.getLogger(__name__)
 
 
 class Answer(BaseModel, Generic[Data]):
@@ -84,6 +95,14 @@ class Timings(BaseModel):
     inference: int  # ms
 
 
+class WebhookState(BaseModel):
+    """How the webhook of a task fared."""
+
+    status: str  # waiting for its first or its next try, delivered, failed
+    tries: int
+    error: str  # of the last try
+
+
 class TaskData(BaseModel):
     """A task, as it is now."""
 
@@ -97,6 +116,7 @@ class TaskData(BaseModel):
     created_at: str
     error: str
     timings: Timings
+    webhook: WebhookState | None = None  # null: it has none
 
 
 class PageData(BaseModel):
@@ -217,8 +237,16 @@ def problems(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-def task_data(task: Task, base: str, signed: Callable[[str], str]) -> TaskData:
-    """`base` is the service's address; `signed` makes one of a file's name."""
+def task_data(
+    task: Task, base: str, signed: Callable[[str], str], webhook: dict[str, Any] | None
+) -> TaskData:
+    """A task as clients see it.
+
+    Args:
+        base: the service's address.
+        signed: makes an address of a file's name.
+        webhook: how its webhook fared, as `webhooks.state`.
+    """
     address = f"{base}/api/v3/predictions/{task.id}"
     return TaskData(
         id=task.id,
@@ -231,6 +259,7 @@ def task_data(task: Task, base: str, signed: Callable[[str], str]) -> TaskData:
         created_at=datetime.fromtimestamp(task.created_at, UTC).isoformat().replace("+00:00", "Z"),
         error=task.error,
         timings=Timings(inference=task.inference_ms),
+        webhook=WebhookState(**webhook) if webhook else None,
     )
 
 
@@ -243,33 +272,45 @@ def problem(status: int, message: str, headers: dict[str, str] | None = None) ->
 def refusal(error: LatentSyncError) -> JSONResponse:
     """The answer that an error of ours becomes."""
     status, headers = next(row[1:] for row in STATUSES if isinstance(error, row[0]))
-    if not isinstance(error, InputError):
+    if not isinstance(error, InputError) or isinstance(error, OutputError):
         log.warning("answered %d: %s", status, error)
+    if status in OURS and not isinstance(error, ShareFull | StorageFull):
+        return problem(status, OURS[status], headers)  # its text may name hosts and folders
     return problem(status, error.told(asker()), headers)
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Let the app answer every error in the hosted API's form."""
+    """Let the app answer every error in the hosted API's form.
+
+    The handlers are coroutines: Starlette would call functions in threads, also for strangers.
+    """
 
     @app.exception_handler(LatentSyncError)
-    def ours(_: Request, error: LatentSyncError) -> JSONResponse:
+    async def ours(_: Request, error: LatentSyncError) -> JSONResponse:
         return refusal(error)
 
     @app.exception_handler(HTTPException)
-    def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         return problem(HTTPStatus.BAD_REQUEST, f"{where}: {first['msg']}")
 
     @app.exception_handler(ClientDisconnect)
-    def gone(_: Request, _error: ClientDisconnect) -> JSONResponse:
+    async def gone(_: Request, _error: ClientDisconnect) -> JSONResponse:
         return problem(HTTPStatus.BAD_REQUEST, "the connection ended before the body did")
 
+    @app.exception_handler(OSError)
+    async def system(_: Request, error: OSError) -> JSONResponse:
+        if is_full(error):
+            return refusal(NoRoom(str(error)))
+        log.exception("a fault of the service", exc_info=error)
+        return await unforeseen(_, error)
+
     @app.exception_handler(Exception)
-    def unforeseen(_: Request, error: Exception) -> JSONResponse:
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
         # Its text may hold what is no client's business; it stands in the log.
         return problem(500, f"{type(error).__name__}; this is a fault of the service")

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
+from anyio import CapacityLimiter, move_on_after
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
 from latentsync.bodies import BoundedBody
@@ -17,9 +19,12 @@ from latentsync.service.files import FILES
 from latentsync.service.front import Front, FrontOf
 from latentsync.service.gate import PAGE, Gate
 from latentsync.service.housekeeping import Housekeeping
+from latentsync.service.outages import Outage
 from latentsync.service.signing import Signer
 
 __all__ = ["create_app"]
+
+HEALTH_SECONDS = 2.0  # after which the database is said not to answer
 
 
 def _streamed(path: str) -> bool:
@@ -56,10 +61,17 @@ def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
     app.include_router(file_routes.router)  # before the tasks', of which the last takes any path
     app.include_router(task_routes.router)
 
+    look = CapacityLimiter(1)  # who asks without a key takes no thread from those who have one
+
     @app.get("/health", tags=["health"], responses=problems())
-    def get_health(front: FrontOf) -> Health:
+    async def get_health(front: FrontOf) -> Health:
         """Whether the database answers, and how many tasks there are."""
-        return Health(tasks=front.service.tasks.counts())
+        with move_on_after(HEALTH_SECONDS):
+            counts = await run_sync(
+                front.service.tasks.counts, limiter=look, abandon_on_cancel=True
+            )
+            return Health(tasks=counts)
+        raise Outage(f"the database did not answer in {HEALTH_SECONDS} s")
 
     add_docs(app)
     return app

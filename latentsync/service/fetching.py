@@ -38,6 +38,7 @@ __all__ = [
     "FetchRefused",
     "check_url",
     "fetch",
+    "host_of",
     "is_public",
     "post",
     "shown_url",
@@ -136,9 +137,26 @@ def post(
         return answer.status
 
 
-def check_url(url: str) -> None:
-    """Raise FetchRefused for what no network is needed to refuse: when a URL is handed in."""
-    _parsed(url)
+def check_url(url: str, *, allow_private: bool = True) -> None:
+    """Raise FetchRefused for what no network is needed to refuse: when a URL is handed in.
+
+    Args:
+        allow_private: whether its host may be an address that isn't public, in any way of writing
+            one, or a name of this very machine.
+    """
+    host = _parsed(url).host.decode()
+    if not (allow_private or _may_be_public(host)):
+        raise FetchRefused(
+            f"{shown_url(url)} leads to a private address: give one that the whole internet reaches"
+        )
+
+
+def host_of(url: str) -> str:
+    """The host of a URL, in ASCII; "" where `check_url` would refuse it."""
+    try:
+        return _parsed(url).host.decode()
+    except FetchRefused:
+        return ""
 
 
 def shown_url(url: str) -> str:
@@ -195,6 +213,17 @@ def _host(host: str, *, bracketed: bool) -> str:
     if len(host) > 253 or not re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", host):
         raise ValueError("its host is neither a name nor an address")
     return host
+
+
+def _may_be_public(host: str) -> bool:
+    """False for what is known to be private without a look-up."""
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, 6.3
+        return False
+    try:
+        found = socket.getaddrinfo(host.encode(), None, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:  # a name
+        return True
+    return all(is_public(str(address[0])) for *_, address in found)
 
 
 def _addresses(host: str, port: int, url: str, bounds: Bounds) -> Sequence[tuple[int, Any]]:

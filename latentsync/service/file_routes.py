@@ -6,7 +6,7 @@ from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 import anyio
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, RedirectResponse
 from starlette.exceptions import HTTPException
@@ -42,6 +42,21 @@ SIGNED = (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
 router = APIRouter(tags=["files"])
 
 
+async def signed(
+    request: Request,
+    front: FrontOf,
+    name: str,
+    expires: Annotated[str, Query()],
+    signature: Annotated[str, Query()],
+) -> str:
+    """The name in an address, which the service signed; no thread is taken to find that out."""
+    front.signer.check(FILES + name, method=request.method, expires=expires, signature=signature)
+    return name
+
+
+Signed = Annotated[str, Depends(signed)]
+
+
 @router.post(
     "/api/v3/media/uploads",
     responses=problems(
@@ -75,24 +90,23 @@ def create_upload(front: FrontOf, key: Beginner, wanted: UploadRequest) -> Ticke
     ),
     openapi_extra={"requestBody": {"required": True, "content": ANY_BYTES}},
 )
-async def upload_file(
-    request: Request,
-    front: FrontOf,
-    name: str,
-    expires: Annotated[str, Query()],
-    signature: Annotated[str, Query()],
-) -> ReceivedAnswer:
+async def upload_file(request: Request, front: FrontOf, name: Signed) -> ReceivedAnswer:
     """Upload a file to the address of its ticket."""
-    front.signer.check(FILES + name, method="PUT", expires=expires, signature=signature)
     file = await run_in_threadpool(_file, front, name)
     if file.ready:
         raise HTTPException(HTTPStatus.CONFLICT, "this file was uploaded; ask for another ticket")
-    folder = incoming(front.service.settings)
-    make_private(folder)
-    with NamedTemporaryFile(dir=folder) as part:
-        path = Path(part.name)
-        size = await _receive(request, path, file.bytes)
-        await run_in_threadpool(_keep, front, name, path, size)
+    if name in front.receiving:  # or one ticket could fill the disk by many connections
+        raise HTTPException(HTTPStatus.CONFLICT, "this file is being uploaded by another request")
+    front.receiving.add(name)
+    try:
+        folder = incoming(front.service.settings)
+        make_private(folder)
+        with NamedTemporaryFile(dir=folder) as part:
+            path = Path(part.name)
+            size = await _receive(request, path, file.bytes)
+            await run_in_threadpool(_keep, front, file, path)
+    finally:
+        front.receiving.discard(name)
     return ReceivedAnswer(data=Received(size=size))
 
 
@@ -121,15 +135,15 @@ def _check_size(size: int | str | None, announced: int) -> None:
     )
 
 
-def _keep(front: Front, name: str, path: Path, size: int) -> None:
+def _keep(front: Front, file: File, path: Path) -> None:
     files = front.service.files
     # Noted first: a second upload to this ticket, at the same time, can't replace what a task has.
-    if not files.received(name, size):
+    if not files.received(file.name, file.bytes):
         raise HTTPException(HTTPStatus.CONFLICT, "this file was uploaded; ask for another ticket")
     try:
-        files.storage.put(name, path)
+        files.storage.put(file.name, path)
     except BaseException:
-        files.drop([name])
+        files.not_received(file)
         raise
 
 
@@ -145,14 +159,8 @@ def _keep(front: Front, name: str, path: Path, size: int) -> None:
     },
 )
 @router.head(FILES + "{name:path}", include_in_schema=False)  # players ask first
-def download_file(
-    front: FrontOf,
-    name: str,
-    expires: Annotated[str, Query()],
-    signature: Annotated[str, Query()],
-) -> Response:
+def download_file(front: FrontOf, name: Signed) -> Response:
     """An output, or an upload, by its signed address."""
-    front.signer.check(FILES + name, expires=expires, signature=signature)
     file, storage = _file(front, name), front.service.files.storage
     shown = Path(name).name
     elsewhere = storage.download_url(name, name=shown, seconds=REDIRECT_SECONDS)

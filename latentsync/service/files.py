@@ -7,23 +7,31 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 
 from latentsync.errors import InputError, OutputError
 from latentsync.service.expiry import sweep
+from latentsync.service.keys import LOCAL
 from latentsync.service.settings import HOUR, Settings
 from latentsync.service.storage import NotStored, Storage, is_key
-from latentsync.service.tables import Database, File
+from latentsync.service.tables import UNFINISHED, Database, File, Key, Task
+from latentsync.service.tasks import TooMany
 
-__all__ = ["FILES", "TICKET_SECONDS", "Files", "StorageFull"]
+__all__ = ["FILES", "TICKET_SECONDS", "Files", "ShareFull", "StorageFull"]
 
 FILES = "/files/"  # the path of addresses under which files are uploaded and fetched
 MAX_NAME = 80  # characters of an upload's own name
 TICKET_SECONDS = 3600  # in which an upload must begin
 SWEPT_AT_ONCE = 500  # files
+INPUTS = 2  # of a task
 
 
 class StorageFull(OutputError):
-    """There is no room for another file."""
+    """There is no room for another file, whoever it belongs to."""
+
+
+class ShareFull(OutputError):
+    """A key keeps as much as it may."""
 
 
 class Files:
@@ -37,7 +45,8 @@ class Files:
 
         Raises:
             InputError: it is empty, or larger than an upload may be.
-            StorageFull
+            TooMany: the key has as many tickets without an upload as it may.
+            ShareFull, StorageFull
         """
         most = self._settings.max_upload_bytes
         if not 0 < size <= most:
@@ -49,22 +58,39 @@ class Files:
             expires_at=time.time() + TICKET_SECONDS,
         ))  # fmt: skip
 
-    def reserve_output(self, key_id: str, task_id: str, fence: int, size: int) -> File:
-        """Room for what this lease of a task made. Raises StorageFull."""
+    def reserve_output(self, lease: Task, size: int) -> File:
+        """Room for what this lease of a task makes, before it is made and its size is known.
+
+        Raises:
+            ShareFull, StorageFull
+        """
+        name = f"{lease.key_id}/{lease.id}/{lease.fence}.mp4"
         return self._reserve(File(
-            name=f"{key_id}/{task_id}/{fence}.mp4", key_id=key_id, task_id=task_id, bytes=size,
+            name=name, key_id=lease.key_id, task_id=lease.id, bytes=size,
             content_type="video/mp4", expires_at=self.keep_until(),
         ))  # fmt: skip
 
+    def settle(self, name: str, size: int) -> None:
+        """Note how large an output became; what was made is kept, also where that is too much."""
+        with self._database.writing() as session:
+            session.execute(update(File).where(File.name == name).values(bytes=size))
+
     def _reserve(self, file: File) -> File:
-        most = self._settings.max_stored_bytes
         with self._database.alone() as session:
-            used = session.scalar(select(func.coalesce(func.sum(File.bytes), 0))) or 0
-            if used + file.bytes > most:
-                raise StorageFull(
-                    f"{used} of {most} bytes are in use, {file.bytes} more don't fit; delete tasks "
-                    "that are no longer needed, or wait until files expire"
+            key = session.get_one(Key, file.key_id)
+            if file.task_id is None:
+                _check_tickets(session, key)
+            share = self._settings.max_stored_bytes if key.name == LOCAL else key.max_bytes
+            share = self._settings.usual_share if share is None else share
+            kept = select(func.coalesce(func.sum(File.bytes), 0))
+            mine = session.scalar(kept.where(File.key_id == key.id)) or 0
+            if mine + file.bytes > share:
+                raise ShareFull(
+                    f"the files of this key have {mine} of {share} bytes, {file.bytes} more don't "
+                    "fit; delete tasks that are no longer needed, or wait until files expire"
                 )
+            if (session.scalar(kept) or 0) + file.bytes > self._settings.max_stored_bytes:
+                raise StorageFull(f"the service has no room for {file.bytes} bytes; try later")
             session.add(file)
         return file
 
@@ -88,6 +114,12 @@ class Files:
                 .returning(File.name)
             )
             return noted.first() is not None
+
+    def not_received(self, file: File) -> None:
+        """Let its ticket hold again: what came could not be stored."""
+        with self._database.writing() as session:
+            before = {"ready": False, "bytes": file.bytes, "expires_at": file.expires_at}
+            session.execute(update(File).where(File.name == file.name).values(**before))
 
     def drop(self, names: list[str]) -> None:
         """Let them expire at once."""
@@ -132,6 +164,21 @@ class Files:
     def keep_until(self) -> float:
         return time.time() + self._settings.keep_hours * HOUR
 
+    def keep_inputs(self) -> None:
+        """Let no upload expire that an unfinished task is to read, however long it waits."""
+        with self._database.reading() as session:
+            waiting = session.scalars(select(Task.stored).where(Task.status.in_(UNFINISHED))).all()
+        names = sorted({name for stored in waiting for name in stored.values()})
+        soon = time.time() + HOUR
+        for start in range(0, len(names), SWEPT_AT_ONCE):
+            some = File.name.in_(names[start : start + SWEPT_AT_ONCE])
+            old = (some, File.expires_at.between(1, soon))  # 0: it was deleted
+            with self._database.reading() as session:
+                if session.scalar(select(File.name).where(*old).limit(1)) is None:
+                    continue
+            with self._database.writing() as session:
+                session.execute(update(File).where(*old).values(expires_at=soon + HOUR))
+
     def sweep(self) -> int:
         """Remove what has expired; how many files these were."""
         with self._database.reading() as session:
@@ -152,3 +199,15 @@ class Files:
                 return session.get(File, name) is not None
 
         return len(sweep(self.storage, max_age_seconds=HOUR, in_use=known))
+
+
+def _check_tickets(session: Session, key: Key) -> None:
+    """Raise TooMany where the key has as many tickets as its tasks could have inputs."""
+    most = INPUTS * key.at_once
+    open_ones = (File.task_id.is_(None), File.ready.is_(False), File.expires_at > time.time())
+    count = session.scalar(select(func.count()).where(File.key_id == key.id, *open_ones)) or 0
+    if count >= most:
+        raise TooMany(
+            f"{count} tickets without an upload; this key may have {most}: upload to one of them, "
+            "or wait until they expire"
+        )

@@ -22,6 +22,7 @@ from latentsync.service.requests import TaskRequest, options_of
 from latentsync.service.settings import HOUR, MODEL_PATH
 from latentsync.service.signing import Signer
 from latentsync.service.tables import ENDED, Key, Task
+from latentsync.service.webhooks import state
 
 __all__ = ["Beginner", "Caller", "Front", "FrontOf"]
 
@@ -37,6 +38,7 @@ class Front:
     signer: Signer
     needs_key: bool = True
     buckets: Buckets = field(default_factory=Buckets)
+    receiving: set[str] = field(default_factory=set)  # files that are being uploaded now
 
     def signed(self, name: str) -> str:
         """The address of a stored file; who has it needs no key, for `url_hours`."""
@@ -45,11 +47,22 @@ class Front:
         return settings.base + self.signer.sign(FILES + name, seconds=seconds)
 
     def describe(self, task: Task) -> TaskData:
-        return task_data(task, self.service.settings.base, self.signed)
+        return self.describe_all([task])[0]
+
+    def describe_all(self, tasks: list[Task]) -> list[TaskData]:
+        """Tasks as their owner sees them."""
+        called = [task.id for task in tasks if task.webhook and task.status in ENDED]
+        deliveries = self.service.tasks.deliveries(called) if called else {}
+        base = self.service.settings.base
+        return [
+            task_data(task, base, self.signed, state(task, deliveries.get(task.id)))
+            for task in tasks
+        ]
 
     def described(self, task: Task) -> dict[str, Any]:
-        """The same as JSON has it."""
-        return self.describe(task).model_dump(mode="json")
+        """The body of a webhook."""
+        data = task_data(task, self.service.settings.base, self.signed, None)
+        return data.model_dump(mode="json", exclude={"webhook"})
 
     def submit(
         self, key: Key, asked: TaskRequest, webhook: str | None, idempotency_key: str | None
@@ -57,16 +70,17 @@ class Front:
         """A task, made or found; what can't become one is refused here, not by a worker."""
         given = asked.model_dump(mode="json", exclude_unset=True, exclude={"enable_sync_mode"})
         options_of(given, self.service.settings)
+        private = self.service.settings.private_addresses
         if webhook is not None:
             with about("webhook"):
-                check_url(webhook)
+                check_url(webhook, allow_private=private)
         stored = {}
         for what, url in (("video", asked.video), ("audio", asked.audio)):
             with about(what):
                 if name := self.service.files.own(key.id, url):
                     stored[what] = name
                 else:
-                    check_url(url)
+                    check_url(url, allow_private=private)
         return self.service.tasks.create(
             key,
             MODEL_PATH,
@@ -83,7 +97,7 @@ class Front:
         while now and now.status not in ENDED and time.monotonic() < end:
             await asyncio.sleep(LOOK_EVERY)
             now = await run_in_threadpool(self.service.tasks.get, task.key_id, task.id)
-        data = self.describe(now or task)
+        data = await run_in_threadpool(self.describe, now or task)
         if data.status in ENDED:
             return data
         # By status and these words the hosted API's client knows that it may ask again.

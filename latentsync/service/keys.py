@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from sqlalchemy import func, select, update
 
 from latentsync.errors import OptionError
+from latentsync.service.outages import Outage
 from latentsync.service.tables import UNFINISHED, Database, Key, Task
 
-__all__ = ["AT_ONCE", "PER_MINUTE", "PREFIX", "Buckets", "KeyUse", "Keys"]
+__all__ = ["AT_ONCE", "LOCAL", "PER_MINUTE", "PREFIX", "Buckets", "KeyUse", "Keys"]
 
 PREFIX = "ls_"  # of every key
 PER_MINUTE = 60
@@ -36,14 +37,22 @@ class Keys:
         self._database = database
 
     def create(
-        self, name: str, *, per_minute: int = PER_MINUTE, at_once: int = AT_ONCE
+        self,
+        name: str,
+        *,
+        per_minute: int = PER_MINUTE,
+        at_once: int = AT_ONCE,
+        max_bytes: int | None = None,
     ) -> tuple[Key, str]:
         """A new key, and its text, which can't be had again.
+
+        Args:
+            max_bytes: that its files may have; None: the usual share of the storage.
 
         Raises:
             OptionError: the name is taken or empty, or a limit is below 1.
         """
-        if not name.strip() or min(per_minute, at_once) < 1:
+        if not name.strip() or min(per_minute, at_once, max_bytes or 1) < 1:
             raise OptionError(
                 f"key {name!r} with {per_minute} a minute and {at_once} at once; it must have a "
                 "name, and limits of 1 or more"
@@ -55,6 +64,7 @@ class Keys:
             digest=_digest(shown),
             per_minute=per_minute,
             at_once=at_once,
+            max_bytes=max_bytes,
         )
         with self._database.alone() as session:
             if session.scalar(select(Key.id).where(Key.name == name)):
@@ -80,7 +90,8 @@ class Keys:
                 select(Key).where(Key.digest == _digest(shown), Key.revoked_at.is_(None))
             )
         if key and (key.used_at or 0) < time.time() - NOTED_EVERY:
-            with self._database.writing() as session:
+            # Who only looks at tasks can do so while the database is locked.
+            with suppress(Outage), self._database.writing() as session:
                 session.execute(update(Key).where(Key.id == key.id).values(used_at=time.time()))
         return key
 

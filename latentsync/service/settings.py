@@ -5,15 +5,30 @@ from pathlib import Path
 
 from latentsync.errors import OptionError, OutputError
 
-__all__ = ["HOUR", "MODEL_PATH", "Settings", "make_private"]
+__all__ = ["AGREED", "HOUR", "MODEL_PATH", "Settings", "make_private"]
 
 HOUR = 3600.0  # s
 MODEL_PATH = "bytedance/lipsync/audio-to-video"  # the hosted model whose requests are understood
 
 
+USUAL_SHARE = 5  # so many keys that keep all they may fill the storage
+# What every process of a service must agree on. `latentsync serve` writes it to the database, and
+# workers read it there.
+AGREED = (
+    "max_upload_bytes",
+    "max_stored_bytes",
+    "max_seconds",
+    "keep_hours",
+    "upload_hours",
+    "lease_seconds",
+    "max_lost",
+    "private_addresses",
+)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Of one service; every process that works for it is given the same.
+    """Of one service.
 
     Raises:
         OptionError: a value out of its range.
@@ -35,12 +50,14 @@ class Settings:
     url_hours: float = 24.0  # how long an address in an answer holds
     lease_seconds: float = 30.0  # after so long without a word, a worker is taken for dead
     max_lost: int = 3  # so many workers may die over a task before it is given up
+    give_up_hours: float = 24.0  # how long a task is tried again for what isn't its fault
     sync_seconds: float = 120.0  # how long an answer to enable_sync_mode may take
     private_addresses: bool = False  # whether inputs and webhooks may be on this network
 
     def __post_init__(self) -> None:
         for name in ("max_upload_bytes", "max_stored_bytes", "max_seconds", "keep_hours",
-                     "upload_hours", "url_hours", "lease_seconds", "max_lost"):  # fmt: skip
+                     "upload_hours", "url_hours", "lease_seconds", "max_lost",
+                     "give_up_hours"):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise OptionError(f"{name} is {getattr(self, name)}; it must be more than 0")
         if not self.public_url.startswith(("http://", "https://")):
@@ -65,6 +82,11 @@ class Settings:
     def storage_url(self) -> str:
         """Its own, or a folder in `data`."""
         return self.storage or str(self.data / "files")
+
+    @property
+    def usual_share(self) -> int:
+        """Bytes that a key may keep unless it was made with others."""
+        return self.max_stored_bytes // USUAL_SHARE
 
     @property
     def base(self) -> str:

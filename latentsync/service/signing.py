@@ -33,10 +33,10 @@ from urllib.parse import quote, urlencode
 
 from latentsync.errors import InputError, OptionError, OutputError
 
-__all__ = ["BadSignature", "Signer", "check_webhook", "webhook_signature"]
+__all__ = ["VARIABLE", "BadSignature", "Signer", "check_webhook", "webhook_signature"]
 
 _SECRET_BYTES = 32  # as long as what SHA-256 gives: longer ones add nothing (RFC 2104, 3)
-_VARIABLE = "LATENTSYNC_SECRET"
+VARIABLE = "LATENTSYNC_SECRET"
 _MAX_SECONDS = 7 * 24 * 3600  # of a link; as S3 has it
 _TOLERANCE_SECONDS = 300  # between two clocks, for a message
 
@@ -68,7 +68,7 @@ class Signer:
         That one is made by whoever comes first, for its owner's eyes only.
         Raises OptionError for a secret too short, OutputError when the file can't be made or read.
         """
-        given = os.environ.get(_VARIABLE, "")
+        given = os.environ.get(VARIABLE, "")
         texts = [text.strip() for text in given.split(",")] if given else [_kept(folder / "secret")]
         return cls(tuple(text.encode() for text in texts))
 
@@ -218,7 +218,7 @@ def _kept(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise OutputError(
             f"no secret can be kept in {str(file)!r} ({error}): name a folder that may be written,"
-            f" or give a secret in ${_VARIABLE}"
+            f" or give a secret in ${VARIABLE}"
         ) from error
     finally:
         with contextlib.suppress(OSError):

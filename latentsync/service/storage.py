@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlsplit
 
-from latentsync.errors import BackendUnavailable, InputError, OptionError, OutputError
+from latentsync.errors import InputError, OptionError, OutputError
+from latentsync.service.outages import NoRoom, Outage, is_full
 
 __all__ = [
     "LocalStorage",
@@ -57,8 +58,8 @@ class Storage(Protocol):
     def put(self, key: str, path: Path) -> None:
         """Keep a copy of the file at `path`, in place of what `key` held; whole or not at all.
 
-        Raises OutputError when there is no room, BackendUnavailable when the store can't be asked
-        (as every method does).
+        Raises NoRoom when the disk is full, Outage when the store can't be asked (as every method
+        does).
         """
 
     def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -205,25 +206,33 @@ class LocalStorage(Storage):
 
     def put(self, key: str, path: Path) -> None:
         target = self._file(key)
-        with path.open("rb") as file:
+        with path.open("rb") as file, self._asked():
             write_whole(iter(lambda: file.read(_PIECE), b""), target)
 
     def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         left = (self.size(key) if stop is None else stop) - start
-        with self.path(key).open("rb") as file:
+        with self._asked():
+            file = self.path(key).open("rb")
+        with file:
             file.seek(start)
-            while left > 0 and (piece := file.read(min(_PIECE, left))):
+            while left > 0:
+                with self._asked():
+                    piece = file.read(min(_PIECE, left))
+                if not piece:
+                    return
                 left -= len(piece)
                 yield piece
 
     def size(self, key: str) -> int:
-        return self.path(key).stat().st_size
+        with self._asked():
+            return self.path(key).stat().st_size
 
     def delete(self, key: str) -> None:
-        self._file(key).unlink(missing_ok=True)
+        with self._asked():
+            self._file(key).unlink(missing_ok=True)
 
     def entries(self) -> Iterator[Stored]:
-        with os.scandir(self.folder) as files:
+        with self._asked(), os.scandir(self.folder) as files:
             for file in files:
                 with contextlib.suppress(FileNotFoundError):  # deleted since
                     if not file.name.startswith(".") and file.is_file(follow_symlinks=False):
@@ -233,8 +242,19 @@ class LocalStorage(Storage):
     def path(self, key: str) -> Path:
         file = self._file(key)
         if not file.is_file():
+            if not self.folder.is_dir():
+                raise Outage(f"the folder {str(self.folder)!r} is gone: mount it, or make it anew")
             raise _not_stored(key)
         return file
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
+        """What goes wrong with the folder is no fault of who asks for a file."""
+        try:
+            yield
+        except (OSError, OutputError) as error:
+            kind = NoRoom if is_full(error) else Outage
+            raise kind(f"the folder {str(self.folder)!r} did not do as asked: {error}") from error
 
     def upload_url(self, key: str, *, size: int, seconds: int) -> None:  # noqa: ARG002
         check_key(key)
@@ -348,7 +368,7 @@ class S3Storage(Storage):
             code = getattr(error, "response", {}).get("Error", {}).get("Code")
             if key is not None and code in ("404", "NoSuchKey"):
                 raise _not_stored(key) from error
-            raise BackendUnavailable(
+            raise Outage(
                 f"the store s3://{self.bucket} did not do as asked ({code or _line(error)}): check "
                 "its endpoint, its region and the credentials"
             ) from error

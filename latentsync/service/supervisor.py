@@ -14,7 +14,8 @@ from pathlib import Path
 
 from latentsync.errors import LatentSyncError
 from latentsync.service.core import Service
-from latentsync.service.settings import Settings
+from latentsync.service.outages import Backoff
+from latentsync.service.settings import Settings, make_private
 from latentsync.service.worker import Run, Worker, load
 
 __all__ = ["Supervisor"]
@@ -48,6 +49,7 @@ class Supervisor:
 
     def start(self) -> None:
         shutil.rmtree(self._scratch, ignore_errors=True)  # of a supervisor that was killed
+        make_private(self._scratch)
         for slot in self._slots:
             slot.start()
 
@@ -63,10 +65,10 @@ class Supervisor:
             pass
 
     def _keep(self, slot: int) -> None:
-        pause = PAUSES[0]
+        pauses = Backoff(*PAUSES)
         while not self._stopping.is_set():
             scratch = self._scratch / str(slot)
-            scratch.mkdir(parents=True)
+            make_private(scratch)
             began = time.monotonic()
             # Spawned: a process that is forked from one with threads may inherit locked locks.
             process = multiprocessing.get_context("spawn").Process(
@@ -79,7 +81,9 @@ class Supervisor:
             shutil.rmtree(scratch, ignore_errors=True)
             if self._stopping.is_set():
                 return
-            pause = PAUSES[0] if time.monotonic() - began > HEALTHY else min(2 * pause, PAUSES[1])
+            if time.monotonic() - began > HEALTHY:
+                pauses.reset()
+            pause = pauses.pause()
             log.warning("worker %d ended (%s); another in %g s", slot, process.exitcode, pause)
             self._stopping.wait(pause)
 

@@ -21,19 +21,30 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    inspect,
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    TimeoutError,  # noqa: A004 - SQLAlchemy's, of its pool
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.schema import CreateColumn
 
 from latentsync.errors import InputError
+from latentsync.service.outages import NoRoom, Outage
 
 __all__ = ["ENDED", "UNFINISHED", "Base", "Database", "Delivery", "File", "Key", "Setting", "Task"]
 
-SCHEMA = "1"  # of the tables below; another number: another program made them
+SCHEMA = "2"  # of the tables below; another number: another program made them
+OLDER = ("1",)  # schemas that lack columns of SCHEMA, and are given them
 LOCK = 5_140_911  # any number: PostgreSQL's lock of `alone`
-BUSY_SECONDS = 30  # a writer of SQLite waits so long for another
+BUSY_SECONDS = 5  # to wait for a connection or a lock: who asks is told to ask again after that
+CONNECTIONS = 40  # as many as there are threads that answer requests (anyio's default)
 UNFINISHED = ("created", "processing")
 ENDED = ("completed", "failed", "cancelled")
 
@@ -59,6 +70,8 @@ class Key(Base):
     digest: Mapped[str] = mapped_column(unique=True)  # SHA-256 of the key, which is 256 random bits
     per_minute: Mapped[int]  # tasks and uploads it may begin
     at_once: Mapped[int]  # unfinished tasks it may have
+    max_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of its files; None: the usual share
+    turn_at: Mapped[float | None]  # when a worker last took one of its tasks
     created_at: Mapped[float] = mapped_column(default=time.time)
     used_at: Mapped[float | None]
     revoked_at: Mapped[float | None]
@@ -89,7 +102,9 @@ class Task(Base):
     worker: Mapped[str | None]  # who has it, or had it last
     lease_until: Mapped[float | None]  # without a word from its worker, it goes to another then
     fence: Mapped[int] = mapped_column(default=0)  # leases so far; only the last may finish it
-    lost: Mapped[int] = mapped_column(default=0)  # leases that ran out
+    lost: Mapped[int] = mapped_column(default=0)  # leases whose worker died
+    not_before: Mapped[float | None]  # no worker takes it earlier
+    troubled_at: Mapped[float | None]  # when it was first given back for what isn't its fault
 
 
 class File(Base):
@@ -115,10 +130,13 @@ class Delivery(Base):
     next_at: Mapped[float | None] = mapped_column(index=True)  # None: delivered, or given up
     delivered_at: Mapped[float | None]
     error: Mapped[str] = mapped_column(default="")  # of the last try
+    key_id: Mapped[str | None]  # whose task it is
+    host: Mapped[str | None]  # that is called
+    claimed_until: Mapped[float | None]  # while it is being tried
 
 
 class Database:
-    """An open database; `reading()` and `writing()` are transactions.
+    """An open database; `reading()` and `writing()` are transactions, which may raise Outage.
 
     Raises:
         InputError: the URL is none, or nobody answers there.
@@ -129,11 +147,11 @@ class Database:
         try:
             self.engine = _engine(url)
             reads = self.engine.execution_options(reads=True)
-            self.reading = sessionmaker(reads, expire_on_commit=False).begin
-            self.writing = sessionmaker(self.engine, expire_on_commit=False).begin
+            self._reading = sessionmaker(reads, expire_on_commit=False).begin
+            self._writing = sessionmaker(self.engine, expire_on_commit=False).begin
             schema = self._prepared()
-        except (ArgumentError, DBAPIError, ImportError) as error:
-            reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+        except (ArgumentError, DBAPIError, ImportError, Outage) as error:
+            reason = _reason(error.__cause__ if isinstance(error, Outage) else error)
             raise InputError(
                 f"database {shown}: {reason}; it must be sqlite:///FILE or "
                 "postgresql+psycopg://USER:PASSWORD@HOST/NAME"
@@ -147,11 +165,31 @@ class Database:
 
     def _prepared(self) -> str:
         """The schema of its tables, which are there from now on."""
+        if inspect(self.engine).has_table(Setting.__tablename__):
+            with self.reading() as session:  # nothing to write, as a rule: a writer may be at work
+                made = session.get(Setting, "schema")
+            if made and made.value not in OLDER:
+                return made.value
         with self.alone() as session:
             Base.metadata.create_all(session.connection())
             made = session.get(Setting, "schema") or Setting(name="schema", value=SCHEMA)
+            if made.value in OLDER:
+                _add_columns(session)
+                made.value = SCHEMA
             session.add(made)
             return made.value
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction that only reads."""
+        with _outages(), self._reading() as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A transaction that writes."""
+        with _outages(), self._writing() as session:
+            yield session
 
     @contextmanager
     def alone(self) -> Iterator[Session]:
@@ -163,6 +201,33 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+@contextmanager
+def _outages() -> Iterator[None]:
+    """Tell what is wrong with the database for now from what is wrong with a statement."""
+    try:
+        yield
+    except (InterfaceError, OperationalError, TimeoutError) as error:
+        full = getattr(getattr(error, "orig", None), "sqlite_errorname", "") == "SQLITE_FULL"
+        kind = NoRoom if full else Outage
+        raise kind(f"the database does not do as asked: {_reason(error)}") from error
+
+
+def _reason(error: BaseException | None) -> str:
+    """The first line of what the driver said."""
+    return (str(getattr(error, "orig", error)).strip() or type(error).__name__).splitlines()[0]
+
+
+def _add_columns(session: Session) -> None:
+    """Give tables of an older schema the columns that they lack, all of which may be empty."""
+    connection = session.connection()
+    for table in Base.metadata.sorted_tables:
+        there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                made = CreateColumn(column).compile(connection)
+                session.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {made}"))
 
 
 def _keep_private(file: str | None) -> None:
@@ -182,10 +247,11 @@ def _keep_private(file: str | None) -> None:
 
 
 def _engine(url: str) -> Engine:
+    pool = {"pool_size": CONNECTIONS, "pool_timeout": BUSY_SECONDS}
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        return _bounded(create_engine(url, pool_pre_ping=True, **pool))
     _keep_private(make_url(url).database)
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **pool)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - sqlite3's, or another
@@ -199,5 +265,30 @@ def _engine(url: str) -> Engine:
         # refused where another wrote meanwhile, whatever it would wait.
         reads = connection.get_execution_options().get("reads")
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _bounded(engine: Engine) -> Engine:
+    """Let nothing wait long for a PostgreSQL that is not there, or that is locked."""
+
+    @event.listens_for(engine, "do_connect")
+    def patience(
+        _dialect: object, _record: object, _given: object, options: dict[str, Any]
+    ) -> None:
+        options.setdefault("connect_timeout", BUSY_SECONDS)
+        # A server that is gone without a word: the system asks after 10 s of silence, and what was
+        # sent has to be confirmed in 15 s.
+        for name, value in {"keepalives_idle": 10, "keepalives_interval": 5,
+                            "keepalives_count": 3, "tcp_user_timeout": 15_000}.items():  # fmt: skip
+            options.setdefault(name, value)
+
+    @event.listens_for(engine, "connect")
+    def bounds(connection: Any, _record: object) -> None:  # noqa: ANN401 - psycopg's, or another
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = '{BUSY_SECONDS}s'")
+            cursor.execute("SET statement_timeout = '30s'")
+            cursor.execute("SET idle_in_transaction_session_timeout = '60s'")
+        connection.commit()
 
     return engine

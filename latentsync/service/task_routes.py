@@ -51,7 +51,7 @@ async def submit_task(
     task = await run_in_threadpool(front.submit, key, asked, webhook, idempotency_key)
     if asked.enable_sync_mode:
         return TaskAnswer(data=await front.ended(task))
-    return TaskAnswer(data=front.describe(task))
+    return TaskAnswer(data=await run_in_threadpool(front.describe, task))
 
 
 @router.get("/predictions/{task_id}/result", responses=UNKNOWN)
@@ -98,7 +98,7 @@ def _page(front: Front, key: Key, wanted: PageRequest) -> TasksAnswer:
         after=_seconds(wanted.created_after),
         before=_seconds(wanted.created_before),
     )
-    items = [front.describe(task) for task in found.tasks]
+    items = front.describe_all(found.tasks)
     return TasksAnswer(data=PageData(page=wanted.page, total=found.total, items=items))
 
 

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from latentsync.errors import InputError
+from latentsync.service.fetching import host_of
 from latentsync.service.tables import ENDED, UNFINISHED, Database, Delivery, File, Key, Task
 
 __all__ = ["Conflict", "Page", "Tasks", "TooMany"]
 
+PAUSES = (2.0, 60.0)  # s before a task that was given back for trouble is taken again
 ID = re.compile("[0-9a-f]{32}")  # of a task; a database refuses some of what isn't one
 
 
@@ -146,6 +148,12 @@ class Tasks:
         with self._database.writing() as session:
             return _delete(session, session.scalars(old.limit(1000)).all())
 
+    def deliveries(self, task_ids: Sequence[str]) -> dict[str, Delivery]:
+        """How the webhooks of these tasks fare, by task."""
+        with self._database.reading() as session:
+            found = session.scalars(select(Delivery).where(Delivery.task_id.in_(task_ids))).all()
+        return {delivery.task_id: delivery for delivery in found}
+
     def counts(self) -> dict[str, int]:
         """How many tasks of all keys are created, processing, ..."""
         with self._database.reading() as session:
@@ -156,14 +164,21 @@ class Tasks:
     # the task is given to another worker, which raises `fence`.
 
     def lease(self, worker: str, seconds: float, max_lost: int) -> Task | None:
-        """The task that has waited longest, for this worker alone, for so many seconds.
+        """The task whose turn it is, for this worker alone, for so many seconds.
+
+        Keys take turns: the one of whose tasks fewest are worked on goes first; of several, the
+        one that had its last turn longest ago. Of one key's tasks the oldest goes first.
 
         A task that nobody heard of until its lease ran out counts as waiting; where that happened
         `max_lost` times, it has failed.
         """
         now = time.time()
         ran_out = (Task.status == "processing") & (Task.lease_until < now)
-        with self._database.writing() as session:
+        ready = (Task.status == "created") & (func.coalesce(Task.not_before, 0) <= now)
+        with self._database.reading() as session:  # most looks find nothing: no writer waits then
+            if session.scalar(select(Task.id).where(or_(ready, ran_out)).limit(1)) is None:
+                return None
+        with self._database.alone() as session:
             _end(
                 session,
                 ran_out,
@@ -171,16 +186,14 @@ class Tasks:
                 status="failed",
                 error=f"{max_lost} workers died over this task; is the clip too large for them?",
             )
-            waiting = (
-                select(Task.id)
-                .where(or_(Task.status == "created", ran_out))
-                .order_by(Task.created_at)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            )
+            found = session.execute(_turns(now).where(or_(ready, ran_out)).limit(1)).first()
+            if found is None:
+                return None
+            turn = update(Key).where(Key.id == found.key_id)
+            session.execute(turn.values(turn_at=now))
             return session.scalar(
                 update(Task)
-                .where(Task.id == waiting.scalar_subquery())
+                .where(Task.id == found.id, or_(ready, ran_out))  # unless cancelled meanwhile
                 .values(
                     status="processing",
                     worker=worker,
@@ -224,14 +237,64 @@ class Tasks:
 
     def release(self, lease: Task) -> bool:
         """Whether the lease was still good; then the task waits for another worker."""
+        return self._give_back(lease)
+
+    def postpone(self, lease: Task, give_up_seconds: float) -> bool:
+        """Give the task back for what isn't its fault; whether it is to be tried again.
+
+        It waits as long as the trouble has lasted, from PAUSES[0] to PAUSES[1]; it is not tried
+        again where that is more than `give_up_seconds`.
+        """
+        now = time.time()
+        since = lease.troubled_at or now
+        if now - since > give_up_seconds:
+            return False
+        pause = min(max(now - since, PAUSES[0]), PAUSES[1])
+        self._give_back(lease, troubled_at=since, not_before=now + pause)
+        return True
+
+    def strike(self, lease: Task, max_lost: int) -> bool:
+        """Give the task back as one whose worker died; False where that happened too often."""
+        if lease.lost + 1 >= max_lost:
+            return False
+        self._give_back(lease, lost=lease.lost + 1)
+        return True
+
+    def outlived(self, lease: Task) -> None:
+        """Note that the worker of a lease that ran out is alive: it only couldn't say so."""
+        taken_over = (Task.id == lease.id, Task.fence > lease.fence, Task.lost > 0)
+        with self._database.writing() as session:
+            session.execute(update(Task).where(*taken_over).values(lost=Task.lost - 1))
+
+    def _give_back(self, lease: Task, **values: Any) -> bool:  # noqa: ANN401 - columns of Task
         with self._database.writing() as session:
             held = session.execute(
                 update(Task)
                 .where(*_held(lease))
-                .values(status="created", lease_until=None)
+                .values(status="created", lease_until=None, **values)
                 .returning(Task.id)
             )
             return held.first() is not None
+
+
+def _turns(now: float) -> Select[str, str]:
+    """Tasks and their keys, in the order in which workers take them."""
+    busy = (
+        select(Task.key_id, func.count().label("tasks"))
+        .where(Task.status == "processing", Task.lease_until >= now)
+        .group_by(Task.key_id)
+        .subquery()
+    )
+    return (
+        select(Task.id, Task.key_id)
+        .join(Key, Key.id == Task.key_id)
+        .outerjoin(busy, busy.c.key_id == Task.key_id)
+        .order_by(
+            func.coalesce(busy.c.tasks, 0),
+            func.coalesce(Key.turn_at, 0.0),
+            Task.created_at,
+        )
+    )
 
 
 def _held(lease: Task) -> tuple[ColumnElement[bool], ...]:
@@ -251,12 +314,16 @@ def _end(
         update(Task)
         .where(*which)
         .values(status=status, ended_at=now, lease_until=None, **values)
-        .returning(Task.id, Task.webhook)
+        .returning(Task.id, Task.key_id, Task.webhook)
     ).all()
     # In the same transaction: a task that ended has its delivery, whoever dies when, and of what
     # its workers stored only what counts is kept.
-    session.add_all(Delivery(task_id=task, next_at=now) for task, webhook in ended if webhook)
-    stored = update(File).where(File.task_id.in_([task for task, _ in ended]))
+    session.add_all(
+        Delivery(task_id=task, key_id=key, host=host_of(webhook), next_at=now)
+        for task, key, webhook in ended
+        if webhook
+    )
+    stored = update(File).where(File.task_id.in_([task for task, *_ in ended]))
     unused = stored.where(File.name.not_in(values.get("outputs", [])))
     session.execute(unused.values(expires_at=0.0))
     return bool(ended)

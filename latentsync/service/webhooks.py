@@ -5,20 +5,32 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, or_, select, update
 
 from latentsync.service.fetching import WEBHOOK_BOUNDS, FetchError, FetchRefused, post
 from latentsync.service.signing import Signer
 from latentsync.service.tables import Database, Delivery, Task
 
-__all__ = ["MAX_TRIES", "Webhooks"]
+__all__ = ["MAX_TRIES", "Webhooks", "state"]
 
 MAX_TRIES = 8
 FIRST_PAUSE = 10.0  # s before the second try, doubled each time: 21 minutes before the last
+AT_ONCE = 2  # deliveries of one key, and to one host, that are tried at a time
 CLAIM_SECONDS = 120.0  # in which whoever took a delivery has tried it, or died
 
 log = logging.getLogger(__name__)
+
+
+def state(task: Task, delivery: Delivery | None) -> dict[str, Any] | None:
+    """How the webhook of a task fared; None where it has none."""
+    if task.webhook is None:
+        return None
+    if delivery is None:  # of a task that hasn't ended
+        return {"status": "waiting", "tries": 0, "error": ""}
+    status = "waiting" if delivery.next_at else "delivered" if delivery.delivered_at else "failed"
+    return {"status": status, "tries": delivery.tries, "error": delivery.error}
 
 
 class Webhooks:
@@ -39,10 +51,13 @@ class Webhooks:
 
     def deliver_one(self) -> bool:
         """Whether a delivery was due; it was tried, by this caller alone."""
-        claimed = self._claim()
-        if claimed is None:
-            return False
-        delivery, task = claimed
+        claimed = self.claim()
+        if claimed is not None:
+            self.deliver(*claimed)
+        return claimed is not None
+
+    def deliver(self, delivery: Delivery, task: Task) -> None:
+        """Try a delivery that was claimed."""
         body = json.dumps(self._describe(task)).encode()
         # One identity for all tries of a delivery: by it a receiver knows what it has already had.
         headers = {
@@ -57,22 +72,33 @@ class Webhooks:
             error = str(failure)
             last = delivery.tries >= MAX_TRIES or isinstance(failure, FetchRefused)
         self._note(delivery, error, last)
-        return True
 
-    def _claim(self) -> tuple[Delivery, Task] | None:
+    def claim(self) -> tuple[Delivery, Task] | None:
+        """The delivery that has been due for longest, for this caller alone, and its task.
+
+        Of one key, and of one host, no more than AT_ONCE are tried at a time: a receiver that
+        doesn't answer holds up its own key's deliveries, or those to its own host.
+        """
         now = time.time()
-        due = (
-            select(Delivery.id)
-            .where(Delivery.next_at <= now)
-            .order_by(Delivery.next_at)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        with self._database.writing() as session:
+        due = select(Delivery.id).where(Delivery.next_at <= now)
+        with self._database.reading() as session:  # most looks find nothing: no writer waits then
+            if session.scalar(due.limit(1)) is None:
+                return None
+        with self._database.alone() as session:
+            for column in (Delivery.key_id, Delivery.host):
+                busy = select(column).where(Delivery.claimed_until > now, column.is_not(None))
+                busy = busy.group_by(column).having(func.count() >= AT_ONCE)
+                held_up = session.scalars(busy).all()
+                due = due.where(or_(column.is_(None), column.not_in(held_up)))
+            found = session.scalar(due.order_by(Delivery.next_at).limit(1))
             delivery = session.scalar(
                 update(Delivery)
-                .where(Delivery.id == due.scalar_subquery())
-                .values(next_at=now + CLAIM_SECONDS, tries=Delivery.tries + 1)
+                .where(Delivery.id == found)
+                .values(
+                    next_at=now + CLAIM_SECONDS,
+                    claimed_until=now + CLAIM_SECONDS,
+                    tries=Delivery.tries + 1,
+                )
                 .returning(Delivery)
             )
             if delivery is None:
@@ -90,6 +116,7 @@ class Webhooks:
                 .where(Delivery.id == delivery.id)
                 .values(
                     error=error,
+                    claimed_until=None,
                     delivered_at=None if error else now,
                     next_at=now + pause if error and not last else None,
                 )

@@ -4,12 +4,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
-
-from sqlalchemy.exc import SQLAlchemyError
+from typing import Self, TypeVar
 
 from latentsync.errors import (
     BackendUnavailable,
@@ -20,9 +19,11 @@ from latentsync.errors import (
 )
 from latentsync.options import Options
 from latentsync.service.core import Service
-from latentsync.service.fetching import Bounds, fetch
+from latentsync.service.fetching import Bounds, FetchError, FetchRefused, fetch
+from latentsync.service.files import StorageFull
+from latentsync.service.outages import Backoff, Outage, is_full
 from latentsync.service.requests import asker, options_of
-from latentsync.service.settings import Settings
+from latentsync.service.settings import HOUR, Settings
 from latentsync.service.storage import NotStored
 from latentsync.service.tables import Task
 
@@ -30,9 +31,15 @@ __all__ = ["Run", "Worker", "load"]
 
 POLL_SECONDS = 0.5  # from one look for a task to the next
 BEATS = 4  # heartbeats in the time of a lease
+TROUBLE_PAUSES = (1.0, 30.0)  # s from one try to the next in an outage
+STORE_SECONDS = 600.0  # in which an output is tried to be stored, before its run is given up
+FETCH_SECONDS = 300.0  # in which an address that doesn't answer is asked again
+GIVEN_UP = "the service could not do this for a long time, for reasons of its own; submit it again"
 
 Run = Callable[[Path, Path, Path, Options, Callable[[], bool]], None]
 """Video, audio, output, what to do, and whether to stop: the one thing a worker can do."""
+
+Settled = TypeVar("Settled")
 
 log = logging.getLogger(__name__)
 
@@ -64,28 +71,52 @@ def load(settings: Settings) -> Run:
 
 
 class Worker:
-    """One that works until `stopping` is set."""
+    """One that works until `stopping` is set, or, after the task at hand, `leaving`."""
 
     def __init__(
-        self, service: Service, run: Run, name: str, scratch: Path, stopping: threading.Event
+        self,
+        service: Service,
+        run: Run,
+        name: str,
+        scratch: Path,
+        stopping: threading.Event,
+        leaving: threading.Event | None = None,
     ) -> None:
         self._service, self._run, self._name = service, run, name
         self._scratch, self._stopping = scratch, stopping
+        self._leaving = leaving or stopping
+        self._pauses = Backoff(*TROUBLE_PAUSES)
+        self._troubled = False
 
     def work(self) -> None:
-        """Work off tasks.
+        """Work off tasks; an outage is waited for.
 
         Raises:
-            Exception: a task failed as nobody foresaw; the process may be damaged, so end it.
+            Exception: a task ended as nobody foresaw; the process may be damaged, so end it.
         """
-        while not self._stopping.is_set():
-            if not self.work_once():
-                self._stopping.wait(POLL_SECONDS)
+        while not (self._stopping.is_set() or self._leaving.is_set()):
+            self._troubled, busy = False, False
+            try:
+                busy = self.work_once()
+            except Outage as outage:
+                self._note(outage)
+            if self._troubled:
+                self._leaving.wait(self._pauses.pause())
+            else:
+                self._pauses.reset()
+                if not busy:
+                    self._leaving.wait(POLL_SECONDS)
 
     def work_once(self) -> bool:
-        """Whether there was a task; it was worked on."""
-        settings = self._service.settings
-        lease = self._service.tasks.lease(self._name, settings.lease_seconds, settings.max_lost)
+        """Whether there was a task; it was worked on.
+
+        Raises:
+            Outage: the database can't be asked.
+            Exception: the task ended as nobody foresaw.
+        """
+        self._service = self._service.agreeing()
+        settings, tasks = self._service.settings, self._service.tasks
+        lease = tasks.lease(self._name, settings.lease_seconds, settings.max_lost)
         if lease is None:
             return False
         log.info("task %s: begun by %s", lease.id, self._name)
@@ -93,17 +124,14 @@ class Worker:
             try:
                 self._do(lease, Path(folder), lambda: self._stopping.is_set() or pulse.lost)
             except Cancelled:
-                if self._stopping.is_set() and self._service.tasks.release(lease):
+                if self._settled(lambda: tasks.release(lease)):
                     log.info("task %s: left to another worker", lease.id)
                 else:
-                    log.info("task %s: stopped, because it was taken away", lease.id)
-            except (LatentSyncError, OSError, MemoryError) as error:
-                self._fail(lease, str(error) or type(error).__name__, folder)
-            except SQLAlchemyError:
-                raise  # not the task's fault: once its lease ran out, it is given to another
+                    self._taken_away(lease)
             except Exception as error:
-                self._fail(lease, f"{type(error).__name__}: {error}", folder)
-                raise
+                self._end(lease, error, folder)
+                if not isinstance(error, (LatentSyncError, OSError, MemoryError)):
+                    raise
         return True
 
     def _do(self, lease: Task, folder: Path, cancelled: Callable[[], bool]) -> None:
@@ -112,26 +140,37 @@ class Worker:
         video = self._fetched(lease, "video", folder, cancelled)
         audio = self._fetched(lease, "audio", folder, cancelled)
         output = folder / "output.mp4"
-        began = time.monotonic()
-        self._run(video, audio, output, options, cancelled)
-        inference_ms = round(1000 * (time.monotonic() - began))
-        kept = files.reserve_output(lease.key_id, lease.id, lease.fence, output.stat().st_size)
+        # As large as its inputs, as far as anybody knows before it is made.
+        kept = files.reserve_output(lease, video.stat().st_size + audio.stat().st_size).name
         delivered = False
         try:
-            files.storage.put(kept.name, output)
-            delivered = tasks.finish(lease, [kept.name], inference_ms, files.keep_until())
+            began = time.monotonic()
+            self._run(video, audio, output, options, cancelled)
+            inference_ms = round(1000 * (time.monotonic() - began))
+            self._store(kept, output, cancelled)
+            self._settled(lambda: files.settle(kept, output.stat().st_size))
+            delivered = self._settled(
+                lambda: tasks.finish(lease, [kept], inference_ms, files.keep_until())
+            )
         finally:
             if not delivered:
-                files.drop([kept.name])
-        log.info("task %s: %s", lease.id, "completed" if delivered else "dropped: taken away")
+                with suppress(Outage):  # it goes when the task ends
+                    files.drop([kept])
+        if delivered:
+            log.info("task %s: completed", lease.id)
+        else:
+            self._taken_away(lease)
 
     def _fetched(self, lease: Task, what: str, folder: Path, cancelled: Callable[[], bool]) -> Path:
         """The input, in a file; from this service's own storage, or from elsewhere."""
         settings, target = self._service.settings, folder / what
         if name := lease.stored.get(what):
+            files = self._service.files
             try:
-                self._service.files.storage.get(name, target)
+                files.storage.get(name, target)
             except NotStored as error:
+                if (file := files.find(name)) and file.ready:
+                    raise Outage(f"the storage has lost {name}, or is another") from error
                 raise InputError(f"the {what} has expired; upload it again") from error
             return target
         bounds = Bounds(
@@ -140,11 +179,68 @@ class Worker:
         fetch(lease.input[what], target, bounds=bounds, cancel=cancelled)
         return target
 
-    def _fail(self, lease: Task, reason: str, folder: str) -> None:
-        """Say why, without what only this machine knows."""
-        reason = " ".join(reason.replace(f"{folder}/", "").split())
+    def _store(self, name: str, output: Path, cancelled: Callable[[], bool]) -> None:
+        """Put the output into the storage; where that can't be now, try again for a while."""
+        pauses, end = Backoff(*TROUBLE_PAUSES), time.monotonic() + STORE_SECONDS
+        while True:
+            try:
+                return self._service.files.storage.put(name, output)
+            except Outage as outage:
+                if cancelled():
+                    raise Cancelled("cancelled while the output waited for the storage") from outage
+                if time.monotonic() > end:
+                    raise
+                self._note(outage)
+                self._stopping.wait(pauses.pause())
+
+    def _settled(self, change: Callable[[], Settled]) -> Settled:
+        """What `change` to the database returns, once it can be made; raises Outage on a stop.
+
+        The lease may have run out by then: whether it still counts is for the database to say.
+        """
+        pauses = Backoff(*TROUBLE_PAUSES)
+        while True:
+            try:
+                return change()
+            except Outage as outage:
+                if self._stopping.is_set():
+                    raise
+                self._note(outage)
+                self._stopping.wait(pauses.pause())
+
+    def _end(self, lease: Task, error: Exception, folder: str) -> None:
+        """Fail a task for its own fault; for any other, give it back to be tried again."""
+        settings, tasks = self._service.settings, self._service.tasks
+        give_up = FETCH_SECONDS if isinstance(error, FetchError) else settings.give_up_hours * HOUR
+        passing = isinstance(error, (Outage, FetchError, StorageFull)) or is_full(error)
+        if passing and not isinstance(error, FetchRefused):
+            log.warning("task %s: given back: %s", lease.id, error)
+            self._troubled = not isinstance(error, (FetchError, StorageFull))
+            if self._settled(lambda: tasks.postpone(lease, give_up)):
+                return
+            reason = error.told(asker()) if isinstance(error, FetchError) else GIVEN_UP
+        elif isinstance(error, LatentSyncError):
+            log.warning("task %s: %s", lease.id, error)
+            reason = error.told(asker())
+        else:
+            log.exception("task %s: ended as nobody foresaw", lease.id)
+            if self._settled(lambda: tasks.strike(lease, settings.max_lost)):
+                return
+            reason = (
+                f"{settings.max_lost} tries ended by {type(error).__name__}; is the clip too large?"
+            )
+        reason = " ".join(reason.replace(f"{folder}/", "").split())  # without what is ours alone
         log.warning("task %s: failed: %s", lease.id, reason)
-        self._service.tasks.fail(lease, reason)
+        if not self._settled(lambda: tasks.fail(lease, reason)):
+            self._taken_away(lease)
+
+    def _taken_away(self, lease: Task) -> None:
+        log.info("task %s: dropped, because it was taken away", lease.id)
+        self._settled(lambda: self._service.tasks.outlived(lease))
+
+    def _note(self, outage: Outage) -> None:
+        self._troubled = True
+        log.warning("%s is waiting: %s", self._name, outage)
 
 
 class Pulse:
@@ -168,8 +264,10 @@ class Pulse:
             try:
                 self._taken = not self._service.tasks.extend(self._lease, self._seconds)
                 self._good_until = began + self._seconds
+            except Outage as outage:
+                log.warning("task %s: no heartbeat: %s", self._lease.id, outage)
             except Exception:
-                log.warning("task %s: no heartbeat", self._lease.id, exc_info=True)
+                log.exception("task %s: no heartbeat", self._lease.id)
 
     def __enter__(self) -> Self:
         self._thread.start()
