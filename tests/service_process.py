@@ -102,27 +102,44 @@ class Server(Process):
             return False
 
 
-@contextmanager
-def postgres() -> Iterator[Callable[[str], str]]:
-    """A server; what is yielded makes an empty database of that name and gives its URL."""
-    from sqlalchemy import create_engine
+class Postgres:
+    """A server in `folder`; to call it makes an empty database of that name and gives its URL."""
 
-    with tempfile.TemporaryDirectory(prefix="latentsync-pg-") as folder:
-        command = [sys.executable, "-W", "ignore", "-c", POSTGRES, f"{folder}/data"]
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert server.stdin
-        assert server.stdout
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        """Let it run; also again, with all that it held."""
+        command = [sys.executable, "-W", "ignore", "-c", POSTGRES, f"{self._folder}/data"]
+        self._server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._server.stdout
         # By its socket: nothing of it can be reached over a network.
-        uri = server.stdout.readline().strip().replace("postgresql:", "postgresql+psycopg:")
-        engine = create_engine(uri, isolation_level="AUTOCOMMIT")
+        uri = self._server.stdout.readline().strip()
+        self._uri = uri.replace("postgresql:", "postgresql+psycopg:")
 
-        def make(name: str) -> str:
-            with engine.connect() as connection:
-                connection.exec_driver_sql(f"CREATE DATABASE {name}")
-            return uri.replace("/postgres?", f"/{name}?")
+    def __call__(self, name: str) -> str:
+        from sqlalchemy import create_engine
 
+        engine = create_engine(self._uri, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        engine.dispose()
+        return self._uri.replace("/postgres?", f"/{name}?")
+
+    def stop(self) -> None:
+        """End it, and every connection to it."""
+        self._server.communicate("")
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A server for a test."""
+    with tempfile.TemporaryDirectory(prefix="latentsync-pg-") as folder:
+        server = Postgres(folder)
         try:
-            yield make
+            yield server
         finally:
-            engine.dispose()
-            server.communicate("")
+            server.stop()
