@@ -71,7 +71,6 @@ OURS = {  # what is said of what is wrong with the service itself
 
 Data = TypeVar("Data")
 Status = Literal["created", "processing", "completed", "failed", "cancelled"]
-log = logging.getLogger(__name__)
 
 
 class Answer(BaseModel, Generic[Data]):
