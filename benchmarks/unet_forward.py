@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentsync.config import PRESETS, UNetConfig
-from latentsync.devices import DTYPES, peak_memory, unet_call, unet_work
+from latentsync.devices import DTYPES, channels_last, peak_memory, unet_call, unet_work
 from latentsync.models.unet import UNet
 
 LONG_ENOUGH = 0.3  # s, for a multiplication to be timed
@@ -52,12 +52,13 @@ def unet_config(*, small: bool) -> UNetConfig:
 
 
 def random_net(make: Callable[[Any], Net], config: object, device: torch.device) -> Net:
-    """A net of small random numbers, drawn where they stay; buffers as they should be."""
+    """A net of small random numbers, drawn where they stay, laid out as for a run."""
     with device:
         net = make(config)
     for parameter in net.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.02)
+    channels_last(net)
     return net.eval().requires_grad_(False)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentsync.config import UNetConfig
+from latentsync.devices import channels_last
 from latentsync.errors import BackendUnavailable, OptionError
 from latentsync.models.attention import attention_backend
 from latentsync.models.unet import FeatureCache, FrameSharedGroupNorm, UNet
@@ -144,6 +146,31 @@ def test_channels_last_gives_the_same():
 
 
 @pytest.mark.slow
+class Calls(TorchDispatchMode):
+    """Notes the names of the operations that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, _types, args=(), kwargs=None):
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", ["b1f16", "b2f5"])
+def test_every_projection_is_one_matrix_product(case):
+    # A projection of tokens that don't lie side by side becomes a batch of products, each of a copy
+    # of its weights or of the tokens.
+    arrays, unet = load("stage2")
+    channels_last(unet.requires_grad_(False))
+    args = inputs(arrays, "stage2", case)
+    with torch.no_grad(), Calls() as calls:
+        unet(*args)
+    assert "aten::mm" in calls.names
+    assert "aten::bmm" not in calls.names
+
+
 def test_compiles_whole_and_does_not_recompile_for_each_group_size():
     config = replace(UNetConfig(), block_out_channels=(32, 64), layers_per_block=1)
     unet = filled(UNet(config), 1)

@@ -53,9 +53,15 @@ class TemporalAttention(Attention):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         assert context is None
-        batch, _, pixels, _ = x.shape
-        x = (x + self.pos_encoder(x.shape[1])[:, :, None]).transpose(1, 2).flatten(0, 1)
-        return super().forward(x, x).unflatten(0, (batch, pixels)).transpose(1, 2)
+        x = x + self.pos_encoder(x.shape[1])[:, :, None]
+        # Projected as it lies: a projection of transposed tokens becomes a batch of small products,
+        # each of a copy (at full size in bfloat16 on a CPU, half the time of the whole net).
+        split = [
+            layer(x).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+            for layer in (self.to_q, self.to_k, self.to_v)
+        ]  # (b * pixels, heads, f, head_dim)
+        heard = self.attend(*split).unflatten(0, (x.shape[0], -1))
+        return self.to_out[0](heard.permute(0, 3, 1, 2, 4).flatten(-2))
 
 
 class PositionTable(nn.Module):
