@@ -54,16 +54,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Make `folder` and hold it for this process; a lock ends with its process, whatever ends that.
+
+    Args:
+        name: of the file in it that is locked, and removed at the end.
 
     Raises:
         OutputError: it can't be made, or another process holds it; the message says which.
     """
-    file = folder / LOCK
+    file = folder / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _hold(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _hold(file, folder)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{_this_process()}\n".encode("utf-8", "surrogateescape"), 0)
     except OSError as error:
@@ -79,7 +82,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _hold(file: Path) -> int:
+def _hold(file: Path, folder: Path) -> int:
     """The descriptor of a locked file."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -89,7 +92,7 @@ def _hold(file: Path) -> int:
             holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
             os.close(descriptor)
             raise OutputError(
-                f"{file.parent} is being filled by {holder or 'another process'}; wait for it, "
+                f"{folder} is being filled by {holder or 'another process'}; wait for it, "
                 "end it, or give another folder"
             ) from error
         except BaseException:

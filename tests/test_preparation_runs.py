@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from latentsync import faces
+from latentsync.cache import file_digest
 from latentsync.errors import InputError, OptionError, OutputError
-from latentsync.preparation import Settings, prepare, runner, workers
+from latentsync.preparation import Settings, journal, prepare, runner, work, workers
 from latentsync.preparation.journal import Journal
 from tests.prepared import EASY, clip, left_out, lines, tree
 from tests.stubs import StubDetector
@@ -96,6 +98,74 @@ def test_what_changed_is_done_again(once, raw, worked_on):
 
 
 @pytest.mark.usefixtures("obeys_sigint")
+def damaged(file, how):
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif how == "emptied":
+        file.write_bytes(b"")
+    elif how == "changed":  # as large as before
+        content = bytearray(file.read_bytes())
+        content[-50] ^= 255
+        file.write_bytes(content)
+        os.utime(file, (2e9, 2e9))
+    else:
+        file.unlink()
+
+
+@pytest.mark.parametrize("how", ["cut", "emptied", "changed", "deleted"])
+@pytest.mark.parametrize("suffix", [".mp4", ".npy"])
+def test_what_was_made_is_looked_at_and_made_anew(once, raw, worked_on, suffix, how):
+    before = tree(once)
+    damaged(next((once / "clips").glob(f"b.*{suffix}")), how)
+    prepare(raw, once, EASY, workers=0)
+    assert worked_on == ["b.mp4"]
+    assert tree(once) == before
+
+
+@pytest.mark.parametrize("content", ["{}", "null", "[1]", "7", '{"source": 3}', "cut", "no clips"])
+def test_a_record_that_is_none_is_made_anew(once, raw, worked_on, content):
+    before = tree(once)
+    records = (once / ".prepare" / "records").iterdir()
+    file = next(path for path in records if json.loads(path.read_text())["source"] == "b.mp4")
+    text = file.read_text()
+    if content == "no clips":
+        content = json.dumps({**json.loads(text), "clips": [{"clip": 1}]})
+    file.write_text(text[:-9] if content == "cut" else content)
+    prepare(raw, once, EASY, workers=0)
+    assert worked_on == ["b.mp4"]
+    assert tree(once) == before
+
+
+def test_a_copied_output_is_read_once(once, raw, worked_on, monkeypatch):
+    for path in (once / "clips").iterdir():
+        os.utime(path, (2e9, 2e9))  # younger than its record
+    read = []
+    monkeypatch.setattr(journal, "file_digest", lambda path: read.append(path) or file_digest(path))
+    prepare(raw, once, EASY, workers=0)
+    assert len(read) == 6
+    for path in (once / ".prepare" / "records").iterdir():
+        os.utime(path, (2.1e9, 2.1e9))
+    prepare(raw, once, EASY, workers=0)
+    assert (len(read), worked_on) == (6, [])
+
+
+def test_records_of_an_earlier_version_are_made_up(once, raw, worked_on):
+    before = tree(once)
+    for path in (once / ".prepare" / "records").iterdir():
+        record = json.loads(path.read_text())
+        for line in record["clips"]:
+            for name in ("bytes", "affines_bytes", "affines_sha256"):
+                del line[name]
+        path.write_text(json.dumps(record))
+    prepare(raw, once, EASY, workers=0)
+    assert worked_on == []
+    assert all("affines_sha256" in line for line in lines(once, "index.jsonl"))
+    damaged(next((once / "clips").glob("a.*.npy")), "cut")
+    prepare(raw, once, EASY, workers=0)
+    assert worked_on == ["a.mp4"]
+    assert set(tree(once)) == set(before)
+
+
 def test_an_ended_run_with_other_settings_spoils_nothing(once, raw, monkeypatch):
     before = tree(once)
     other = Settings(**{**vars(EASY), "form": "aligned"})  # whose clips have the same names
@@ -106,6 +176,60 @@ def test_an_ended_run_with_other_settings_spoils_nothing(once, raw, monkeypatch)
     assert tree(once) != before
     prepare(raw, once, EASY, workers=0)
     assert tree(once) == before
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(raw, tmp_path, stub, monkeypatch):  # noqa: ARG001
+    for name in "ab":
+        clip(raw / f"{name}.mp4")
+    output = tmp_path / "out"
+
+    def full(path, _content):
+        with path.open("wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OutputError, match=r"can't be written \(No space left on device\)"):
+            prepare(raw, output, EASY, workers=0)
+    assert prepare(raw, output, EASY, workers=0).clips == 2
+    assert not list(output.rglob("*.part"))
+
+
+def test_a_file_that_can_t_be_read_now_is_tried_again(raw, tmp_path, stub, monkeypatch):  # noqa: ARG001
+    clip(raw / "a.mp4")
+
+    def refused(_path):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "file_digest", refused)
+        assert prepare(raw, tmp_path / "out", EASY, workers=0).clips == 0
+    assert left_out(tmp_path / "out") == {"a.mp4": ("decode", "can't be read")}
+    assert prepare(raw, tmp_path / "out", EASY, workers=0).clips == 1
+
+
+def test_counting_does_not_look_at_all_files(once, raw, monkeypatch):
+    """What is told after each file comes from counts that are kept, and they are right."""
+    for name in "efg":
+        clip(raw / f"{name}.mp4", 25 + ord(name) % 3)
+    told = []
+    monkeypatch.setattr(runner, "TELL_EVERY", 0)
+    asked = []
+    records = Journal.records
+
+    def noted(self):
+        asked.append(1)
+        return records(self)
+
+    monkeypatch.setattr(Journal, "records", noted)
+    last = prepare(raw, once, EASY, workers=0, progress=told.append)
+    assert [tally.files for tally in told] == [4, 5, 6, 7, 7]
+    assert len(asked) == 3  # for the lists, for what is swept, for the page
+    assert (last.clips, last.rejected) == (6, {"decode: can't be read": 1})
+    assert last.seconds == pytest.approx(
+        sum(c["stop_seconds"] - c["start_seconds"] for c in lines(once, "index.jsonl"))
+    )
 
 
 def test_an_accident_is_tried_again(raw, tmp_path, stub, monkeypatch):
@@ -168,7 +292,7 @@ def test_one_run_at_a_time(raw, tmp_path, stub):  # noqa: ARG001
     refused = []
 
     def second(_tally):
-        with pytest.raises(OutputError, match="another run"):
+        with pytest.raises(OutputError, match=r"out is being filled by process \d+ on"):
             prepare(raw, tmp_path / "out", EASY, workers=0)
         refused.append(True)
 

@@ -76,7 +76,9 @@ class Write:
             "frames": len(stretch),
             **facts,
             **stretch.figures,
+            "bytes": path.stat().st_size,
             "sha256": file_digest(path),
+            **_affines(path.with_suffix(".npy")),
         }
 
 
@@ -155,6 +157,13 @@ def _onto_clip(box: Box, size: tuple[int, int]) -> NDArray[np.float64]:
     x, y = size[0] / box.width, size[1] / box.height
     shift = (x - 1) / 2 - x * box.left, (y - 1) / 2 - y * box.top
     return np.array([[x, 0, shift[0]], [0, y, shift[1]], [0, 0, 1]])
+
+
+def _affines(path: Path) -> dict[str, Any]:
+    """What is to be known of the file of affines, where there is one."""
+    if not path.is_file():
+        return {}
+    return {"affines_bytes": path.stat().st_size, "affines_sha256": file_digest(path)}
 
 
 def _heard(sound: NDArray[np.int16], stretch: Stretch) -> NDArray[np.int16]:

@@ -1,14 +1,13 @@
 """A folder of raw clips in, a folder to train on out: `prepare`."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentsync.errors import Cancelled, InputError, OptionError, OutputError
-from latentsync.preparation.journal import Journal, Record
+from latentsync.preparation.journal import Counts, Journal
 from latentsync.preparation.settings import Settings
 from latentsync.preparation.summary import write_summary
 from latentsync.preparation.work import Source
@@ -17,8 +16,9 @@ from latentsync.preparation.workers import Finished, here, in_processes
 __all__ = ["SUFFIXES", "Tally", "find_sources", "prepare"]
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
-TELL_EVERY = 0.2  # seconds: counting takes as long as there are files
+TELL_EVERY = 0.2  # seconds
 WRITE_EVERY = 5.0  # seconds between two writings of the lists
+WRITE_SHARE = 20  # so many times as long as the last one took, at least
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,11 @@ class Tally:
     rejected: dict[str, int]  # "step: reason" -> how many stretches, or files
 
     @classmethod
-    def of(cls, records: Sequence[Record], total: int) -> "Tally":
-        clips = [line for record in records for line in record["clips"]]
-        left_out = [line for record in records for line in record["rejected"]]
-        counts = Counter(f"{line['step']}: {line['reason']}" for line in left_out)
-        seconds = sum(line["stop_seconds"] - line["start_seconds"] for line in clips)
-        return cls(len(records), total, len(clips), seconds, dict(sorted(counts.items())))
+    def of(cls, counts: Counts, total: int) -> "Tally":
+        rejected = {reason: count for reason, count in counts.rejected.items() if count}
+        return cls(
+            counts.files, total, counts.clips, counts.seconds, dict(sorted(rejected.items()))
+        )
 
 
 def prepare(
@@ -81,12 +80,12 @@ def prepare(
 
         def check() -> None:
             if cancelled and cancelled():
-                done = f"{len(journal.records())} of {len(sources)} files"
+                done = f"{journal.counts.files} of {len(sources)} files"
                 raise Cancelled(f"stopped after {done}; they are kept, the next run goes on there")
 
         def tell() -> None:
             if progress:
-                progress(Tally.of(journal.records(), len(sources)))
+                progress(Tally.of(journal.counts, len(sources)))
 
         todo = journal.take(sources)
         if workers == 0:
@@ -98,7 +97,7 @@ def prepare(
         journal.sweep()
         write_summary(output, journal.records(), settings)
         tell()
-        return Tally.of(journal.records(), len(sources))
+        return Tally.of(journal.counts, len(sources))
 
 
 def _record(
@@ -109,6 +108,7 @@ def _record(
 ) -> None:
     """Keep what becomes of each file, and say so now and then."""
     told = written = time.monotonic()
+    pause = WRITE_EVERY
     try:
         with closing(finished):
             for source, outcome, folder in finished:
@@ -117,9 +117,10 @@ def _record(
                     tell()
                     told = time.monotonic()
                 check()
-                if time.monotonic() - written > WRITE_EVERY:
+                if (now := time.monotonic()) - written > pause:
                     journal.write_lists()
                     written = time.monotonic()
+                    pause = max(WRITE_EVERY, WRITE_SHARE * (written - now))
     finally:
         journal.write_lists()
 

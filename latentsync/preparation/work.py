@@ -77,8 +77,10 @@ def examine(source: Source, steps: Sequence[Step], write: Write, tools: Tools) -
         return Outcome(digest, end / FPS, clips, tuple(rejected))
     except OutputError:
         raise
-    except (InputError, OSError) as error:
+    except InputError as error:
         reason, final, detail = CANT_BE_READ, True, str(error)
+    except OSError as error:  # it may be readable next time
+        reason, final, detail = CANT_BE_READ, False, str(error)
     except LatentSyncError:
         raise
     except Exception as error:

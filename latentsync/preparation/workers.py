@@ -21,7 +21,7 @@ from typing import NamedTuple
 import cv2
 import torch
 
-from latentsync.errors import LatentSyncError
+from latentsync.errors import LatentSyncError, OutputError
 from latentsync.preparation.settings import Settings
 from latentsync.preparation.stretch import Tools
 from latentsync.preparation.work import Outcome, Source, examine, failed
@@ -138,7 +138,6 @@ def _serve(pipe: Connection, settings: Settings, folder: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _take_one_thread()
     try:
-        folder.mkdir(exist_ok=True)
         tools = settings.tools(folder)
         for source in _received(pipe):
             pipe.send(_examined(source, settings, tools))
@@ -163,7 +162,13 @@ def _end_with_parent() -> None:
 
 def _examined(source: Source, settings: Settings, tools: Tools) -> Outcome:
     shutil.rmtree(tools.folder, ignore_errors=True)  # what the file before left
-    tools.folder.mkdir()
+    try:
+        tools.folder.mkdir()
+    except OSError as error:
+        raise OutputError(
+            f"{tools.folder} can't be made ({error.strerror or error}); make room, and start "
+            "again: the run goes on"
+        ) from error
     return examine(source, settings.steps(), settings.write(), tools)
 
 
