@@ -13,8 +13,9 @@ from latentsync.cache import Cache, digest
 from latentsync.errors import OutputError
 from latentsync.models.vae import VAE
 from latentsync.types import FaceTrack
-from tests.clips import babble, raw_frames, same, write_sound
+from tests.clips import babble, picture, raw_frames, same, write_clip, write_sound
 from tests.stubs import numbered_clip, tiny_lipsync
+from tests.test_following import LEFT, RIGHT, WIDE, lipsync
 
 MIB = 2**20
 
@@ -198,3 +199,30 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path):
 def test_a_key_is_made_of_all_it_depends_on():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest({"a": 1}) != digest({"a": 2}) != digest({"a": "2"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({"face": "left"}, {"face": "right"}), ({"smooth": 0}, {"smooth": 5})],
+    ids=["face", "smooth"],
+)
+def test_another_place_in_the_same_frame_has_latents_of_its_own(tmp_path, folder, first, second):
+    source = two_faces(tmp_path / "two.mp4", 10)
+    run(moving_pair(), source, 0.4, folder, **first)
+    cached, _ = run(moving_pair(), source, 0.4, folder, **second)
+    plain, _ = run(moving_pair(), source, 0.4, None, **second)
+    other, _ = run(moving_pair(), source, 0.4, None, **first)
+    assert alike(cached, plain)
+    assert not alike(plain, other)
+
+
+def moving_pair():
+    """Sees two faces, both of which tremble, so that smoothing moves their crops."""
+    return lipsync(lambda i: [(x + 3 * (i % 2), y) for x, y in (LEFT, RIGHT)])
+
+
+def two_faces(path, frames):
+    """A quiet shot whose halves look different, as two people do."""
+    still = picture(0, *WIDE)
+    still[:, WIDE[0] // 2 :] = 255 - still[:, WIDE[0] // 2 :]
+    return write_clip(path, [still] * frames, size=WIDE, crf="0")

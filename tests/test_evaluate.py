@@ -21,6 +21,7 @@ from latentsync.evaluation.ruler import CROP
 from latentsync.evaluation.runner import evaluate, mean_of, names_of
 from latentsync.evaluation.stable import StableAccuracy
 from latentsync.evaluation.tables import as_csv, as_json, as_text
+from latentsync.media import AudioReader
 from latentsync.reporter import Reporter
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
 from tests.stubs import SIZE, StubDetector, numbered_clip
@@ -284,6 +285,9 @@ def test_sync_looks_at_the_stretch_with_a_face_and_its_sound(monkeypatch, detect
     metric.begin(opened(path, detector))
     assert set(metric.end()) == {"sync_conf_local", "sync_dist_local", "sync_offset_local"}
     assert seen["crops"].shape == (16, 224, 224, 3)
+    wave = np.concatenate(list(AudioReader(path).chunks(16000)))
+    start = 16 * speaking.SAMPLES
+    np.testing.assert_array_equal(seen["sound"], wave[start : start + len(seen["sound"])])
     assert len(seen["sound"]) == pytest.approx(16 * speaking.SAMPLES, abs=1024)
     curve = np.array(metric.curves["sync_conf_local"])
     assert np.isnan(curve[:16]).all()

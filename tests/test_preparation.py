@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from latentsync import align, faces
-from latentsync.evaluation.sync import face_crops, mfcc, sync_confidence
+from latentsync.evaluation.sync import SyncScore, face_crops, mfcc, sync_confidence
 from latentsync.media import AudioReader, VideoReader, probe
-from latentsync.preparation import Settings, prepare, runner
+from latentsync.preparation import Settings, prepare, runner, steps
 from latentsync.preparation.clip import clip_name
 from latentsync.preparation.quality import sharpness
 from latentsync.preparation.steps import Segments, Shots, Sync
@@ -21,7 +21,7 @@ from latentsync.preparation.summary import left_after
 from latentsync.training import dataset
 from latentsync.training.clip_cache import Preparer
 from latentsync.training.clips import find_clips
-from latentsync.types import Face
+from latentsync.types import Face, FaceTrack
 from tests.clips import babble, lag, write_clip, write_picture
 from tests.prepared import EASY, clip, left_out, lines, pictures
 from tests.stubs import SIZE, StubDetector, tiny_nets
@@ -350,3 +350,20 @@ def test_the_funnel():
     ]
     left = left_after(10, rejected, EASY)
     assert list(left.values()) == [10, 8, 8, 8, 8, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("offset", "taken"), [(-8, False), (-7, False), (-6, True), (6, True), (7, False), (8, False)]
+)
+def test_the_sound_may_be_as_late_as_early(tmp_path, monkeypatch, offset, taken):
+    monkeypatch.setattr(steps, "sync_confidence", lambda *_: SyncScore(5.0, 8.0, offset))
+    (babble(2.4) * 32767).astype(np.int16).tofile(tmp_path / "sound.s16")
+    clip(tmp_path / "a.mp4", 60)
+    track = FaceTrack(np.zeros((60, 2, 3), np.float32), np.ones(60, bool))
+    step = Sync(True, 256, 3, 6, 25)
+    stretch = Stretch(tmp_path / "a.mp4", 0, 60, track=track)
+    (found,) = step(stretch, Tools(StubDetector(), object(), None, tmp_path))
+    if taken:
+        assert found.ahead == offset
+    else:
+        assert (found.reason, found.figure) == ("sync offset too large", offset)

@@ -13,7 +13,7 @@ from latentsync.errors import NoFaceFound, WeightsMismatch, WeightsMissing
 from latentsync.evaluation import published
 from latentsync.evaluation.sync import GREY, SyncScore
 from latentsync.media import Colour, VideoFrame
-from latentsync.models.s3fd import S3FD
+from latentsync.models.s3fd import S3FD, Norm
 from tests.golden.golden_rule import fill, unit
 from tests.tiny import golden
 
@@ -56,6 +56,57 @@ def test_s3fds_numbers_are_the_published_ones(net, stored):
         scores, boxes = net(pictures)
     np.testing.assert_allclose(scores[:, stored["pick"]], stored["scores"], atol=1e-5)
     np.testing.assert_allclose(boxes[:, stored["pick"]], stored["boxes"], atol=1e-2)
+
+
+@pytest.fixture
+def bare():
+    """S3FD at full size whose weights are 0: what it says follows from its last biases alone."""
+    with torch.device("meta"):
+        net = S3FD()
+    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    state = {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
+    for scale in range(6):
+        nothing = [-9.0, 1.0, 0.5] if scale == 0 else [1.0]
+        state[f"conf.{scale}.bias"] = torch.tensor([*nothing, 1.0 + scale])
+        state[f"loc.{scale}.bias"] = torch.tensor([1.0, -2.0, 0.5, -1.0])
+    net.load_state_dict(state, assign=True)
+    return net
+
+
+def test_s3fd_has_a_box_at_each_place_of_six_scales(bare):
+    """By the formulas of the paper: places every 4 to 128 px, squares of 16 to 512 px there."""
+    shown = []
+    bare.vgg[0].register_forward_pre_hook(lambda _, arguments: shown.append(arguments[0]))
+    picture = torch.rand(1, 3, 100, 72, generator=torch.Generator().manual_seed(1)) * 255
+    with torch.inference_mode():
+        scores, boxes = bare(picture)
+    torch.testing.assert_close(
+        shown[0][0, :, 7, 5], picture[0, :, 7, 5] - torch.tensor([123.0, 117.0, 104.0])
+    )
+    # Pooling rounds down but for the third, which rounds up; what follows halves, rounding up.
+    grids = [(25, 18), (13, 9), (6, 4), (3, 2), (2, 1), (1, 1)]
+    expected_scores, expected_boxes = [], []
+    for scale, (rows, columns) in enumerate(grids):
+        step, side = 4 * 2**scale, 16 * 2**scale
+        for row in range(rows):
+            for column in range(columns):
+                x = (column + 0.5) * step + 0.1 * side
+                y = (row + 0.5) * step - 0.2 * side
+                half_width, half_height = side / 2 * np.exp(0.1), side / 2 * np.exp(-0.2)
+                expected_boxes.append(
+                    (x - half_width, y - half_height, x + half_width, y + half_height)
+                )
+                expected_scores.append(1 / (1 + np.exp(-scale)))
+    np.testing.assert_allclose(scores[0], expected_scores, atol=1e-6)
+    np.testing.assert_allclose(boxes[0], expected_boxes, rtol=1e-5, atol=1e-3)
+
+
+def test_features_of_a_place_are_brought_to_one_length():
+    norm = Norm(2)
+    norm.weight.data = torch.tensor([10.0, 1.0])
+    features = torch.tensor([[3.0, 0.0], [4.0, 0.0]])[None, :, None]  # two places
+    found = norm(features)
+    torch.testing.assert_close(found, torch.tensor([[6.0, 0.0], [0.8, 0.0]])[None, :, None])
 
 
 def test_loading_s3fd(tmp_path):

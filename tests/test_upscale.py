@@ -1,6 +1,7 @@
 """Super-resolution in a run and by itself, with nets that only mark what they were given."""
 
 import json
+import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +34,7 @@ from tests.clips import (
     write_sound,
 )
 from tests.stubs import StubDetector, numbered_clip, tiny_lipsync
+from tests.test_following import LEFT, RIGHT, WIDE, Scripted
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIDE = 64  # px, of crops
@@ -430,3 +432,60 @@ def test_whole_frames_want_a_net_for_any_picture(tmp_path):
     assert not out.exists()
     with pytest.raises(OptionError, match="superres is 'none'"):
         upscaled(clip, "-o", out, "--superres", "none")
+
+
+class Inverting(Stub):
+    """A net whose detail differs from shot to shot as much as the pictures do."""
+
+    def restore(self, pictures):
+        return 255 - pictures
+
+
+@pytest.fixture
+def small_crops(monkeypatch):
+    monkeypatch.setattr(sys.modules[upscale_clip.__module__], "RESOLUTION", SIDE)
+
+
+@pytest.mark.usefixtures("small_crops")
+def test_upscale_carries_no_detail_across_a_cut(tmp_path):
+    """Two shots that adjoin, a face in each of their frames: each comes out as by itself."""
+    shots = [[soft_shot(seed, i) for i in range(4)] for seed in (1, 2)]
+    alone = []
+    for number, pictures in enumerate(shots):
+        clip = write_clip(tmp_path / f"{number}.mp4", pictures, size=WIDE, crf="0")
+        alone += steadied(clip, tmp_path / f"out{number}.mp4")
+    clip = write_clip(tmp_path / "both.mp4", shots[0] + shots[1], size=WIDE, crf="0")
+    both = steadied(clip, tmp_path / "out.mp4")
+    assert len(both) == 8
+    assert all(same(*pair) for pair in zip(both, alone, strict=True))
+
+
+def soft_shot(seed, frame):
+    """Of one shot; shots differ little where the face is, and much around it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (6, 10, 3), np.uint8)
+    rgb = cv2.resize(coarse, WIDE, interpolation=cv2.INTER_NEAREST)
+    left, top = LEFT
+    face = np.full((100, 80, 3), 120 + seed, np.uint8)
+    face[..., 2] += frame % 2
+    rgb[top - 10 : top + 90, left - 10 : left + 70] = face
+    return rgb
+
+
+def steadied(clip, out):
+    detector = Scripted(lambda _: [LEFT])
+    upscale_clip(clip, out, Inverting(side=128), detector, crf=0, fade=0, sr_stability=1)
+    return list(raw_frames(out))
+
+
+@pytest.mark.usefixtures("small_crops")
+def test_upscale_restores_all_faces_unless_one_is_asked_for(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", [soft_shot(1, 0)] * 3, size=WIDE, crf="0")
+    out = tmp_path / "out.mp4"
+    for options, expected in (({}, [True, True]), ({"face": "left"}, [True, False])):
+        given = {} if not options else {"options": Options(**options)}
+        upscale_clip(clip, out, Stub(side=128), Scripted(lambda _: [LEFT, RIGHT]), **given)
+        before, after = (next(iter(raw_frames(path)))[1].astype(int) for path in (clip, out))
+        half = before.shape[1] // 2
+        moved = np.abs(after - before)
+        assert [bool(part.max() > 10) for part in (moved[:, :half], moved[:, half:])] == expected

@@ -122,3 +122,20 @@ def test_silence_is_each_speaker_s_own(source, tmp_path):
     own = next(iter(raw_frames(source)))[0]
     assert all(np.array_equal(frame[:, HALF:], own[:, HALF:]) for frame in kept)
     assert not all(np.array_equal(frame[:, :HALF], own[:, :HALF]) for frame in kept)
+
+
+@pytest.mark.parametrize("order", [(48000, 8000), (8000, 48000)])
+def test_the_sum_has_the_rate_of_the_best_voice(tmp_path, order):
+    """What only it holds is kept: here a tone of 10 kHz."""
+    tones = {48000: 10_000, 8000: 1000}  # Hz
+    paths = []
+    for rate in order:
+        tone = 0.3 * np.sin(2 * np.pi * tones[rate] * np.arange(rate) / rate)
+        paths.append(write_sound(tmp_path / f"{rate}.wav", tone.astype(np.float32), rate=rate))
+    mix([Sound.of(path) for path in paths], tmp_path / "sum.flac")
+    assert Sound.of(tmp_path / "sum.flac").sample_rate == 48000
+    heard = np.concatenate(list(AudioReader(tmp_path / "sum.flac").chunks(48000)))
+    assert len(heard) == 48000
+    spectrum = np.abs(np.fft.rfft(heard)) * 2 / len(heard)
+    assert spectrum[1000] == pytest.approx(0.3, abs=0.02)
+    assert spectrum[10_000] == pytest.approx(0.3, abs=0.02)
