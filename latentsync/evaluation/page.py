@@ -41,7 +41,9 @@ h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em; overflow-wrap
 table { border-collapse: collapse; margin: 1em 0 }
 .wide { position: relative; left: 50%; transform: translateX(-50%); width: max-content;
   min-width: 100%; max-width: calc(100vw - 2em); overflow-x: auto }
-table { font-size: .85em } td, th { padding: .2em .35em; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap }
+table { font-size: .85em }
+td, th { padding: .2em .35em; border-bottom: 1px solid #ddd; text-align: left;
+  white-space: nowrap }
 th { white-space: normal; vertical-align: bottom }
 td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6em }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
