@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,7 +60,8 @@ def served(monkeypatch):
     """A predictor with the stand-in, and what it downloaded and measured."""
     served = predictor()()
     served.lipsync, served.folder = Fake(), None
-    served.fetched, served.metrics = [], {}
+    served.fetched, served.metrics, served.kept = [], {}, []
+    served.scratch = SimpleNamespace(use=lambda *inputs: served.kept.append(inputs))
     monkeypatch.setattr("predict.download", served.fetched.append)
     served.record_metric = served.metrics.__setitem__
     yield served
@@ -77,6 +79,7 @@ def test_options_reach_the_library(served):
     assert not [name for name, value in default_inputs().items() if value == ASKED[name]]
     film = served.predict("face.mp4", "voice.wav", **ASKED)
     assert served.lipsync.ran == ("face.mp4", "voice.wav")
+    assert served.kept == [("face.mp4", "voice.wav")]  # from being swept meanwhile
     assert served.lipsync.options == {"steps": 9} | {
         name: value for name, value in ASKED.items() if name != "inference_steps"
     }
