@@ -224,6 +224,7 @@ class LipSync:
                 fps=pace.fps,
                 known=known,
             )
+        _warn_of_lost_frames(clip)
         begins = pace.begins(len(tracks[0]))
         shown = timeline.lay_out(begins, pace.tick, voice, options.sync_mode)
         with reporter.timed("speech"):
@@ -247,6 +248,7 @@ class LipSync:
                     writer.write(frame, *((None, None) if pace.own is None else span))
             reporter.step("finish", 0, 1)
         result = self._result(output, clip.info, roles, shown, options, speakers, reporter)
+        result = replace(result, decoding=asdict(clip.tally))
         if options.report:
             write_report(result)
         reporter.tell(Progress("finish", 1, 1))
@@ -433,6 +435,16 @@ class LipSync:
             voices=speakers.named(),
             peak_memory=peak_memory(self.device),
             timings=reporter.timings(),
+        )
+
+
+def _warn_of_lost_frames(clip: VideoReader) -> None:
+    """Frames that a lower rate leaves out are no loss; those that come at the wrong time are."""
+    if clip.tally.behind:
+        log.warning(
+            "%d of %d frames of %r have a time that is not after the one before, and are not"
+            " shown: if the output stutters, rewrite the clip: ffmpeg -i IN -r 25 OUT.mp4",
+            *(clip.tally.behind, clip.tally.decoded, str(clip.path)),
         )
 
 

@@ -165,7 +165,7 @@ class Result:
     width: int  # px
     height: int  # px
     faces_found: int  # source frames with a face
-    source_frames: int  # source frames looked at
+    source_frames: int  # source frames looked at, as they follow each other in the output
     passed_through: tuple[tuple[int, int, str], ...]  # output frames [start, stop) untouched, why
     lost: tuple[tuple[int, int, str], ...]  # source frames [start, stop) without a face, and why
     model: str
@@ -175,5 +175,8 @@ class Result:
     seed: int  # the one used, never 0
     options: dict[str, Any] = field(default_factory=dict)  # all of them, by name
     voices: dict[str, str] = field(default_factory=dict)  # the sound of each face, as chosen
+    # The clip's frames in pass 1: decoded, shown, and behind, with a time not after the last one's.
+    # All 0 where a cache knew the faces.
+    decoding: dict[str, int] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)  # bytes, of the process and the GPU
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage

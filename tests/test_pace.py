@@ -271,3 +271,25 @@ def test_a_cache_tells_the_two_conversions_apart(lipsync, out, tmp_path):
 def raw_of(content, folder):
     (folder / "cached.mp4").write_bytes(content)
     return raw_frames(folder / "cached.mp4")
+
+
+@pytest.mark.parametrize("fps", ["25", "source"])
+def test_frames_decoded_are_held_against_frames_shown(lipsync, tmp_path, out, caplog, fps):
+    smooth = numbered_clip(tmp_path / "smooth.mp4", 40, fps=50)
+    told = run(lipsync, smooth, out, 0.7, fps=fps).decoding
+    if fps == "25":  # pass 1 ends where the voice does
+        assert 34 <= told["decoded"] <= 37
+        assert told["shown"] == 18
+    else:
+        assert (told["decoded"], told["shown"]) == (40, 40)
+    assert told["behind"] == 0
+    assert "have a time" not in caplog.text
+
+    plain = numbered_clip(tmp_path / "plain.mkv", CLIP, bf="0")
+    stutters = tmp_path / "stutters.mkv"
+    same_time = "setts=ts='if(between(N,8,11),TS-40*(N-7),TS)'"
+    ffmpeg("-i", f"file:{plain}", "-c", "copy", "-bsf:v", same_time, f"file:{stutters}")
+    told = run(lipsync, stutters, out, 0.8, fps=fps).decoding
+    assert told == {"decoded": 20, "shown": 16, "behind": 4}
+    assert "4 of 20 frames of '" in caplog.text
+    assert "not shown: if the output stutters" in caplog.text

@@ -229,6 +229,7 @@ def test_the_result_says_what_ran(clip, voice, out):
         dtype="float32",
         seed=5,
         voices={"largest": str(voice)},
+        decoding={"decoded": 20, "shown": 20, "behind": 0},
         timings={},
     )
     stages = {"read", "speech", "detect", "decode", "cut", "wait", "network", "paste", "write"}

@@ -71,11 +71,11 @@ class Tally:
     """What became of the frames decoded so far."""
 
     decoded: int = 0
-    shown: int = 0
-    behind: int = 0  # not shown, for their time is not after that of the frame before
+    shown: int = 0  # at the rate that was asked for
+    behind: int = 0  # whose time is not after that of the frame before
 
     def add(self, *, shown: bool, rising: bool = True) -> bool:
-        """Count one frame, shown or replaced by the next, which `rising` is later; `shown`."""
+        """Count a frame, shown or replaced by the next one, `rising` if that is later; `shown`."""
         self.decoded += 1
         self.shown += shown
         self.behind += not rising

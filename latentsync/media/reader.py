@@ -18,6 +18,7 @@ from latentsync.media.decoder import (
     Decoder,
     EachFrame,
     Span,
+    Tally,
     decoded,
     picture_stream,
     ticks,
@@ -105,6 +106,7 @@ class VideoReader:
         self._orientation, self._colour = look.orientation, look.colour
         self._times: array[int] | None = None
         self._lengths: array[int] = array("q", [0])
+        self._tallies = [Tally()]
         self._seen = 0  # frames of `frames()` that there were
         self._still = self._upright(look.raw) if self.info.is_image else None
 
@@ -134,6 +136,7 @@ class VideoReader:
                 yield from self._picked(decoder, clock, indices, self._seen)
                 return
             stop = 0
+            self._count(decoder.tally)
             for start, stop, raw in decoder.spans(clock):
                 self._seen = max(self._seen, stop)
                 frame = self._upright(raw)
@@ -155,6 +158,7 @@ class VideoReader:
             if numbers is not None and clock is not None:
                 yield from self._picked(decoder, clock, numbers, len(self._all_ticks()))
             else:
+                self._count(decoder.tally)
                 yield from (self._upright(raw) for _, raw in decoder.timed())
 
     def times(self) -> Iterator[Fraction]:
@@ -178,6 +182,7 @@ class VideoReader:
             return array("q", [self._origin])
         if self._times is None:
             with self._decoder() as decoder:
+                self._count(decoder.tally)
                 times, lengths = array("q"), array("q")
                 for at, raw in decoder.timed():
                     times.append(at)
@@ -185,6 +190,14 @@ class VideoReader:
             self._times, self._lengths = times, lengths
         self._check_some(len(self._times))
         return self._times
+
+    @property
+    def tally(self) -> Tally:
+        """What became of the frames decoded, in the longest reading in order so far."""
+        return max(self._tallies, key=lambda tally: tally.decoded)
+
+    def _count(self, tally: Tally) -> None:
+        self._tallies = [self.tally, tally]
 
     def _check_some(self, frames: int) -> None:
         """Of a damaged clip not even the frame of the first glance may be rescued."""
