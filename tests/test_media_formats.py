@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -285,3 +286,49 @@ def test_memory_does_not_grow_with_a_4k_clip(tmp_path, pixel_format):
     assert "2160x3840" in ffmpeg_says(out)
     frame_bytes = 2160 * 3840 * 3 // 2
     assert peaks[1] - peaks[0] < 8 * frame_bytes  # of 45 more
+
+
+# ---- clips that change on the way ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "scaler", "tags"),
+    [
+        ((160, 120), "out_color_matrix=bt601", "-pix_fmt yuv420p"),
+        ((96, 96), "out_color_matrix=bt601", "-pix_fmt yuv444p"),
+        ((128, 96), "out_color_matrix=bt709", "-pix_fmt yuv420p10le -colorspace bt709"),
+        ((128, 96), "out_color_matrix=bt601:out_range=pc", "-pix_fmt yuv422p -color_range pc"),
+    ],
+)
+def test_a_clip_that_changes_on_the_way_is_brought_to_its_first_size(
+    tmp_path, caplog, size, scaler, tags
+):
+    def piece(numbers, size, scaler, tags):
+        frames = [picture(number, *size) for number in numbers]
+        lossless = write_clip(
+            tmp_path / "a.mkv", frames, size=size, codec="ffv1", pixel_format="bgr0"
+        )
+        out = tmp_path / f"{numbers[0]}.ts"
+        filters = ("-vf", f"scale={scaler}:flags=accurate_rnd+full_chroma_int")
+        how = (*filters, *tags.split(), "-c:v", "libx264", "-crf", 6)
+        ffmpeg("-i", f"file:{lossless}", *how, f"file:{out}")
+        return out.read_bytes()
+
+    first = "out_color_matrix=bt601", "-pix_fmt yuv420p -colorspace smpte170m"
+    path = tmp_path / "changes.ts"
+    parts = piece(range(12), (128, 96), *first), piece(range(12, 24), size, scaler, tags)
+    path.write_bytes(b"".join(parts))
+    with caplog.at_level(logging.WARNING, "latentsync"):
+        reader = VideoReader(path)
+        assert (reader.info.width, reader.info.height) == (128, 96)
+        shown = [frame.rgb() for frame in reader.frames()]
+        back = [frame.rgb() for frame in reader.frames(range(23, -1, -1))]
+    assert [number_of(rgb) for rgb in shown] == list(range(24))
+    assert all(np.array_equal(a, b) for a, b in zip(shown, reversed(back), strict=True))
+    # Whichever size, matrix and range a picture had: its colours are the drawn ones.
+    for number, drawn in ((3, (128, 96)), (20, size)):
+        small = cv2.resize(picture(number, *drawn)[drawn[1] // 3 :], (32, 16), interpolation=3)
+        soft = cv2.resize(shown[number][32:], (32, 16), interpolation=3)
+        assert np.abs(soft * 1.0 - small).mean() < 2.5, number
+    (record,) = caplog.records
+    assert "changes on the way from 128 x 96 (yuv420p) to" in record.getMessage()

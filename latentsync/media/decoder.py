@@ -45,6 +45,7 @@ __all__ = [
     "Span",
     "Tally",
     "decoded",
+    "form_of",
     "picture_stream",
     "progressive",
     "ticks",
@@ -316,12 +317,12 @@ def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
     waiting: deque[RawFrame | None] = deque()  # frames in the graph; None for one not wanted back
     last, form = None, None
     for raw in raws:
-        if graph is not None and form != _form(raw):
+        if graph is not None and form != form_of(raw):
             yield from _whole(graph, waiting, None)
             graph, last = None, None
         if graph is None and _woven(raw):
-            graph, form = _bwdif(raw), _form(raw)
-            if last is not None and _form(last) == form:
+            graph, form = _bwdif(raw), form_of(raw)
+            if last is not None and form_of(last) == form:
                 waiting.append(None)
                 graph.push(last)
         last = raw
@@ -370,7 +371,7 @@ def _bwdif(raw: RawFrame) -> Graph:
     return graph
 
 
-def _form(raw: RawFrame) -> tuple[int, int, str]:
+def form_of(raw: RawFrame) -> tuple[int, int, str]:
     return raw.width, raw.height, raw.format.name
 
 

@@ -261,11 +261,16 @@ def even_box(rect: tuple[float, float, float, float], *, width: int, height: int
 
 
 def from_raw(
-    raw: RawFrame, size: tuple[int, int], orientation: Orientation, colour: Colour
+    raw: RawFrame,
+    size: tuple[int, int],
+    orientation: Orientation,
+    colour: Colour,
+    own: Colour | None = None,
 ) -> VideoFrame:
     """A decoded picture of any format as an upright VideoFrame of `size` (width, height).
 
     8-bit 4:2:0 keeps its samples; everything else is converted, with matrix and range stated.
+    `own`: the picture's colour, where it is another than the wanted one.
     """
     width, height = size[::-1] if orientation.swap else size
     if _is_grey(raw):
@@ -278,7 +283,7 @@ def from_raw(
         pixels = _plane(rgb, 0, height, 3 * width).reshape(height, width, 3)
         planes = _to_yuv(pixels, colour, size[1])
     else:
-        planes = planes_of(_as_420(raw, width, height, colour, size[1]))
+        planes = planes_of(_as_420(raw, width, height, colour, size[1], own))
     upright = [_turned(plane, orientation) for plane in planes]
     return VideoFrame((upright[0], upright[1], upright[2]), colour)
 
@@ -294,8 +299,11 @@ def scaled(raw: RawFrame, size: tuple[int, int], colour: Colour, height: int) ->
     return _as_420(raw, *size, colour, height)
 
 
-def _as_420(raw: RawFrame, width: int, height: int, colour: Colour, upright: int) -> RawFrame:
-    unchanged = raw.format.name in (PIXEL_FORMAT, "yuvj420p")
+def _as_420(
+    raw: RawFrame, width: int, height: int, colour: Colour, upright: int, own: Colour | None = None
+) -> RawFrame:
+    own = own or colour
+    unchanged = raw.format.name in (PIXEL_FORMAT, "yuvj420p") and own == colour
     if unchanged and (raw.width, raw.height) == (width, height):
         return raw
     return raw.reformat(
@@ -303,9 +311,9 @@ def _as_420(raw: RawFrame, width: int, height: int, colour: Colour, upright: int
         height=height,
         format=PIXEL_FORMAT,
         interpolation=_EXACT,
-        src_colorspace=colour.space(upright),
+        src_colorspace=own.space(upright),
         dst_colorspace=colour.space(upright),
-        src_color_range=colour.levels,
+        src_color_range=own.levels,
         dst_color_range=colour.levels,
         threads=1,
     )

@@ -20,6 +20,7 @@ from latentsync.media.decoder import (
     Span,
     Tally,
     decoded,
+    form_of,
     picture_stream,
     ticks,
 )
@@ -106,6 +107,8 @@ class VideoReader:
         self._orientation, self._colour = look.orientation, look.colour
         self._times: array[int] | None = None
         self._lengths: array[int] = array("q", [0])
+        self._form = form_of(look.raw)
+        self._changes = set[tuple[int, int, str]]()  # that were told of
         self._tallies = [Tally()]
         self._seen = 0  # frames of `frames()` that there were
         self._still = self._upright(look.raw) if self.info.is_image else None
@@ -248,13 +251,27 @@ class VideoReader:
 
     def _upright(self, raw: RawFrame) -> VideoFrame:
         size = self.info.width, self.info.height
+        own = None
+        if (form := form_of(raw)) != self._form:
+            self._tell_of_change(form)
+            own = Colour.of(raw, form[0] if self._orientation.swap else form[1], self.pixel_aspect)
         try:
-            return from_raw(raw, size, self._orientation, self._colour)
+            return from_raw(raw, size, self._orientation, self._colour, own)
         except av.FFmpegError as error:
             raise MediaError(
                 f"{shown(self.path)} has pictures that can't be converted ({raw.format.name}:"
                 f" {error.strerror}): give it as yuv420p"
             ) from error
+
+    def _tell_of_change(self, form: tuple[int, int, str]) -> None:
+        """Broadcasts and joined clips change on the way; FFmpeg's command line scales them too."""
+        if form not in self._changes:
+            self._changes.add(form)
+            logger.warning(
+                "%s changes on the way from %d x %d (%s) to %d x %d (%s):"
+                " brought to the first size and colours",
+                *(shown(self.path), *self._form, *form),
+            )
 
     def _describe(self, look: _Look) -> VideoInfo:
         return VideoInfo(
