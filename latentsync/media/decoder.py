@@ -34,6 +34,7 @@ from latentsync.media.container import (
     shown,
     video_stream,
 )
+from latentsync.media.crop import Crop, crop_of, cropped
 from latentsync.media.limits import Limits
 from latentsync.media.timestamps import Continuity, SeekMap, best_effort, clock_restarts
 
@@ -158,6 +159,7 @@ class Decoder:
         self._stream.thread_type = "SLICE" if broadcast else "AUTO"
         self.unit = self._stream.time_base or Fraction(1, 1000)  # s per tick
         self._continuity = Continuity(self._container, self._stream, self._map)
+        self._crop = crop_of(self._container, self._stream)
 
     def constant_rate(self, fps: Fraction) -> ConstantRate:
         return ConstantRate(self._origin, self.unit, fps, frame_rate(self._stream) or fps)
@@ -225,7 +227,7 @@ class Decoder:
         by_dts: bool = False,
     ) -> Iterator[RawFrame]:
         """The frames of packets, each with its time; none is further away than is allowed."""
-        decoded = _decoded(packets, damage)
+        decoded = _decoded(packets, damage, self._crop)
         for raw in best_effort(decoded, self._stream, self._map, by_dts=by_dts):
             seconds = float((ticks(raw) + raw.duration - self._origin) * self.unit)
             self._limits.check_seconds(shown(self._path), seconds)
@@ -299,12 +301,15 @@ def _frames_after_key(timed: Iterator[RawFrame], start: int | None) -> Iterator[
 
 def decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[RawFrame]:
     """A stream's good frames, as they are in the file, each with its time as its pts."""
-    return best_effort(_decoded(demux(container, stream, damage), damage), stream)
+    packets = demux(container, stream, damage)
+    return best_effort(_decoded(packets, damage, crop_of(container, stream)), stream)
 
 
-def _decoded(packets: Iterable[Packet[Stream]], damage: Damage | None = None) -> Iterator[RawFrame]:
-    for packet in packets:
-        yield from decode(packet, RawFrame, damage)
+def _decoded(
+    packets: Iterable[Packet[Stream]], damage: Damage | None, crop: Crop | None
+) -> Iterator[RawFrame]:
+    raws = (raw for packet in packets for raw in decode(packet, RawFrame, damage))
+    return raws if crop is None else cropped(raws, crop)
 
 
 def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
