@@ -2,8 +2,10 @@
 
 import gc
 import logging
+import struct
 import subprocess
 import sys
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from latentsync.errors import MediaError
 from latentsync.media import VideoReader, VideoWriter
+from latentsync.media.crop import _of_matroska, _of_mp4
 from tests.clips import (
     ffmpeg,
     ffmpeg_says,
@@ -332,3 +335,75 @@ def test_a_clip_that_changes_on_the_way_is_brought_to_its_first_size(
         assert np.abs(soft * 1.0 - small).mean() < 2.5, number
     (record,) = caplog.records
     assert "changes on the way from 128 x 96 (yuv420p) to" in record.getMessage()
+
+
+# ---- pictures of which a part is shown -----------------------------------------------------------
+
+
+def with_clap(path: Path, out: Path, crop: tuple[int, int, int, int]) -> Path:
+    """The same MP4, whose track says how much is cut off its pictures: a `clap` box is put in."""
+    data = path.read_bytes()
+    entry = data.index(b"avc1", data.index(b"stsd")) - 4
+    length = struct.unpack(">I", data[entry : entry + 4])[0]
+    width, height = struct.unpack(">2H", data[entry + 32 : entry + 36])
+    left, top, right, bottom = crop
+    sizes = (width - left - right, 1, height - top - bottom, 1)
+    box = struct.pack(">I4s8i", 40, b"clap", *sizes, left - right, 2, top - bottom, 2)
+    whole = bytearray(data[: entry + length] + box + data[entry + length :])
+    starts = [
+        data.index(kind, data.index(b"moov")) - 4
+        for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
+    ]
+    for at in (*starts, entry):
+        grown = struct.unpack(">I", whole[at : at + 4])[0] + len(box)
+        whole[at : at + 4] = struct.pack(">I", grown)
+    out.write_bytes(whole)
+    return out
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "sps.mp4", "sps.ts"])
+@pytest.mark.parametrize("crop", [(10, 6, 4, 8), (32, 0, 0, 0), (0, 2, 16, 0)])
+def test_what_is_cut_off_a_picture_is_not_shown(tmp_path, suffix, crop):
+    left, top, right, bottom = crop
+    plain = write_clip(tmp_path / "plain.mp4", 30, size=(128, 96), g="10", bf="2")
+    path = tmp_path / f"out.{suffix}"
+    if "sps" in suffix:
+        sides = dict(zip(("left", "top", "right", "bottom"), crop, strict=True))
+        said = ":".join(f"crop_{side}={pixels}" for side, pixels in sides.items())
+        bsf = ("-bsf:v", f"h264_metadata={said}")
+        ffmpeg("-i", f"file:{plain}", "-c", "copy", *bsf, f"file:{path}")
+    else:
+        mp4 = with_clap(plain, tmp_path / "clap.mp4", crop)
+        ffmpeg("-i", f"file:{mp4}", "-c", "copy", f"file:{path}")
+    whole = [frame.planes() for frame in VideoReader(plain).frames()]
+    reader = VideoReader(path)
+    assert (reader.info.width, reader.info.height) == (128 - left - right, 96 - top - bottom)
+    for index in (*range(30), 11, 4):
+        (frame,) = reader.frames([index])
+        for plane, uncut, halved in zip(frame.planes(), whole[index], (1, 2, 2), strict=True):
+            rows = slice(top // halved, (96 - bottom) // halved)
+            columns = slice(left // halved, (128 - right) // halved)
+            assert np.array_equal(plane, uncut[rows, columns])
+    theirs = ffmpeg("-i", f"file:{path}", "-frames:v", 1, "-f", "rawvideo", "-")
+    if "sps" not in suffix or not left % 16:  # FFmpeg's command line is careless of the left there
+        (first,) = reader.frames([0])
+        assert theirs == b"".join(plane.tobytes() for plane in first.planes())
+
+
+@pytest.mark.parametrize("kind", [b"clap", b"stsd", b"avc1", b"\x54\xaa", b"\x54\xcc", b"\xe0"])
+def test_nonsense_about_the_crop_is_no_crop(tmp_path, kind):
+    plain = write_clip(tmp_path / "plain.mp4", 3, size=(128, 96))
+    path = with_clap(plain, tmp_path / "clap.mp4", (10, 6, 4, 8))
+    if len(kind) < 4:
+        mp4, path = path, tmp_path / "clap.mkv"
+        ffmpeg("-i", f"file:{mp4}", "-c", "copy", f"file:{path}")
+    data = bytearray(path.read_bytes())
+    at = data.index(kind)
+    for filler in (b"\xff" * 12, bytes(12), b"\x7f" + bytes(11)):
+        data[at + len(kind) : at + len(kind) + 12] = filler
+        path.write_bytes(data)
+        with path.open("rb") as file:
+            for reader in (_of_mp4, _of_matroska):
+                assert len(list(reader(file, len(data)))) <= 1
+        with suppress(MediaError):
+            list(VideoReader(path).frames())

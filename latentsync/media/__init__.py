@@ -3,6 +3,7 @@
 a file ->  formats.py     which formats are read, and the names of those that aren't
            container.py   opened by its content, within limits.py
            timestamps.py  jumps of its clock closed; a time for every frame
+           crop.py        the part of a picture that its container says is shown
            hdr.py         PQ and HLG to SDR first, once, by FFmpeg's binary
            decoder.py     decoded, deinterlaced, from any place on
            reader.py      frames by number: at a constant rate, or each source frame once

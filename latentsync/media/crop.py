@@ -121,7 +121,8 @@ def _of_mp4(file: BinaryIO, size: int) -> Iterator[Crop | None]:
         crop = None
         for table in _find(_boxes, file, track, b"mdia", b"minf", b"stbl", b"stsd"):
             for entry in islice(_boxes(file, table.start + 8, table.stop), 1):
-                size_of = struct.unpack(">2H", _read(file, entry.start + 24, entry.start + 28))
+                head = _read(file, entry.start + 24, entry.start + 28).ljust(4, b"\0")
+                size_of = struct.unpack(">2H", head)
                 inside = Span(b"", entry.start + _ENTRY_FIELDS, entry.stop)
                 for clap in _find(_boxes, file, inside, b"clap"):
                     crop = _clap(_read(file, clap.start, clap.stop), *size_of)
