@@ -10,7 +10,7 @@ from torch import Tensor
 from latentsync.mask import keep_mask, paste_share
 from latentsync.types import FloatArray
 
-__all__ = ["match_colour", "mouth_ring", "turned_away", "yaw"]
+__all__ = ["match_colour", "mouth_ring", "nose_places", "turned_away", "yaw"]
 
 LEVEL = 2 / 255  # a grey level, where colours are in [-1, 1]
 RING_ROWS = 0.75  # of the crop's height: what lies lower is chin and neck, which speech moves
@@ -87,13 +87,10 @@ def _mean_and_variance(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (values - mean[:, None]).square() @ share
 
 
-def yaw(points: FloatArray) -> NDArray[np.float64]:
-    """(n,) degrees by which each face is turned; positive to the picture's right.
+def nose_places(points: FloatArray) -> FloatArray:
+    """(n, 2) how far the nose base lies aside of the brows' middle and below it, by their distance.
 
-    Seen from the front the nose base lies below the brows' middle. It stands out before them, so a
-    turn by an angle moves it aside by its depth times the angle's tangent, in distances of the
-    brows as these appear. One depth serves all heads, and a nod of a turned head looks like more
-    or less of a turn: on drawn heads up to 30 degrees the answer is off by 4 degrees RMS.
+    Aside is positive to the picture's right, along the brows.
 
     Args:
         points: (n, 3, 2) frame px: left brow, right brow, nose base.
@@ -102,11 +99,26 @@ def yaw(points: FloatArray) -> NDArray[np.float64]:
         NaN where there is no face: points that aren't finite, or brows in one place.
     """
     left, right, nose = np.moveaxis(points.astype(np.float64), 1, 0)
-    brows = right - left
+    brows, down = right - left, nose - (left + right) / 2
     square = (brows**2).sum(axis=1)
     square[square < MIN_BROWS**2] = np.nan
-    aside = ((nose - (left + right) / 2) * brows).sum(axis=1) / square
-    return np.degrees(np.arctan(aside / NOSE_DEPTH))
+    aside = (down * brows).sum(axis=1) / square
+    below = (down[:, 1] * brows[:, 0] - down[:, 0] * brows[:, 1]) / square
+    return np.stack([aside, below], axis=1).astype(np.float32)
+
+
+def yaw(noses: FloatArray) -> NDArray[np.float64]:
+    """(n,) degrees by which each face is turned; positive to the picture's right.
+
+    Seen from the front the nose base lies below the brows' middle. It stands out before them, so a
+    turn by an angle moves it aside by its depth times the angle's tangent, in distances of the
+    brows as these appear. One depth serves all heads, and a nod of a turned head looks like more
+    or less of a turn: on drawn heads up to 30 degrees the answer is off by 4 degrees RMS.
+
+    Args:
+        noses: (n, 2) of `nose_places`; NaN gives NaN.
+    """
+    return np.degrees(np.arctan(noses[:, 0].astype(np.float64) / NOSE_DEPTH))
 
 
 def turned_away(

@@ -26,7 +26,7 @@ __all__ = ["Cache", "ClipCache", "Latents", "digest", "file_digest", "net_digest
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of what is written here, and of what is computed: raise it when either changes
+FORMAT = 3  # of what is written here, and of what is computed: raise it when either changes
 
 
 class _BytesOnly(diskcache.Disk):  # type: ignore[misc]  # it has no types
@@ -162,7 +162,7 @@ def _packed(tracks: list[FaceTrack]) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     for i, track in enumerate(tracks):
         parts = {"affine": track.affine, "found": track.found, "cut": track.cut}
-        parts["yaw"] = track.yaw
+        parts["nose"] = track.nose
         arrays |= {f"{name} {i}": part for name, part in parts.items() if part is not None}
         arrays[f"lost {i}"] = np.array(json.dumps(track.lost))
     file = io.BytesIO()
@@ -186,7 +186,7 @@ def _read(arrays: Any) -> list[FaceTrack]:  # noqa: ANN401 - of np.load
             found=arrays[f"found {i}"],
             cut=arrays.get(f"cut {i}"),
             lost=tuple((a, b, why) for a, b, why in json.loads(str(arrays[f"lost {i}"]))),
-            yaw=arrays.get(f"yaw {i}"),
+            nose=arrays.get(f"nose {i}"),
         )
         for i in range(int(arrays["count"]))
     ]

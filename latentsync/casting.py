@@ -11,7 +11,7 @@ import numpy as np
 
 from latentsync import align, faces
 from latentsync.ahead import ahead
-from latentsync.blend import turned_away, yaw
+from latentsync.blend import nose_places, turned_away, yaw
 from latentsync.cache import ClipCache, file_digest
 from latentsync.errors import NoFaceFound, OptionError, option_name
 from latentsync.faces import FaceChoice
@@ -121,7 +121,7 @@ def lost(
 def faces_found(tracks: Sequence[FaceTrack]) -> int:
     """Count the source frames with a face, also those in which it is turned too far."""
     seen = [
-        track.found if track.yaw is None else track.found | np.isfinite(track.yaw)
+        track.found if track.nose is None else track.found | np.isfinite(track.nose[:, 0])
         for track in tracks
     ]
     return int(np.any(seen, axis=0).sum())
@@ -129,7 +129,8 @@ def faces_found(tracks: Sequence[FaceTrack]) -> int:
 
 def _all_turned(track: FaceTrack, choice: FaceChoice, options: Options) -> str:
     """What to say where a face is found, but never without too much turn; else nothing."""
-    angles = np.abs(track.yaw[np.isfinite(track.yaw)]) if track.yaw is not None else np.zeros(0)
+    angles = np.zeros(0) if track.nose is None else np.abs(yaw(track.nose))
+    angles = angles[np.isfinite(angles)]
     if options.max_yaw is None or not len(angles):
         return ""
     return (
@@ -204,10 +205,10 @@ def _placed(face: faces.Track, options: Options, resolution: int, fps: float) ->
     track = align.face_track(
         face.points, face.found, resolution, *steadied, pixel_aspect=face.pixel_aspect
     )
-    turned = np.where(face.found, yaw(face.points), np.nan).astype(np.float32)
+    nose = np.where(face.found[:, None], nose_places(face.points), np.nan).astype(np.float32)
     lost, found = [(one.start, one.stop, one.reason) for one in face.reasons], track.found
     if options.max_yaw is not None:
-        away = turned_away(turned, options.max_yaw, fps, face.cut)
+        away = turned_away(yaw(nose), options.max_yaw, fps, face.cut)
         lost += [(a, b, "turned away") for a, b in faces.runs(found & away, 0, len(found))]
         found = found & ~away
-    return replace(track, cut=face.cut, lost=tuple(sorted(lost)), found=found, yaw=turned)
+    return replace(track, cut=face.cut, lost=tuple(sorted(lost)), found=found, nose=nose)

@@ -26,6 +26,7 @@ from latentsync.mask import keep_mask, paste_share
 from latentsync.network import Drawing, Work, in_range, levels
 from latentsync.occlusion import Occluder
 from latentsync.options import Options
+from latentsync.outline import outline_share
 from latentsync.reporter import Reporter
 from latentsync.speech import SpeechFeatures
 from latentsync.types import Box, FaceTrack, FloatArray, Frame, IntArray, Segment
@@ -237,6 +238,7 @@ class Painter:
             share = self._upscaler.share(affine)
         else:
             face = self._matched(group, place, face)
+        share = self._within(share, int(segment.source[place]))
         if strength < 1:
             share = strength * (torch.ones(self._side, self._side) if share is None else share)
         if self._occluder is not None and group.crops is not None:
@@ -252,12 +254,26 @@ class Painter:
         pasted = as_published.paste_face(region, box, face, affine, frame, share=share)
         return picture.pasted(box, pasted)
 
+    def _within(self, share: Tensor | None, index: int) -> Tensor | None:
+        """A share without what lies beside the face, where a source frame shows it turned.
+
+        The published geometry knows no outline, and a whole crop is pasted as it is.
+        """
+        noses = self._role.track.nose
+        if share is None or noses is None or self._as_published or self._options.paste == "crop":
+            return share
+        aside, below = noses[index].tolist()
+        face = outline_share(aside, below, share.shape[-1])
+        return share if face is None else share * torch.from_numpy(face)
+
     def _matched(self, group: Group, place: int, face: Tensor) -> Tensor:
         """A drawn crop, in the colours of its face where that is asked."""
         if not self._options.color_match or group.crops is None:
             return face
         pair = (face if self._as_published else in_range(face), in_range(group.crops[place]))
-        matched = match_colour(*pair, self._ring, self._hole)
+        ring = self._within(self._ring, int(group.segment.source[place]))
+        assert ring is not None
+        matched = match_colour(*pair, ring, self._hole)
         return matched if self._as_published else levels(matched)
 
     @property

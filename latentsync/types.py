@@ -103,13 +103,13 @@ class Face:
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """Where one face is in every source frame; 30 bytes a frame, so an hour is 3 MB."""
+    """Where one face is in every source frame; 34 bytes a frame, so an hour is 3 MB."""
 
     affine: FloatArray  # (n, 2, 3) frame px -> crop px; zeros where no face was found
     found: NDArray[np.bool_]  # (n,) whether a mouth can be drawn; not on a face turned away
     cut: NDArray[np.bool_] | None = None  # (n,) whether a new shot begins; None: nobody looked
     lost: tuple[tuple[int, int, str], ...] = ()  # frames [start, stop) without it, and why
-    yaw: FloatArray | None = None  # (n,) degrees, NaN without a face; None: nobody measured
+    nose: FloatArray | None = None  # (n, 2) `blend.nose_places`, NaN without a face; None: unknown
 
     def __len__(self) -> int:
         return len(self.found)
@@ -122,7 +122,7 @@ class FaceTrack:
             found=self.found[:frames],
             cut=None if self.cut is None else self.cut[:frames],
             lost=tuple(one for one in lost if one[0] < frames),
-            yaw=None if self.yaw is None else self.yaw[:frames],
+            nose=None if self.nose is None else self.nose[:frames],
         )
 
 

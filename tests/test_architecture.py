@@ -18,8 +18,8 @@ LAYERS = [
     {"devices", "ahead"},
     {"media", "timeline", "align", "mask", "mel", "models", "steady", "transfer"}
     | {"report", "reporter", "bars", "kept"},
-    {"archives", "cache", "as_published", "blend", "diffusion", "downloads", "faces", "speech"}
-    | {"upscale"},
+    {"archives", "cache", "as_published", "blend", "diffusion", "downloads", "faces", "outline"}
+    | {"speech", "upscale"},
     {"fetching"},
     {"weights", "voice_activity", "occlusion"},
     {"network"},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.blend import match_colour, mouth_ring, turned_away, yaw
+from latentsync.blend import match_colour, mouth_ring, nose_places, turned_away, yaw
 from latentsync.mask import keep_mask, paste_share
 from latentsync.synthetic import Identity, Mouth, Pose, draw_crop, landmarks
 from latentsync.synthetic.geometry import scene_view
@@ -103,7 +103,7 @@ def test_yaw_is_read_off_three_points():
         who = Identity.from_seed(seed)
         pose = Pose(pitch=rng.uniform(-0.15, 0.2), roll=rng.uniform(-0.3, 0.3))
         turned = [points(who, replace(pose, yaw=float(np.radians(a)))) for a in angles]
-        errors.append(yaw(np.array(turned)) - angles)
+        errors.append(yaw(nose_places(np.array(turned))) - angles)
     assert np.sqrt(np.mean(np.square(errors))) < 5.5
     assert np.abs(np.mean(errors, axis=0)).max() < 3
 
@@ -111,9 +111,13 @@ def test_yaw_is_read_off_three_points():
 def test_yaw_knows_no_place_size_or_lean():
     front = np.array([[0, 0], [40, 0], [20 + 0.376 * 40, 25]])
     lean = np.array([[0.8, 0.6], [-0.6, 0.8]])
-    seen = yaw(np.array([front, 3 * front @ lean + 100, front[[1, 0, 2]] * (-1, 1)], np.float32))
+    seen = yaw(
+        nose_places(
+            np.array([front, 3 * front @ lean + 100, front[[1, 0, 2]] * (-1, 1)], np.float32)
+        )
+    )
     np.testing.assert_allclose(seen, [45, 45, -45], atol=1e-3)
-    assert np.isnan(yaw(np.zeros((2, 3, 2), np.float32))).all()
+    assert np.isnan(nose_places(np.zeros((2, 3, 2), np.float32))).all()
 
 
 def test_a_face_beyond_the_limit_is_turned_away_and_no_other():

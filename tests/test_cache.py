@@ -121,7 +121,7 @@ def tracks(frames):
     found = np.arange(frames) % 3 > 0
     return [
         FaceTrack(affine, found, cut=~found, lost=((0, 1, "no face"),)),
-        FaceTrack(-affine, ~found, yaw=affine[:, 0, 0]),
+        FaceTrack(-affine, ~found, nose=affine[:, 0]),
     ]
 
 
@@ -131,7 +131,7 @@ def test_tracks_come_back_as_they_were(folder):
     assert cache.tracks("a", lambda: made) is made
     again = Cache(folder, MIB).tracks("a", lambda: pytest.fail("made again"))
     for one, other in zip(made, again, strict=True):
-        for name in ("affine", "found", "cut", "yaw"):
+        for name in ("affine", "found", "cut", "nose"):
             np.testing.assert_equal(getattr(other, name), getattr(one, name))
         assert other.lost == one.lost
 
