@@ -168,7 +168,8 @@ def test_a_missing_face_may_be_an_error(tmp_path, out):
     with pytest.raises(NoFaceFound) as caught:
         run(model, out, 40, source, on_missing="error")
     assert str(caught.value) == (
-        "source frames 15-24 (0.60 s on): no face; on_missing keep passes such frames through"
+        "source frames 15-24 (0.60 s on): no face; to let such frames pass through, set on_missing "
+        "to keep"
     )
     assert not out.exists()
 
