@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from latentsync.cli_shared import Device, Dtype, Model, ModelsDetector, Weights
+from latentsync.cli_shared import LOOPBACK, Device, Dtype, Model, ModelsDetector, Weights
 from latentsync.errors import BackendUnavailable
 
 __all__ = ["app"]
@@ -57,6 +57,7 @@ def app(
             restoring=enable_sr or None,
             max_upload_bytes=max_upload,
             max_seconds=max_seconds,
+            at_host=host in LOOPBACK,
         )
         typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         uvicorn.run(page, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)

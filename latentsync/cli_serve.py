@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentsync.cli_shared import Device, EngineName, Model, RayAddress, Weights, check_engine
+from latentsync.cli_shared import (
+    LOOPBACK,
+    Device,
+    EngineName,
+    Model,
+    RayAddress,
+    Weights,
+    check_engine,
+)
 from latentsync.errors import BackendUnavailable, OptionError
 
 if TYPE_CHECKING:
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["keys", "serve", "work"]
 
 STOP_SECONDS = 5  # in which requests that are being answered may end
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 log = logging.getLogger(__name__)
 

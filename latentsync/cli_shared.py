@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
+    "LOOPBACK",
     "AsJson",
     "Codec",
     "Crf",
@@ -43,6 +44,7 @@ __all__ = [
     "restoring_option",
 ]
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts that only this machine reaches
 ENGINES = ("local", "ray")
 
 

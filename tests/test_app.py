@@ -1,5 +1,6 @@
 """The web page without its Gradio: what is told of a run while it lasts, and what can be chosen."""
 
+import asyncio
 import sys
 import tempfile
 from contextlib import closing
@@ -12,11 +13,13 @@ from typer.testing import CliRunner
 
 from latentsync.cli_app import app
 from latentsync.errors import BackendUnavailable, Cancelled, InputError, MediaError, OptionError
-from latentsync.options import SPEEDS, Options
+from latentsync.faces.choice import WORDS
+from latentsync.options import RESTORERS, SPEEDS, Options
 from latentsync.page import run
-from latentsync.page.form import choices, options_of
-from latentsync.page.measure import Curves, drawn, measure
-from latentsync.page.run import Desk, speak
+from latentsync.page.form import choices, labelled, options_of
+from latentsync.page.measure import DARK, LIGHT, Curves, drawn, measure
+from latentsync.page.run import Desk, Given
+from latentsync.types import Progress
 from tests.clips import babble, write_sound
 from tests.page_stub import FACE_SIZE, StubLipSync, result_of
 from tests.stubs import numbered_clip, tiny_lipsync
@@ -31,7 +34,7 @@ def stub(tmp_path, monkeypatch):
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(run, "LOOK_EVERY", 0.005)
+    monkeypatch.setattr(run, "LOOK_SECONDS", 0.005)
     monkeypatch.setattr(run, "measure", lambda *_: NOTHING)
     yield StubLipSync()
     assert not any(folder.iterdir())
@@ -44,22 +47,43 @@ def desk(stub):
     desk.close()
 
 
-def test_a_run_is_told_until_its_curves_are_there(desk, stub):
-    told = []
-    with closing(speak(desk, Path("slow.mp4"), VOICE, Options(seed=3))) as steps:
-        for now in steps:
+def begun(desk, face, **options):
+    given = Given(Path(face), VOICE)
+    return desk.begin(f"{face} {len(desk._runs)}", given, Options(**options))
+
+
+def watched(run, until=lambda _: False):
+    """All that is shown of a run, to its end or until something is seen."""
+
+    async def watching():
+        told = []
+        async for now in run.watched():
             told.append(now)
-            if now.face is not None:
-                stub.released.set()
-            if now.result:
-                assert now.result.path.read_bytes() == stub.output
+            if until(now):
+                break
+        return told
+
+    return asyncio.run(watching())
+
+
+def drawing(now):
+    return now.face is not None
+
+
+def test_a_run_is_told_until_its_curves_are_there(desk, stub):
+    slow = begun(desk, "slow.mp4", seed=3)
+    told = watched(slow, until=drawing)
+    stub.released.set()
+    told += watched(slow)
     stages = [now.progress.stage for now in told]
     assert "generate" in stages
     assert stages[-1] == "measure"
     assert stages == sorted(stages, key=["wait", "load", "read", "generate", "measure"].index)
-    assert told[-1].face.shape == (*FACE_SIZE, 3)
-    assert told[-1].curves is NOTHING
-    assert told[-1].result.seed == 3
+    last = told[-1]
+    assert last.face.shape == (*FACE_SIZE, 3)
+    assert last.curves is NOTHING
+    assert last.result.seed == 3
+    assert last.result.path.read_bytes() == stub.output
 
 
 def test_a_run_without_curves_says_why(desk, monkeypatch):
@@ -67,44 +91,94 @@ def test_a_run_without_curves_says_why(desk, monkeypatch):
         raise InputError("no face")
 
     monkeypatch.setattr(run, "measure", no_face)
-    *_, last = speak(desk, Path("ann.mp4"), VOICE, Options())
+    last = watched(begun(desk, "ann.mp4"))[-1]
     assert last.result
-    assert (last.curves, last.unmeasured) == (None, "no face")
+    assert (last.curves, str(last.unmeasured)) == (None, "no face")
 
 
-def test_a_run_that_nobody_watches_is_given_up(desk, stub):
-    steps = speak(desk, Path("slow.mp4"), VOICE, Options())
-    next(now for now in steps if now.face is not None)
-    steps.close()
-    *_, last = speak(desk, Path("next.mp4"), VOICE, Options())  # when the first one has ended
+def test_a_run_that_nobody_watches_is_given_up(desk, stub, monkeypatch):
+    slow = begun(desk, "slow.mp4")
+    watched(slow, until=drawing)
+    monkeypatch.setattr(run, "UNWATCHED_SECONDS", 0.05)
+    following = begun(desk, "next.mp4")
+    while not slow.now.ended:
+        following.seen()
+    assert watched(following)[-1].result
     assert stub.ended == ["cancelled", "done"]
-    assert last.result
+    assert isinstance(slow.now.error, Cancelled)
 
 
-def test_a_run_that_waits_can_be_given_up(desk, stub):
-    first, second = (speak(desk, Path("slow.mp4"), VOICE, Options()) for _ in range(2))
-    next(now for now in first if now.face is not None)
-    assert next(second).progress.stage == "wait"
-    second.close()
+def test_a_page_that_is_loaded_anew_finds_its_run(desk, stub):
+    name = "0" * 32
+    desk.begin(name, Given(Path("slow.mp4"), VOICE, (3, "exact")), Options())
+    watched(desk.find(name), until=drawing)
+    assert desk.find(name).given == Given(Path("slow.mp4"), VOICE, (3, "exact"))
     stub.released.set()
-    assert list(first)[-1].result
-    assert stub.ended == ["done"]
+    assert watched(desk.find(name))[-1].result
+    assert watched(desk.find(name))[-1].result  # and again, when it has ended
+    assert desk.find("1" * 32) is None
+    with pytest.raises(InputError, match="begun before"):
+        desk.begin(name, Given(Path("ann.mp4"), VOICE), Options())
+
+
+def test_an_output_is_deleted_when_it_was_kept_long_enough(desk, monkeypatch):
+    first = begun(desk, "ann.mp4")
+    output = watched(first)[-1].result.path
+    monkeypatch.setattr(run, "KEEP_SECONDS", -1.0)
+    begun(desk, "ben.mp4")
+    assert not output.exists()
+    assert desk.find("ann.mp4 0") is None
+
+
+def test_what_is_cancelled_is_told_as_cancelled_at_once_and_for_good(desk, stub):
+    slow = begun(desk, "slow.mp4")
+    watched(slow, until=drawing)
+    slow.cancel()
+    (now,) = watched(slow)
+    assert isinstance(now.error, Cancelled)
+    while not slow.now.ended:
+        assert isinstance(slow.seen().error, Cancelled)
+    assert isinstance(watched(slow)[-1].error, Cancelled)
+    assert stub.ended == ["cancelled"]
+
+
+def test_a_run_that_waits_is_told_how_many_come_before_it(desk, stub):
+    first, second, third = (begun(desk, "slow.mp4") for _ in range(3))
+    watched(first, until=drawing)
+    assert second.seen().progress == Progress("wait", 1, None)
+    assert third.seen().progress == Progress("wait", 2, None)
+    second.cancel()
+    assert third.seen().progress == Progress("wait", 1, None)
+    stub.released.set()
+    assert watched(first)[-1].result
+    assert watched(third)[-1].result
+    assert stub.ended == ["done", "done"]
+
+
+def test_not_everybody_can_wait(desk, stub, monkeypatch):
+    monkeypatch.setattr(run, "MAX_WAITING", 1)
+    first = begun(desk, "slow.mp4")
+    waiting = begun(desk, "slow.mp4")
+    with pytest.raises(InputError, match="1 runs wait here already"):
+        begun(desk, "slow.mp4")
+    waiting.cancel()
+    assert begun(desk, "slow.mp4")
+    stub.released.set()
+    assert watched(first)[-1].result
 
 
 def test_a_page_that_is_closed_ends_its_run(desk, stub):
-    steps = speak(desk, Path("slow.mp4"), VOICE, Options())
-    next(now for now in steps if now.face is not None)
+    slow = begun(desk, "slow.mp4")
+    watched(slow, until=drawing)
     desk.close()
-    with pytest.raises(Cancelled):
-        list(steps)
+    assert isinstance(slow.now.error, Cancelled)
     assert stub.ended == ["cancelled"]
 
 
 @pytest.mark.parametrize(("name", "error"), [("broken.mp4", MediaError), ("bug.mp4", RuntimeError)])
 def test_errors_come_through_and_the_desk_stays_open(desk, name, error):
-    with pytest.raises(error):
-        list(speak(desk, Path(name), VOICE, Options()))
-    assert list(speak(desk, Path("ann.mp4"), VOICE, Options()))[-1].result
+    assert isinstance(watched(begun(desk, name))[-1].error, error)
+    assert watched(begun(desk, "ann.mp4"))[-1].result
 
 
 def test_the_model_is_loaded_once_by_the_first_run(stub):
@@ -113,7 +187,7 @@ def test_the_model_is_loaded_once_by_the_first_run(stub):
     with closing(desk):
         assert not loaded
         for _ in range(2):
-            assert list(speak(desk, Path("ann.mp4"), VOICE, Options()))[-1].result
+            assert watched(begun(desk, "ann.mp4"))[-1].result
     assert loaded == [1]
 
 
@@ -122,6 +196,10 @@ def test_choices_are_those_of_the_options():
     assert choices("fps") == ["25", "source"]
     for name in ("sync_mode", "on_missing", "silence"):
         assert all(Options(**{name: choice}) for choice in choices(name))
+    for name in ("speed", "fps", "sync_mode", "on_missing", "silence"):
+        assert [value for _, value in labelled(name)] == choices(name)
+    assert [value for _, value in labelled("face")] == list(WORDS)
+    assert [value for _, value in labelled("superres")] == ["none", *RESTORERS]
 
 
 def test_what_is_chosen_becomes_options():
@@ -192,6 +270,11 @@ def test_a_picture_says_what_it_shows():
         "opening of the mouth", "loudness",
     ]  # fmt: skip
     assert "SyncNet: confidence 7.1, offset -1 frames" in lower.get_title(loc="left")
+    for colours in (LIGHT, DARK):
+        figure = drawn(both, colours)
+        assert figure.patch.get_alpha() == 0  # the page's own ground shows through
+        titles = {axis.title.get_color() for axis in figure.axes}
+        assert titles | {axis._left_title.get_color() for axis in figure.axes} >= {colours["text"]}
     (only,) = drawn(Curves({}, {"motion": wave, "loudness": wave})).axes
     assert "Change of the mouth" in only.get_title(loc="left")
 

@@ -89,6 +89,7 @@ def address(stub, tmp_path_factory):
         patch.setattr(run, "measure", _measured_unless_stub)
         mount(app, lambda: LipSync.load("demo", device="cpu"), path="/demo", model="demo")
         mount(app, lambda: stub, path="/stub", restoring=True, max_upload_bytes=2**20)
+        patch.setattr(run, "UNWATCHED_SECONDS", 5.0)
         server = uvicorn.Server(
             uvicorn.Config(app, port=0, log_level="warning", ws="none", timeout_graceful_shutdown=1)
         )
@@ -161,11 +162,12 @@ def test_a_clip_is_made_to_speak(opened, tmp_path):
     page = opened("/demo/")
     give(page, EXAMPLES / "face.mp4", voice)
     page.wait_for_selector("#before video")
-    page.click("label:has-text('preview')")
+    page.click("label:has-text('first look')")
     page.click("#start")
     state(page, "Done")
     assert page.evaluate(PLAYED) == {"width": 512, "height": 512, "seconds": pytest.approx(0.64)}
-    page.wait_for_selector("#plot img")
+    page.wait_for_selector("#plot img.in-light")
+    assert page.locator("#plot img.in-dark").is_hidden()
     page.click("#both")
     page.wait_for_function("() => !document.querySelector('#before video').paused")
 
@@ -186,7 +188,7 @@ def test_errors_are_one_line_for_the_visitor(opened, files):
     state(page, "Give a clip or a photo first")
     give(page, files("broken.mp4"), files("voice.wav"))
     page.click("#start")
-    state(page, "Broken.mp4 is <b>not</b> media")
+    state(page, "Clip or photo (broken.mp4) is <b>not</b> media")
     page.wait_for_selector("#after", state="visible")
     give_again(page, files("bug.mp4"))
     page.click("#start")
@@ -202,7 +204,7 @@ def test_what_is_no_clip_is_said_in_one_line(opened, tmp_path):
     page.click("#start")
     page.wait_for_selector("#state [role=alert]")
     said = page.inner_text("#state")
-    assert "ext.mp4" in said
+    assert "Clip or photo (text.mp4) can't be read as media" in said
     assert "/" not in said.replace("mp4/", "")
 
 
@@ -222,9 +224,9 @@ def test_one_waits_for_the_other_and_sees_it(opened, files, stub):
     first.click("#start")
     first.wait_for_selector("#mouth img")
     second.click("#start")
-    second.wait_for_selector("#state :text-matches('queue: 1')")
+    state(second, "1 run before this one")
     third.click("#start")
-    third.wait_for_selector("#state :text-matches('queue: 2/2')")
+    state(third, "2 runs before this one")
     third.click("#cancel")
     state(third, "Cancelled")
     assert not stub.ended
@@ -249,10 +251,106 @@ def test_a_run_is_cancelled_and_nothing_is_left(opened, files, stub, tmp_path, m
     page.wait_for_selector("#mouth", state="hidden")
     eventually(lambda: stub.ended == ["cancelled"])
     eventually(lambda: not any(temporary.glob("latentsync-*")))
+    assert page.is_disabled("#cancel")
+    page.wait_for_timeout(1000)  # for whatever would come after it
+    state(page, "Cancelled")
+    assert page.locator(".error").count() == 0
     page.click("#start")  # and the page can be used again
     page.wait_for_selector("#mouth img")
-    page.close()  # who leaves gives the run up as well
+    page.close()  # who leaves for good gives the run up as well
     eventually(lambda: stub.ended == ["cancelled", "cancelled"])
+
+
+def test_a_page_that_is_loaded_anew_goes_on(opened, files, stub):
+    stub.released.clear()
+    page = opened("/stub/")
+    assert page.is_disabled("#cancel")
+    give(page, files("slow.mp4"), files("voice.wav"))
+    page.fill("#seed input", "77")
+    page.click("#start")
+    page.wait_for_selector("#mouth img")
+    assert page.is_disabled("#start")
+    page.reload()
+    page.wait_for_selector("#mouth img")
+    page.wait_for_selector("#given :text('slow')")
+    page.wait_for_selector("#voice #waveform", state="attached")
+    assert page.input_value("#seed input") == "77"
+    assert page.is_enabled("#cancel")
+    stub.released.set()
+    state(page, "Done")
+    assert page.is_enabled("#start")
+    assert page.is_disabled("#cancel")
+    page.reload()
+    state(page, "Done")
+    page.wait_for_selector("#after video")
+
+
+def test_on_a_phone_the_result_is_in_view(opened, files):
+    page = opened("/stub/", PHONE)
+    give(page, files("ann.mp4"), files("voice.wav"))
+    page.click("#start")
+    state(page, "Done")
+    page.wait_for_selector("#after video")
+    for what in ("#state", "#after"):
+        box = page.locator(what).bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= PHONE["height"]
+
+
+# The texts that can be seen and whose contrast with their ground is under what WCAG 2.2 wants of
+# them (1.4.3: 4.5, or 3 where they are large; controls that are disabled are exempt).
+PALE = """() => {
+  const parts = colour => {
+    const context = Object.assign(document.createElement("canvas"), {width: 1, height: 1})
+      .getContext("2d", {willReadFrequently: true});
+    context.fillStyle = colour;
+    context.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
+  const light = rgb => rgb.map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = element => {
+    const own = parts(getComputedStyle(element).backgroundColor);
+    if (own[3] === 1) return own.slice(0, 3);
+    return over(own, element.parentElement ? ground(element.parentElement) : [255, 255, 255]);
+  };
+  const pale = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement, style = getComputedStyle(element);
+    const text = texts.currentNode.textContent.trim();
+    if (!text || !element.checkVisibility({opacityProperty: true, visibilityProperty: true}))
+      continue;
+    if (element.closest(":disabled") || ["SCRIPT", "STYLE"].includes(element.tagName)) continue;
+    const below = ground(element), [a, b] = [light(over(parts(style.color), below)), light(below)];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const size = parseFloat(style.fontSize), bold = parseInt(style.fontWeight) >= 700;
+    if (contrast < (size >= 24 || bold && size >= 18.66 ? 3 : 4.5))
+      pale.push(`${text.slice(0, 40)}: ${contrast.toFixed(2)}`);
+  }
+  return pale;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read(opened, files, scheme):
+    page = opened(f"/stub/?__theme={scheme}")
+    for folded in ("More options", "Super-resolution"):
+        page.click(f"text={folded}")
+    page.wait_for_selector("#sr_stability")
+    assert page.evaluate(PALE) == []
+    give(page, files("ann.mp4"), files("voice.wav"))
+    page.click("#start")
+    state(page, "Done")
+    page.wait_for_selector(f"#plot img.in-{scheme}")
+    assert page.locator("#plot img").filter(visible=True).count() == 1
+    assert page.evaluate(PALE) == []
+    page.evaluate("document.querySelector('#state b').style.color = '#999'")
+    (pale,) = [one for one in page.evaluate(PALE) if one.startswith("Done")] or [None]
+    assert bool(pale) == (scheme == "light")
 
 
 def eventually(what):

@@ -7,29 +7,37 @@ import importlib.util
 import logging
 import mimetypes
 import os
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager, closing
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import cv2
 import gradio as gr
 import numpy as np
+from anyio import to_thread
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from latentsync import align
-from latentsync import options as ranges
 from latentsync.bodies import BoundedBody
-from latentsync.errors import Cancelled, InputError, LatentSyncError
-from latentsync.faces.choice import WORDS
-from latentsync.options import Options
-from latentsync.page.form import choices, options_of
-from latentsync.page.measure import drawn
-from latentsync.page.run import Desk, Shown, speak
+from latentsync.errors import (
+    HOST,
+    Asker,
+    BackendUnavailable,
+    Cancelled,
+    InputError,
+    LatentSyncError,
+)
+from latentsync.page import look
+from latentsync.page.choices import choices_shown
+from latentsync.page.form import options_of
+from latentsync.page.measure import DARK, LIGHT, Curves, drawn
+from latentsync.page.run import Desk, Given, Run, Shown
 from latentsync.pipeline import LipSync
 from latentsync.types import Frame, Progress, Result
 
@@ -40,10 +48,9 @@ log = logging.getLogger(__name__)
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"  # of a checkout
 LOOK_FOR_OLD_SECONDS, KEEP_SECONDS = 300, 3600  # of uploads and outputs
 UPLOADS = "/gradio_api/upload"  # streamed to disk by Gradio, up to `max_file_size`
-MAX_WAITING = 32  # visitors
 BUG = "Something went wrong here, and not by what you gave. The log of this page says what it was."
 STAGES = {
-    "wait": "Waiting for the run before",
+    "wait": "Waiting",
     "load": "Loading the model",
     "read": "Listening to the voice",
     "detect": "Finding the face",
@@ -51,28 +58,6 @@ STAGES = {
     "finish": "Writing the clip",
     "measure": "Measuring how mouth and voice go together",
 }
-PLAY_BOTH = """() => {
-  const videos = [...document.querySelectorAll(".pane video")].filter(video => video.currentSrc);
-  videos.forEach((video, i) => {
-    video.currentTime = 0; video.muted = i < videos.length - 1; video.play();
-  });
-}"""
-CSS = """
-.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important }
-.intro p { margin: 0; color: var(--body-text-color-subdued) }
-.pane video, .pane img { object-fit: contain }
-#voice button .wrap { min-height: 8em }
-#state { min-height: 4.3em; padding: .8em 1em }
-#state p { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1em; margin: 0 }
-#state span { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums }
-#state progress { appearance: none; display: block; width: 100%; height: .5em; margin-top: .5em;
-  border: 0; border-radius: 1em; overflow: hidden; background: var(--border-color-primary) }
-#state progress::-webkit-progress-bar { background: var(--border-color-primary) }
-#state progress::-webkit-progress-value { background: var(--color-accent) }
-#state progress::-moz-progress-bar { background: var(--color-accent) }
-#state .failed { color: #b3261e; font-weight: 600; overflow-wrap: anywhere }
-.dark #state .failed { color: #ff8a80 }
-"""
 
 
 def mount(
@@ -84,6 +69,7 @@ def mount(
     restoring: bool | None = None,
     max_upload_bytes: int = 2 * 2**30,
     max_seconds: float = 1800.0,
+    at_host: bool = False,
 ) -> None:
     """Put the page onto an application.
 
@@ -94,6 +80,7 @@ def mount(
         restoring: whether super-resolution can be chosen; default where spandrel is installed.
         max_upload_bytes: of one file.
         max_seconds: of a clip, and of a sound.
+        at_host: whether visitors sit at this machine, and are told what is wrong with it.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     if restoring is None:
@@ -107,7 +94,7 @@ def mount(
 
     gr.mount_gradio_app(
         app,
-        _page(desk, model, restoring, max_seconds),
+        _page(desk, model, restoring, max_seconds, at_host),
         path=path,
         root_path=path if path != "/" else None,  # else addresses of examples' files lack it
         app_kwargs={
@@ -121,61 +108,59 @@ def mount(
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        css=CSS,
+        theme=look.theme(),
+        css=look.CSS,
     )
 
 
 @dataclass(frozen=True)
 class Told:
-    """The components in which a run is told."""
+    """The components in which a run is told, and the buttons that depend on one."""
 
+    start: gr.Button
+    cancel: gr.Button
     state: gr.HTML
     mouth: gr.Image
     spoken: gr.Video
     both: gr.Button
-    plot: gr.Plot
+    plot: gr.HTML
 
     def all(self) -> list[Any]:
-        return [self.state, self.mouth, self.spoken, self.both, self.plot]
+        return list(vars(self).values())
 
 
-def _page(desk: Desk, model: str, restoring: bool, max_seconds: float) -> gr.Blocks:
+News = dict[Any, Any]
+"""The components that change, each with its new value."""
+
+
+def _page(desk: Desk, model: str, restoring: bool, max_seconds: float, at_host: bool) -> gr.Blocks:
     with gr.Blocks(
         title="LatentSync",
         analytics_enabled=False,
         delete_cache=(LOOK_FOR_OLD_SECONDS, KEEP_SECONDS),
     ) as page:
         gr.Markdown(_introduction(model), elem_classes="intro")
+        name = gr.Textbox(visible=False)  # filled in by the browser: look.BEGUN, look.ASKED
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 face, voice = _inputs()
-                chosen = _choices_shown(restoring)
+                chosen = choices_shown(restoring)
             with gr.Column(scale=3, min_width=320):
                 with gr.Row():
                     start = gr.Button("Speak", variant="primary", elem_id="start", min_width=80)
-                    cancel = gr.Button("Cancel", elem_id="cancel", min_width=80)
-                before, told = _results()
+                    cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", min_width=80)
+                before, told = _results(start, cancel)
         face.change(_before, face, before, queue=False, api_visibility="private")
-        running = start.click(
-            partial(_run, desk, tuple(chosen), max_seconds, told),
-            [face, voice, *chosen.values()],
-            told.all(),
-            concurrency_limit=1,
-            show_progress="full",
-            show_progress_on=told.state,
-            api_visibility="private",
-        )
-        cancel.click(
-            lambda: {told.state: _told("Cancelled", "nothing was kept"), **_ended(told)},
-            None,
-            told.all(),
-            cancels=running,
-            queue=False,
-            api_visibility="private",
-        )
-        told.both.click(None, js=PLAY_BOTH, api_visibility="private")
-    page.queue(max_size=MAX_WAITING, api_open=False)
+        given = [face, voice, *chosen.values()]
+        visits = Visits(desk, given, tuple(chosen), told, max_seconds, at_host)
+        # Nothing of Gradio's own is shown of events: a run itself says what becomes of it.
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        every: dict[str, Any] = {"concurrency_limit": None, **quiet}
+        start.click(visits.begin, [name, *given], told.all(), js=look.BEGUN, **every)
+        page.load(visits.restore, [name], [*given, *told.all()], js=look.ASKED, **every)
+        cancel.click(visits.cancel, [name], told.all(), js=look.ASKED, queue=False, **quiet)
+        told.both.click(None, js=look.PLAY_BOTH, api_visibility="private")
+    page.queue(api_open=False)
     return page
 
 
@@ -195,12 +180,12 @@ def _inputs() -> tuple[gr.File, gr.Audio]:
     return face, voice
 
 
-def _results() -> tuple[list[Any], Told]:
+def _results(start: gr.Button, cancel: gr.Button) -> tuple[list[Any], Told]:
     """What was given, as a clip or as a photo; and what becomes of it."""
     state = gr.HTML(_told("Ready", ""), elem_id="state", container=True, padding=False)
     pane: dict[str, Any] = {"interactive": False, "height": 340, "min_width": 240}
     pane["elem_classes"] = "pane"
-    with gr.Row():
+    with gr.Row(elem_classes="results"):
         clip = gr.Video(label="Before", buttons=[], elem_id="before", **pane)
         photo = gr.Image(label="Before", visible=False, buttons=[], elem_id="photo", **pane)
         mouth = gr.Image(
@@ -208,8 +193,8 @@ def _results() -> tuple[list[Any], Told]:
         )
         spoken = gr.Video(label="After", buttons=["download"], elem_id="after", **pane)
     both = gr.Button("Play both", visible=False, size="sm", elem_id="both")
-    plot = gr.Plot(show_label=False, visible=False, elem_id="plot")
-    return [clip, photo], Told(state, mouth, spoken, both, plot)
+    plot = gr.HTML(visible=False, elem_id="plot", padding=False)
+    return [clip, photo], Told(start, cancel, state, mouth, spoken, both, plot)
 
 
 def _introduction(model: str) -> str:
@@ -226,72 +211,6 @@ def _examples(face: gr.File, voice: gr.Audio) -> None:
         )
 
 
-def _choices_shown(restoring: bool) -> dict[str, Any]:
-    """The components, by the names of the fields of Options."""
-    usual = Options()
-    shown: dict[str, Any] = {
-        "guidance_scale": gr.Slider(
-            0, ranges.MAX_GUIDANCE, usual.guidance_scale, step=0.1, label="Guidance",
-            info="Above 1 the voice counts for more, at twice the time.",
-        ),
-    }  # fmt: skip
-    shown |= {
-        "speed": gr.Radio(choices("speed"), value=usual.speed, label="Speed"),
-        "seed": gr.Number(
-            usual.seed, label="Seed", precision=0, minimum=0, maximum=ranges.MAX_SEED,
-            info="Equal seeds draw equal mouths; 0 draws a seed.",
-        ),
-    }  # fmt: skip
-    with gr.Accordion("More options", open=False):
-        shown |= {
-            "steps": gr.Slider(
-                0, ranges.MAX_STEPS, 0, step=1, label="Steps", info="0: as many as the speed takes."
-            ),
-            "sync_mode": gr.Dropdown(
-                choices("sync_mode"), value=usual.sync_mode, label="Where the voice is longer"
-            ),
-            "fps": gr.Radio(choices("fps"), value=usual.fps, label="Frames a second"),
-            "face": gr.Dropdown(
-                list(WORDS), value=usual.face, label="Whose mouth", allow_custom_value=True,
-                info="Or a point x,y in px, with @seconds for a later time.",
-            ),
-            "on_missing": gr.Radio(
-                choices("on_missing"), value=usual.on_missing, label="Frames without the face"
-            ),
-            "silence": gr.Radio(
-                choices("silence"), value=usual.silence, label="While nobody speaks"
-            ),
-            "color_match": gr.Checkbox(usual.color_match, label="Match colours of mouth and face"),
-            "crf": gr.Slider(
-                0, ranges.MAX_CRF, usual.crf, step=1, label="CRF", info="Lower: better, larger."
-            ),
-        }  # fmt: skip
-    if restoring:
-        with gr.Accordion("Super-resolution", open=False):
-            shown |= _restoring(usual)
-    for name, component in shown.items():
-        component.elem_id = name
-    return shown
-
-
-def _restoring(usual: Options) -> dict[str, Any]:
-    def share(name: str, label: str) -> gr.Slider:
-        return gr.Slider(0, 1, getattr(usual, name), step=0.05, label=label)
-
-    return {
-        "superres": gr.Radio(
-            ["none", *ranges.RESTORERS], value=usual.superres, label="Restore the face",
-            info="CodeFormer is not for commercial use.",
-        ),
-        "sr_ratio": gr.Slider(
-            *ranges.RATIOS, usual.sr_ratio, step=0.5, label="Times the model's resolution"
-        ),
-        "mask_smooth": share("mask_smooth", "Softness of its rim"),
-        "sr_weight": share("sr_weight", "CodeFormer's fidelity"),
-        "sr_stability": share("sr_stability", "Stability over time"),
-    }  # fmt: skip
-
-
 def _before(path: str | None) -> tuple[Any, Any]:
     """What was given, in the pane that can show it; by its name, for this is only for the eye."""
     picture = bool(path) and (mimetypes.guess_type(path or "")[0] or "").startswith("image/")
@@ -301,70 +220,157 @@ def _before(path: str | None) -> tuple[Any, Any]:
     )
 
 
-def _run(
-    desk: Desk,
-    names: tuple[str, ...],
-    max_seconds: float,
-    told: Told,
-    face: str | None,
-    voice: str | None,
-    *values: Any,  # noqa: ANN401 - as the components give them
-) -> Generator[dict[Any, Any], None, None]:
-    """A visitor's run: for each moment the components that change."""
-    yield {
-        told.state: _told(STAGES["wait"], ""),
-        told.mouth: gr.update(visible=False),
-        told.spoken: gr.update(value=None, visible=True),
-        told.both: gr.update(visible=False),
-        told.plot: gr.update(value=None, visible=False),
-    }
-    try:
-        if not face or not voice:
-            missing = "a clip or a photo" if not face else "a voice"
-            raise InputError(f"give {missing} first")
-        options = options_of(dict(zip(names, values, strict=True)), max_seconds=max_seconds)
+@dataclass(frozen=True)
+class Visits:
+    """What the page's events do. A visitor's run is told by one event at a time, to its end."""
+
+    desk: Desk
+    given: list[Any]  # the components of the clip, of the voice, and of the options
+    names: tuple[str, ...]  # of the options
+    told: Told
+    max_seconds: float
+    at_host: bool
+
+    async def begin(
+        self,
+        name: str,
+        face: str | None,
+        voice: str | None,
+        *values: Any,  # noqa: ANN401 - as the components give them
+    ) -> AsyncIterator[News]:
+        """Begin a run of that name, and tell it."""
+        try:
+            if not face or not voice:
+                missing = "a clip or a photo" if not face else "a voice"
+                raise InputError(f"give {missing} first")
+            chosen = dict(zip(self.names, values, strict=True))
+            options = options_of(chosen, max_seconds=self.max_seconds)
+            run = self.desk.begin(name, Given(Path(face), Path(voice), values), options)
+        except LatentSyncError as error:
+            yield {self.told.state: _failed(error.told(self._asker())), **self._idle()}
+            return
+        async for news in self._watched(run):
+            yield news
+
+    async def restore(self, name: str) -> AsyncIterator[News]:
+        """Where a page is loaded anew: what was given, and the run as it goes on."""
+        run = self.desk.find(name)
+        if run is None:
+            yield {self.told.state: gr.skip()}
+            return
+        paths = [str(path) if path.exists() else None for path in (run.given.face, run.given.voice)]
+        yield dict(zip(self.given, (*paths, *run.given.values), strict=True))
+        async for news in self._watched(run):
+            yield news
+
+    def cancel(self, name: str) -> News:
+        """Give a run up; whoever tells it sees that, and says the same at last."""
+        run = self.desk.find(name)
+        if run is None or run.now.ended:
+            return {self.told.cancel: gr.skip()}
+        run.cancel()
+        if run.now.result is not None:  # only its curves are missing
+            return {self.told.cancel: gr.update(interactive=False)}
+        return {self.told.state: CANCELLED, **self._idle()}
+
+    async def _watched(self, run: Run) -> AsyncIterator[News]:
+        yield self._begun()
         last = Shown(Progress("wait", 0, None))
-        with closing(speak(desk, Path(face), Path(voice), options)) as steps:
-            for now in steps:
-                yield _news(last, now, told)
-                last = now
-    except Cancelled:
-        yield {told.state: _told("Cancelled", "nothing was kept"), **_ended(told)}
-    except LatentSyncError as error:
-        yield {told.state: _failed(_without_folders(str(error), face, voice)), **_ended(told)}
-    except Exception:
-        log.exception("a run of the page failed")
-        yield {told.state: _failed(BUG), **_ended(told)}
+        async for now in run.watched():
+            if now.ended:
+                yield await self._ended(run, last, now)
+            else:  # also where there is no news: Gradio sees only then whether anybody listens
+                yield self._news(last, now)
+            last = now
 
+    def _begun(self) -> News:
+        return {
+            self.told.state: _told(STAGES["wait"], ""),
+            self.told.start: gr.update(interactive=False),
+            self.told.cancel: gr.update(interactive=True),
+            self.told.mouth: gr.update(visible=False),
+            self.told.spoken: gr.update(value=None, visible=True),
+            self.told.both: gr.update(visible=False),
+            self.told.plot: gr.update(value="", visible=False),
+        }
 
-def _ended(told: Told) -> dict[Any, Any]:
-    """No face is being drawn any more."""
-    return {told.mouth: gr.update(visible=False), told.spoken: gr.update(visible=True)}
+    def _news(self, last: Shown, now: Shown) -> News:
+        """What `now` changes while the run goes on."""
+        at, told = now.progress, self.told
+        news: News = {told.state: _told(STAGES.get(at.stage, at.stage), "", at.done, at.total)}
+        if at.stage == "wait":
+            runs = f"{at.done} run{'' if at.done == 1 else 's'} before this one"
+            news[told.state] = _told(STAGES["wait"], runs if at.done else "")
+        if now.face is not None and now.face is not last.face and now.result is None:
+            news[told.mouth] = gr.update(value=_upright(now.face), visible=True)
+            news[told.spoken] = gr.update(visible=False)
+        if now.result is not None and last.result is None:
+            news[told.mouth] = gr.update(visible=False)
+            news[told.spoken] = gr.update(value=str(now.result.path), visible=True)
+            news[told.both] = gr.update(visible=True)
+        return news
 
+    async def _ended(self, run: Run, last: Shown, now: Shown) -> News:
+        asker = self._asker(run)
+        if isinstance(now.error, Cancelled):
+            return {self.told.state: CANCELLED, **self._idle()}
+        if isinstance(now.error, LatentSyncError):
+            if not isinstance(now.error, InputError):
+                log.warning("a run of the page failed: %s", now.error)
+            return {self.told.state: _failed(now.error.told(asker)), **self._idle()}
+        if now.error or now.result is None:
+            log.error("a run of the page failed", exc_info=now.error)
+            return {self.told.state: _failed(BUG), **self._idle()}
+        unmeasured = now.unmeasured.told(asker) if now.unmeasured else ""
+        news = self._idle() | self._news(last, now)
+        news[self.told.state] = _told("Done", _summary(now.result, unmeasured))
+        if now.curves:
+            shown = await to_thread.run_sync(_pictures, now.curves)
+            news[self.told.plot] = gr.update(value=shown, visible=bool(shown))
+        return news
 
-def _news(last: Shown, now: Shown, told: Told) -> dict[Any, Any]:
-    """The components that `now` changes."""
-    at = now.progress
-    state = _told(STAGES.get(at.stage, at.stage), "", at.done, at.total)
-    if now.result is not None and (now.curves or now.unmeasured):
-        state = _told("Done", _summary(now.result, now.unmeasured))
-    news: dict[Any, Any] = {told.state: state}
-    if now.face is not None and now.face is not last.face and now.result is None:
-        news[told.mouth] = gr.update(value=_upright(now.face), visible=True)
-        news[told.spoken] = gr.update(visible=False)
-    if now.result is not None and last.result is None:
-        news[told.mouth] = gr.update(visible=False)
-        news[told.spoken] = gr.update(value=str(now.result.path), visible=True)
-        news[told.both] = gr.update(visible=True)
-    if now.curves and not last.curves:
-        news[told.plot] = gr.update(value=drawn(now.curves), visible=True)
-    return news
+    def _idle(self) -> News:
+        """Nothing runs, and no face is being drawn."""
+        return {
+            self.told.start: gr.update(interactive=True),
+            self.told.cancel: gr.update(interactive=False),
+            self.told.mouth: gr.update(visible=False),
+            self.told.spoken: gr.update(visible=True),
+        }
+
+    def _asker(self, run: Run | None = None) -> Asker:
+        """What a visitor calls things: as the page does."""
+        face, voice, *chosen = (component.label for component in self.given)
+        labels = dict(zip(self.names, chosen, strict=True)) | ({HOST: ""} if self.at_host else {})
+        paths = {}
+        if run:
+            given = run.given
+            paths = {
+                str(given.face): f"{face} ({given.face.name})",
+                str(given.voice): f"{voice} ({given.voice.name})",
+                str(run.output): "the output",
+            }
+        return Asker(labels.get, paths, at_host=self.at_host)
 
 
 def _upright(crop: Frame) -> Frame:
     """A crop in the face's own proportions."""
     size = (round(crop.shape[0] * align.BOX_WIDTH / align.BOX_HEIGHT), crop.shape[0])
     return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _pictures(curves: Curves) -> str:
+    """HTML of the curves, for light and for dark; nothing where there is nothing to draw with."""
+    shown = []
+    try:
+        for name, colours in (("light", LIGHT), ("dark", DARK)):
+            file = BytesIO()
+            drawn(curves, colours).savefig(file, format="svg")
+            address = f"data:image/svg+xml;base64,{b64encode(file.getvalue()).decode()}"
+            shown.append(f'<img class="in-{name}" alt="Curves of mouth and voice" src="{address}">')
+    except BackendUnavailable as error:
+        log.warning("%s", error)
+    return "".join(shown)
 
 
 def _summary(result: Result, unmeasured: str) -> str:
@@ -388,8 +394,4 @@ def _failed(line: str) -> str:
     return f'<p role="alert" class="failed">{escape(line[:1].upper() + line[1:])}</p>'
 
 
-def _without_folders(line: str, *paths: str | None) -> str:
-    """The line with names in place of paths: where uploads lie is nobody's business."""
-    for path in filter(None, paths):
-        line = line.replace(f"{Path(path).parent}{os.sep}", "")
-    return line
+CANCELLED = _told("Cancelled", "nothing was kept")

@@ -3,16 +3,58 @@
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
-from latentsync.errors import OptionError
+from latentsync.errors import OptionError, option_name
 from latentsync.faces import FaceChoice
 from latentsync.options import Options
 
-__all__ = ["choices", "options_of"]
+__all__ = ["choices", "labelled", "options_of"]
+
+# What the values of an option are called; the others speak for themselves.
+LABELS = {
+    "sync_mode": {
+        "bounce": "Play the clip to and fro (bounce)",
+        "pingpong": "The same, as the published code does it (pingpong)",
+        "loop": "Play the clip again from its start (loop)",
+        "freeze": "Hold the last picture (freeze)",
+        "cut_off": "End with the clip (cut_off)",
+        "silence": "Play to and fro; after a shorter voice, show the rest of the clip (silence)",
+        "remap": "Slow the clip down, or speed it up (remap)",
+    },
+    "fps": {"25": "25 a second", "source": "As many as the clip has"},
+    "speed": {
+        "exact": "Best (exact)",
+        "fast": "About twice as fast (fast)",
+        "preview": "For a first look (preview)",
+    },
+    "on_missing": {"keep": "Leave them as they are", "error": "Stop with an error"},
+    "silence": {
+        "generate": "Draw it like the rest",
+        "keep": "Keep the mouth of the clip",
+        "close": "Close it",
+    },
+    "face": {
+        "largest": "The largest face",
+        "left": "The face at the left",
+        "right": "The face at the right",
+        "center": "The face in the middle",
+        "all": "All faces",
+    },
+    "superres": {
+        "none": "No",
+        "gfpgan": "GFPGAN",
+        "codeformer": "CodeFormer (not for commercial use)",
+    },
+}
 
 
 def choices(name: str) -> list[str]:
     """The values that a field of Options may have, in their order."""
     return list(get_args(get_type_hints(Options)[name]))
+
+
+def labelled(name: str) -> list[tuple[str, str]]:
+    """The values of an option on the page, each behind what it is called."""
+    return [(label, value) for value, label in LABELS[name].items()]
 
 
 def options_of(values: Mapping[str, Any], *, max_seconds: float) -> Options:
@@ -40,6 +82,6 @@ def _refuse_files(face: str) -> None:
     try:
         choice = FaceChoice.parse(face)
     except OptionError as error:
-        raise OptionError(f"face {face[:80]!r}; {wanted}") from error
+        raise OptionError(f"{option_name('face')} {face[:80]!r}; {wanted}") from error
     if choice.picture:
-        raise OptionError(f"face {face[:80]!r}; {wanted}")
+        raise OptionError(f"{option_name('face')} {face[:80]!r}; {wanted}")

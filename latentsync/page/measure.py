@@ -27,11 +27,13 @@ from latentsync.types import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curves", "drawn", "measure"]
+__all__ = ["DARK", "LIGHT", "Curves", "drawn", "measure"]
 
 MAX_SECONDS = 120.0  # of an output that is measured: finding its face again takes its time
 SIZE = (8.0, 2.2)  # inches of a picture, and of each plot in it
-COLOURS = {"mouth": "#1f6fb4", "motion": "#1f6fb4", "loudness": "#d9822b"}
+# On white and on Gradio's dark grey: text of 4.5:1 or more, curves of 3:1 or more (WCAG 2.2).
+LIGHT = {"text": "#1f2937", "mouth": "#1f6fb4", "motion": "#1f6fb4", "loudness": "#b45309"}
+DARK = {"text": "#e5e7eb", "mouth": "#60a5fa", "motion": "#60a5fa", "loudness": "#fbbf24"}
 LABELS = {"mouth": "opening of the mouth", "motion": "motion of the mouth", "loudness": "loudness"}
 
 
@@ -106,8 +108,8 @@ def _metrics(lipsync: LipSync) -> list[Metric]:
     return metrics
 
 
-def drawn(found: Curves) -> "Figure":
-    """A picture of the curves, for a page.
+def drawn(found: Curves, colours: Mapping[str, str] = LIGHT) -> "Figure":
+    """A picture of the curves, for a page; its ground is transparent.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
@@ -121,23 +123,36 @@ def drawn(found: Curves) -> "Figure":
     plots = [["mouth", "motion", "loudness"], ["sync_conf_local"]]
     plots = [there for plot in plots if (there := [name for name in plot if name in found.curves])]
     figure = Figure(figsize=(SIZE[0], SIZE[1] * len(plots)), layout="constrained")
+    figure.patch.set_alpha(0)
+    text = colours["text"]
     for axis, names in zip(figure.subplots(len(plots), squeeze=False)[:, 0], plots, strict=True):
         for name in names:
             curve = found.curves[name]
             seconds = np.arange(len(curve)) / float(FPS)
             level = _standard(curve) if len(names) > 1 else curve
             axis.plot(
-                seconds, level, color=COLOURS.get(name), label=LABELS.get(name), linewidth=1.6
+                seconds,
+                level,
+                color=colours.get(name, colours["mouth"]),
+                label=LABELS.get(name),
+                linewidth=1.6,
             )
-        axis.set_title(_title(names, found.figures), loc="left", fontsize=10)
-        axis.set_xlabel("seconds", fontsize=8)
-        axis.tick_params(labelsize=8)
+        axis.patch.set_alpha(0)
+        axis.set_title(_title(names, found.figures), loc="left", fontsize=10, color=text)
+        axis.set_xlabel("seconds", fontsize=8, color=text)
+        axis.tick_params(labelsize=8, colors=text)
         axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(text)
         axis.margins(x=0)
         if len(names) > 1:
             axis.set_yticks([])
             axis.legend(
-                fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1)
+                fontsize=8,
+                frameon=False,
+                ncols=2,
+                loc="lower right",
+                bbox_to_anchor=(1, 1),
+                labelcolor=text,
             )
     return figure
 

@@ -1,114 +1,181 @@
-"""Runs that somebody watches: one at a time, told step by step, and stopped when nobody listens."""
+"""Runs of visitors: one at a time, told step by step, kept when their page is loaded anew."""
 
 import threading
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from latentsync.errors import LatentSyncError
+from anyio import sleep
+
+from latentsync.errors import Cancelled, InputError, LatentSyncError
 from latentsync.options import Options
 from latentsync.page.measure import Curves, measure
 from latentsync.pipeline import LipSync
 from latentsync.types import Frame, Progress, Result
 
-__all__ = ["Desk", "Shown", "speak"]
+__all__ = ["Desk", "Given", "Run", "Shown"]
 
-LOOK_EVERY = 0.25  # seconds; how often the page is told what is new
+LOOK_SECONDS = 0.25  # from one look at a run to the next
+UNWATCHED_SECONDS = 60.0  # after which a run is given up: its page was closed, not loaded anew
+KEEP_SECONDS = 3600.0  # how long an ended run can be looked at
+MAX_WAITING = 32  # runs
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a visitor gave, as a page that is loaded anew shows it again."""
+
+    face: Path
+    voice: Path
+    values: tuple[Any, ...] = ()  # of the components, in their order
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to see of a run. Stages: "wait", "load", "read", `run`'s own, "measure"."""
+    """What there is to see of a run. Stages: "wait", "load", "read", `LipSync.run`'s, "measure"."""
 
     progress: Progress
     face: Frame | None = None  # the last one drawn, squeezed into a square
-    result: Result | None = None  # its file is there until the run is asked for more, or closed
+    result: Result | None = None
     curves: Curves | None = None
-    unmeasured: str = ""  # why there will be no curves
+    unmeasured: LatentSyncError | None = None  # why there are no curves
+    error: Exception | None = None  # why there is no result
+    ended: bool = False
+
+
+class Run:
+    """One run, from the moment it is asked for. `now` is replaced as it goes on."""
+
+    def __init__(self, desk: "Desk", given: Given, options: Options) -> None:
+        self.given, self.now = given, Shown(Progress("wait", 0, None))
+        self._desk, self._options = desk, options
+        self._noting = threading.Lock()  # faces come from another thread
+        self._cancelled = threading.Event()
+        self._watched_at = time.monotonic()
+        self._folder = TemporaryDirectory(prefix="latentsync-page-")
+        self.output = Path(self._folder.name) / f"{given.face.stem}-speaking.mp4"
+
+    def cancel(self) -> None:
+        """End it at its next step; whoever watches sees it as ended at once."""
+        self._cancelled.set()
+
+    async def watched(self) -> AsyncIterator[Shown]:
+        """The run as it is every LOOK_SECONDS, and at last as it ended."""
+        while not (now := self.seen()).ended:
+            yield now
+            await sleep(LOOK_SECONDS)
+        yield now
+
+    def seen(self) -> Shown:
+        """The run as it is, for somebody who watches it."""
+        self._watched_at = time.monotonic()
+        now = self.now
+        if self._cancelled.is_set() and now.result is None:
+            return Shown(now.progress, error=Cancelled("cancelled"), ended=True)
+        if now.progress.stage == "wait":
+            return replace(now, progress=Progress("wait", self._desk.before(self), None))
+        return now
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody has to wait for it."""
+        return self.now.ended or self._cancelled.is_set()
+
+    def ended_since(self) -> float:
+        """Seconds since somebody last looked at it, once it ended; before that 0."""
+        return time.monotonic() - self._watched_at if self.now.ended else 0.0
+
+    def work(self) -> None:
+        """Run, and measure; in the desk's thread."""
+        try:
+            self._note(progress=Progress("load", 0, None))
+            self._check()
+            lipsync = self._desk.lipsync()
+            self._note(progress=Progress("read", 0, None))
+            result = lipsync.run(
+                self.given.face,
+                self.given.voice,
+                self.output,
+                options=self._options,
+                progress=lambda at: self._note(progress=at),
+                cancelled=self._given_up,
+                preview=lambda face: self._note(face=face),
+            )
+            self._note(result=result, progress=Progress("measure", 0, None))
+            self._measure(lipsync, result)
+        except Exception as error:  # noqa: BLE001 - whoever watches is told
+            self._note(error=error)
+            self.forget()
+        self._note(ended=True)
+
+    def forget(self) -> None:
+        """Delete the output."""
+        self._folder.cleanup()
+
+    def _measure(self, lipsync: LipSync, result: Result) -> None:
+        try:
+            self._note(curves=measure(lipsync, result, self._options, self._given_up))
+        except LatentSyncError as error:
+            self._note(unmeasured=error)
+
+    def _note(self, **news: Any) -> None:  # noqa: ANN401 - fields of Shown
+        with self._noting:
+            self.now = replace(self.now, **news)
+
+    def _given_up(self) -> bool:
+        alone = time.monotonic() - self._watched_at > UNWATCHED_SECONDS
+        return alone or self._cancelled.is_set() or self._desk.closed.is_set()
+
+    def _check(self) -> None:
+        if self._given_up():
+            raise Cancelled("cancelled before it began")
 
 
 class Desk:
-    """A model, loaded when the first asks for it, and a thread in which runs wait for each other.
-
-    A run that was given up may still be at a step of the network when the next one asks: that one
-    then waits, though Gradio's own queue takes it for running.
-    """
+    """A model, loaded by the first run, and a thread in which runs wait for each other."""
 
     def __init__(self, load: Callable[[], LipSync]) -> None:
         self.lipsync = cache(load)
         self.closed = threading.Event()  # set: everything that runs is given up
+        self._runs: dict[str, Run] = {}  # in the order in which they were asked for
         self._pool = ThreadPoolExecutor(1, "latentsync-page")
+        self._lock = threading.Lock()
 
-    def later(self, work: Callable[[], Any]) -> Future[Any]:
-        return self._pool.submit(work)
+    def begin(self, name: str, given: Given, options: Options) -> Run:
+        """A run of that name, which waits for its turn.
+
+        Raises:
+            InputError: too many wait already, or the name is taken.
+        """
+        with self._lock:
+            for old in [one for one, run in self._runs.items() if run.ended_since() > KEEP_SECONDS]:
+                self._runs.pop(old).forget()
+            if sum(not run.over for run in self._runs.values()) > MAX_WAITING:
+                raise InputError(f"{MAX_WAITING} runs wait here already; try again in a while")
+            if name in self._runs:
+                raise InputError("this run was begun before; load the page anew")
+            run = self._runs[name] = Run(self, given, options)
+        self._pool.submit(run.work)
+        return run
+
+    def find(self, name: str) -> Run | None:
+        """The run of that name, which whoever began it knows."""
+        return self._runs.get(name)
+
+    def before(self, waiting: Run) -> int:
+        """How many runs come before this one."""
+        with self._lock:
+            runs = list(self._runs.values())
+        return sum(not run.over for run in runs[: runs.index(waiting)])
 
     def close(self) -> None:
+        """Give everything up, and delete all outputs."""
         self.closed.set()
         self._pool.shutdown(cancel_futures=True)
-
-
-def speak(desk: Desk, video: Path, voice: Path, options: Options) -> Generator[Shown, None, None]:
-    """One run, as it is every quarter of a second; at last the output, then its curves.
-
-    The output is a temporary file. Who closes the generator gives the run up, and can do so even
-    while nothing new is told: it ends at its next step, in its own thread, and leaves nothing.
-
-    Raises:
-        LatentSyncError: as `LipSync.run`, and what loading the model raises.
-    """
-    given_up = threading.Event()
-    folder = TemporaryDirectory(prefix="latentsync-page-")
-    output = Path(folder.name) / f"{video.stem}-speaking.mp4"
-    now, noting = Shown(Progress("wait", 0, None)), threading.Lock()
-
-    def note(**news: Any) -> None:  # noqa: ANN401 - fields of Shown
-        nonlocal now
-        with noting:  # faces come from another thread
-            now = replace(now, **news)
-
-    def progress(at: Progress) -> None:
-        note(progress=at)
-
-    def cancelled() -> bool:
-        return given_up.is_set() or desk.closed.is_set()
-
-    def run() -> None:
-        progress(Progress("load", 0, None))
-        lipsync = desk.lipsync()
-        progress(Progress("read", 0, None))
-        result = lipsync.run(
-            video,
-            voice,
-            output,
-            options=options,
-            progress=progress,
-            cancelled=cancelled,
-            preview=lambda face: note(face=face),
-        )
-        note(result=result, progress=Progress("measure", 0, None))
-
-    def look() -> None:
-        assert now.result is not None
-        try:
-            note(curves=measure(desk.lipsync(), now.result, options, cancelled))
-        except LatentSyncError as error:
-            note(unmeasured=str(error))
-
-    work = None
-    try:
-        for step in (run, look):
-            work = desk.later(step)
-            while not work.done():
-                wait([work], LOOK_EVERY)
-                yield now
-            work.result()
-        yield now
-    finally:
-        given_up.set()
-        if work:
-            work.cancel()
-            work.add_done_callback(lambda _: folder.cleanup())
+        for run in self._runs.values():
+            run.forget()
