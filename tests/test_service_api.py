@@ -79,12 +79,15 @@ def test_an_output_becomes_an_input(home, ann):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"audio": None}, "audio"),
-        ({"video": "file:///etc/passwd"}, "video"),
-        ({"video": "http://ann:word@example.org/x.mp4"}, "user name"),
-        ({"audio": "https:///x.mp4"}, "its host"),
+        ({"audio": None}, "audio: "),
+        (
+            {"video": "file:///etc/passwd"},
+            "video: it has another form than wanted; http(s) address",
+        ),
+        ({"video": "http://ann:word@example.org/x.mp4"}, "video: 'http://example.org/x.mp4' comes"),
+        ({"audio": "https:///x.mp4"}, "audio: 'https:///x.mp4' is no URL (its host"),
         ({"audio": f"{BASE}/files/0123/4567/voice.wav"}, "no file '0123/4567/voice.wav'"),
-        ({"frobnicate": 1}, "frobnicate"),
+        ({"frobnicate": 1}, "frobnicate: this request has no such field"),
         ({"guidance_scale": 11}, "from 0 to 10"),
         ({"guidance_scale": "much"}, "guidance_scale"),
         ({"steps": 51}, "from 1 to 50"),

@@ -13,8 +13,15 @@ import torch
 from sqlalchemy import select, update
 
 from latentsync import LipSync, devices
-from latentsync.errors import BackendUnavailable, Cancelled, NoFaceFound
+from latentsync.errors import (
+    BackendUnavailable,
+    Cancelled,
+    MediaError,
+    NoFaceFound,
+    with_option,
+)
 from latentsync.service import worker
+from latentsync.service.fetching import FetchRefused
 from latentsync.service.housekeeping import Housekeeping
 from latentsync.service.settings import Settings
 from latentsync.service.signing import check_webhook
@@ -539,3 +546,25 @@ def test_without_a_compiler_a_gpu_works_unless_kernels_were_asked_for(monkeypatc
     assert given == [True, False]
     with pytest.raises(BackendUnavailable, match="no compiler"):
         load(Settings(compile=True))
+
+
+def test_a_failed_task_names_the_field_that_was_wrong(home, monkeypatch):
+    """Never where the worker keeps its files, nor what only a command line can choose."""
+
+    class Model:
+        def run(self, _video, audio, _output, **_):
+            raise MediaError(f"{str(audio)!r} has no sound{with_option('detector', ', by x')}")
+
+    monkeypatch.setattr("latentsync.pipeline.LipSync.load", lambda *_, **__: Model())
+    ann = home.person()
+    task = ann.speaking()
+    home.worker(load(home.service.settings)).work_once()
+    assert ann.result(task)["error"] == "audio has no sound"
+
+    def refused(url, *_, **__):
+        raise FetchRefused(f"{url} isn't there: give another")
+
+    monkeypatch.setattr("latentsync.service.worker.fetch", refused)
+    task = ann.submit()
+    home.worker().work_once()
+    assert ann.result(task)["error"].startswith(f"video: {ELSEWHERE['video']} isn't there")

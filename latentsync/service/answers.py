@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from latentsync.errors import BackendUnavailable, InputError, LatentSyncError, OutputError
 from latentsync.service.files import ShareFull, StorageFull
 from latentsync.service.outages import NoRoom, Outage, is_full
-from latentsync.service.requests import asker
+from latentsync.service.requests import DESCRIPTIONS, asker
 from latentsync.service.signing import BadSignature
 from latentsync.service.storage import NotStored
 from latentsync.service.tables import Task
@@ -210,6 +210,11 @@ class Problem(BaseModel):
     data: dict[str, Any] = {}  # always empty
 
 
+WORDS = {  # of what pydantic says in its own
+    "missing": "it is missing",
+    "extra_forbidden": "this request has no such field",
+    "string_pattern_mismatch": "it has another form than wanted",
+}
 MEANINGS = {
     HTTPStatus.BAD_REQUEST: "The request can't be fulfilled; the message names the field.",
     HTTPStatus.UNAUTHORIZED: "No valid key.",
@@ -296,7 +301,10 @@ def answer_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return problem(HTTPStatus.BAD_REQUEST, f"{where}: {first['msg']}")
+        said = WORDS.get(first["type"], first["msg"])
+        if where in DESCRIPTIONS:
+            said = f"{said}; {DESCRIPTIONS[where]}"
+        return problem(HTTPStatus.BAD_REQUEST, f"{where}: {said}")
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_: Request, _error: ClientDisconnect) -> JSONResponse:

@@ -19,6 +19,7 @@ from latentsync.options import RESTORERS, Options
 from latentsync.service.settings import Settings
 
 __all__ = [
+    "DESCRIPTIONS",
     "DeleteRequest",
     "PageRequest",
     "TaskRequest",
@@ -144,6 +145,15 @@ class DeleteRequest(_Strict):
     """Which tasks."""
 
     ids: list[str] = Field(max_length=MAX_PAGE)
+
+
+DESCRIPTIONS = {
+    name: field.description
+    for model in (TaskRequest, UploadRequest, PageRequest, DeleteRequest)
+    for name, field in model.model_fields.items()
+    if field.description
+}
+"""What is said of fields, by their names."""
 
 
 def options_of(asked: dict[str, Any], settings: Settings) -> Options:

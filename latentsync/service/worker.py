@@ -15,6 +15,7 @@ from latentsync.errors import (
     Cancelled,
     InputError,
     LatentSyncError,
+    about,
     in_words_of,
 )
 from latentsync.options import Options
@@ -176,7 +177,8 @@ class Worker:
         bounds = Bounds(
             max_bytes=settings.max_upload_bytes, allow_private=settings.private_addresses
         )
-        fetch(lease.input[what], target, bounds=bounds, cancel=cancelled)
+        with about(what):
+            fetch(lease.input[what], target, bounds=bounds, cancel=cancelled)
         return target
 
     def _store(self, name: str, output: Path, cancelled: Callable[[], bool]) -> None:
