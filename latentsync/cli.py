@@ -124,6 +124,7 @@ def _root(
     if not verbose:
         warnings.simplefilter("ignore")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it sets its level when it is imported
 
 
 @app.command()

@@ -31,7 +31,7 @@ COPY_BYTES = 1 << 20
 SPARE_BYTES = 1 << 28  # left free on the disk
 SHA256_DIGITS = 64  # the hub's ETag of a large file is its sha256
 FULL = {errno.ENOSPC, errno.EDQUOT}
-NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
 IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST}
 
 
@@ -86,7 +86,10 @@ def fetch(item: Download, folder: Path, progress: ByteProgress | None = None) ->
                 log.info(
                     "fetching %s from %s (licence: %s)", item.target, item.source, item.licence
                 )
-                _check_room(item, folder, os.fstat(file.fileno()).st_size)
+                have = os.fstat(file.fileno()).st_size
+                _check_room(item, folder, have)
+                if progress:
+                    progress(have, None if item.is_zipped else item.size)
                 _fill(item, file, progress)
                 if item.is_zipped:
                     _unpack(item, file, staging, target)
@@ -269,13 +272,13 @@ def _explain(item: Download, target: Path, error: Exception) -> str:
     name = getattr(error, "filename2", None) or getattr(error, "filename", None) or target
     if number in FULL:
         return f"the disk is full while fetching {item.target}; make room and run it again"
-    if number in NOT_WRITABLE:
+    if number in IN_THE_WAY:
+        return f"{name} is a file where {target} needs a folder; move it away"
+    if number in NOT_WRITABLE or name != target:  # errors of the network name no file
         return (
             f"{name} can't be written ({os.strerror(number or 0)}); let this account write "
             "there, or name another folder with --weights or $LATENTSYNC_WEIGHTS"
         )
-    if number in IN_THE_WAY:
-        return f"{name} is a file where {target} needs a folder; move it away"
     if isinstance(error, OfflineModeIsEnabled):
         return (
             f"{item.target} is not in the hub's cache, and $HF_HUB_OFFLINE forbids to fetch it; "

@@ -381,7 +381,7 @@ def test_a_disk_that_fills_up_keeps_what_came(hub, folder, monkeypatch):
     assert fetching._staging(on_hub(), folder).read_bytes() == CONTENT[:100]
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
 def test_a_folder_that_cannot_be_written(folder, monkeypatch, number):
     def refuse(path, *_args, **_kwargs):
         raise OSError(number, os.strerror(number), str(path))
@@ -645,7 +645,7 @@ def test_progress_counts_the_bytes_of_the_file(hub, folder, monkeypatch):
     fetch_set("one", folder, progress=lambda *one: told.append(one))
     counts = [done for _, done, _ in told]
     assert counts == sorted(counts)
-    assert counts[0] > 1000
+    assert counts[0] == 1000  # before anything comes
     assert told[-1] == (on_hub(), len(CONTENT), len(CONTENT))
 
 
