@@ -9,6 +9,7 @@ from latentsync.cluster import fleet as fleets
 from latentsync.cluster.fleet import Fleet, serving
 from latentsync.cluster.scaling import IDLE_SECONDS, wanted
 from latentsync.errors import OptionError
+from latentsync.service.outages import Outage
 from tests.service import house, joined
 from tests.test_cluster import two_nodes
 
@@ -124,6 +125,20 @@ def test_one_that_ends_is_followed_after_a_pause_that_grows(clock, tmp_path, cap
     assert max(gaps) <= 32
     assert gaps[-1] > 25
     assert "no weights" in caplog.text
+
+
+def test_a_database_that_is_away_is_a_line_in_the_log(tmp_path, monkeypatch, caplog):
+    with house(tmp_path) as home:
+
+        def away():
+            fleet._stopping.set()
+            raise Outage("the database is away")
+
+        fleet = Fleet(Ray(), home.service.settings, away, least=0, most=1)
+        monkeypatch.setattr(fleet._stopping, "wait", lambda _: None)
+        fleet._keep()
+    assert "the fleet is not looked after: the database is away" in caplog.text
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_what_can_t_be_served(tmp_path):

@@ -16,6 +16,7 @@ from latentsync.cluster.scaling import wanted
 from latentsync.cluster.session import cluster, replicas_that_fit
 from latentsync.errors import OptionError
 from latentsync.service.core import Service
+from latentsync.service.outages import Outage
 from latentsync.service.settings import Settings
 from latentsync.service.worker import Run, Worker, load
 
@@ -123,7 +124,9 @@ class Fleet:
         while not self._stopping.is_set():
             try:
                 self._look()
-            except Exception:  # the database is away for a moment, say
+            except Outage as outage:
+                log.warning("the fleet is not looked after: %s", outage)
+            except Exception:
                 log.exception("the fleet could not be looked after")
             self._stopping.wait(LOOK_EVERY)
 

@@ -35,6 +35,7 @@ class Keys:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._noted: dict[str, float] = {}  # key id -> when its use was last noted, or tried to be
 
     def create(
         self,
@@ -89,7 +90,9 @@ class Keys:
             key = session.scalar(
                 select(Key).where(Key.digest == _digest(shown), Key.revoked_at.is_(None))
             )
-        if key and (key.used_at or 0) < time.time() - NOTED_EVERY:
+        long_ago = time.time() - NOTED_EVERY
+        if key and max(key.used_at or 0, self._noted.get(key.id, 0)) < long_ago:
+            self._noted[key.id] = time.time()  # also where that can't be stored now
             # Who only looks at tasks can do so while the database is locked.
             with suppress(Outage), self._database.writing() as session:
                 session.execute(update(Key).where(Key.id == key.id).values(used_at=time.time()))
