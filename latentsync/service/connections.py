@@ -8,8 +8,10 @@ head is complete. So this is the protocol class that uvicorn is given, by its op
 
 import asyncio
 import resource
+from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 __all__ = ["Connection", "connections_allowed"]
 
@@ -22,47 +24,56 @@ MAX_CONNECTIONS = 1000
 FILES_PER_CONNECTION = 2  # its socket, and what is uploaded or downloaded by it
 OTHER_FILES = 200  # of the database, the storage, libraries
 
+# Of each server, the connections on which no request is being answered: idle for longest first.
+IDLE: WeakKeyDictionary[ServerState, dict["Connection", None]] = WeakKeyDictionary()
+
 
 class Connection(H11Protocol):
     """One connection; ended where its client keeps it waiting."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._waiting_since = self.loop.time()
+        self._idle = IDLE.setdefault(self.server_state, {})
         self._watched: RequestResponseCycle | None = None
         self._body_bytes = self._unsent_bytes = 0
         self._body_seconds = self._stalled_seconds = 0.0
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
         self._make_room()
+        self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        self._idle.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._body_bytes += len(data)
         super().data_received(data)
 
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._idle.pop(self, None)
+
     def on_response_complete(self) -> None:
-        self._waiting_since = self.loop.time()
+        self._wait_for_head()
         super().on_response_complete()
 
-    @property
-    def _idle(self) -> bool:
-        """Whether no request is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+    def _wait_for_head(self) -> None:
+        """Note that no request is being answered from now on."""
+        self._waiting_since = self.loop.time()
+        self._idle[self] = None
 
     def _make_room(self) -> None:
         """Of `limit_concurrency` connections, end the one that has been idle for longest.
 
         Where requests are being answered on all of them, uvicorn answers the new one with 503.
         """
-        here = [one for one in self.connections if not one.transport.is_closing()]
-        if self.limit_concurrency is not None and len(here) >= self.limit_concurrency:
-            others = (one for one in here if isinstance(one, Connection) and one is not self)
-            idle = [one for one in others if one._idle]
-            if idle:
-                min(idle, key=lambda one: one._waiting_since).transport.abort()
+        limit = self.limit_concurrency
+        if limit is not None and len(self.connections) >= limit and self._idle:
+            longest = next(iter(self._idle))
+            self._idle.pop(longest)
+            longest.transport.abort()
 
     def _check(self) -> None:
         if self._overdue():
@@ -82,7 +93,7 @@ class Connection(H11Protocol):
             self._unsent_bytes, self._stalled_seconds = unsent, 0.0
         if self._stalled_seconds > STALL_SECONDS:
             return True
-        if self._idle:
+        if self.cycle is None or self.cycle.response_complete:
             return self.loop.time() - self._waiting_since > HEAD_SECONDS
         if self.cycle.more_body and not (
             self.flow.read_paused or self.cycle.waiting_for_100_continue
