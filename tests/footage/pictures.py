@@ -51,6 +51,32 @@ def open_gop(zoo):
     return zoo.convert("open_gop.ts", "-c:v mpeg2video -bf 2 -g 6 -q:v 2", "plain")
 
 
+def without_times(zoo, suffix):
+    """Converted it to a container that keeps no presentation times, with B-frames all the same."""
+    return zoo.convert(f"without_times.{suffix}", "-c:v libx264 -bf 3 -crf 18", "plain")
+
+
+def joined(zoo, suffix):
+    """Put two recordings behind each other with `cat`; the second one's clock begins anew."""
+    codecs = {"ts": "-c:v libx264 -c:a aac", "mpg": "-c:v mpeg2video -q:v 2 -c:a mp2"}[suffix]
+    piece = zoo.convert(f"piece.{suffix}", f"{codecs} -bf 2", "talkie")
+    path = zoo.at(f"joined.{suffix}")
+    path.write_bytes(2 * piece.read_bytes())
+    return path
+
+
+def switched(zoo):
+    """Recorded a broadcast that goes over to another size and sound in the middle."""
+    small = "-vf scale=192:192 -pix_fmt yuv422p -ar 22050 -ac 2"
+    parts = [
+        zoo.convert(f"switched_{n}.ts", f"-c:v libx264 -c:a aac {how}", "talkie")
+        for n, how in enumerate(("", small))
+    ]
+    path = zoo.at("switched.ts")
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
 def cut_by_copy(zoo):
     """Cut it without coding anew: an edit list hides the frames before the cut."""
     return zoo.convert("cut_by_copy.mp4", "-c copy", "plain", before="-ss 0.4")
