@@ -97,6 +97,10 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
             choices=["25", "source"],
             default="25",
         ),
+        audio_track: str = Input(
+            description="Of a sound with several tracks: auto, its number from 1, or a language.",
+            default="auto",
+        ),
         face: str = Input(
             description="largest, left, right, center, all, or a place x,y@seconds in px.",
             default="largest",
@@ -154,6 +158,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
                 steps=int(inference_steps) or None,
                 sync_mode=sync_mode,
                 fps=fps,
+                audio_track=audio_track,
                 face=face,
                 on_missing=on_missing,
                 speed=speed,

@@ -12,6 +12,7 @@ import typer
 from latentsync.bars import bars, shown_on
 from latentsync.cli_shared import (
     AsJson,
+    AudioTrack,
     Codec,
     Crf,
     Device,
@@ -198,6 +199,7 @@ def generate(
     audio: Audio = None,
     output: Output = None,
     model: Model = "v1.6",
+    audio_track: AudioTrack = "auto",
     guidance_scale: Guidance = 1.0,
     seed: Seed = None,
     silence: Silence = "generate",
@@ -328,10 +330,12 @@ def _voices(speakers: list[str], audio: Path | None) -> dict[str, Path]:
 
 def _summary(result: Result) -> str:
     untouched = sum(stop - start for start, stop, _ in result.passed_through)
+    several = {said for said in result.sound_tracks.values() if not said.startswith("track 1 of 1")}
+    sound = f"sound: {' and '.join(sorted(several))}; " if several else ""
     return (
         f"{result.frames} frames, {result.seconds:.2f} s, {result.width}x{result.height}; "
         f"face in {result.faces_found} of {result.source_frames} source frames, "
-        f"{untouched} frames untouched; model {result.model}, detector {result.detector}, "
+        f"{untouched} frames untouched; {sound}model {result.model}, detector {result.detector}, "
         f"{result.device} {result.dtype}, seed {result.seed}; "
         f"took {result.timings['total']:.1f} s"
     )

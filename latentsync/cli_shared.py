@@ -17,6 +17,7 @@ __all__ = [
     "ENGINES",
     "LOOPBACK",
     "AsJson",
+    "AudioTrack",
     "Codec",
     "Crf",
     "Device",
@@ -93,6 +94,15 @@ SrWeight = Annotated[
 ]
 SrStability = Annotated[
     float, restoring_option(help="0-1, how much a restored frame takes on from those before it.")
+]
+
+AudioTrack = Annotated[
+    str,
+    typer.Option(
+        metavar="N|LANGUAGE",
+        help="Of a sound with several tracks the number, from 1, or the language (en, eng, ...); "
+        "auto: the main one, unless that is silent.",
+    ),
 ]
 
 encoding_option = partial(typer.Option, rich_help_panel="Encoding")

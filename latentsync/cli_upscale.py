@@ -10,6 +10,7 @@ import typer
 from latentsync.bars import bars, shown_on
 from latentsync.cli_shared import (
     AsJson,
+    AudioTrack,
     Codec,
     Crf,
     Device,
@@ -58,6 +59,7 @@ def upscale(
     sr_weight: SrWeight = 0.5,
     sr_stability: SrStability = 0.5,
     whole_frame: WholeFrame = False,
+    audio_track: AudioTrack = "auto",
     face: Face = "all",
     detector: DetectorName = "insightface",
     codec: Codec = "h264",

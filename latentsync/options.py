@@ -1,5 +1,6 @@
 """What one call asks for: `Options`, and how much work it takes: `Effort`."""
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,8 @@ MAX_DETECT_EVERY = 50  # frames
 MAX_BATCH = 16  # groups
 RATIOS = (1, 4)  # crops beyond would be larger than 8K shows a face
 RESTORERS = ("gfpgan", "codeformer")  # known by name
+
+_TRACK = re.compile(r"[1-9]\d{0,3}|[A-Za-z]{2,3}([-_][A-Za-z\d]{1,8}){0,3}|auto")
 
 Speed = Literal["exact", "fast", "preview"]
 Sampler = Literal["ddim", "dpm++"]
@@ -87,6 +90,7 @@ class Options:
     lead_in: float = 0.0  # 0-3600 s of the clip before the voice
     lead_out: float = 0.0  # 0-3600 s of it after the voice
     fps: Literal["25", "source"] = "25"  # source: every frame of the clip, at its own time
+    audio_track: str | int = "auto"  # of a sound with several: its number from 1, or a language
     face: str = "largest"  # or left, right, center, all, a place or a picture: faces.FaceChoice
     on_missing: Literal["keep", "error"] = "keep"  # keep: frames without the face pass through
     smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
@@ -157,6 +161,7 @@ class Options:
                     f"{option_name(name)} is {value!r}; it must be one of "
                     f"{', '.join(map(repr, allowed))}"
                 )
+        self._check_audio_track()
         kinds = {"face": str, "superres": str, "color_match": bool, "report": bool}
         for name, kind in kinds.items():
             got = getattr(self, name)
@@ -171,6 +176,15 @@ class Options:
                 f"{option_name('superres')} is {self.superres!r} and {option_name('resampling')} "
                 "'published'; restored faces want "
                 "'once': leave one of the two out"
+            )
+
+    def _check_audio_track(self) -> None:
+        given = self.audio_track
+        known = isinstance(given, str | int) and not isinstance(given, bool)
+        if not known or not _TRACK.fullmatch(str(given)):
+            raise OptionError(
+                f"{option_name('audio_track')} is {given!r}; it must be 'auto', the track's number "
+                "from 1, or a language such as 'en', 'eng' or 'de'"
             )
 
     @property

@@ -31,10 +31,12 @@ from latentsync.devices import choose, is_cuda, peak_memory
 from latentsync.faces import FaceChoice
 from latentsync.media import (
     AudioReader,
+    Carried,
     Limits,
     Sound,
     VideoReader,
     VideoWriter,
+    carried,
     check_codec,
     check_output,
     output_size,
@@ -183,14 +185,13 @@ class LipSync:
             check_output(report_path(Path(output)), (video, *sounds, output), (".json",))
         check_codec(options.codec)
         self.restorer(options)
-        limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
         with ExitStack() as inputs:
+            limits = _limits(options)
             with reporter.timed("speech"):
                 speakers = inputs.enter_context(voices.speakers(audio, options, limits, video))
                 used = _seconds_used(speakers, options)
             with reporter.timed("read"):
-                reader = VideoReader(video, limits=limits, used_seconds=used)
-                clip = inputs.enter_context(reader)
+                clip = inputs.enter_context(VideoReader(video, limits=limits, used_seconds=used))
                 known = inputs.enter_context(self._cache(clip, options))
             return self._run(clip, speakers, Path(output), options, reporter, known)
 
@@ -238,8 +239,9 @@ class LipSync:
             Role(track, _plan(shown, track, speaks, options), speech)
             for track, (speech, speaks) in zip(tracks, heard, strict=True)
         ]
+        kept = carried(clip.path, speakers.read(), pace.fps, _limits(options))
         with (
-            self._writer(output, speakers.together, voice.after, pace, options) as writer,
+            self._writer(output, speakers.together, voice.after, pace, options, kept) as writer,
             closing(self.generate(pace, roles, options, reporter, known)) as frames,
         ):
             for frame, (begin, end) in zip(frames, pairwise(shown.begins), strict=True):
@@ -248,14 +250,20 @@ class LipSync:
                     writer.write(frame, *((None, None) if pace.own is None else span))
             reporter.step("finish", 0, 1)
         result = self._result(output, clip.info, roles, shown, options, speakers, reporter)
-        result = replace(result, decoding=asdict(clip.tally))
+        result = replace(result, decoding=asdict(clip.tally), left_out=kept.left_out)
         if options.report:
             write_report(result)
         reporter.tell(Progress("finish", 1, 1))
         return result
 
     def _writer(
-        self, output: Path, sound: Sound, sound_at: Fraction, pace: Pace, options: Options
+        self,
+        output: Path,
+        sound: Sound,
+        sound_at: Fraction,
+        pace: Pace,
+        options: Options,
+        kept: Carried,
     ) -> VideoWriter:
         how = (options.seed, options.effort.steps, options.guidance_scale)
         return VideoWriter(
@@ -268,8 +276,9 @@ class LipSync:
             crf=options.crf,
             preset=options.preset,
             max_side=options.max_side,
-            limits=Limits(options.max_pixels, options.max_seconds, options.max_bytes),
+            limits=_limits(options),
             comment=comment(self.nets.config.name, *how),
+            tags=kept.tags,
         )
 
     def restorer(self, options: Options) -> Restorer | None:
@@ -433,6 +442,7 @@ class LipSync:
             seed=options.seed,
             options=asdict(options) | asdict(options.effort),
             voices=speakers.named(),
+            sound_tracks=speakers.tracks(),
             peak_memory=peak_memory(self.device),
             timings=reporter.timings(),
         )
@@ -446,6 +456,10 @@ def _warn_of_lost_frames(clip: VideoReader) -> None:
             " shown: if the output stutters, rewrite the clip: ffmpeg -i IN -r 25 OUT.mp4",
             *(clip.tally.behind, clip.tally.decoded, str(clip.path)),
         )
+
+
+def _limits(options: Options) -> Limits:
+    return Limits(options.max_pixels, options.max_seconds, options.max_bytes)
 
 
 def _plan(

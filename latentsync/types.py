@@ -178,5 +178,7 @@ class Result:
     # The clip's frames in pass 1: decoded, shown, and behind, with a time not after the last one's.
     # All 0 where a cache knew the faces.
     decoding: dict[str, int] = field(default_factory=dict)
+    sound_tracks: dict[str, str] = field(default_factory=dict)  # by face: which of its file's
+    left_out: tuple[str, ...] = ()  # what of the inputs is not in the output
     peak_memory: dict[str, int] = field(default_factory=dict)  # bytes, of the process and the GPU
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage

@@ -16,12 +16,14 @@ from latentsync.casting import cast
 from latentsync.errors import MediaError, OptionError
 from latentsync.faces import FaceChoice
 from latentsync.media import (
+    Carried,
     Colour,
     Limits,
     Sound,
     VideoFrame,
     VideoReader,
     VideoWriter,
+    carried,
     check_codec,
     check_output,
     first_shown,
@@ -57,6 +59,8 @@ class Upscaled:
     faces_found: int  # frames with a face; 0 where whole frames were enlarged
     net: str
     licence: str  # of the net's weights
+    sound: str = ""  # which track of the clip is kept, and its format; "" where it has none
+    left_out: tuple[str, ...] = ()  # what of the clip is not in the output
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage
 
 
@@ -100,8 +104,12 @@ def upscale_clip(
             times = [int(begin) * pace.tick for begin in pace.own]
         frames = len(times) - 1
         tracks = _tracks(pace, frames, detector, options, reporter) if detector else []
+        sound = None
+        if probe(video).audio:
+            sound = Sound.of(video, limits, first_shown(video, limits), options.audio_track)
+        kept = carried(video, [sound] if sound else [], pace.fps, limits)
         with (
-            _writer(video, output, pace, restorer, options, limits) as writer,
+            _writer(output, sound, kept, pace, restorer, options, limits) as writer,
             closing(_pictures(pace, frames, tracks, restorer, options, reporter)) as pictures,
         ):
             for done, (picture, span) in enumerate(zip(pictures, pairwise(times), strict=True)):
@@ -119,6 +127,8 @@ def upscale_clip(
         faces_found=int(np.any([track.found for track in tracks], axis=0).sum()),
         net=restorer.name,
         licence=restorer.licence,
+        sound=str(sound or ""),
+        left_out=kept.left_out,
         timings=reporter.timings(),
     )
 
@@ -134,8 +144,9 @@ def _scale(restorer: Restorer, *, whole: bool) -> int:
 
 
 def _writer(
-    video: Path | str,
     output: Path,
+    sound: Sound | None,
+    kept: Carried,
     pace: Pace,
     restorer: Restorer,
     options: Options,
@@ -143,7 +154,7 @@ def _writer(
 ) -> VideoWriter:
     return VideoWriter(
         output,
-        audio=Sound.of(video, limits, first_shown(video, limits)) if probe(video).audio else None,
+        audio=sound,
         fps=pace.fps,
         time_base=pace.tick,
         codec=options.codec,
@@ -152,6 +163,7 @@ def _writer(
         max_side=options.max_side,
         limits=limits,
         comment=f"Restored by LatentSync with {restorer.name}",
+        tags=kept.tags,
     )
 
 

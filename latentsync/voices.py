@@ -2,9 +2,9 @@
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -40,10 +40,19 @@ class Speakers:
         """Of the longest sound."""
         return max(length(sound) for sound in self.sounds)
 
+    def read(self) -> list[Sound]:
+        """The sounds that are heard, each as its file has it."""
+        return [sound.sound for sound in self.sounds]
+
     def named(self) -> dict[str, str]:
         """Face -> sound, as a report says it."""
         pairs = zip(self.choices, self.sounds, strict=True)
         return {str(choice): str(sound.path) for choice, sound in pairs}
+
+    def tracks(self) -> dict[str, str]:
+        """Face -> which track of its sound's file is heard, and its format."""
+        pairs = zip(self.choices, self.sounds, strict=True)
+        return {str(choice): sound.described() for choice, sound in pairs}
 
 
 def length(sound: AudioReader) -> Fraction:
@@ -81,7 +90,7 @@ def speakers(
         first_shown(video, limits) if _same(path, video) else None for path in voices.values()
     ]
     sounds = tuple(
-        AudioReader(path, limits=limits, start=start)
+        AudioReader(path, limits=limits, start=start, track=options.audio_track)
         for path, start in zip(voices.values(), starts, strict=True)
     )
     if not several:
@@ -91,7 +100,14 @@ def speakers(
     with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
         together = Path(folder, "voices.flac")
         mix([sound.sound for sound in sounds], together)
-        yield Speakers(choices, sounds, Sound.of(together, limits))
+        yield Speakers(choices, sounds, _in_one_language(Sound.of(together, limits), sounds))
+
+
+def _in_one_language(together: Sound, sounds: Sequence[AudioReader]) -> Sound:
+    """The sum of sounds, with their language where that is one."""
+    languages = {sound.sound.track.language for sound in sounds}
+    language = languages.pop() if len(languages) == 1 else ""
+    return replace(together, track=replace(together.track, language=language))
 
 
 def _same(path: Path | str, other: Path | str) -> bool:

@@ -155,6 +155,7 @@ def test_the_inputs():
         "inference_steps": ("integer", 0, 50, 0, None),
         "sync_mode": (None, None, None, "bounce", None),
         "fps": (None, None, None, "25", None),
+        "audio_track": ("string", None, None, "auto", None),
         "face": ("string", None, None, "largest", None),
         "on_missing": (None, None, None, "keep", None),
         "speed": (None, None, None, "exact", None),
@@ -188,7 +189,7 @@ def test_the_inputs_of_training():
     }
 
 
-@pytest.mark.parametrize(("file", "inputs"), [("predict.py", 14), ("train.py", 4)])
+@pytest.mark.parametrize(("file", "inputs"), [("predict.py", 15), ("train.py", 4)])
 def test_what_cog_reads_as_text_is_literal(file, inputs):
     """Cog silently drops a bound that is an expression, and mangles a string made of two."""
     text = (ROOT / file).read_text()

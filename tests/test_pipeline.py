@@ -230,6 +230,7 @@ def test_the_result_says_what_ran(clip, voice, out):
         seed=5,
         voices={"largest": str(voice)},
         decoding={"decoded": 20, "shown": 20, "behind": 0},
+        sound_tracks={"largest": "track 1 of 1, pcm_s16le, 16000 Hz, mono"},
         timings={},
     )
     stages = {"read", "speech", "detect", "decode", "cut", "wait", "network", "paste", "write"}

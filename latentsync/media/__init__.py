@@ -8,8 +8,10 @@ a file ->  formats.py     which formats are read, and the names of those that ar
            decoder.py     decoded, deinterlaced, from any place on
            reader.py      frames by number: at a constant rate, or each source frame once
            frame.py       one picture as it was decoded: RGB of a region, a region pasted in
+           tracks.py      which of several sound tracks
            sound.py       sound as mono chunks, or as it is
            mixing.py      several voices as one sound
+           tags.py        time code, titles, languages: what is kept, and what is left out
 a file <-  writer.py      the one encode, with the sound, moved into place at the end
            output_sound.py  the original's packets, or encoded anew
            encoders.py    which encoders there are, and what each can hold
@@ -30,6 +32,7 @@ from latentsync.media.mixing import mix
 from latentsync.media.output_sound import decided
 from latentsync.media.reader import VideoReader, first_shown
 from latentsync.media.sound import AudioReader, Sound
+from latentsync.media.tags import Carried, carried
 from latentsync.media.writer import VideoWriter, check_output
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "PRESETS",
     "AudioFacts",
     "AudioReader",
+    "Carried",
     "Colour",
     "Limits",
     "MediaFacts",
@@ -46,6 +50,7 @@ __all__ = [
     "VideoFrame",
     "VideoReader",
     "VideoWriter",
+    "carried",
     "check_codec",
     "check_output",
     "decided",

@@ -174,7 +174,7 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def audio_stream(container: InputContainer) -> AudioStream | None:
-    """The main sound stream."""
+    """The main sound stream; which one is heard, `tracks.taken` says."""
     stream = container.streams.best("audio")
     if not isinstance(stream, AudioStream) or stream.codec_context is None:
         return None

@@ -288,10 +288,9 @@ def from_raw(
     return VideoFrame((upright[0], upright[1], upright[2]), colour)
 
 
-def has_alpha(raw: RawFrame) -> bool:
-    """Whether a decoded picture has an alpha channel; palettes, which may hold one, don't count."""
-    name = raw.format.name
-    return name.startswith(("yuva", "ya", "gbrap", "rgba", "bgra", "argb", "abgr"))
+def has_alpha(pixel_format: str) -> bool:
+    """Whether a pixel format has an alpha channel; palettes, which may hold one, don't count."""
+    return pixel_format.startswith(("yuva", "ya", "gbrap", "rgba", "bgra", "argb", "abgr"))
 
 
 def scaled(raw: RawFrame, size: tuple[int, int], colour: Colour, height: int) -> RawFrame:

@@ -113,7 +113,7 @@ class _Copied:
     def __init__(self, container: OutputContainer, sound: Sound) -> None:
         self._output, self._origin, self._path = container, sound.origin, sound.path
         self._input = open_media(sound.path, sound.limits)
-        source = sound_stream(self._input, sound.path)
+        source = sound_stream(self._input, sound.track)
         self._stream = container.add_stream_from_template(source)
         self._rate, self._samples = sound.sample_rate, source.codec_context.frame_size
         self._due: Fraction | None = None  # s at which the next packet begins if none is missing

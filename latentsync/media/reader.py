@@ -290,7 +290,7 @@ class VideoReader:
         name = shown(self.path)
         if look.raw.interlaced_frame:
             logger.info("%s is interlaced: deinterlaced, one frame for each", name)
-        if has_alpha(look.raw):
+        if has_alpha(look.raw.format.name):
             logger.info("%s has an alpha channel, which is dropped", name)
 
 

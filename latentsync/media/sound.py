@@ -4,6 +4,7 @@ import logging
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import av
@@ -16,7 +17,6 @@ from av.filter import Graph
 from latentsync.errors import MediaError
 from latentsync.media.container import (
     Damage,
-    audio_stream,
     decode,
     demux,
     open_media,
@@ -25,6 +25,7 @@ from latentsync.media.container import (
 )
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.timestamps import clock_restarts
+from latentsync.media.tracks import AUTO, ONLY, SILENT, Track, sound_streams, taken
 from latentsync.types import FloatArray
 
 __all__ = ["AudioReader", "Sound", "pulled", "sound_stream", "tolerance", "trimmed"]
@@ -32,6 +33,10 @@ __all__ = ["AudioReader", "Sound", "pulled", "sound_stream", "tolerance", "trimm
 logger = logging.getLogger(__name__)
 
 _FULL_SCALE = 32768  # of 16-bit samples
+_SIDES = ("left", "right")
+_PHASE_RATE = 16000  # Hz, of the comparison of two channels
+_PHASE_SECONDS = 60  # of sound that are compared
+_CANCELLED = 0.05  # of the louder channel's energy; equal channels keep 1, one alone 1/4
 _JITTER = 0.1  # s by which times may be off that a recorder took from its computer's clock
 _JOINED = 0.005  # s; times that count samples, as those of MPEG-TS
 _LAYOUTS = {"1 channels": "mono", "2 channels": "stereo"}  # where a file doesn't say
@@ -49,18 +54,27 @@ class Sound:
     origin: Fraction  # s in the file's own time, where ours begins
     limits: Limits = DEFAULT_LIMITS
     copied: bool | None = None  # whether an output takes its packets as they are; None: undecided
+    track: Track = ONLY
+
+    def __str__(self) -> str:
+        return f"{self.track}, {self.codec}, {self.sample_rate} Hz, {self.layout}"
 
     @classmethod
     def of(
-        cls, path: Path | str, limits: Limits = DEFAULT_LIMITS, start: Fraction | None = None
+        cls,
+        path: Path | str,
+        limits: Limits = DEFAULT_LIMITS,
+        start: Fraction | None = None,
+        track: str | int = AUTO,
     ) -> "Sound":
         """Look at a file; MediaError when it isn't media, has no sound in it, or too much.
 
         `start`: s in the file's own time, before which its sound is left out; None: where its first
-        picture or sound starts.
+        picture or sound starts. `track`: which of several, as `taken` has it.
         """
+        chosen = taken(Path(path), limits, track)
         with open_media(path, limits) as container:
-            stream = sound_stream(container, Path(path))
+            stream = sound_stream(container, chosen)
             claimed = None if clock_restarts(container) else stream.duration
             if claimed is not None and stream.time_base is not None:
                 limits.check_seconds(shown(path), float(claimed * stream.time_base))
@@ -82,6 +96,7 @@ class Sound:
                 layout=_LAYOUTS.get(first.layout.name, first.layout.name),
                 origin=min(starts) if start is None else start,
                 limits=limits,
+                track=chosen,
             )
 
     def resampled(
@@ -102,7 +117,7 @@ class Sound:
         graph, spec, done = None, None, 0
         with open_media(self.path, self.limits) as container:
             within = tolerance(container)
-            stream = sound_stream(container, self.path)
+            stream = sound_stream(container, self.track)
             for frame in _decoded(container, stream):
                 # Before the graph sees it, which would fill a gap of any length with silence.
                 self.limits.check_seconds(shown(self.path), float(_seconds(frame) - self.origin))
@@ -127,7 +142,7 @@ class Sound:
         """Whether sample rate and layout stay the same; all of the sound is decoded for it."""
         kinds = set()
         with open_media(self.path, self.limits) as container:
-            for frame in _decoded(container, sound_stream(container, self.path)):
+            for frame in _decoded(container, sound_stream(container, self.track)):
                 self.limits.check_seconds(shown(self.path), float(_seconds(frame) - self.origin))
                 kinds.add((frame.sample_rate, frame.layout.name))
         return len(kinds) <= 1
@@ -162,10 +177,11 @@ class AudioReader:
         *,
         limits: Limits = DEFAULT_LIMITS,
         start: Fraction | None = None,
+        track: str | int = AUTO,
     ) -> None:
-        """`start` as in `Sound.of`."""
+        """`start` and `track` as in `Sound.of`."""
         self.path = Path(path)
-        self.sound = Sound.of(path, limits, start)
+        self.sound = Sound.of(path, limits, start, track)
         self._counts: dict[int, int] = {}
         self.uniform: bool | None = None  # `Sound.is_uniform`, known once all was read
 
@@ -183,16 +199,50 @@ class AudioReader:
         """Of the file."""
         return self.sound.channels
 
+    def described(self) -> str:
+        """The track, its format, and which channel is heard if not their mix."""
+        side = "" if self._channel is None else f", only its {_SIDES[self._channel]} channel"
+        return f"{self.sound}{side}"
+
+    @cached_property
+    def _channel(self) -> int | None:
+        """The louder channel of a stereo sound whose channels cancel out in their mix; else None.
+
+        That is so where one of them is wired the wrong way round. Looked at is its first minute.
+        """
+        if self.sound.channels != len(_SIDES):
+            return None
+        energy, mixed, seconds = np.zeros(2), 0.0, 0
+        for frame in self.sound.resampled(_PHASE_RATE, "stereo", "fltp", _PHASE_RATE):
+            pair = np.asarray(frame.to_ndarray(), np.float64)
+            energy += np.square(pair).sum(axis=1)
+            mixed += float(np.square(pair.mean(axis=0)).sum())
+            seconds += bool(np.abs(pair).max(initial=0) > SILENT)
+            if seconds >= _PHASE_SECONDS:
+                break
+        louder = int(energy.argmax())
+        if not energy[louder] or mixed / energy[louder] > _CANCELLED:
+            return None
+        logger.warning(
+            "the two channels of %s cancel each other out: the %s one is heard alone",
+            *(shown(self.path), _SIDES[louder]),
+        )
+        return louder
+
     def chunks(self, rate: int = 16000) -> Iterator[FloatArray]:
         """Mono sound at `rate` Hz as (n,) float32 in [-1, 1), a second at a time.
 
         Time 0 is the sound's own, see `Sound.of`. The values are 16-bit steps, as of
-        `ffmpeg -i FILE -f s16le -ac 1 -ar RATE`. Each call starts anew.
+        `ffmpeg -i FILE -f s16le -ac 1 -ar RATE`; of two channels that cancel each other out they
+        are the louder one's. Each call starts anew.
         """
-        count, kinds = 0, set[tuple[int, str]]()
-        for frame in self.sound.resampled(rate, "mono", "s16", rate, kinds):
+        count, layout, row = 0, "mono", 0
+        if self._channel is not None:
+            layout, row = "stereo", self._channel
+        kinds = set[tuple[int, str]]()
+        for frame in self.sound.resampled(rate, layout, "s16p", rate, kinds):
             count += frame.samples
-            yield frame.to_ndarray()[0].astype(np.float32) / _FULL_SCALE
+            yield frame.to_ndarray()[row].astype(np.float32) / _FULL_SCALE
         self._counts[rate], self.uniform = count, len(kinds) <= 1
 
     def sample_count(self, rate: int = 16000) -> int:
@@ -208,11 +258,9 @@ def tolerance(container: InputContainer) -> float:
     return _JOINED if clock_restarts(container) else _JITTER
 
 
-def sound_stream(container: InputContainer, path: Path) -> AudioStream:
-    stream = audio_stream(container)
-    if stream is None:
-        raise MediaError(f"{shown(path)} has no sound: give a file with a sound stream")
-    return stream
+def sound_stream(container: InputContainer, track: Track) -> AudioStream:
+    """The stream of a track, in its file opened again."""
+    return sound_streams(container)[track.number - 1]
 
 
 def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:

@@ -3,7 +3,7 @@
 import logging
 import os
 import stat
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +23,7 @@ from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, as_raw, sca
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.output_sound import SoundFeed, decided, sound_feed
 from latentsync.media.sound import Sound
+from latentsync.media.tracks import quicktime_code
 from latentsync.options import Preset
 
 __all__ = ["VideoWriter", "check_output"]
@@ -105,6 +106,7 @@ class VideoWriter:
         max_side: int | None = None,
         time_base: Fraction = Fraction(1, 90000),
         comment: str | None = None,
+        tags: Mapping[str, str] | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """Check what can be checked before a frame is there.
@@ -119,6 +121,7 @@ class VideoWriter:
             max_side: px; pictures with a longer side are scaled down to it. None: as they are.
             time_base: s; what the times of frames are rounded to, where they bring any.
             comment: goes to the file's tags.
+            tags: others, by FFmpeg's names; see `carried`.
 
         Raises:
             OptionError: an unknown codec. BackendUnavailable: one that can't be opened here.
@@ -132,7 +135,8 @@ class VideoWriter:
         self._draft = Draft(self.path.parent.resolve() / self.path.name)
         audio = audio and decided(audio)
         self._audio = audio and replace(audio, origin=audio.origin - audio_at)
-        self._fps, self._unit, self._comment = fps, time_base, comment
+        self._fps, self._unit = fps, time_base
+        self._tags = {**(tags or {}), **({} if comment is None else {"comment": comment})}
         self._encoder, self._crf, self._preset = encoder_of(codec), crf, preset
         self._max_side = max_side
         self._timed = False  # whether frames bring their own times
@@ -206,8 +210,7 @@ class VideoWriter:
             format=_FORMATS[self.path.suffix.lower()],
             options={"movflags": "+faststart"},
         )
-        if self._comment is not None:
-            self._container.metadata["comment"] = self._comment
+        self._container.metadata.update(self._tags)
         self._unit = self._unit if self._timed else 1 / self._fps
         self._step = max(1, round(1 / self._fps / self._unit))
         video = self._container.add_stream(self._encoder.library, self._fps, options)
@@ -220,6 +223,11 @@ class VideoWriter:
         self._video = video
         if self._audio is not None:
             self._sound = sound_feed(self._container, self._audio)
+            language = self._audio.track.language
+            if self._container.format.name == "mov":
+                language = quicktime_code(language)
+            if language:
+                self._container.streams.audio[0].metadata["language"] = language
 
     def _due(self, time: Fraction | None) -> int:
         """The next frame's time, in units."""

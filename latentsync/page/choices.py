@@ -51,6 +51,10 @@ def _more(usual: Options) -> dict[str, Any]:
             info="What is shown after the clip's end. Photos stay as they are.",
         ),
         "fps": gr.Radio(labelled("fps"), value=usual.fps, label="Pictures a second"),
+        "audio_track": gr.Textbox(
+            usual.audio_track, label="Sound track of the voice",
+            info="Where it has several: auto, its number from 1, or a language such as eng.",
+        ),
         "on_missing": gr.Radio(
             labelled("on_missing"), value=usual.on_missing, label="Pictures without the face"
         ),

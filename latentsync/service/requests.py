@@ -39,6 +39,7 @@ OPTIONS = {
     "steps": "1-50 denoising steps, also called inference_steps; by default as many as speed says.",
     "sync_mode": "What becomes of a clip that is not as long as the voice.",
     "fps": "25 frames a second, or every frame of the clip at its own time.",
+    "audio_track": "Of a sound with several tracks: its number from 1, or a language such as eng.",
     "face": "largest, left, right, center, all, or a place x,y or x,y,width,height, @seconds.",
     "on_missing": "Frames without the face: pass them through, or fail.",
     "silence": "The mouth while nobody speaks: drawn, the clip's own, or closed.",

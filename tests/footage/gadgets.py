@@ -90,6 +90,13 @@ def many_tracks(zoo):
     given = [part for one in (*media, lines, notes) for part in ("-i", one)]
     maps = "-map 0:a -map 1:a -map 2:v -map 3:s -map_metadata 4 -map_chapters 4"
     words = f"{maps} -c:v copy -c:a aac -c:s mov_text -timecode 10:00:00:00"
-    chosen = "-disposition:a:0 0 -disposition:a:1 default"
+    chosen = "-disposition:a:0 0 -disposition:a:1 default -metadata:s:a:1 language=ger"
     ffmpeg(*given, *words.split(), *chosen.split(), path)
     return path
+
+
+def silent_surround(zoo):
+    """Filmed with a camera that writes 5.1 without a microphone, and the recorder's mono beside."""
+    wide = "-filter:a:0 pan=5.1|c0=0*c0|c1=0*c0|c2=0*c0|c3=0*c0|c4=0*c0|c5=0*c0"
+    words = f"-map 0:v -map 1:a -map 1:a -c:v copy {wide} -c:a aac -disposition:a:0 default"
+    return zoo.convert("silent_surround.mkv", words, "plain", "speech:0.8")

@@ -136,3 +136,8 @@ def gap(zoo):
     """Recorded a call in which the line went dead for a while."""
     cut = "aselect=lt(t\\,0.2)+gt(t\\,0.4)"
     return zoo.convert("gap.mka", f"-af '{cut}' -c:a pcm_s16le", "speech")
+
+
+def wired_wrong(zoo):
+    """Recorded with a cable whose one channel is wired the wrong way round."""
+    return zoo.convert("wired_wrong.flac", "-af pan=stereo|c0=c0|c1=-0.9*c0", "speech")

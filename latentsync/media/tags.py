@@ -1,0 +1,170 @@
+"""What an output takes over from its inputs beside pictures and sound, and what is left out."""
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from av.container import InputContainer
+from av.stream import Disposition
+
+from latentsync.media.container import frame_rate, open_media, shown, video_stream
+from latentsync.media.frame import has_alpha
+from latentsync.media.limits import DEFAULT_LIMITS, Limits
+from latentsync.media.sound import Sound
+from latentsync.media.tracks import sound_streams
+
+__all__ = ["Carried", "carried", "timecode_at"]
+
+logger = logging.getLogger(__name__)
+
+# Tags that say what a clip is; FFmpeg's names, which MP4 has room for.
+_KEPT = (
+    *("title", "artist", "album_artist", "composer", "album", "date", "genre", "copyright"),
+    *("description", "synopsis", "show", "episode_id", "network", "keywords", "lyrics"),
+)
+_APPLE = "com.apple.quicktime."
+_SAME = {"author": "artist", "creationdate": "creation_time", "displayname": "title"}
+# What a writer notes for itself.
+_TECHNICAL = re.compile(
+    r"major_brand|minor_version|compatible_brands|encoder|encoded_by|duration|handler_name"
+    r"|vendor_id|language|variant_bitrate|bps|number_of_\w+|_statistics_\w+|\w*uid|\w+_ul"
+    r"|\w+_umid|\w*version\w*|product_name|company_name|application_platform|modification_date"
+    r"|\w*package_name|timecode|creation_time|isvbr|devicename|deviceconformance\w*|wm/\w+"
+)
+_TIMECODE = re.compile(r"(\d\d):([0-5]\d):([0-5]\d)([:;.])(\d\d)")
+_DROP_RATES = (Fraction(30000, 1001), Fraction(60000, 1001))  # frames/s; SMPTE ST 12-1
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What goes into the output's tags, and what of the inputs does not go into the output."""
+
+    tags: dict[str, str] = field(default_factory=dict)  # by FFmpeg's names
+    left_out: tuple[str, ...] = ()  # in words
+
+
+def carried(
+    video: Path | str, sounds: Iterable[Sound], fps: Fraction, limits: Limits = DEFAULT_LIMITS
+) -> Carried:
+    """Look at a clip, and at the sounds it is given; `fps` is the output's.
+
+    Kept are creation time, time code (as a label of the output's first frame), title and the like.
+    A place is left out on purpose: who publishes a clip need not tell where they live.
+    """
+    sounds = tuple(sounds)
+    with open_media(video, limits) as container:
+        tags, left_out = _tags(container)
+        left_out += _streams(container)
+        stream = video_stream(container)
+        code = _timecode(container)
+        if code and stream is not None:
+            at = timecode_at(code, frame_rate(stream) or fps, fps)
+            if at is None:
+                left_out.append(f"time code {code!r}, which is none")
+            else:
+                tags["timecode"] = at
+        own = len(sound_streams(container))
+    voiced = [sound for sound in sounds if _same(sound.path, video)]
+    if own and not voiced:
+        left_out.append("the clip's own sound" + (f", {own} tracks" if own > 1 else ""))
+    for sound in sounds:
+        left_out += _of_sound(sound, own=sound in voiced)
+    left_out = list(dict.fromkeys(left_out))
+    if left_out:
+        logger.info("not carried over from %s: %s", shown(video), "; ".join(left_out))
+    return Carried(tags, tuple(left_out))
+
+
+def timecode_at(code: str, rate: Fraction, fps: Fraction) -> str | None:
+    """The time code of a first frame, for another frame rate; None where it is none."""
+    found = _TIMECODE.fullmatch(code.strip())
+    usual, new = round(rate), round(fps)
+    if not found or int(found[5]) >= usual or int(found[1]) > 23:
+        return None
+    frame = int(found[5]) * new // usual
+    drop = found[4] != ":" and fps in _DROP_RATES
+    if drop and found[3] == "00" and found[2][1] != "0":
+        frame = max(frame, 2 * new // 30)  # the first labels of such minutes are skipped
+    return f"{found[1]}:{found[2]}:{found[3]}{';' if drop else ':'}{frame:02d}"
+
+
+def _tags(container: InputContainer) -> tuple[dict[str, str], list[str]]:
+    """Of a file: those that are kept, and words for those that are not."""
+    said = {_name(key): value for key, value in container.metadata.items() if value.strip()}
+    stream = video_stream(container)
+    if "creation_time" not in said and stream is not None and "creation_time" in stream.metadata:
+        said["creation_time"] = stream.metadata["creation_time"]
+    kept = {name: said[name] for name in (*_KEPT, "creation_time") if name in said}
+    rest = {name for name in said if name not in kept and not _TECHNICAL.fullmatch(name)}
+    left_out = []
+    if any(name.startswith("location") for name in rest):
+        left_out.append("location (on purpose)")
+    if "comment" in rest:
+        left_out.append("comment (the output's own says how it was made)")
+    others = sorted(n for n in rest if not n.startswith("location") and n != "comment")
+    if others:
+        left_out.append(f"tags {', '.join(others)}")
+    return kept, left_out
+
+
+def _name(key: str) -> str:
+    """A tag's name as FFmpeg's MP4 writer knows it."""
+    name = key.lower().removeprefix(_APPLE)
+    return _SAME.get(name, name)
+
+
+def _timecode(container: InputContainer) -> str:
+    every = (container.metadata, *(stream.metadata for stream in container.streams))
+    found = [value for tags in every for key, value in tags.items() if key.lower() == "timecode"]
+    return found[0] if found else ""
+
+
+def _streams(container: InputContainer) -> list[str]:
+    """Words for what a clip has beside the pictures that are shown and the sound."""
+    left_out = []
+    shown_one = video_stream(container)
+    if shown_one is not None and (
+        has_alpha(shown_one.codec_context.pix_fmt or "")
+        or shown_one.metadata.get("alpha_mode") == "1"  # WebM's, which not every decoder reads
+    ):
+        left_out.append("alpha channel")
+    pictures = [one for one in container.streams.video if one != shown_one]
+    covers = [one for one in pictures if one.disposition & Disposition.attached_pic]
+    data = [s for s in container.streams.data if "timecode" not in map(str.lower, s.metadata)]
+    counted = {
+        "cover picture": len(covers),
+        "other picture stream": len(pictures) - len(covers),
+        "subtitle track": len(container.streams.subtitles),
+        "data track": len(data),
+        "attachment": len(container.streams.attachments),
+        "chapter": len(container.chapters()),
+    }
+    return left_out + [
+        f"{count} {what}{'s' if count > 1 else ''}" for what, count in counted.items() if count
+    ]
+
+
+def _of_sound(sound: Sound, *, own: bool) -> list[str]:
+    """Words for the tracks of a sound's file that aren't heard, and its tags unless `own`."""
+    left_out = []
+    with open_media(sound.path, sound.limits) as container:
+        languages = [s.metadata.get("language", "und") for s in sound_streams(container)]
+        others = [
+            f"{n}" if code == "und" else f"{n} ({code})"
+            for n, code in enumerate(languages, 1)
+            if n != sound.track.number
+        ]
+        tags = [] if own else sorted(_tags(container)[0])
+    whose = "" if own else f" of {shown(sound.path.name)}"
+    if others:
+        left_out.append(f"sound track{'s' if len(others) > 1 else ''} {', '.join(others)}{whose}")
+    if tags:
+        left_out.append(f"{', '.join(tags)}{whose}")
+    return left_out
+
+
+def _same(path: Path, other: Path | str) -> bool:
+    return path.exists() and Path(other).exists() and path.samefile(other)
