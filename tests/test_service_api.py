@@ -321,7 +321,8 @@ def test_text_that_no_database_holds_finds_nothing(home, ann):
             answer = post_escaped(ann, path, asked)
             assert answer.status_code == 400, (path, asked)
             assert problem(answer)
-    assert home.service.files.find("a\0b") is None
+    for odd in ("a\0b", "\ud800"):
+        assert home.service.files.find(odd) is None
 
 
 def test_an_upload_larger_than_announced_past_the_service_is_refused(home, ann, tmp_path):
