@@ -41,22 +41,28 @@ def find_clips(folder: Path) -> list[Path]:
     Raises:
         InputError: no folder, or no clip in it.
     """
-    found = []
-    for place, folders, files in os.walk(folder):
-        # What `latentsync prepare` hasn't finished lies in a hidden folder.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            os.path.join(place, name)  # noqa: PTH118 - of a hundred thousand
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
-        ]
-    paths = [path for path in sorted(map(Path, found)) if path.is_file()]
+    paths = sorted(map(Path, _videos(str(folder))))
     if not paths:
         raise InputError(
             f"{folder} holds no clip; give a folder of clips with sound: "
             f"{', '.join(sorted(SUFFIXES))}"
         )
     return paths
+
+
+def _videos(folder: str) -> Iterator[str]:
+    """Names of videos; what `latentsync prepare` hasn't finished lies in a hidden folder."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _videos(entry.path)
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():  # noqa: PTH122
+            yield entry.path
 
 
 def identified(
