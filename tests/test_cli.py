@@ -207,6 +207,7 @@ def test_every_option_but_those_of_fidelity_is_on_the_command_line(latentsync, f
         "lead_out": 1.5,
         "fps": "source",
         "fade": 5,
+        "audio_track": "ger",
         "face": "left",
         "on_missing": "error",
         "smooth": 9,

@@ -18,6 +18,7 @@ ASKED = {
     "inference_steps": 9,
     "sync_mode": "freeze",
     "fps": "source",
+    "audio_track": "2",
     "face": "left",
     "on_missing": "error",
     "speed": "fast",

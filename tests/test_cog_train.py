@@ -82,7 +82,7 @@ def test_clips_become_weights_that_the_predictor_serves(train, folders, tmp_path
     tuned = {name: p for name, p in nets.unet.state_dict().items() if p.is_floating_point()}
     assert any(not torch.equal(before[name], p) for name, p in tuned.items())
     spoken = write_sound(tmp_path / "voice.wav", babble(0.4))
-    rest = ("bounce", "25", "largest", "keep", "exact", "none", 0.5, 2, 0.5)
+    rest = ("bounce", "25", "auto", "largest", "keep", "exact", "none", 0.5, 2, 0.5)
     film = served.predict(numbered_clip(tmp_path / "face.mp4"), spoken, 1, 7, 1, *rest)
     assert sum(1 for _ in VideoReader(Path(film)).frames()) == 10
     served.forget()
