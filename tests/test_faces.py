@@ -19,7 +19,7 @@ from latentsync.devices import GPU_PROVIDER
 from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
 from latentsync.faces import Builtin, FaceFilter, InsightFace, YuNet, create, track
 from latentsync.faces.base import nearest
-from latentsync.faces.builtin import _box, _last_crop
+from latentsync.faces.builtin import FEW, _box, _last_crop
 from latentsync.faces.landmarks import ANCHORS, COUNT, MIRRORED, REFERENCE, cut, upright
 from latentsync.faces.scrfd import LANDMARK_FILE, SCRFD_FILE
 from latentsync.faces.view import View
@@ -812,3 +812,24 @@ def test_builtin_is_quick_on_large_frames() -> None:
     start = time.perf_counter()
     assert detector.detect(blank) == []
     assert time.perf_counter() - start < 2
+
+
+def agreeing(monkeypatch, score, windows):
+    """The built-in detector, whose net is so sure of one square in which so many windows agree."""
+    detector = Builtin()
+    points = np.float64(
+        [[70, 60], [130, 60], [75, 80], [125, 80], [100, 105], *[[100, 140]] * 6, [100, 170]]
+    )
+    answer = np.repeat(points[None], 1, axis=0), np.array([score])
+    monkeypatch.setattr(detector._landmarks, "look", lambda *_: answer)
+    square = np.array([[100.0, 100, 150]]), np.array([windows / FEW])
+    monkeypatch.setattr(detector, "_search", lambda _: iter([square] * 3))
+    return len(detector.detect(np.zeros((240, 200, 3), np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("score", "windows", "faces"),
+    [(0.2, 12, 1), (0.4, 4, 1), (0.55, 2, 0), (0.9, 2, 1), (0.55, 1, 0), (0.05, 50, 0)],
+)
+def test_net_and_cascade_decide_together(monkeypatch, score, windows, faces):
+    assert agreeing(monkeypatch, score, windows) == faces
