@@ -129,7 +129,7 @@ class Builtin:
                 yield (squares - [SEARCH_BORDER, SEARCH_BORDER, 0]) / scale, agreement
 
     def _look(
-        self, view: View, squares: Array, agreement: Array | None
+        self, view: View, squares: Array, agreement: Array | None = None
     ) -> tuple[Array, Array, Array]:
         """Boxes (n, 4), scores (n,) and points (n, 12, 2) of what is in squares, each face once."""
         half, below = SQUARE_TO_CROP
