@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -20,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from latentsync.errors import OutputError
-from latentsync.types import FaceTrack, FloatArray
+from latentsync.types import FaceTrack, FloatArray, ShotFaces
 
 __all__ = ["Cache", "ClipCache", "Latents", "digest", "file_digest", "net_digest"]
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of what is written here, and of what is computed: raise it when either changes
+FORMAT = 4  # of what is written here, and of what is computed: raise it when either changes
 
 
 class _BytesOnly(diskcache.Disk):  # type: ignore[misc]  # it has no types
@@ -165,6 +166,7 @@ def _packed(tracks: list[FaceTrack]) -> bytes:
         parts["nose"] = track.nose
         arrays |= {f"{name} {i}": part for name, part in parts.items() if part is not None}
         arrays[f"lost {i}"] = np.array(json.dumps(track.lost))
+        arrays[f"shots {i}"] = np.array(json.dumps([asdict(shot) for shot in track.shots]))
     file = io.BytesIO()
     np.savez_compressed(file, count=np.array(len(tracks)), **arrays)  # type: ignore[arg-type]
     return file.getvalue()
@@ -187,6 +189,11 @@ def _read(arrays: Any) -> list[FaceTrack]:  # noqa: ANN401 - of np.load
             cut=arrays.get(f"cut {i}"),
             lost=tuple((a, b, why) for a, b, why in json.loads(str(arrays[f"lost {i}"]))),
             nose=arrays.get(f"nose {i}"),
+            shots=tuple(_shot(**facts) for facts in json.loads(str(arrays[f"shots {i}"]))),
         )
         for i in range(int(arrays["count"]))
     ]
+
+
+def _shot(start: int, stop: int, faces: list[list[int]], taken: list[int | None]) -> ShotFaces:
+    return ShotFaces(start, stop, tuple((x, y) for x, y in faces), tuple(taken))

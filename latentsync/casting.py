@@ -17,9 +17,9 @@ from latentsync.errors import NoFaceFound, OptionError, option_name
 from latentsync.faces import FaceChoice
 from latentsync.options import Options
 from latentsync.reporter import Reporter
-from latentsync.types import FaceTrack
+from latentsync.types import FaceTrack, ShotFaces
 
-__all__ = ["Clip", "cast", "faces_found", "lost"]
+__all__ = ["Clip", "cast", "faces_at", "faces_found", "lost", "shots"]
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ def cast(
         turned = _all_turned(tracks[first], choice, options)
         raise NoFaceFound(turned or faces.no_face(detector, count, choice, float(fps)))
     tracks = [track for track in tracks if track.found.any()]
+    _tell(tracks, choices, fps)
     for start, stop, reason in lost(tracks, choices):
         said = f"source frames {start}-{stop - 1} ({float(start / fps):.2f} s on): {reason}"
         if options.on_missing == "error":
@@ -139,6 +140,58 @@ def _all_turned(track: FaceTrack, choice: FaceChoice, options: Options) -> str:
         f"{angles.max():.0f}); give a larger {option_name('max_yaw')}, or none, to have the mouth "
         "drawn on turned faces too"
     )
+
+
+def shots(tracks: Sequence[FaceTrack]) -> tuple[ShotFaces, ...]:
+    """The faces of each shot, and which of them speak; `tracks` are of one clip."""
+    together = zip(*(track.shots for track in tracks if track.shots), strict=True)
+    return tuple(
+        replace(
+            of_each[0],
+            faces=max((one.faces for one in of_each), key=len),
+            taken=tuple(one.taken[0] for one in of_each),
+        )
+        for of_each in together
+    )
+
+
+def _tell(tracks: Sequence[FaceTrack], choices: Sequence[FaceChoice], fps: Fraction) -> None:
+    """Log the cuts, how many faces each shot has, and which of them speak."""
+    cut = tracks[0].cut
+    if cut is not None:
+        cuts = ", ".join(f"{float(index / fps):.2f}" for index in np.flatnonzero(cut).tolist())
+        log.info("cuts at %s s", cuts) if cuts else log.info("no cuts")
+    found = shots(tracks)
+    for shot in found:
+        taken = [_at(shot.faces[one]) for one in shot.taken if one is not None]
+        log.info(
+            "%.2f-%.2f s: %s; taken: %s",
+            *(float(frame / fps) for frame in (shot.start, shot.stop)),
+            faces_at(shot.faces),
+            " and ".join(taken) or "none",
+        )
+    sides = [choice for choice in choices if choice.kind in ("left", "right", "center")]
+    if found and max(len(shot.faces) for shot in found) == 1:
+        places = dict.fromkeys(_at(shot.faces[0]) for shot in found if shot.faces)
+        for choice in sides:
+            log.warning(
+                "face %s: no shot has more than one face that was found, and that is taken: at %s "
+                "px",
+                choice,
+                ", ".join(places),
+            )
+
+
+def faces_at(faces: Sequence[tuple[int, int]]) -> str:
+    """How many there are, and where."""
+    if not faces:
+        return "no face"
+    count = "1 face" if len(faces) == 1 else f"{len(faces)} faces"
+    return f"{count}, at {' and '.join(map(_at, faces))}"
+
+
+def _at(place: tuple[int, int]) -> str:
+    return f"{place[0]},{place[1]}"
 
 
 def _look(
@@ -211,4 +264,6 @@ def _placed(face: faces.Track, options: Options, resolution: int, fps: float) ->
         away = turned_away(yaw(nose), options.max_yaw, fps, face.cut)
         lost += [(a, b, "turned away") for a, b in faces.runs(found & away, 0, len(found))]
         found = found & ~away
-    return replace(track, cut=face.cut, lost=tuple(sorted(lost)), found=found, nose=nose)
+    return replace(
+        track, cut=face.cut, lost=tuple(sorted(lost)), found=found, nose=nose, shots=face.shots
+    )

@@ -335,7 +335,23 @@ def _summary(result: Result) -> str:
     return (
         f"{result.frames} frames, {result.seconds:.2f} s, {result.width}x{result.height}; "
         f"face in {result.faces_found} of {result.source_frames} source frames, "
-        f"{untouched} frames untouched; {sound}model {result.model}, detector {result.detector}, "
+        f"{untouched} frames untouched{_faces(result)}; "
+        f"{sound}model {result.model}, detector {result.detector}, "
         f"{result.device} {result.dtype}, seed {result.seed}; "
         f"took {result.timings['total']:.1f} s"
     )
+
+
+def _faces(result: Result) -> str:
+    """How many faces and shots there were, and which face was taken where there is one shot."""
+    from latentsync.casting import faces_at
+
+    if not result.shots:
+        return ""
+    if result.cuts:
+        most = max(len(shot.faces) for shot in result.shots)
+        return f"; {len(result.shots)} shots of up to {most} {'face' if most == 1 else 'faces'}"
+    (shot,) = result.shots
+    taken = [shot.faces[one] for one in shot.taken if one is not None]
+    chosen = "" if len(taken) == len(shot.faces) else f"; taken: {faces_at(taken)}"
+    return f"; found {faces_at(shot.faces)}{chosen}"

@@ -440,6 +440,8 @@ class LipSync:
             device=self.engine.device if self.engine else str(self.device),
             dtype=self.engine.dtype if self.engine else str(self.dtype).removeprefix("torch."),
             seed=options.seed,
+            cuts=tuple(np.flatnonzero(tracks[0].cut).tolist()) if tracks[0].cut is not None else (),
+            shots=casting.shots(tracks),
             options=asdict(options) | asdict(options.effort),
             voices=speakers.named(),
             sound_tracks=speakers.tracks(),

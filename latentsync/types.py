@@ -1,7 +1,7 @@
 """The nouns that modules hand to each other: frozen, with shape, dtype and unit by each field."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +21,7 @@ __all__ = [
     "ProgressCallback",
     "Result",
     "Segment",
+    "ShotFaces",
     "SyncMode",
     "VideoInfo",
 ]
@@ -102,6 +103,16 @@ class Face:
 
 
 @dataclass(frozen=True)
+class ShotFaces:
+    """Which faces were found in one shot of the source, and which of them speak."""
+
+    start: int  # first source frame
+    stop: int  # one past the last
+    faces: tuple[tuple[int, int], ...]  # x, y of the middle of each in px of the frame, on average
+    taken: tuple[int | None, ...]  # which of `faces` each speaker's is; None: nobody's here
+
+
+@dataclass(frozen=True)
 class FaceTrack:
     """Where one face is in every source frame; 34 bytes a frame, so an hour is 3 MB."""
 
@@ -110,6 +121,7 @@ class FaceTrack:
     cut: NDArray[np.bool_] | None = None  # (n,) whether a new shot begins; None: nobody looked
     lost: tuple[tuple[int, int, str], ...] = ()  # frames [start, stop) without it, and why
     nose: FloatArray | None = None  # (n, 2) `blend.nose_places`, NaN without a face; None: unknown
+    shots: tuple[ShotFaces, ...] = ()  # of all frames; none where no detector looked
 
     def __len__(self) -> int:
         return len(self.found)
@@ -123,6 +135,11 @@ class FaceTrack:
             cut=None if self.cut is None else self.cut[:frames],
             lost=tuple(one for one in lost if one[0] < frames),
             nose=None if self.nose is None else self.nose[:frames],
+            shots=tuple(
+                replace(shot, stop=min(shot.stop, frames))
+                for shot in self.shots
+                if shot.start < frames
+            ),
         )
 
 
@@ -173,6 +190,8 @@ class Result:
     device: str
     dtype: str
     seed: int  # the one used, never 0
+    cuts: tuple[int, ...] = ()  # source frames at which a new shot begins
+    shots: tuple[ShotFaces, ...] = ()  # the faces of each; none where no detector looked
     options: dict[str, Any] = field(default_factory=dict)  # all of them, by name
     voices: dict[str, str] = field(default_factory=dict)  # the sound of each face, as chosen
     # The clip's frames in pass 1: decoded, shown, and behind, with a time not after the last one's.

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from latentsync.faces.view import Shown, View
 
-__all__ = ["with_cuts"]
+__all__ = ["Cut", "with_cuts"]
 
 Thumbnail = NDArray[np.float32]  # (pixels,) grey levels
 
@@ -35,26 +36,47 @@ ARRIVED = 0.97  # of the way: as near its end is a dissolve over
 BLANK = 4.0  # grey levels, standard deviation: a thumbnail with less shows nothing
 
 
-def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, bool]]:
-    """Every frame, and whether it is the first of a new shot; three frames late.
+# A graphic (a lower third, a side bar, an inset) changes rectangles of the picture and leaves the
+# rest as it is. Who takes the place of somebody else in the same room changes no rectangle: beside
+# the head and above the shoulders the room stays.
+CHANGED = 8.0  # levels of a channel: how much a cell changes where something else is shown
+GRAPHICS = 3  # rectangles at most
+GRAPHIC_LEAST = 10  # cells of a thumbnail, of 576; smaller ones are not looked for
+GRAPHICS_MOST = 0.6  # of the picture, all together
+SHARP = 0.7  # share of the cells beside a rectangle's edge that stay as they are
+STILL = 0.65  # share of the cells beside the rectangles that stay as they are
+KEPT = 0.8  # correlation of the two pictures there
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The first frame of a new shot."""
+
+    dissolve: int = 0  # frames before it in which both shots are seen
+
+
+def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, Cut | None]]:
+    """Every frame, and a `Cut` where it is the first of a new shot; three frames late.
 
     A cut is a step from one frame to the next that is large, and larger by far than the three
     steps before and the three after. So neither a flash is one, which goes as it came, nor a fast
-    pan, which takes many large steps, nor a move of which frames are left out. After a dissolve, or
-    a fade through black, the new shot begins where the old one is gone.
+    pan, which takes many large steps, nor a move of which frames are left out, nor a graphic that
+    covers part of the picture. After a dissolve, or a fade through black, the new shot begins where
+    the old one is gone.
     """
     before: deque[float] = deque(maxlen=AROUND)  # steps
     waiting: deque[tuple[Shown, float, float, Thumbnail]] = deque()  # the step to it, CLEARLY there
     shot = _Shot()
     last: Thumbnail | None = None
 
-    def first() -> tuple[Shown, bool]:
+    def first() -> tuple[Shown, Cut | None]:
         frame, step, clearly, now = waiting.popleft()
         around = max([*before, *(later for _, later, *_ in waiting)], default=0.0)
         before.append(step)
-        cut = step >= max(LEAST, clearly * around)
-        if not cut and len(waiting) == AROUND:
-            cut = shot.gone_over([now, *(later for *_, later in waiting)])
+        cut = Cut() if step >= max(LEAST, clearly * around) else None
+        if cut is None and len(waiting) == AROUND:
+            mixed = shot.gone_over([now, *(later for *_, later in waiting)])
+            cut = Cut(mixed) if mixed else None
         if cut:
             shot.begin()
         shot.add(now)
@@ -62,7 +84,7 @@ def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, bool]]:
 
     for frame in frames:
         now = _thumbnail(frame)
-        step = 0.0 if last is None else float(np.abs(now - last).mean())
+        step = 0.0 if last is None or _graphic(last, now) else float(np.abs(now - last).mean())
         alike = step >= LEAST and last is not None and _correlation(last, now) > NEIGHBOURS
         waiting.append((frame, step, SKIPPED if alike else CLEARLY, now))
         last = now
@@ -90,18 +112,24 @@ class _Shot:
             self._seen.clear()
         self._seen.append(now)
 
-    def gone_over(self, following: Sequence[Thumbnail]) -> bool:
-        """Whether the shot has become another one just now, and stays that."""
+    def gone_over(self, following: Sequence[Thumbnail]) -> int:
+        """How many frames of this shot are mixtures with another one that it has just become.
+
+        0: it has become none, or doesn't stay that.
+        """
         seen = list(self._seen)
         spans = {min(length, len(seen)) for length in LENGTHS}
-        return any(
-            self._mixtures(np.stack([*seen[-span:], *following]), len(following))
-            for span in spans
-            if span > GRADUAL
+        return max(
+            (
+                self._mixtures(np.stack([*seen[-span:], *following]), len(following))
+                for span in spans
+                if span > GRADUAL
+            ),
+            default=0,
         )
 
-    def _mixtures(self, pictures: NDArray[np.float32], over: int) -> bool:
-        """Whether all are mixtures of the first and the last, and the last `over` are but it."""
+    def _mixtures(self, pictures: NDArray[np.float32], over: int) -> int:
+        """How many mix the first and the last, if all are mixtures and the last `over` but it."""
         before = self._left if pictures[0].std() < BLANK else pictures[0]
         way = pictures[-1] - pictures[0]
         if (
@@ -109,14 +137,69 @@ class _Shot:
             or before is None
             or _correlation(before, pictures[-1]) >= ALIKE
         ):
-            return False
+            return 0
         gone = pictures - pictures[0]
         share = gone @ way / (way @ way)
         off = np.sqrt(np.square(gone - np.outer(share, way)).mean(axis=1))
-        between = np.count_nonzero((share > 1 - ARRIVED) & (share < ARRIVED))
+        between = np.flatnonzero((share > 1 - ARRIVED) & (share < ARRIVED))
         arrived = np.abs(share[-over:] - 1).max() <= 1 - ARRIVED
         mixed = off.max() <= MIXED * np.sqrt(np.square(way).mean())
-        return bool(between >= GRADUAL and arrived and mixed)
+        if len(between) < GRADUAL or not arrived or not mixed or _graphic(before, pictures[-1]):
+            return 0
+        return int(len(pictures) - over - between[0])
+
+
+def _graphic(before: Thumbnail, now: Thumbnail) -> bool:
+    """Whether rectangles changed, and little else."""
+    step = np.abs(now - before)
+    if step.mean() < LEAST:
+        return False
+    off = step.reshape(HEIGHT, WIDTH, 3).max(axis=2)
+    changed = (off >= CHANGED).astype(np.uint8)
+    left = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).astype(bool)
+    beside = np.ones((HEIGHT, WIDTH), bool)
+    covered = 0
+    for _ in range(GRAPHICS):
+        (top, bottom), (first, last) = rows, columns = _rectangle(left)
+        cells = (bottom - top) * (last - first)
+        if cells < GRAPHIC_LEAST or not _sharp(left, rows, columns):
+            break
+        covered += cells
+        grown = slice(max(0, top - 1), bottom + 1), slice(max(0, first - 1), last + 1)
+        left[grown] = beside[grown] = False
+    if not covered or covered > GRAPHICS_MOST * beside.size:
+        return False
+    rest = np.repeat(beside.ravel(), 3)
+    still = 1 - changed[beside].mean()
+    return bool(still >= STILL and _correlation(before[rest], now[rest]) >= KEPT)
+
+
+def _rectangle(cells: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows [a, b) and columns [a, b) of the largest rectangle of cells that are all True."""
+    best, where = 0, ((0, 0), (0, 0))
+    for top in range(len(cells)):
+        full = np.ones(cells.shape[1], bool)
+        for bottom in range(top + 1, len(cells) + 1):
+            full &= cells[bottom - 1]
+            if not full.any():
+                break
+            edges = np.flatnonzero(np.diff(full, prepend=False, append=False))
+            starts, widths = edges[::2], edges[1::2] - edges[::2]
+            widest = int(widths.argmax())
+            if widths[widest] * (bottom - top) > best:
+                best = int(widths[widest]) * (bottom - top)
+                where = (top, bottom), (int(starts[widest]), int(edges[1::2][widest]))
+    return where
+
+
+def _sharp(changed: NDArray[np.bool_], rows: tuple[int, int], columns: tuple[int, int]) -> bool:
+    """Whether the rectangle ends where the change ends; a cell at its edge may be half in it."""
+    (top, bottom), (left, right) = rows, columns
+    height, width = changed.shape
+    beside = [changed[line, left:right] for line in (top - 2, bottom + 1) if 0 <= line < height] + [
+        changed[top:bottom, line] for line in (left - 2, right + 1) if 0 <= line < width
+    ]
+    return all(1 - line.mean() >= SHARP for line in beside)
 
 
 def _correlation(one: Thumbnail, other: Thumbnail) -> float:

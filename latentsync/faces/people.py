@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.faces.base import Array
-from latentsync.faces.likeness import Embedder
+from latentsync.faces.likeness import Embedder, alike
 from latentsync.faces.view import Shown
 from latentsync.types import Box, Face, FloatArray
 
@@ -27,22 +27,26 @@ GROWS_AT_ONCE = 1.2  # times its size, from one frame to the next
 LINGERS = 25  # frames without it after which its place says nothing
 SURE = 2  # frames without it up to which its place alone may do
 FAMILIAR = 3  # frames in which a face was seen, from which on it is looked for twice
-LOOK_EVERY = 5  # frames between two looks at what a person looks like
-LOOKS_KEPT = 20  # looks in the mean
+LOOK_EVERY = 5  # frames between two looks that are kept; more in long shots
+LOOKS_KEPT = 40  # looks at most, spread over the shot
+CONTINUES = 0.85  # likeness of a face to the frame before; on filmed people 0.91 at least
+CHANGED = 3  # looks on end unlike all before, after which somebody else has taken the place
 LIKENESS = 1.0  # what a whole difference of looks counts, in sizes
 STEADY = 0.5  # share of the speed so far in the new one
-ROW = 10  # numbers a sighting: three points, then the box
+ROW = 11  # numbers a sighting: three points, the box, whether no face was larger
 
 
 class Person:
     """One face through one shot: where it was seen, and what it looks like."""
 
-    def __init__(self, shot: int, look: FloatArray) -> None:
+    def __init__(self, shot: int, index: int, look: FloatArray) -> None:
         self.shot = shot
-        self.largest = 0  # frames in which no face was larger
         self.look = look  # mean of its embeddings, of length 1
+        self.latest = look  # its embedding when it was seen last
         self._frames, self._rows = array("q"), array("f")
-        self._looks, self._looked = 1, -LOOK_EVERY
+        self._looks = [(index, look)]  # frame and embedding
+        self._unlike: list[tuple[int, FloatArray]] = []  # the last looks, if they are another's
+        self._look_every, self._looked = LOOK_EVERY, index
         self._box = np.zeros(4)
         self._speed = np.zeros(2)  # px a frame
 
@@ -62,7 +66,12 @@ class Person:
     @property
     def boxes(self) -> FloatArray:
         """(k, 4) left, top, right, bottom in px."""
-        return self._table[:, 6:]
+        return self._table[:, 6:10]
+
+    @property
+    def largest(self) -> int:
+        """Frames in which no face was larger."""
+        return int(self._table[:, 10].sum())
 
     @property
     def _table(self) -> FloatArray:
@@ -77,27 +86,62 @@ class Person:
         """Its box in a later frame, if it moves on as it did."""
         return self._box + np.tile(self._speed * min(index - self.last, LINGERS // 2), 2)
 
-    def see(self, index: int, face: Face) -> None:
+    def see(self, index: int, face: Face, look: FloatArray, *, largest: bool = False) -> None:
         box = np.array(face.box)
         if self._frames:
             moved = (_centre(box) - _centre(self._box)) / (index - self.last)
             self._speed = STEADY * self._speed + (1 - STEADY) * moved
-        self._box = box
+        self._box, self.latest = box, look
         self._frames.append(index)
-        self._rows.extend([*face.points.ravel().tolist(), *face.box])
+        self._rows.extend([*face.points.ravel().tolist(), *face.box, float(largest)])
 
-    def remember(self, index: int, look: FloatArray) -> None:
-        """Add what it looks like now to what it looked like so far."""
-        self._looks, self._looked = min(self._looks + 1, LOOKS_KEPT), index
-        mean = self.look + (look - self.look) / self._looks
-        self.look = (mean / max(1e-6, float(np.linalg.norm(mean)))).astype(np.float32)
+    def remember(self, index: int, look: FloatArray, other: float) -> None:
+        """Add what it looks like now to what it looks like on average, unless that is unlike."""
+        self._looked = index
+        if self.like(look) < other:
+            self._unlike.append((index, look))
+            return
+        self._unlike = []
+        self._looks.append((index, look))
+        if len(self._looks) > LOOKS_KEPT:
+            self._looks = self._looks[::2]
+            self._look_every *= 2
+        self._average()
 
     def looks_old(self, index: int) -> bool:
-        return index - self._looked >= LOOK_EVERY
+        return index - self._looked >= (LOOK_EVERY if self._unlike else self._look_every)
 
     def like(self, look: FloatArray) -> float:
         """Cosine of what it looks like and `look`."""
         return float(self.look @ look)
+
+    def parted(self) -> "Person | None":
+        """Who has taken its place, if somebody has: their frames are no longer this person's."""
+        if len(self._unlike) < CHANGED:
+            return None
+        start, look = self._unlike[0]
+        new = Person(self.shot, start, look)
+        at = int(np.searchsorted(self.frames, start))
+        new._frames, new._rows = self._frames[at:], self._rows[at * ROW :]
+        for index, seen in self._unlike[1:]:
+            new.remember(index, seen, -1)
+        new._box, new._speed, new.latest = self._box, self._speed, self.latest
+        self.end(start)
+        return new
+
+    @property
+    def unlike_from(self) -> float:
+        """The frame from which on it has looked like somebody else; infinite: never."""
+        return self._unlike[0][0] if self._unlike else np.inf
+
+    def end(self, stop: float) -> None:
+        """Forget what was seen from frame `stop` on."""
+        keep = int(np.searchsorted(self.frames, stop))
+        self._frames, self._rows = self._frames[:keep], self._rows[: keep * ROW]
+        self._unlike = []
+        if before := [one for one in self._looks if one[0] < stop]:
+            self._looks = before
+            self._average()
 
     def take(self, other: "Person") -> bool:
         """Be the other one too, unless both were in one frame."""
@@ -107,8 +151,12 @@ class Person:
         rows = np.concatenate([self._table, other._table])[order]
         self._frames = array("q", sorted([*self._frames, *other._frames]))
         self._rows = array("f", rows.ravel().tolist())
-        self.largest += other.largest
+        self._looks += other._looks
+        self._average()
         return True
+
+    def _average(self) -> None:
+        self.look = alike(np.mean([look for _, look in self._looks], axis=0))
 
 
 class Linker:
@@ -121,8 +169,15 @@ class Linker:
         self._lately: list[Person] = []  # those of them who were seen a moment ago
         self._shot = 0
 
-    def end_shot(self) -> None:
-        """The next frame is another shot's, or there is none."""
+    def end_shot(self, stop: float = np.inf) -> None:
+        """The next frame is another shot's, or there is none.
+
+        From frame `stop` on this shot is dissolved into the next one: what is seen there is no face
+        of one person.
+        """
+        for person in self._here:
+            person.end(min(stop, person.unlike_from))
+        self._here = [person for person in self._here if len(person)]
         self.people += self._joined()
         self._shot, self._here, self._lately = self._shot + 1, [], []
 
@@ -133,17 +188,20 @@ class Linker:
         linked = self._by_place(index, faces, looks) or self._jerked(index, faces, looks)
         lately = [*self._lately]
         for j, face in enumerate(faces):
-            person = linked.get(j) or Person(self._shot, looks[j])
+            person = linked.get(j) or Person(self._shot, index, looks[j])
             if j not in linked:
                 self._here.append(person)
                 self._lately.append(person)
+            person.see(index, face, looks[j], largest=j == 0)
             # What a person looks like is learnt while nobody else is in the way.
-            elif person.looks_old(index) and not any(
+            if person.looks_old(index) and not any(
                 apart(face, p.expected(index)) < 1 for p in lately if p is not person
             ):
-                person.remember(index, looks[j])
-            person.see(index, face)
-            person.largest += j == 0
+                person.remember(index, looks[j], self._embedder.other)
+                if new := person.parted():
+                    self._here.append(new)
+                    self._lately = [p for p in self._lately if p is not person] + [new]
+        self._here = [person for person in self._here if len(person)]
 
     def missing(self, index: int, frame_size: tuple[int, int]) -> list[tuple[Person, Box]]:
         """Who isn't in this frame but was in many up to a moment ago, and where to look again.
@@ -173,8 +231,9 @@ class Linker:
         costs = [self._cost(person, index, free[j], looks, j, sure=False) for j in range(len(free))]
         if not free or min(costs) == np.inf:
             return None
-        face = free[int(np.argmin(costs))]
-        person.see(index, face)
+        best = int(np.argmin(costs))
+        face = free[best]
+        person.see(index, face, looks[best])
         return face
 
     def _by_place(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Person]:
@@ -196,9 +255,9 @@ class Linker:
         before = [p for p in self._lately if p.last == index - 1]
         if len(faces) != 1 or len(before) != 1:
             return {}
-        place, like = before[0].expected(before[0].last), before[0].like(looks[0])
-        same = _near(faces[0], place, REACH_ALONE, GROWS_AT_ONCE) and like >= self._embedder.other
-        return {0: before[0]} if same else {}
+        person, place = before[0], before[0].expected(before[0].last)
+        near = _near(faces[0], place, REACH_ALONE, GROWS_AT_ONCE)
+        return {0: person} if near and _continues(person, looks[0]) else {}
 
     def _cost(
         self, person: Person, index: int, face: Face, looks: "_Looks", j: int, *, sure: bool
@@ -207,10 +266,12 @@ class Linker:
         if not _within_reach(person, index, face):
             return np.inf
         beside = apart(face, person.expected(index))
-        if sure:
+        if sure and _continues(person, looks[j]):
             return beside
         like = person.like(looks[j])
-        return beside + LIKENESS * (1 - like) if like >= self._embedder.other else np.inf
+        # Who was just there and looks otherwise at once is another, after a cut that nobody saw.
+        least = self._embedder.same if sure else self._embedder.other
+        return beside + LIKENESS * (1 - like) if like >= least else np.inf
 
     def _joined(self) -> list[Person]:
         """The shot's people; who left and came back is one, told by looks: see `Person.take`."""
@@ -248,6 +309,11 @@ def _cheapest(costs: Array) -> list[tuple[int, int]]:
 
     rows, columns = linear_sum_assignment(np.where(finite, costs, 1e6))
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if finite[i, j]]
+
+
+def _continues(person: Person, look: FloatArray) -> bool:
+    """Whether a face looks as the person did a moment ago."""
+    return float(person.latest @ look) >= CONTINUES
 
 
 def _within_reach(person: Person, index: int, face: Face) -> bool:

@@ -1,6 +1,6 @@
 """What a look at a clip found, and the track of whoever is chosen of it: choose -> fill."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from latentsync.errors import OptionError
 from latentsync.faces.base import Array, FaceFilter, points_in
 from latentsync.faces.choice import FaceChoice
-from latentsync.faces.likeness import Embedder, Patch
+from latentsync.faces.likeness import Embedder
 from latentsync.faces.people import Person
-from latentsync.types import FloatArray
+from latentsync.faces.recognition import Taken, recognise
+from latentsync.types import FloatArray, ShotFaces
 
 __all__ = ["Lost", "Scene", "Track", "runs"]
 
@@ -27,6 +28,7 @@ ONE_OF_ALL = 5  # frames in which one of `all` is seen at least
 BESIDE = 0.5  # of a face's width and height: how far beside its box a point may lie
 EDGE = 0.02  # of the frame: a box that near its edge is leaving
 SHRINKING = 1.1  # times the smallest size: below that a face is lost for being small
+DISSOLVE = "one shot goes over into the next"
 
 
 class Lost(NamedTuple):
@@ -47,6 +49,7 @@ class Track:
     cut: Flags  # (n,) a new shot begins here; never at frame 0
     reasons: tuple[Lost, ...]  # of all frames that aren't found, in order
     pixel_aspect: float = 1.0  # the frame's own x is that of the points divided by it
+    shots: tuple[ShotFaces, ...] = ()  # who was found in each, and who is taken
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Scene:
     """All people of a clip, and all that choosing among them takes; made by `look`."""
 
     cut: Flags  # (n,)
+    mixed: Flags  # (n,) in a dissolve
     size: tuple[int, int]  # square px, width and height of a frame
     pixel_aspect: float  # width / height of the frame's own pixels
     people: Sequence[Person]  # of all shots, in order
@@ -67,85 +71,68 @@ class Scene:
 
     def tracks(self, choice: FaceChoice) -> list[Track]:
         """The track of the chosen face, or for `all` one of each; see `follow`."""
-        if choice.kind == "box":
-            return [self._box_track(choice)]
         if choice.kind != "all":
-            return [self._track(self._cast(choice), choice)]
-        shots = [
-            sorted(filter(self._lasting, people), key=_prominence, reverse=True)
-            for people in self._shots()
-        ]
+            return self.speakers([choice])
         # Nobody is known again after a cut: the second largest of one shot is the next one's.
+        shots = self._lasting()
         most = max(1, *map(len, shots))
         return [
-            self._track([shot[i] if i < len(shot) else None for shot in shots], choice)
+            self._track([Taken(shot[i] if i < len(shot) else None) for shot in shots], choice)
             for i in range(most)
         ]
 
     def speakers(self, choices: Sequence[FaceChoice]) -> list[Track]:
-        """A track for each of several choices, none of them `all`; nobody speaks for two."""
-        casts = {choice: self._cast(choice) for choice in choices if choice.kind != "box"}
-        self._part(casts)
+        """A track for each of several choices, none of them `all`."""
+        meant = {choice: self._meant(choice) for choice in choices if choice.kind != "box"}
         return [
-            self._track(casts[choice], choice) if choice in casts else self._box_track(choice)
+            self._track(self._cast(choice, meant), choice)
+            if choice in meant
+            else self._box_track(choice)
             for choice in choices
         ]
 
     # choose
 
-    def _cast(self, choice: FaceChoice) -> list[Person | None]:
-        """Who is meant in each shot: one person through all where they are told apart."""
-        shots = self._shots()
-        cast = [self._pick(choice, shot, people) for shot, people in enumerate(shots)]
-        if isinstance(self.embedder, Patch) or choice.kind == "reference" or not any(cast):
-            return cast
-        same, picked = self.embedder.same, [person for person in cast if person]
-        meant = cast[self._shot_of(choice)] if choice.kind == "point" else None
-        # Whom the rule picks longest, over all shots.
-        meant = meant or max(
-            picked, key=lambda p: sum(len(q) for q in picked if q.like(p.look) >= same)
-        )
-        return [
-            meant if meant in people else self._most_like(meant.look, people, same)
-            for people in shots
-        ]
+    def _meant(self, choice: FaceChoice) -> Person | None:
+        """Who is meant, in the shot in which that is plainest; None where only looks tell.
 
-    def _part(self, casts: dict[FaceChoice, list[Person | None]]) -> None:
-        """Leave who is several speakers' in a shot to one: who is there alone is left and right.
-
-        That is whose point it is, or else whose people in the other shots are most like them.
-        Whoever would have nobody left means the same person as another, and is left as is.
+        For a point that is its own shot. Of the others it is whom the rule picks in most frames,
+        over all shots; to be left, right or in the centre takes two, where there are.
         """
-        shots = list(zip(*casts.values(), strict=True))
-        parted = {choice: list(cast) for choice, cast in casts.items()}
-        own: dict[FaceChoice, list[Person]] = {
-            choice: [p for p, shot in zip(cast, shots, strict=True) if p and shot.count(p) == 1]
-            for choice, cast in casts.items()
-        }
-        for shot, meant in enumerate(shots):
-            for person in {p for p in meant if p and meant.count(p) > 1}:
-                rivals = [choice for choice, cast in casts.items() if cast[shot] is person]
-                rank = {
-                    choice: (
-                        choice.kind == "point" and shot == self._shot_of(choice),
-                        max((p.like(person.look) for p in own[choice]), default=-1.0),
-                    )
-                    for choice in rivals
-                }
-                best = sorted(rank.values())[-2:]
-                if best[0] == best[1]:
-                    continue  # nothing tells them apart
-                for choice in rivals:
-                    if rank[choice] < best[1]:
-                        parted[choice][shot] = None
-        casts.update({choice: cast for choice, cast in parted.items() if any(cast)})
-
-    def _pick(self, choice: FaceChoice, shot: int, people: list[Person]) -> Person | None:
-        """Who of a shot's people is meant by the choice alone."""
-        if choice.kind == "point" and shot == self._shot_of(choice):
-            return self._at_point(choice, people)
-        if not people:
+        if choice.kind == "reference":
             return None
+        shots = self._shots()
+        if choice.kind == "point":
+            return self._at_point(choice, shots[self._shot_of(choice)])
+        lasting = self._lasting()
+        if choice.kind != "largest" and max(map(len, lasting)) > 1:
+            shots = [people for people, some in zip(shots, lasting, strict=True) if len(some) > 1]
+        picked = [self._pick(choice, people) for people in shots if people]
+        same = self.embedder.same
+        return max(
+            picked,
+            key=lambda p: sum(len(q) for q in picked if q is p or q.like(p.look) >= same),
+            default=None,
+        )
+
+    def _cast(self, choice: FaceChoice, meant: Mapping[FaceChoice, Person | None]) -> list[Taken]:
+        """Who is taken in each shot; `meant` are this choice's person and the other speakers'."""
+        person = meant[choice]
+        looks = [person.look] if person else []
+        if choice.kind == "reference":
+            looks = [self.references[choice]]
+        others = [
+            other.look
+            for other in meant.values()
+            if other and all(other.like(look) < self.embedder.same for look in looks)
+        ]
+        if not looks:
+            return [Taken(None) for _ in self._borders()]
+        chosen = {person.shot: person} if person else {}
+        return recognise(self._shots(), looks, chosen, others, self.embedder)
+
+    def _pick(self, choice: FaceChoice, people: list[Person]) -> Person:
+        """Who of a shot's people a rule picks."""
         often = [p for p in people if len(p) >= OFTEN * max(map(len, people))]
         match choice.kind:
             case "left":
@@ -154,11 +141,6 @@ class Scene:
                 return max(often, key=lambda p: _middle(p)[0])
             case "center":
                 return min(often, key=lambda p: abs(_middle(p)[0] - self.size[0] / 2))
-            case "point":
-                return min(often, key=lambda p: np.linalg.norm(_middle(p) - self._squared(choice)))
-            case "reference":
-                look = self.references[choice]
-                return self._most_like(look, people, self.embedder.other)
         return max(people, key=_prominence)
 
     def _at_point(self, choice: FaceChoice, people: list[Person]) -> Person:
@@ -183,10 +165,6 @@ class Scene:
         """The point x, y in square px."""
         return np.array(choice.place) * (self.pixel_aspect, 1)
 
-    def _most_like(self, look: FloatArray, people: list[Person], least: float) -> Person | None:
-        best = max(people, key=lambda p: p.like(look), default=None)
-        return best if best and best.like(look) >= least else None
-
     def _shots(self) -> list[list[Person]]:
         """The people of each shot."""
         shots: list[list[Person]] = [[] for _ in self._borders()]
@@ -208,23 +186,52 @@ class Scene:
             )
         return int(self.cut[: index + 1].sum())
 
-    def _lasting(self, person: Person) -> bool:
-        start, stop = self._borders()[person.shot]
-        return len(person) >= min(ONE_OF_ALL, stop - start)
+    def _lasting(self) -> list[list[Person]]:
+        """Who is seen in more than a few frames of each shot, the most prominent first."""
+        return [
+            sorted(
+                (person for person in people if len(person) >= min(ONE_OF_ALL, stop - start)),
+                key=_prominence,
+                reverse=True,
+            )
+            for people, (start, stop) in zip(self._shots(), self._borders(), strict=True)
+        ]
 
     # fill
 
-    def _track(self, cast: Sequence[Person | None], choice: FaceChoice) -> Track:
-        seen = [person for person in cast if person]
+    def _track(self, cast: Sequence[Taken], choice: FaceChoice) -> Track:
+        seen = [taken.person for taken in cast if taken.person]
         frames = np.concatenate([np.zeros(0, np.int64), *(p.frames for p in seen)])
         points = np.concatenate([np.zeros((0, 3, 2), np.float32), *(p.points for p in seen)])
         track = self._filled(frames, points)
         lost = [
-            Lost(start, stop, self._why(cast[shot], choice, border, start, stop))
+            Lost(a, b, self._why(cast[shot], choice, border, a, b))
             for shot, border in enumerate(self._borders())
-            for start, stop in runs(~track.found, *border)
+            for a, b in self._gaps(track, border)
         ]
-        return _explained(track, lost)
+        return replace(track, reasons=tuple(lost), shots=self._report(cast))
+
+    def _gaps(self, track: Track, shot: tuple[int, int]) -> list[tuple[int, int]]:
+        """Where the face is lost within a shot; a dissolve at its end is a gap of its own."""
+        lost = runs(~track.found & ~self.mixed, *shot) + runs(~track.found & self.mixed, *shot)
+        return sorted(lost)
+
+    def _report(self, cast: Sequence[Taken]) -> tuple[ShotFaces, ...]:
+        shots = []
+        for taken, people, (start, stop) in zip(
+            cast, self._lasting(), self._borders(), strict=True
+        ):
+            if taken.person and taken.person not in people:
+                people = [*people, taken.person]
+            faces = tuple(self._place(person) for person in people)
+            whose = people.index(taken.person) if taken.person else None
+            shots.append(ShotFaces(start, stop, faces, (whose,)))
+        return tuple(shots)
+
+    def _place(self, person: Person) -> tuple[int, int]:
+        """x, y in px of the frame: its place on average."""
+        x, y = _middle(person) / (self.pixel_aspect, 1)
+        return round(x), round(y)
 
     def _box_track(self, choice: FaceChoice) -> Track:
         self._shot_of(choice)
@@ -233,12 +240,12 @@ class Scene:
         points = np.array([points_in(boxes[i]) for i in frames], np.float32).reshape(-1, 3, 2)
         track = self._filled(frames, np.round(points) if self.rounded else points)
         drawn = round(choice.seconds * self.fps)
-        lost = [
-            Lost(a, b, "before the box's time" if b <= drawn else "nothing like the box's content")
-            for border in self._borders()
-            for a, b in runs(~track.found, *border)
-        ]
-        return _explained(track, lost)
+        lost = []
+        for border in self._borders():
+            for a, b in self._gaps(track, border):
+                why = "before the box's time" if b <= drawn else "nothing like the box's content"
+                lost.append(Lost(a, b, DISSOLVE if self.mixed[a] else why))
+        return replace(track, reasons=tuple(lost))
 
     def _filled(self, frames: Frames, points: FloatArray) -> Track:
         """The track with short gaps between close places filled along a straight line."""
@@ -258,15 +265,20 @@ class Scene:
 
     def _why(
         self,
-        person: Person | None,
+        taken: Taken,
         choice: FaceChoice,
         shot: tuple[int, int],
         start: int,
         stop: int,
     ) -> str:
         """Why frames [start, stop) of a shot are without the person that is meant in it."""
+        person = taken.person
+        if self.mixed[start]:
+            return DISSOLVE
         if person is None and not self.faces[slice(*shot)].any():
             return "no face in this shot"
+        if person is None and taken.doubt:
+            return "not sure that this is the chosen person"
         if person is None:
             like = " is like the picture" if choice.kind == "reference" else " is meant"
             return f"nobody in this shot{like}"
@@ -278,10 +290,6 @@ class Scene:
         if width < SHRINKING * smallest.min_width or height < SHRINKING * smallest.min_height:
             return "too small"
         return "only other faces" if self.faces[start:stop].mean() > OFTEN else "no face"
-
-
-def _explained(track: Track, lost: list[Lost]) -> Track:
-    return replace(track, reasons=tuple(lost))
 
 
 def runs(flags: Flags, start: int, stop: int) -> list[tuple[int, int]]:

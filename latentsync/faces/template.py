@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import OptionError
+from latentsync.faces.cuts import Cut
 from latentsync.faces.view import Array, Shown, View
 
 __all__ = ["BoxFollower"]
@@ -56,8 +57,10 @@ class BoxFollower:
     def __post_init__(self) -> None:
         self._before = deque(maxlen=round(BEFORE_SECONDS * self.fps))
 
-    def see(self, index: int, frame: Shown, *, cut: bool) -> None:
-        """The clip's next frame."""
+    def see(self, index: int, frame: Shown, *, cut: Cut | None) -> None:
+        """The clip's next frame, and whether a new shot begins with it."""
+        for mixed in range(index - cut.dissolve, index) if cut else ():
+            self.boxes.pop(mixed, None)
         view = View(frame)
         box, longest = self._squared(view), max(view.width, view.height)
         small = view.small(min(FRAME_SIDE, round(longest * PATCH_SIDE / box[2:].max())))

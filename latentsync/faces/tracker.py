@@ -17,7 +17,7 @@ import numpy as np
 from latentsync.errors import NoFaceFound, option_name, with_option
 from latentsync.faces.base import PUBLISHED, Detector
 from latentsync.faces.choice import FaceChoice
-from latentsync.faces.cuts import with_cuts
+from latentsync.faces.cuts import Cut, with_cuts
 from latentsync.faces.likeness import Embedder, Patch
 from latentsync.faces.people import Linker
 from latentsync.faces.scene import Lost, Scene, Track, runs
@@ -107,7 +107,7 @@ def look(
     }
     watch = Watch(detector, Linker(embedder), detect_every, rounded=rounded)
     detecting = any(choice.kind != "box" for choice in choices)
-    cuts: list[bool] = []
+    cuts: list[Cut | None] = []
     faces_seen: list[int] = []
     view = View(np.zeros((0, 0, 3), np.uint8))
     for index, (frame, cut) in enumerate(with_cuts(frames)):
@@ -119,8 +119,12 @@ def look(
         view = View(frame)
         if progress:
             progress(Progress("detect", index + 1, total))
+    mixed = np.zeros(len(cuts), bool)
+    for index, one in enumerate(cuts):
+        mixed[index - one.dissolve if one else index : index] = True
     return Scene(
-        cut=np.array(cuts, bool),
+        cut=np.array([one is not None for one in cuts], bool),
+        mixed=mixed,
         size=(view.width, view.height),
         pixel_aspect=view.aspect,
         people=watch.people(),

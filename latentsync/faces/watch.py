@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from latentsync.faces.base import Detector
+from latentsync.faces.cuts import Cut
 from latentsync.faces.people import Linker, Person, apart, stayed
 from latentsync.faces.view import Shown, View
 from latentsync.types import Face
@@ -30,10 +31,10 @@ class Watch:
         self._last: list[Face] = []
         self._next_search = 0
 
-    def see(self, index: int, frame: Shown, *, cut: bool) -> int:
+    def see(self, index: int, frame: Shown, *, cut: Cut | None) -> int:
         """The clip's next frame, and whether a new shot begins with it; how many faces it has."""
         if cut:
-            self._linker.end_shot()
+            self._linker.end_shot(index - cut.dissolve)
         seen = None if cut or index >= self._next_search else self._followed(frame)
         if seen is None:
             seen = self._detector.detect(frame, rounded=self._rounded)

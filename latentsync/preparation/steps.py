@@ -66,7 +66,7 @@ class Decode:
             if reader.info.is_image:
                 yield Rejected("a still picture")
                 return
-            cuts = [cut for _, cut in with_cuts(reader.frames())]
+            cuts = [cut is not None for _, cut in with_cuts(reader.frames())]
         if told:
             # Nothing of where: with several decoding threads it is chance which frames are rescued.
             yield Rejected("damaged or cut short")

@@ -4,7 +4,7 @@ Lengths are in head units: half the face's width is 1, x runs to the picture's r
 origin lies between the eyes and the nose. Colours are RGB in 0..255.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ Colour = tuple[float, float, float]
 
 HAIR_STYLES = ("bald", "buzz", "short", "side", "quiff", "fringe", "bob", "long", "afro", "bun")
 LONG_STYLES = ("fringe", "bob", "long")  # these hang down behind the head too
+_PLACE = ("seed", "light", "contrast", "warmth", "exposure", "room", "clutter", "grain", "softness")
 BEARDS = ("none", "stubble", "moustache", "goatee", "full")
 
 # Measured skin runs along one curve of lightness; undertone moves across it.
@@ -124,6 +125,10 @@ class Identity:
         """The person of this seed; equal seeds give equal people."""
         rng = np.random.default_rng([seed, 1])
         return cls(seed=seed, **_colours(rng), **_shape(rng), **_surface(rng), **_scene(rng))  # type: ignore[arg-type]
+
+    def in_room_of(self, other: "Identity") -> "Identity":
+        """This person in another's room and light, before the same camera."""
+        return replace(self, **{name: getattr(other, name) for name in _PLACE})
 
 
 def _rgb(values: NDArray[np.floating]) -> Colour:
