@@ -42,6 +42,7 @@ bench: .venv/installed
 # What is in weights/demo, from nothing; goes on where it was stopped (what it draws is in out/).
 train-demo: .venv/installed
 	$(BIN)/python scripts/train_measures.py
+	$(BIN)/python scripts/train_likeness.py
 	$(BIN)/python scripts/train_demo.py
 
 lint: .venv/installed

@@ -6,6 +6,7 @@ import pytest
 
 from latentsync.faces.cuts import with_cuts
 from latentsync.media import VideoFrame
+from latentsync.synthetic import Identity, Mouth, Pose, draw
 from latentsync.types import Frame
 
 
@@ -35,9 +36,8 @@ def test_cuts_and_what_is_none() -> None:
         assert cuts([a] * 10 + flash + [a] * 10) == []
     pan = [wide[0][:, x : x + 128] for x in range(0, 800, 50)]
     assert cuts([a] * 5 + pan + [pan[-1]] * 5) == []
-    assert [cut for _, cut in with_cuts(map(VideoFrame.from_rgb, [a] * 9 + [b] * 9))].index(
-        True
-    ) == 9
+    pictures = [*map(VideoFrame.from_rgb, [a] * 9 + [b] * 9)]
+    assert [i for i, (_, cut) in enumerate(with_cuts(pictures)) if cut] == [9]
     smooth = cv2.resize(np.random.default_rng(6).integers(0, 256, (3, 16, 3), np.uint8), (1600, 96))
     for moved in (7, 9):  # px a frame; every fifth frame is left out
         steps = [2 * moved if i % 5 == 4 else moved for i in range(25)]
@@ -62,6 +62,62 @@ def test_two_shots_with_black_between_them() -> None:
         faded = [*mixed(a, black[0], 10), *black]
         assert cuts([a] * 20 + faded + mixed(black[0], b, 10) + [b] * 9) == [40 + length]
         assert cuts([a] * 20 + faded + mixed(black[0], a, 10) + [a] * 9) == []
+
+
+@pytest.mark.parametrize(("length", "most"), [(5, 5), (14, 14), (30, 30), (70, 50)])
+def test_a_dissolve_says_in_how_many_frames_both_shots_are_seen(length: int, most: int) -> None:
+    """A very long one is seen by its last part."""
+    a, b = (room[:, :128] for room in rooms()[:2])
+    (cut,) = [cut for _, cut in with_cuts([a] * 20 + mixed(a, b, length) + [b] * 20) if cut]
+    assert 0.8 * most - 1 <= cut.dissolve <= most
+    (hard,) = [cut for _, cut in with_cuts([a] * 9 + [b] * 9) if cut]
+    assert hard.dissolve == 0
+
+
+GRAPHICS = {
+    "lower third": [(0, 68, 128, 22)],
+    "caption in a box": [(12, 66, 80, 20)],
+    "side bar": [(84, 0, 44, 96)],
+    "half": [(0, 0, 64, 96)],
+    "inset": [(76, 8, 40, 30)],
+    "lower third and logo": [(0, 68, 128, 22), (102, 6, 20, 16)],
+}
+
+
+@pytest.mark.parametrize("name", GRAPHICS)
+@pytest.mark.parametrize("cover", [1.0, 0.75])
+@pytest.mark.parametrize("fade", [0, 8])
+def test_a_graphic_over_part_of_the_picture_is_no_cut(name: str, cover: float, fade: int) -> None:
+    """It comes at once or fades in, stays, and goes at once."""
+    before, other = (room[:, :128] for room in rooms()[:2])
+    moves = 12 if not fade else 60  # frames in which the camera moves by a pixel
+    frames = [np.roll(before, i // moves, axis=1) for i in range(60)]
+    for i in range(20, 45):
+        share = cover * min(1.0, (i - 19) / (fade + 1))
+        for x, y, width, height in GRAPHICS[name]:
+            area = frames[i][y : y + height, x : x + width]
+            area[:] = (area * (1 - share) + np.multiply((30, 40, 160), share)).astype(np.uint8)
+    assert cuts(frames) == []
+    # A cut under it is one all the same.
+    assert cuts(
+        [
+            *frames[:20],
+            *(np.where(np.arange(96)[:, None, None] > 68, f, other) for f in frames[20:]),
+        ]
+    ) == [20]
+
+
+def test_who_takes_anothers_place_in_the_same_room_is_a_cut() -> None:
+    """Most of the picture stays, as with a graphic."""
+    room = Identity.from_seed(21)
+    shots = [
+        [
+            draw(Identity.from_seed(who).in_room_of(room), Pose(tick=i), Mouth(), (160, 90))[0]
+            for i in range(4)
+        ]
+        for who in (9016, 9015)
+    ]
+    assert cuts([frame for shot in shots for frame in shot]) == [4]
 
 
 def test_what_looks_like_a_dissolve() -> None:

@@ -190,7 +190,9 @@ def test_each_speakers_missing_frames_are_told(tmp_path, out):
 
 def test_no_group_crosses_a_cut(tmp_path, out, monkeypatch):
     sizes = group_sizes(monkeypatch)
-    shots = [picture(0, *WIDE)] * 12 + [255 - picture(3, *WIDE)] * 8
+    another = 255 - picture(3, *WIDE)
+    another[30:, :100] = picture(0, *WIDE)[30:, :100]  # where the face is
+    shots = [picture(0, *WIDE)] * 12 + [another] * 8
     source = clip(tmp_path / "clip.mp4", 20, pictures=shots)
     run(lipsync(lambda _: [LEFT]), out, 30, source)
     assert sizes == [12, 15, 3]  # 12 | 8 and back to the cut | the first shot again

@@ -305,8 +305,34 @@ def test_with_embeddings_one_person_is_followed_over_cuts() -> None:
     assert noses(known) == [250] * 14 + [160] * 6
     pointed = Embedding(script, backgrounds=backgrounds).track("100,120@0.36")
     assert noses(pointed) == [60] * 8 + [100] * 6 + [None] * 6
-    unknown = Cast(script, backgrounds=backgrounds).track()
-    assert noses(unknown) == [60] * 8 + [250] * 6 + [160] * 6
+
+
+def test_the_patch_follows_one_person_over_cuts() -> None:
+    """A and B, B alone, B and A, A alone: whoever is meant is followed, and the other one never."""
+    script: list[list[Actor]] = [[(60, 120, 70, RED), (250, 120, 74, BLUE)]] * 8
+    script += [[(160, 120, 90, BLUE)]] * 8
+    script += [[(60, 120, 74, BLUE), (250, 120, 70, RED)]] * 8 + [[(160, 120, 90, RED)]] * 8
+    backgrounds = [120] * 8 + [90] * 8 + [130] * 8 + [100] * 8
+    red = [60] * 8 + [None] * 8 + [250] * 8 + [160] * 8
+    blue = [250] * 8 + [160] * 8 + [60] * 8 + [None] * 8
+    for choice, expected in {
+        "60,120": red,
+        "160,120@1": red,
+        "250,120@0.72": red,
+        "left": red,
+        "right": blue,
+        "largest": blue,
+        "160,120@0.4": blue,
+        "60,120@0.8": blue,
+    }.items():
+        cast = Cast(script, backgrounds=backgrounds)
+        assert noses(cast.track(choice)) == expected, choice
+    scene = look(cast.frames(), Cast(script, backgrounds=backgrounds), [LARGEST])
+    (track,) = scene.tracks(FaceChoice.parse("left"))
+    assert [shot.taken for shot in track.shots] == [(1,), (None,), (1,), (0,)]
+    assert [shot.start for shot in track.shots] == [0, 8, 16, 24]
+    assert track.shots[0].faces == ((250, 120), (60, 120))  # the most prominent first
+    assert track.reasons == (Lost(8, 16, "nobody in this shot is meant"),)
 
 
 @pytest.mark.parametrize("sides", [("left", "right"), ("right", "left"), ("60,120", "250,120")])
@@ -323,14 +349,58 @@ def test_who_is_alone_in_a_shot_is_one_speaker_and_not_two(sides: tuple[str, str
     assert blue.reasons == (Lost(14, 20, "nobody in this shot is meant"),)
 
 
-def test_a_point_in_a_shot_counts_for_more_than_likeness() -> None:
+def test_two_speakers_who_are_one_person_are_told_to_be() -> None:
+    """By whatever is said of them, and in whatever shots."""
     script: list[list[Actor]] = [[(60, 120, 70, RED), (250, 120, 60, BLUE)]] * 8
     script += [[(160, 120, 90, BLUE)]] * 6
-    cast = Cast(script, backgrounds=[120] * 8 + [30] * 6)
+    cast = Cast(script, backgrounds=[120] * 8 + [100] * 6)
     choices = [FaceChoice.parse(face) for face in ("right", "160,120@0.4")]
     right, pointed = look(cast.frames(), cast, choices).speakers(choices)
-    assert noses(right) == [250] * 8 + [None] * 6
-    assert noses(pointed)[8:] == [160] * 6
+    assert noses(right) == noses(pointed) == [250] * 8 + [160] * 6
+
+
+@pytest.mark.parametrize(
+    ("likeness", "taken", "why"),
+    [
+        (0.95, True, ""),
+        (0.8, False, "not sure that this is the chosen person"),
+        (0.3, False, "nobody in this shot is meant"),
+    ],
+)
+def test_who_may_be_the_chosen_person_is_left_untouched(
+    likeness: float, taken: bool, why: str
+) -> None:
+    class Likened(Embedding):
+        same, other = 0.9, 0.5
+
+        def embed(self, frame: Frame, face: Face) -> np.ndarray:
+            green = frame[int(face.box[1]) + 2, int(face.box[0]) + 2, 1] > 120
+            share = likeness if green else 1.0
+            return np.array([share, np.sqrt(1 - share**2)], np.float32)
+
+    script: list[list[Actor]] = [[(60, 120, 70, RED)]] * 8 + [[(100, 120, 70, GREEN)]] * 8
+    track = Likened(script, backgrounds=[120] * 8 + [30] * 8).track("60,120")
+    assert noses(track) == [60] * 8 + [100 if taken else None] * 8
+    assert track.reasons == (() if taken else (Lost(8, 16, why),))
+
+
+def test_who_is_like_another_even_more_is_not_taken() -> None:
+    """Two who are alike are told apart by whom they are seen beside."""
+    angles = {RED: 0.0, BLUE: 0.4, GREEN: 0.25}  # rad; cosines of 0.92 to 0.99 between them
+
+    class Alike(Embedding):
+        def embed(self, frame: Frame, face: Face) -> np.ndarray:
+            colour = tuple(frame[int(face.box[1]) + 2, int(face.box[0]) + 2].tolist())
+            angle = angles[min(angles, key=lambda c: abs(np.subtract(c, colour)).sum())]
+            return np.array([np.cos(angle), np.sin(angle)], np.float32)
+
+    script: list[list[Actor]] = [[(60, 120, 70, RED), (250, 120, 60, BLUE)]] * 8
+    script += [[(100, 120, 70, GREEN)]] * 8
+    backgrounds = [120] * 8 + [30] * 8
+    # Green is as like as 0.969 to red and 0.989 to blue.
+    assert noses(Alike(script, backgrounds=backgrounds).track("60,120")) == [60] * 8 + [None] * 8
+    alone = [[actors[0]] for actors in script]
+    assert noses(Alike(alone, backgrounds=backgrounds).track("60,120")) == [60] * 8 + [100] * 8
 
 
 # Cuts
@@ -347,6 +417,15 @@ def test_nothing_crosses_a_cut() -> None:
     assert not track.interpolated.any()
     whole = Cast(script).track()
     assert whole.found.all()
+
+
+def test_no_gap_is_filled_across_a_cut_at_which_the_face_returns() -> None:
+    """The last frame without it is the old shot's, the first one with it the new one's."""
+    script: list[list[Actor]] = [[(100, 120, 60, RED)]] * 8 + [[]] * 3 + [[(104, 120, 60, RED)]] * 8
+    track = Cast(script, backgrounds=[120] * 11 + [90] * 8).track()
+    assert np.flatnonzero(track.cut).tolist() == [11]
+    assert np.flatnonzero(~track.found).tolist() == [8, 9, 10]
+    assert not track.interpolated.any()
 
 
 # A second look
@@ -419,8 +498,8 @@ def test_between_searches_faces_are_followed() -> None:
 
 
 def test_a_cut_is_searched() -> None:
-    script: list[list[Actor]] = [[(100, 120, 60, RED)]] * 9 + [[(105, 120, 60, BLUE)]] * 9
-    cast = Cast(script, backgrounds=[120] * 9 + [30] * 9)
+    script: list[list[Actor]] = [[(100, 120, 60, RED)]] * 9 + [[(105, 120, 60, RED)]] * 9
+    cast = Cast(script, backgrounds=[120] * 9 + [100] * 9)
     assert noses(cast.track(detect_every=6)) == [100] * 9 + [105] * 9
     assert cast.searched == [0, 6, 9, 15]
 
@@ -466,7 +545,7 @@ def _searched_after(script: list[list[Actor]], followed: list) -> list[int]:
     cast.follow = lambda *_, **__: faces  # type: ignore[method-assign]
     watch = Watch(cast, Linker(Patch()), 50, rounded=False)
     for index, frame in enumerate(cast.frames()):
-        watch.see(index, frame, cut=False)
+        watch.see(index, frame, cut=None)
     return cast.searched[1:]
 
 
@@ -627,6 +706,41 @@ def test_a_box_is_followed_forwards_and_back(start: int) -> None:
     truth = np.array([place for _, place in scene])
     expected = np.array([[0.23, 0.18], [0.77, 0.18], [0.5, 0.49]]) * (72, 84)
     np.testing.assert_allclose(track.points, truth[:, None] + expected, atol=0.8)
+
+
+@pytest.mark.parametrize("fps", [10, 25, 50])
+def test_the_time_of_a_place_counts_frames_of_the_clips_own_rate(fps: int) -> None:
+    """One second in, at 50 frames a second, is frame 50: for a point and for a box."""
+    ways = walk(60, 260, fps + 5)
+    script: list[list[Actor]] = [[(x, 120, 24, RED), (320 - x, 40, 24, BLUE)] for x in ways]
+    x = ways[fps]
+    assert noses(Cast(script).track(f"{x},120@1", fps=fps)) == ways
+    with pytest.raises(OptionError, match=f"faces are at .*{x:.0f},120"):
+        Cast(script).track(f"{ways[fps // 2]},150@1", fps=fps)
+    scene = drawn_scene(fps + 5)
+    x, y = scene[fps][1]
+    (track,) = follow(
+        [f for f, _ in scene], Cast([]), FaceChoice.parse(f"{x},{y},72,84@1"), fps=fps
+    )
+    expected = np.array([[0.23, 0.18], [0.77, 0.18], [0.5, 0.49]]) * (72, 84) + scene[fps][1]
+    np.testing.assert_allclose(track.points[fps], expected, atol=0.8)
+
+
+def test_a_box_is_dropped_at_a_cut() -> None:
+    """What lies at its place in the next shot is not it, however alike they are."""
+    scene = [frame for frame, _ in drawn_scene(24)]
+    rng = np.random.default_rng(3)
+    other = cv2.GaussianBlur(rng.integers(0, 256, (240, 320, 3), np.uint8), (0, 0), 8)
+    other = cv2.normalize(other, None, 0, 255, cv2.NORM_MINMAX)
+    x, y = (round(v) for v in drawn_scene(12)[11][1])
+    thing = scene[11][y : y + 84, x : x + 72].astype(float)
+    noise = cv2.resize(rng.integers(0, 256, (7, 6, 3), np.uint8), (72, 84))
+    # Correlated with the box's content by about 0.7: enough to follow it, too little to find it.
+    other[y : y + 84, x : x + 72] = (0.55 * thing + 0.45 * noise).astype(np.uint8)
+    frames = scene[:12] + [other] * 12
+    (track,) = follow(frames, Cast([]), FaceChoice.parse("40,70,72,84"))
+    assert np.flatnonzero(track.cut).tolist() == [12]
+    assert np.flatnonzero(track.found).tolist() == list(range(12))
 
 
 def test_a_box_is_lost_and_found_again() -> None:

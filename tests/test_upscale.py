@@ -175,7 +175,7 @@ def test_each_frame_is_restored_once_in_its_place(tmp_path, monkeypatch):
     clip, out = numbered_clip(tmp_path / "clip.mp4", 40), tmp_path / "out.mp4"
     voice = write_sound(tmp_path / "voice.wav", babble(1.6))
     result = run(
-        tiny_lipsync(lambda n: not 18 <= n < 22), clip, voice, out, superres="stub", batch=2
+        tiny_lipsync(lambda n: not 18 <= n < 24), clip, voice, out, superres="stub", batch=2
     )
     (gap,) = result.passed_through
     assert gap[0] == 18

@@ -59,8 +59,12 @@ class Patch:
         self._file = file
 
     def embed(self, frame: Shown, face: Face) -> FloatArray:
+        return self.project(cells(frame, face.points))
+
+    def project(self, patches: FloatArray) -> FloatArray:
+        """Patches (..., CELLS) as vectors of length 1."""
         mean, axes = self._projection
-        return alike((cells(frame, face.points) - mean) @ axes)
+        return alike((patches - mean) @ axes)
 
     @cached_property
     def _projection(self) -> tuple[FloatArray, FloatArray]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.faces.base import Array
-from latentsync.faces.likeness import Embedder, alike
+from latentsync.faces.likeness import Embedder, alike, cells
 from latentsync.faces.view import Shown
 from latentsync.types import Box, Face, FloatArray
 
@@ -29,8 +29,12 @@ SURE = 2  # frames without it up to which its place alone may do
 FAMILIAR = 3  # frames in which a face was seen, from which on it is looked for twice
 LOOK_EVERY = 5  # frames between two looks that are kept; more in long shots
 LOOKS_KEPT = 40  # looks at most, spread over the shot
-CONTINUES = 0.85  # likeness of a face to the frame before; on filmed people 0.91 at least
-CHANGED = 3  # looks on end unlike all before, after which somebody else has taken the place
+CONTINUES = 0.8  # correlation of a face's picture with that of the frame before
+UNLIKE = 0.6  # likeness to all looks before, below which a face may have become another's
+TURNED = 0.25  # of the brows' distance: a nose that is further aside than it was explains that
+CHANGED = 3  # looks on end that are unlike all before, and alike: somebody else has come
+ALIKE = 0.8  # likeness of these looks to each other
+CHANGING = 10  # frames before the first such look in which nobody knows whose face it is
 LIKENESS = 1.0  # what a whole difference of looks counts, in sizes
 STEADY = 0.5  # share of the speed so far in the new one
 ROW = 11  # numbers a sighting: three points, the box, whether no face was larger
@@ -42,9 +46,10 @@ class Person:
     def __init__(self, shot: int, index: int, look: FloatArray) -> None:
         self.shot = shot
         self.look = look  # mean of its embeddings, of length 1
-        self.latest = look  # its embedding when it was seen last
+        self.latest: tuple[Face, FloatArray] | None = None  # its last face, and that one's picture
         self._frames, self._rows = array("q"), array("f")
         self._looks = [(index, look)]  # frame and embedding
+        self._turn = 0.0  # see `_turn`, of the last look that was kept
         self._unlike: list[tuple[int, FloatArray]] = []  # the last looks, if they are another's
         self._look_every, self._looked = LOOK_EVERY, index
         self._box = np.zeros(4)
@@ -86,22 +91,23 @@ class Person:
         """Its box in a later frame, if it moves on as it did."""
         return self._box + np.tile(self._speed * min(index - self.last, LINGERS // 2), 2)
 
-    def see(self, index: int, face: Face, look: FloatArray, *, largest: bool = False) -> None:
+    def see(self, index: int, face: Face, picture: FloatArray, *, largest: bool = False) -> None:
         box = np.array(face.box)
         if self._frames:
             moved = (_centre(box) - _centre(self._box)) / (index - self.last)
             self._speed = STEADY * self._speed + (1 - STEADY) * moved
-        self._box, self.latest = box, look
+        self._box, self.latest = box, (face, picture)
         self._frames.append(index)
         self._rows.extend([*face.points.ravel().tolist(), *face.box, float(largest)])
 
-    def remember(self, index: int, look: FloatArray, other: float) -> None:
+    def remember(self, index: int, look: FloatArray, turn: float) -> None:
         """Add what it looks like now to what it looks like on average, unless that is unlike."""
         self._looked = index
-        if self.like(look) < other:
-            self._unlike.append((index, look))
+        if self.like(look) < UNLIKE:
+            if abs(turn - self._turn) < TURNED:
+                self._unlike = [*self._unlike, (index, look)][-CHANGED:]
             return
-        self._unlike = []
+        self._unlike, self._turn = [], turn
         self._looks.append((index, look))
         if len(self._looks) > LOOKS_KEPT:
             self._looks = self._looks[::2]
@@ -116,23 +122,30 @@ class Person:
         return float(self.look @ look)
 
     def parted(self) -> "Person | None":
-        """Who has taken its place, if somebody has: their frames are no longer this person's."""
-        if len(self._unlike) < CHANGED:
+        """Who has taken its place, if somebody has: their frames are no longer this person's.
+
+        So ends a dissolve between two faces at one place, where the room is the same.
+        """
+        if len(self._unlike) < CHANGED or self.known_until == np.inf:
             return None
-        start, look = self._unlike[0]
+        (start, look), *later = self._unlike
         new = Person(self.shot, start, look)
         at = int(np.searchsorted(self.frames, start))
         new._frames, new._rows = self._frames[at:], self._rows[at * ROW :]
-        for index, seen in self._unlike[1:]:
-            new.remember(index, seen, -1)
+        new._looks += later
+        new._average()
+        new._looked, new._turn = self._looked, self._turn
         new._box, new._speed, new.latest = self._box, self._speed, self.latest
-        self.end(start)
+        self.end(self.known_until)
         return new
 
     @property
-    def unlike_from(self) -> float:
-        """The frame from which on it has looked like somebody else; infinite: never."""
-        return self._unlike[0][0] if self._unlike else np.inf
+    def known_until(self) -> float:
+        """The frame from which on it may be somebody else; infinite: it never is."""
+        looks = np.array([look for _, look in self._unlike])
+        if len(looks) < 2 or (looks @ looks.T).min() < ALIKE:
+            return np.inf
+        return self._unlike[0][0] - CHANGING
 
     def end(self, stop: float) -> None:
         """Forget what was seen from frame `stop` on."""
@@ -176,7 +189,7 @@ class Linker:
         of one person.
         """
         for person in self._here:
-            person.end(min(stop, person.unlike_from))
+            person.end(min(stop, person.known_until))
         self._here = [person for person in self._here if len(person)]
         self.people += self._joined()
         self._shot, self._here, self._lately = self._shot + 1, [], []
@@ -192,12 +205,12 @@ class Linker:
             if j not in linked:
                 self._here.append(person)
                 self._lately.append(person)
-            person.see(index, face, looks[j], largest=j == 0)
+            person.see(index, face, looks.picture(j), largest=j == 0)
             # What a person looks like is learnt while nobody else is in the way.
             if person.looks_old(index) and not any(
                 apart(face, p.expected(index)) < 1 for p in lately if p is not person
             ):
-                person.remember(index, looks[j], self._embedder.other)
+                person.remember(index, looks[j], _turn(face))
                 if new := person.parted():
                     self._here.append(new)
                     self._lately = [p for p in self._lately if p is not person] + [new]
@@ -233,7 +246,7 @@ class Linker:
             return None
         best = int(np.argmin(costs))
         face = free[best]
-        person.see(index, face, looks[best])
+        person.see(index, face, looks.picture(best))
         return face
 
     def _by_place(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Person]:
@@ -257,7 +270,7 @@ class Linker:
             return {}
         person, place = before[0], before[0].expected(before[0].last)
         near = _near(faces[0], place, REACH_ALONE, GROWS_AT_ONCE)
-        return {0: person} if near and _continues(person, looks[0]) else {}
+        return {0: person} if near and looks.continues(person, 0) else {}
 
     def _cost(
         self, person: Person, index: int, face: Face, looks: "_Looks", j: int, *, sure: bool
@@ -266,7 +279,7 @@ class Linker:
         if not _within_reach(person, index, face):
             return np.inf
         beside = apart(face, person.expected(index))
-        if sure and _continues(person, looks[j]):
+        if sure and looks.continues(person, j):
             return beside
         like = person.like(looks[j])
         # Who was just there and looks otherwise at once is another, after a cut that nobody saw.
@@ -293,11 +306,35 @@ class _Looks:
     def __init__(self, embedder: Embedder, frame: Shown, faces: Sequence[Face]) -> None:
         self._embedder, self._frame, self._faces = embedder, frame, faces
         self._made: dict[int, FloatArray] = {}
+        self._pictures: dict[int, FloatArray] = {}
 
     def __getitem__(self, j: int) -> FloatArray:
         if j not in self._made:
             self._made[j] = self._embedder.embed(self._frame, self._faces[j])
         return self._made[j]
+
+    def picture(self, j: int) -> FloatArray:
+        """The face's cells without what is the same in all of them, at length 1."""
+        if j not in self._pictures:
+            self._pictures[j] = _picture(self._frame, self._faces[j])
+        return self._pictures[j]
+
+    def continues(self, person: Person, j: int) -> bool:
+        """Whether a face's picture is what a person's was, or what is at their place is.
+
+        The latter holds where only the landmarks have moved.
+        """
+        assert person.latest
+        face, before = person.latest
+        return (
+            float(before @ self.picture(j)) >= CONTINUES
+            or float(before @ _picture(self._frame, face)) >= CONTINUES
+        )
+
+
+def _picture(frame: Shown, face: Face) -> FloatArray:
+    lightness, *colours = np.split(cells(frame, face.points), 3)
+    return alike(np.concatenate([lightness - lightness.mean(), *colours]))
 
 
 def _cheapest(costs: Array) -> list[tuple[int, int]]:
@@ -311,9 +348,11 @@ def _cheapest(costs: Array) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if finite[i, j]]
 
 
-def _continues(person: Person, look: FloatArray) -> bool:
-    """Whether a face looks as the person did a moment ago."""
-    return float(person.latest @ look) >= CONTINUES
+def _turn(face: Face) -> float:
+    """How far the nose lies beside the middle of the brows, in their distance."""
+    along = face.points[1] - face.points[0]
+    beside = face.points[2] - face.points[:2].mean(axis=0)
+    return float(beside @ along) / max(1e-6, float(along @ along))
 
 
 def _within_reach(person: Person, index: int, face: Face) -> bool:
