@@ -156,7 +156,7 @@ def _graphic(before: Thumbnail, now: Thumbnail) -> bool:
         return False
     off = step.reshape(HEIGHT, WIDTH, 3).max(axis=2)
     changed = (off >= CHANGED).astype(np.uint8)
-    left = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).astype(bool)
+    left = cv2.medianBlur(changed, 3).astype(bool)  # without holes and spots
     beside = np.ones((HEIGHT, WIDTH), bool)
     covered = 0
     for _ in range(GRAPHICS):

@@ -146,9 +146,11 @@ class Scene:
     def _at_point(self, choice: FaceChoice, people: list[Person]) -> Person:
         """Who is at the point when the point is meant, or was last, or will be first."""
         index = round(choice.seconds * self.fps)
-        point, beside, there = self._squared(choice), [], []
+        point, beside, there, away = self._squared(choice), [], [], []
         for person in people:
-            box = person.boxes[np.abs(person.frames - index).argmin()].astype(np.float64)
+            frames = np.abs(person.frames - index)
+            away.append(int(frames.min()))
+            box = person.boxes[frames.argmin()].astype(np.float64)
             outside = np.maximum(0, np.maximum(box[:2] - point, point - box[2:]))
             beside.append(float((outside / np.maximum(1, box[2:] - box[:2])).max()))
             middle = (box[:2] + box[2:]) / 2 / (self.pixel_aspect, 1)
@@ -159,7 +161,9 @@ class Scene:
                 f"no face at {choice}: in this shot {faces}; give a point on a face, or a box "
                 "x,y,width,height@seconds around what isn't found"
             )
-        return people[int(np.argmin(beside))]
+        # Of two who were at the point, the one who was seen nearer to its time.
+        best = min(range(len(people)), key=lambda i: (beside[i] > BESIDE, away[i], beside[i]))
+        return people[best]
 
     def _squared(self, choice: FaceChoice) -> Array:
         """The point x, y in square px."""

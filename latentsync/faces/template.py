@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from latentsync.errors import OptionError
 from latentsync.faces.cuts import Cut
 from latentsync.faces.view import Array, Shown, View
+from latentsync.types import FloatArray, Frame
 
 __all__ = ["BoxFollower"]
 
@@ -21,6 +22,10 @@ SCALES = (0.95, 1.0, 1.05)  # sizes tried, of the last
 SEARCH = 0.5  # of the box: how far from the last place it is sought
 HELD = 0.6  # correlation from which on the box still holds what it held
 FOUND_AGAIN = 0.8  # correlation with the first picture, sought in the whole frame once it was lost
+OTHER_COLOUR = (
+    5.0  # levels of Lab: what is this far off in its a and b, at once or when found again
+)
+COLOUR_SIDE, CELLS = 32, 4  # px of the box's picture, and cells of it, whose colours are compared
 ALIKE = 0.5  # correlation with the first picture down to which the kept one may drift from it
 FLAT = 2.0  # grey levels, standard deviation: a picture with less is alike everywhere, so nowhere
 LEARNING = 0.05  # share of the new picture in the kept one
@@ -51,6 +56,8 @@ class BoxFollower:
     start: int  # the frame in which it was drawn
     fps: float = 25
     boxes: dict[int, Array] = field(default_factory=dict)  # frame -> its edges, in square px
+    _colours: FloatArray | None = None  # of what was in it
+    _last_colours: FloatArray | None = None  # the same in the frame before
     _state: _State | None = None
     _before: deque[tuple[int, Grey]] = field(init=False)
 
@@ -78,9 +85,18 @@ class BoxFollower:
                 self._follow(*earlier, box * scale, scale)
             self._before.clear()
             self._state = _begin(grey, drawn)
+            self._colours = self._last_colours = _colours(small.pixels, drawn)
         elif cut and self._state:
             self._state.box = None
+        state = self._state
+        assert state
+        before = self._colours if state.box is None else self._last_colours
         self._follow(index, grey, box * scale, scale)
+        if state.box is not None:
+            self._last_colours = _colours(small.pixels, state.box)
+            if before is not None and _apart(self._last_colours, before) > OTHER_COLOUR:
+                state.box = None
+                del self.boxes[index]
 
     def _squared(self, view: View) -> Array:
         return np.array(self.box) * (view.aspect, 1, view.aspect, 1)
@@ -101,6 +117,21 @@ class BoxFollower:
         if self._state.box is not None:
             corner, size = self._state.box[:2], self._state.box[2:]
             self.boxes[index] = np.concatenate([corner, corner + size]) / scale
+
+
+def _colours(pixels: Frame, box: Array) -> FloatArray:
+    """The colours of the box's content in Lab, cell by cell."""
+    left, top, wide, high = box
+    affine = np.array([[COLOUR_SIDE / wide, 0, 0], [0, COLOUR_SIDE / high, 0]])
+    affine[:, 2] = -affine[:, :2] @ (left, top)
+    size = (COLOUR_SIDE, COLOUR_SIDE)
+    cut = cv2.warpAffine(pixels, affine, size, borderMode=cv2.BORDER_REPLICATE)
+    cells = cv2.resize(cut, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(cells, cv2.COLOR_RGB2LAB).astype(np.float32)
+
+
+def _apart(colours: FloatArray, others: FloatArray) -> float:
+    return float(np.abs(colours - others).mean())
 
 
 def _begin(grey: Grey, box: Array) -> _State:

@@ -19,7 +19,7 @@ from latentsync.types import Box, Frame
 WIDTH, HEIGHT = 480, 270  # px
 APART = 1.25  # head units between the middle of the picture and each of two people
 SHOWN = 0.5  # share of a picture in a dissolve from which on its faces count as seen
-NOTES = ((0, 194, WIDTH, 60), (20, 40, 150))  # a lower third: left, top, width, height; colour
+NOTES = ((0, 218, WIDTH, 46), (20, 40, 150))  # a lower third: left, top, width, height; colour
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _shot(shot: Shot) -> tuple[list[Frame], list[dict[str, Box]]]:
     for frame in frames[slice(*shot.graphic)]:
         (x, y, width, height), colour = NOTES
         frame[y : y + height, x : x + width] = colour
-        text = (frame, "Ann Onymous, expert", (x + 20, y + 38), 0, 1.0, (240, 240, 240), 2)
+        text = (frame, "Ann Onymous, expert", (x + 20, y + 32), 0, 0.9, (240, 240, 240), 2)
         cv2.putText(*text, cv2.LINE_AA)
     return frames, faces
 
@@ -154,8 +154,8 @@ FILMS: dict[str, tuple[Shot, ...]] = {
     ),
     "lower thirds": (
         pair("ann", "ben", graphic=(8, 20)),
-        alone("ben", graphic=(10, 25)),
-        alone("ann", graphic=(0, 25)),
+        alone("ben", zoom=0.8, graphic=(10, 25)),
+        alone("ann", zoom=0.8, graphic=(0, 25)),
         pair("ben", "ann", graphic=(5, 15)),
     ),
     "jump cuts": tuple(
