@@ -17,9 +17,10 @@ from latentsync.types import Face, FloatArray
 
 __all__ = ["CELLS", "FILE", "Embedder", "Patch", "alike", "cells"]
 
-COLUMNS, ROWS = 12, 15  # cells of the patch
-CELLS = 3 * COLUMNS * ROWS  # numbers of a patch: lightness, then a and b of each cell
-WIDER = 1.6  # times the template's box, so that hair and neck are in it
+COLUMNS, ROWS = 12, 15  # cells around the face
+KEPT_ROWS = 12  # of them: what is below the chin may be covered by a lower third
+CELLS = 3 * COLUMNS * KEPT_ROWS  # numbers of a patch: lightness, then a and b of each cell
+WIDER = 1.6  # times the template's box, so that hair is in it
 CELL_PX = 4  # px a cell's side at least, averaged
 MAX_OVERSAMPLE = 8  # a patch is cut at up to so many times that, then averaged
 SKIN = (142, 145)  # a, b of common skin in OpenCV's Lab
@@ -42,7 +43,7 @@ class Embedder(Protocol):
 
 
 class Patch:
-    """Lightness and colour of 12 x 15 cells of the aligned face, with hair and neck, projected.
+    """Lightness and colour of 12 x 12 cells of the aligned face, with hair, projected.
 
     The projection keeps what differs between people and drops what differs between two looks at one
     person: light, pose, expression and what is behind them. It was fitted to drawn people by
@@ -53,7 +54,7 @@ class Patch:
         WeightsMismatch: the file holds something else.
     """
 
-    same, other = 0.92, 0.75
+    same, other = 0.94, 0.82
 
     def __init__(self, file: Path = FILE) -> None:
         self._file = file
@@ -94,7 +95,7 @@ def cells(frame: Shown, points: FloatArray) -> FloatArray:
     width, height = (int(side) for side in size * factor)
     pixels, affine = View(frame).under(affine * factor, (0, 0, width, height), width)
     large = cv2.warpAffine(pixels, affine, (width, height), borderMode=cv2.BORDER_REPLICATE)
-    small = cv2.resize(large, (COLUMNS, ROWS), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(large, (COLUMNS, ROWS), interpolation=cv2.INTER_AREA)[:KEPT_ROWS]
     lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).astype(np.float32)
     colour = (lab[..., 1:] - np.array(SKIN, np.float32)) / COLOUR
     return np.concatenate([(lab[..., 0] / LIGHTNESS).ravel(), colour.ravel()])

@@ -39,6 +39,7 @@ class _State:
     first: Grey
     kept: NDArray[np.float32]
     box: Array | None  # left, top, width, height; None: lost
+    shades: FloatArray | None = None  # of what is in it
 
 
 @dataclass
@@ -57,7 +58,6 @@ class BoxFollower:
     fps: float = 25
     boxes: dict[int, Array] = field(default_factory=dict)  # frame -> its edges, in square px
     _colours: FloatArray | None = None  # of what was in it
-    _last_colours: FloatArray | None = None  # the same in the frame before
     _state: _State | None = None
     _before: deque[tuple[int, Grey]] = field(init=False)
 
@@ -85,18 +85,22 @@ class BoxFollower:
                 self._follow(*earlier, box * scale, scale)
             self._before.clear()
             self._state = _begin(grey, drawn)
-            self._colours = self._last_colours = _colours(small.pixels, drawn)
+            self._colours = _colours(small.pixels, drawn)
         elif cut and self._state:
             self._state.box = None
         state = self._state
         assert state
-        before = self._colours if state.box is None else self._last_colours
+        lost = state.box is None
         self._follow(index, grey, box * scale, scale)
-        if state.box is not None:
-            self._last_colours = _colours(small.pixels, state.box)
-            if before is not None and _apart(self._last_colours, before) > OTHER_COLOUR:
-                state.box = None
-                del self.boxes[index]
+        if lost and state.box is not None:
+            assert self._colours is not None
+            if _apart(_colours(small.pixels, state.box), self._colours) > OTHER_COLOUR:
+                self._lose(index)
+
+    def _lose(self, index: int) -> None:
+        assert self._state
+        self._state.box = None
+        self.boxes.pop(index, None)
 
     def _squared(self, view: View) -> Array:
         return np.array(self.box) * (view.aspect, 1, view.aspect, 1)
@@ -113,21 +117,27 @@ class BoxFollower:
 
     def _follow(self, index: int, grey: Grey, drawn: Array, scale: Array) -> None:
         assert self._state
+        shades = self._state.shades if self._state.box is not None else None
         _step(self._state, grey, drawn)
         if self._state.box is not None:
+            self._state.shades = _colours(grey, self._state.box)
+            if shades is not None and _apart(self._state.shades, shades) > OTHER_COLOUR:
+                self._state.box = None  # a cut that nobody saw
+                return
             corner, size = self._state.box[:2], self._state.box[2:]
             self.boxes[index] = np.concatenate([corner, corner + size]) / scale
 
 
-def _colours(pixels: Frame, box: Array) -> FloatArray:
-    """The colours of the box's content in Lab, cell by cell."""
+def _colours(pixels: Frame | Grey, box: Array) -> FloatArray:
+    """The colours of the box's content in Lab, or its shades, cell by cell."""
     left, top, wide, high = box
     affine = np.array([[COLOUR_SIDE / wide, 0, 0], [0, COLOUR_SIDE / high, 0]])
     affine[:, 2] = -affine[:, :2] @ (left, top)
     size = (COLOUR_SIDE, COLOUR_SIDE)
     cut = cv2.warpAffine(pixels, affine, size, borderMode=cv2.BORDER_REPLICATE)
     cells = cv2.resize(cut, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(cells, cv2.COLOR_RGB2LAB).astype(np.float32)
+    lab = cv2.cvtColor(cells, cv2.COLOR_RGB2LAB) if cells.ndim == 3 else cells
+    return lab.astype(np.float32)
 
 
 def _apart(colours: FloatArray, others: FloatArray) -> float:
