@@ -19,7 +19,7 @@ from latentsync.options import Options
 from latentsync.reporter import Reporter
 from latentsync.types import FaceTrack, ShotFaces
 
-__all__ = ["Clip", "cast", "faces_at", "faces_found", "lost", "shots"]
+__all__ = ["Clip", "cast", "cuts", "faces_at", "faces_found", "lost", "shots", "told"]
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,17 @@ def _all_turned(track: FaceTrack, choice: FaceChoice, options: Options) -> str:
     )
 
 
+def told(tracks: Sequence[FaceTrack]) -> dict[str, Any]:
+    """The fields of a `Result` that say what was found."""
+    return {"cuts": cuts(tracks), "shots": shots(tracks)}
+
+
+def cuts(tracks: Sequence[FaceTrack]) -> tuple[int, ...]:
+    """The source frames at which a new shot begins."""
+    cut = tracks[0].cut
+    return () if cut is None else tuple(np.flatnonzero(cut).tolist())
+
+
 def shots(tracks: Sequence[FaceTrack]) -> tuple[ShotFaces, ...]:
     """The faces of each shot, and which of them speak; `tracks` are of one clip."""
     together = zip(*(track.shots for track in tracks if track.shots), strict=True)
@@ -157,10 +168,9 @@ def shots(tracks: Sequence[FaceTrack]) -> tuple[ShotFaces, ...]:
 
 def _tell(tracks: Sequence[FaceTrack], choices: Sequence[FaceChoice], fps: Fraction) -> None:
     """Log the cuts, how many faces each shot has, and which of them speak."""
-    cut = tracks[0].cut
-    if cut is not None:
-        cuts = ", ".join(f"{float(index / fps):.2f}" for index in np.flatnonzero(cut).tolist())
-        log.info("cuts at %s s", cuts) if cuts else log.info("no cuts")
+    if tracks[0].cut is not None:
+        times = ", ".join(f"{float(index / fps):.2f}" for index in cuts(tracks))
+        log.info("cuts at %s s", times) if times else log.info("no cuts")
     found = shots(tracks)
     for shot in found:
         taken = [_at(shot.faces[one]) for one in shot.taken if one is not None]

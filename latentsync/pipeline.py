@@ -418,8 +418,7 @@ class LipSync:
         speakers: Speakers,
         reporter: Reporter,
     ) -> Result:
-        frames = len(shown.source)
-        tracks = [role.track for role in roles]
+        frames, tracks = len(shown.source), [role.track for role in roles]
         width, height = _size(clip, options)
         lost = casting.lost(tracks, speakers.choices)
         plans, why = [role.plan for role in roles], timeline.reasons(shown, lost)
@@ -440,8 +439,7 @@ class LipSync:
             device=self.engine.device if self.engine else str(self.device),
             dtype=self.engine.dtype if self.engine else str(self.dtype).removeprefix("torch."),
             seed=options.seed,
-            cuts=tuple(np.flatnonzero(tracks[0].cut).tolist()) if tracks[0].cut is not None else (),
-            shots=casting.shots(tracks),
+            **casting.told(tracks),
             options=asdict(options) | asdict(options.effort),
             voices=speakers.named(),
             sound_tracks=speakers.tracks(),
@@ -482,8 +480,8 @@ def _plan(
 
 def _seconds_used(speakers: Speakers, options: Options) -> float | None:
     """How much of a clip will be looked at, at most."""
-    exact = voices.span(speakers.seconds, 0, replace(options, length="exact"))
-    needed = exact.clip_needed(options.sync_mode)
+    exact = replace(options, length="exact")
+    needed = voices.span(speakers.seconds, 0, exact).clip_needed(options.sync_mode)
     return None if needed is None else float(needed) + 1  # the published length is 2 frames longer
 
 

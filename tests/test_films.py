@@ -17,8 +17,9 @@ from tests.footage.films import FILMS, HEIGHT, SIDES, WIDTH, Film, film
 
 WORDS = ("largest", "left", "right", "center")
 FAST = tuple(replace(shot, frames=6) for shot in SIDES)
-# Least share of the frames with the chosen person in which they are redrawn, for any choice.
-LEAST = {"dissolves": 0.5, "three": 0.3, "four": 0.3}
+# Least share of their frames in which who is chosen by a point is redrawn: less in films with
+# several rooms, and where the detector misses faces.
+LEAST = {"dissolves": 0.15, "three": 0.3, "four": 0.3}
 
 
 def scene_of(drawn: Film, *choices: FaceChoice, every: int = 1) -> Scene:
