@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from latentsync.faces.base import Array
 from latentsync.faces.likeness import Embedder, alike, cells
-from latentsync.faces.view import Shown
+from latentsync.faces.view import Shown, View
 from latentsync.types import Box, Face, FloatArray
 
 __all__ = ["Linker", "Person", "apart", "stayed"]
@@ -283,7 +283,9 @@ class Linker:
             return beside
         like = person.like(looks[j])
         # Who was just there and looks otherwise at once is another, after a cut that nobody saw.
-        least = self._embedder.same if sure else self._embedder.other
+        # Of a face that is half out of the picture looks say little.
+        other = min(self._embedder.other, UNLIKE if looks.cut_off(j) else 1.0)
+        least = self._embedder.same if sure else other
         return beside + LIKENESS * (1 - like) if like >= least else np.inf
 
     def _joined(self) -> list[Person]:
@@ -312,6 +314,12 @@ class _Looks:
         if j not in self._made:
             self._made[j] = self._embedder.embed(self._frame, self._faces[j])
         return self._made[j]
+
+    def cut_off(self, j: int) -> bool:
+        """Whether a face reaches beyond the frame's edge."""
+        left, top, right, bottom = self._faces[j].box
+        view = View(self._frame)
+        return left < 0 or top < 0 or right > view.width or bottom > view.height
 
     def picture(self, j: int) -> FloatArray:
         """The face's cells without what is the same in all of them, at length 1."""
