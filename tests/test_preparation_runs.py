@@ -97,7 +97,6 @@ def test_what_changed_is_done_again(once, raw, worked_on):
     assert worked_on == ["a.mp4", "b.mp4", "d.mp4"]
 
 
-@pytest.mark.usefixtures("obeys_sigint")
 def damaged(file, how):
     if how == "cut":
         file.write_bytes(file.read_bytes()[:-100])
@@ -166,6 +165,7 @@ def test_records_of_an_earlier_version_are_made_up(once, raw, worked_on):
     assert set(tree(once)) == set(before)
 
 
+@pytest.mark.usefixtures("obeys_sigint")
 def test_an_ended_run_with_other_settings_spoils_nothing(once, raw, monkeypatch):
     before = tree(once)
     other = Settings(**{**vars(EASY), "form": "aligned"})  # whose clips have the same names

@@ -416,7 +416,7 @@ def test_the_demo_in_the_repository_is_what_training_makes_of_the_preset():
     plain = replace(config.vae, latents_mean=(), latents_std=())
     assert replace(config, vae=plain) == PRESETS["demo"]
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    nets = ("unet", "vae", "whisper", "landmarks", "ruler")
+    nets = ("unet", "vae", "whisper", "landmarks", "likeness", "ruler")
     assert sizes.keys() == {"config.json", *(f"{net}.safetensors" for net in nets)}
     assert sum(sizes.values()) < 25e6
     assert max(sizes.values()) < 16 * 2**20
