@@ -21,10 +21,12 @@ test-all: .venv/heavy .venv-restore/installed
 	$(BIN)/pytest -m slow --timeout 1800
 	.venv-restore/bin/python -m pytest --confcutdir tests/restoration tests/restoration --timeout 1800
 
-# Whole runs on clips as people have them, made here: expected, got, PASS or FAIL, a line each.
+# Whole runs on clips as people have them, made here: expected, got, PASS or FAIL, a line each. Then
+# films of several people: whose face is redrawn in each frame.
 footage: .venv/installed
 	$(BIN)/python -m tests.footage.timing
 	$(BIN)/python -m tests.footage
+	$(BIN)/pytest -m slow tests/test_films.py
 
 # What benchmarks/README.md says of speed and memory, on a machine that does nothing else meanwhile:
 # half an hour. Needs neither a GPU nor weights; benchmarks/gpu.py is for who has one.

@@ -736,7 +736,7 @@ def test_a_box_is_dropped_at_a_cut() -> None:
     thing = scene[11][y : y + 84, x : x + 72].astype(float)
     # The same shades under a checkerboard: alike enough to follow it, too little to find it again.
     rows, columns = np.mgrid[:84, :72] // 4
-    board = np.where((rows + columns) % 2, 62.0, -62.0)[..., None]
+    board = np.where((rows + columns) % 2, 50.0, -50.0)[..., None]
     other[y : y + 84, x : x + 72] = np.clip(thing + board, 0, 255).astype(np.uint8)
     frames = scene[:12] + [other] * 12
     (track,) = follow(frames, Cast([]), FaceChoice.parse("40,70,72,84"))
