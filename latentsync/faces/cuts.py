@@ -154,24 +154,33 @@ def _graphic(before: Thumbnail, now: Thumbnail) -> bool:
     step = np.abs(now - before)
     if step.mean() < LEAST:
         return False
-    off = step.reshape(HEIGHT, WIDTH, 3).max(axis=2)
-    changed = (off >= CHANGED).astype(np.uint8)
-    left = cv2.medianBlur(changed, 3).astype(bool)  # without holes and spots
-    beside = np.ones((HEIGHT, WIDTH), bool)
-    covered = 0
+    changed = step.reshape(HEIGHT, WIDTH, 3).max(axis=2) >= CHANGED
+    cells = changed.astype(np.uint8)
+    # A graphic may have holes, where it is as the picture was, and its edges may lie within cells.
+    closed = cv2.morphologyEx(cells, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    for clean in (cv2.medianBlur(cells, 3), closed):
+        covered, beside = _rectangles(clean.astype(bool))
+        if not covered or covered > GRAPHICS_MOST * beside.size:
+            continue
+        rest = np.repeat(beside.ravel(), 3)
+        still = 1 - changed[beside].mean()
+        if still >= STILL and _correlation(before[rest], now[rest]) >= KEPT:
+            return True
+    return False
+
+
+def _rectangles(cells: NDArray[np.bool_]) -> tuple[int, NDArray[np.bool_]]:
+    """How many cells lie in sharp rectangles of cells, and which are neither in nor beside one."""
+    left, beside, covered = cells.copy(), np.ones(cells.shape, bool), 0
     for _ in range(GRAPHICS):
         (top, bottom), (first, last) = rows, columns = _rectangle(left)
-        cells = (bottom - top) * (last - first)
-        if cells < GRAPHIC_LEAST or not _sharp(left, rows, columns):
+        area = (bottom - top) * (last - first)
+        if area < GRAPHIC_LEAST or not _sharp(left, rows, columns):
             break
-        covered += cells
+        covered += area
         grown = slice(max(0, top - 1), bottom + 1), slice(max(0, first - 1), last + 1)
         left[grown] = beside[grown] = False
-    if not covered or covered > GRAPHICS_MOST * beside.size:
-        return False
-    rest = np.repeat(beside.ravel(), 3)
-    still = 1 - changed[beside].mean()
-    return bool(still >= STILL and _correlation(before[rest], now[rest]) >= KEPT)
+    return covered, beside
 
 
 def _rectangle(cells: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:

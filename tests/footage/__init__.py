@@ -2,7 +2,7 @@
 
     table.jsonl     what each is and what must come of it, a line each
     faces.py        drawn people: the frames that clips are made of
-    films.py        films of several people, with the place of each face in each frame: test_films.py
+    films.py        films of several people, and where each face is: for test_films.py
     pictures.py     makers of clips: one function a kind, named in the table
     stills.py       makers of photos
     gadgets.py      makers of clips as whole devices, programs and sites write them
