@@ -123,7 +123,9 @@ class Server:
         return answer.json()
 
     def outputs(self) -> list[Path]:
-        return sorted(self.folder.glob("latentsync-worker-*/latentsync-*"))
+        """Of predictions, in the worker's own folder, and of trainings, beside it."""
+        found = {*self.folder.glob("latentsync-*"), *self.folder.glob("latentsync-*/latentsync-*")}
+        return sorted(path for path in found if not path.name.startswith("latentsync-worker-"))
 
     def uploads(self) -> list[Path]:
         """What Cog keeps of the inputs; of a failed download it leaves some behind."""
