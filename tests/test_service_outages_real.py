@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 from sqlalchemy import select, text
 
 from latentsync.errors import Cancelled
@@ -38,6 +37,8 @@ class Store:
     port = 0
 
     def start(self):
+        from moto.server import ThreadedMotoServer  # only `make test-all` installs it
+
         self._server = ThreadedMotoServer("127.0.0.1", port=self.port, verbose=False)
         self._server.start()
         self.port = self._server.get_host_and_port()[1]
