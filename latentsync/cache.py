@@ -10,9 +10,10 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zipfile import BadZipFile
 
 import diskcache
@@ -67,20 +68,28 @@ class Cache:
 
     def __init__(self, folder: Path | str, max_bytes: int) -> None:
         self.folder = Path(folder)
+        # diskcache opens a connection for each thread that calls it, and closes the caller's only.
+        self._thread = ThreadPoolExecutor(1, "cache")
         try:
-            self._disk = diskcache.Cache(
+            self._disk = self._thread.submit(
+                diskcache.Cache,
                 str(folder),
                 disk=_BytesOnly,
                 size_limit=max_bytes,
                 eviction_policy="least-recently-stored",
-            )
+            ).result()
         except (OSError, diskcache.core.sqlite3.Error) as error:
+            self._thread.shutdown()
             raise OutputError(
                 f"cache folder {folder} can't be used ({error}); give one that may be written"
             ) from error
 
-    def close(self) -> None:
-        self._disk.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.submit(self._disk.close).result()
+        self._thread.shutdown()
 
     def tracks(self, key: str, make: Callable[[], list[FaceTrack]]) -> list[FaceTrack]:
         """The tracks of a key, made if they aren't known."""
@@ -95,7 +104,7 @@ class Cache:
     def get(self, key: str) -> bytes | None:
         """None: not known, or it can't be read."""
         try:
-            value = self._disk.get(key, retry=True)
+            value = self._thread.submit(self._disk.get, key, retry=True).result()
         except (OSError, diskcache.core.sqlite3.Error, diskcache.Timeout) as error:
             log.warning("cache folder %s can't be read (%s)", self.folder, error)
             return None
@@ -104,7 +113,7 @@ class Cache:
     def put(self, key: str, value: bytes) -> None:
         """A full disk, say, costs the value and a warning, never the run."""
         try:
-            self._disk.set(key, value, retry=True)
+            self._thread.submit(self._disk.set, key, value, retry=True).result()
         except (OSError, diskcache.core.sqlite3.Error, diskcache.Timeout) as error:
             log.warning("cache folder %s can't be written (%s)", self.folder, error)
 

@@ -393,7 +393,7 @@ class LipSync:
         if options.cache_dir is None:
             yield None
             return
-        with closing(Cache(options.cache_dir, options.cache_bytes)) as cache:
+        with Cache(options.cache_dir, options.cache_bytes) as cache:
             pace = "25" if clip.info.is_image else f"{options.fps} {options.conversion}"
             yield ClipCache(cache, clip.path, {"pace": pace})
 

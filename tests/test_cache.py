@@ -126,10 +126,11 @@ def tracks(frames):
 
 
 def test_tracks_come_back_as_they_were(folder):
-    cache = Cache(folder, MIB)
     made = tracks(7)
-    assert cache.tracks("a", lambda: made) is made
-    again = Cache(folder, MIB).tracks("a", lambda: pytest.fail("made again"))
+    with Cache(folder, MIB) as cache:
+        assert cache.tracks("a", lambda: made) is made
+    with Cache(folder, MIB) as cache:
+        again = cache.tracks("a", lambda: pytest.fail("made again"))
     for one, other in zip(made, again, strict=True):
         for name in ("affine", "found", "cut", "nose"):
             np.testing.assert_equal(getattr(other, name), getattr(one, name))
@@ -137,23 +138,23 @@ def test_tracks_come_back_as_they_were(folder):
 
 
 def test_the_folder_stays_within_its_size(folder):
-    cache = Cache(folder, MIB)
-    for number in range(100):
-        cache.put(f"latents {number}", bytes(40_000))
-    values = folder.rglob("*.val")
-    size = sum(path.stat().st_size for path in values)
-    assert 0.5 * MIB < size <= MIB
-    assert cache.get("latents 99") == bytes(40_000)
-    assert cache.get("latents 0") is None
+    with Cache(folder, MIB) as cache:
+        for number in range(100):
+            cache.put(f"latents {number}", bytes(40_000))
+        values = folder.rglob("*.val")
+        size = sum(path.stat().st_size for path in values)
+        assert 0.5 * MIB < size <= MIB
+        assert cache.get("latents 99") == bytes(40_000)
+        assert cache.get("latents 0") is None
 
 
 def test_several_threads_share_one_folder(folder):
     def work(number):
-        cache = Cache(folder, MIB)
-        for i in range(20):
-            cache.put(f"{number} {i}", f"{number} {i}".encode())
-            cache.put("all", b"same")
-        return [cache.get(f"{number} {i}") for i in range(20)], cache.get("all")
+        with Cache(folder, MIB) as cache:
+            for i in range(20):
+                cache.put(f"{number} {i}", f"{number} {i}".encode())
+                cache.put("all", b"same")
+            return [cache.get(f"{number} {i}") for i in range(20)], cache.get("all")
 
     with ThreadPoolExecutor(4) as pool:
         for number, (own, common) in enumerate(pool.map(work, range(4))):
@@ -180,13 +181,13 @@ class Bomb:
 
 def test_a_pickle_that_somebody_put_there_is_not_opened(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cache = Cache(folder, MIB)
-    cache.put("a", b"value")
-    cache.close()
+    with Cache(folder, MIB) as cache:
+        cache.put("a", b"value")
     with sqlite3.connect(folder / "cache.db") as database:
         database.execute("UPDATE Cache SET value = ?, mode = 4", [pickle.dumps(Bomb())])
     database.close()
-    assert Cache(folder, MIB).get("a") is None
+    with Cache(folder, MIB) as cache:
+        assert cache.get("a") is None
     assert not (tmp_path / "unpickled").exists()
 
 
