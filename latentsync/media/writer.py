@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 # Suffix -> FFmpeg's format; a name without one promises nothing.
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", "": "mp4"}
+# frames: of as many or fewer, x265 takes the dts from memory that nobody wrote, and the muxer may
+# refuse them (github.com/Multicorewareinc/x265/issues/781). No picture is moved among so few.
+_X265_DELAY = 2
 
 
 def check_output(
@@ -260,7 +263,11 @@ class VideoWriter:
         self._encode_held(end)
         if self._sound is not None:
             self._sound.finish(end * self._unit)
-        self._container.mux(self._video.encode(None))
+        packets = self._video.encode(None)
+        if self.frames <= _X265_DELAY:
+            for packet in packets:
+                packet.dts = packet.pts
+        self._container.mux(packets)
         self._container.close()
         self._container = None
         self._draft.keep()
