@@ -18,7 +18,7 @@ test: .venv/installed lint
 # page are skipped without Chromium, those of compiled nets without a GPU or g++; LATENTSYNC_NO_SKIPS=1
 # makes a skipped test a failed one, except for want of a GPU.
 test-all: .venv/heavy .venv-restore/installed
-	$(BIN)/pytest -m slow --timeout 1800
+	$(BIN)/pytest -m slow -n 2 --dist loadfile --timeout 1800
 	.venv-restore/bin/python -m pytest --confcutdir tests/restoration tests/restoration --timeout 1800
 
 # Whole runs on clips as people have them, made here: expected, got, PASS or FAIL, a line each. Then

@@ -98,7 +98,11 @@ def test_gradients_match_the_published_net(stage, checkpointing):
         np.testing.assert_allclose(gradient.norm(), arrays["grad/l2"][i], rtol=1e-3, err_msg=key)
 
 
-def test_groups_share_statistics_over_frames():
+NORMS = {"cpu": FrameSharedGroupNorm.forward, "others": FrameSharedGroupNorm._by_variance}
+
+
+@pytest.mark.parametrize("device", NORMS)
+def test_groups_share_statistics_over_frames(device):
     norm = FrameSharedGroupNorm(4, 8, 1e-5)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
@@ -106,21 +110,22 @@ def test_groups_share_statistics_over_frames():
     expected = torch.nn.functional.group_norm(
         x.unflatten(0, (2, 3)).transpose(1, 2), 4, norm.weight, norm.bias, 1e-5
     )
-    ours = norm(x, 3).unflatten(0, (2, 3)).transpose(1, 2)
+    ours = NORMS[device](norm, x, 3).unflatten(0, (2, 3)).transpose(1, 2)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     last = x.to(memory_format=torch.channels_last)
-    assert norm(last, 3).is_contiguous(memory_format=torch.channels_last)
+    assert NORMS[device](norm, last, 3).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("frames", [1, 3])
-def test_half_precision_keeps_statistics_of_large_numbers(dtype, frames):
+@pytest.mark.parametrize("device", NORMS)
+def test_half_precision_keeps_statistics_of_large_numbers(dtype, frames, device):
     norm = FrameSharedGroupNorm(4, 8, 1e-5).to(dtype)
     x = (tensor((6, 8, 5, 7), 1, "norm") * 4000 + 9000).to(dtype)  # squares are beyond float16
     expected = torch.nn.functional.group_norm(
         x.float().unflatten(0, (-1, frames)).transpose(1, 2), 4, eps=1e-5
     )
-    ours = norm(x, frames)
+    ours = NORMS[device](norm, x, frames)
     assert ours.dtype == dtype
     ours = ours.float().unflatten(0, (-1, frames)).transpose(1, 2)
     torch.testing.assert_close(ours, expected, atol=0.02, rtol=0.01)
@@ -145,7 +150,6 @@ def test_channels_last_gives_the_same():
     np.testing.assert_allclose(out, arrays["b1f16/out"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
 class Calls(TorchDispatchMode):
     """Notes the names of the operations that it sees."""
 
@@ -171,6 +175,7 @@ def test_every_projection_is_one_matrix_product(case):
     assert "aten::bmm" not in calls.names
 
 
+@pytest.mark.slow
 def test_compiles_whole_and_does_not_recompile_for_each_group_size():
     config = replace(UNetConfig(), block_out_channels=(32, 64), layers_per_block=1)
     unet = filled(UNet(config), 1)

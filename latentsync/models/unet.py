@@ -421,13 +421,16 @@ class FrameSharedGroupNorm(nn.GroupNorm):
             scaling = self.weight.float(), self.bias.float()
             out = F.group_norm(together, self.num_groups, *scaling, self.eps)
             return out.transpose(1, 2).flatten(0, 1).to(x.dtype)
+        return self._by_variance(x, frames)
+
+    def _by_variance(self, x: Tensor, frames: int) -> Tensor:
         grouped = x.float().unflatten(0, (-1, frames)).unflatten(2, (self.num_groups, -1))
         variance, mean = torch.var_mean(grouped, dim=(1, 3, 4, 5), correction=0)  # (b, groups)
         per_group = self.num_channels // self.num_groups
         scale = torch.rsqrt(variance + self.eps).repeat_interleave(per_group, 1) * self.weight
         shift = self.bias - mean.repeat_interleave(per_group, 1) * scale  # (b, c)
-        out = x.unflatten(0, (-1, frames)) * scale[:, None, :, None, None]
-        return (out + shift[:, None, :, None, None]).flatten(0, 1).to(x.dtype)
+        scale, shift = (t[:, None, :, None, None] for t in (scale, shift))
+        return torch.addcmul(shift, x.unflatten(0, (-1, frames)), scale).flatten(0, 1).to(x.dtype)
 
 
 class TimeEmbedding(nn.Module):
