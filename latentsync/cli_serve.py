@@ -3,13 +3,13 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +24,7 @@ from latentsync.cli_shared import (
     check_engine,
 )
 from latentsync.errors import BackendUnavailable, OptionError
+from latentsync.scratch import temporary_folder
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -194,6 +195,7 @@ def _serve(
         from latentsync.service.core import Service
         from latentsync.service.signing import VARIABLE
 
+    _check_port(host, port)  # before anything that another server on this machine would notice
     signal.signal(signal.SIGTERM, _leave)
     logging.getLogger("latentsync.service").setLevel(logging.INFO)
     with Service.open(settings, decides=True) as service:
@@ -220,6 +222,20 @@ def _serve(
                 ws="none",
                 limit_concurrency=connections_allowed(),
             )
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise OptionError where nobody can listen there now."""
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise OptionError(
+            f"can't listen on {host}, port {port} ({error.strerror}): end what does, or give "
+            "another --port or --host"
+        ) from error
 
 
 def _show_page(app: "FastAPI") -> None:
@@ -270,8 +286,8 @@ def work(
     )
     signal.signal(signal.SIGTERM, _leave)
     logging.getLogger("latentsync.service").setLevel(logging.INFO)
-    with TemporaryDirectory(prefix="latentsync-work-") as folder:
-        supervisor = Supervisor(settings, workers, Path(folder) / "work")
+    with temporary_folder("latentsync-work-") as folder:
+        supervisor = Supervisor(settings, workers, folder / "work")
         supervisor.start()
         try:
             supervisor.wait()

@@ -127,7 +127,7 @@ def _this_process() -> str:
 
 
 @contextmanager
-def private_folder(parent: Path) -> Iterator[Path]:
+def private_folder(parent: Path, name: str | None = None) -> Iterator[Path]:
     """A new folder below `parent` for this process alone, removed with all in it at the end.
 
     Those that killed processes left there are removed first: a folder's lock tells whether its
@@ -140,7 +140,7 @@ def private_folder(parent: Path) -> Iterator[Path]:
         for left in parent.iterdir():
             if left.is_dir():
                 _sweep(left)
-        folder = parent / uuid.uuid4().hex
+        folder = parent / (name or uuid.uuid4().hex)
         folder.mkdir()
         own = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         _flock(own)

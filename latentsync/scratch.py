@@ -7,9 +7,11 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Scratch"]
+__all__ = ["Scratch", "temporary_folder"]
 
 PREFIX = "latentsync-worker-"
 PATTERN = "tmp*"  # what `tempfile` calls files that are given no name
@@ -25,12 +27,7 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-            if (lock := _lock(folder)) is not None:  # its process has ended
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._locked = _lock(self.folder)  # as long as this process lives
+        self.folder, self._locked = _claimed(PREFIX)
         self._inputs: set[Path] = set()
         tempfile.tempdir = str(self.folder)
 
@@ -54,6 +51,16 @@ class Scratch:
         resource.setrlimit(resource.RLIMIT_FSIZE, (bound, hard))
         return bound
 
+    @contextmanager
+    def unbounded(self) -> Iterator[None]:
+        """Suspend `bound` for this block, in which no download is under way."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
     def sweep_idle(self) -> None:
         """Sweep what has lain for SWEEP_SECONDS, unless a download is under way."""
         left = self._left()
@@ -75,6 +82,34 @@ class Scratch:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A new folder among the temporary ones, removed at the end.
+
+    Those of this prefix that killed processes left are removed first.
+    """
+    folder, lock = _claimed(prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _claimed(prefix: str) -> tuple[Path, int]:
+    """A new folder and the descriptor of its lock, which holds as long as this process lives."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        if (lock := _lock(left)) is not None:  # its process has ended
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        if (lock := _lock(folder)) is not None:
+            if folder.exists():
+                return folder, lock
+            os.close(lock)  # another process has swept it before it was locked
 
 
 def _lock(folder: Path) -> int | None:

@@ -270,7 +270,20 @@ def test_an_upload_holds_what_was_announced_and_once(home, ann):
     assert home.client.put(url, content=b"1234").json()["data"] == {"size": 4}
     assert home.client.put(url, content=b"4321").status_code == 409
     assert home.client.get(made["download_url"]).content == b"1234"
-    assert list((home.service.settings.data / "incoming").iterdir()) == []
+    assert list(home.front.incoming.iterdir()) == []
+
+
+def test_a_server_leaves_alone_what_others_on_its_folder_receive(home):
+    folder = home.service.settings.data
+    (folder / "incoming" / "killed").mkdir(parents=True)
+    with home.client, house(folder) as other:
+        coming = home.front.incoming / "half a clip"
+        coming.touch()
+        assert not (folder / "incoming" / "killed").exists()
+        with other.client:
+            assert other.front.incoming != home.front.incoming
+            assert coming.exists()
+    assert not list((folder / "incoming").glob("*/"))
 
 
 def test_uploads_that_cannot_be(home, ann):

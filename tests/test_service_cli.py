@@ -1,6 +1,7 @@
 """The commands of the task API: keys, and what `serve` and `work` refuse."""
 
 import re
+import socket
 import time
 from pathlib import Path
 
@@ -22,11 +23,13 @@ app = typer.Typer()
 app.command()(cli_serve.serve)
 app.command()(cli_serve.work)
 app.add_typer(cli_serve.keys, name="keys")
+check_port = cli_serve._check_port
 
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_serve, "_check_port", lambda *_: None)  # others may use port 8000
 
     def called(*arguments):
         return CliRunner().invoke(app, arguments, catch_exceptions=False).output
@@ -116,6 +119,38 @@ def test_what_all_processes_agree_on_is_said_once(call, started, caplog):
         told = service.agreeing()
         assert (told.settings.keep_hours, told.settings.max_upload_bytes) == (1.0, 2 * 2**30)
         assert told.files.keep_until() == pytest.approx(time.time() + 3600, abs=60)
+
+
+def test_a_server_that_cannot_listen_decides_nothing(call, started, monkeypatch):
+    call("serve", "--workers", "0", *ELSEWHERE, "--keep-hours", "720")
+    monkeypatch.setattr(cli_serve, "_check_port", check_port)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        with pytest.raises(
+            OptionError, match=rf"can't listen on 127.0.0.1, port {port} \(.*in use"
+        ):
+            call("serve", "--workers", "0", *ELSEWHERE, "--keep-hours", "1", "--port", port)
+    with Service.open(started[-1]) as service:
+        assert service.settings.keep_hours == 720
+
+
+def test_workers_leave_no_folder_and_sweep_those_of_killed_ones(
+    call, started, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    killed = tmp_path / "tmp/latentsync-work-killed"
+    killed.mkdir(parents=True)
+    (killed / "half a clip").touch()
+    call("work", *ELSEWHERE)
+    assert started
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "50%41", "a#b", "\xfc @:"])
+def test_the_data_folder_may_have_any_name(call, tmp_path, name):
+    call("keys", "create", "ann", "--data", name)
+    assert (tmp_path / name / "tasks.db").is_file()
+    assert "ann" in call("keys", "list", "--data", name)
 
 
 def test_workers_that_come_before_the_server_have_the_defaults(call, started):

@@ -114,7 +114,22 @@ def test_a_stop_ends_every_worker(spawned, scratch):
     one.stop()
     assert sorted(process.slot for process in spawned.made) == [0, 1]
     assert [process.told for process in spawned.made] == [["terminate"]] * 2
-    assert list(scratch.iterdir()) == []
+    assert not list(scratch.glob("*/"))
+
+
+def test_supervisors_share_a_folder(spawned, scratch):
+    """A second `serve` on the same data takes no clip away from the first one's workers."""
+    spawned.lives = True
+    one, other = supervised(scratch), supervised(scratch)
+    one.start()
+    while not spawned.made:
+        time.sleep(0.001)
+    kept = spawned.made[0].scratch
+    other.start()
+    other.stop()
+    assert kept.is_dir()
+    one.stop()
+    assert not kept.exists()
 
 
 def test_who_does_not_let_go_of_a_task_is_killed(spawned, scratch):

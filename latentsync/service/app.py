@@ -1,6 +1,5 @@
 """The application: routes, a bound on what a request may hold, and the work beside them."""
 
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,12 +13,12 @@ from latentsync.service import file_routes, task_routes
 from latentsync.service.answers import Health, answer_errors, problems
 from latentsync.service.core import Service
 from latentsync.service.docs import add_docs
-from latentsync.service.file_routes import incoming
 from latentsync.service.files import FILES
 from latentsync.service.front import Front, FrontOf
 from latentsync.service.gate import PAGE, Gate
 from latentsync.service.housekeeping import Housekeeping
 from latentsync.service.outages import Outage
+from latentsync.service.settings import process_folder
 from latentsync.service.signing import Signer
 
 __all__ = ["create_app"]
@@ -38,11 +37,11 @@ def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        shutil.rmtree(incoming(service.settings), ignore_errors=True)  # of one that was killed
-        housekeeping = Housekeeping(front)
-        housekeeping.start()
-        yield
-        housekeeping.stop()
+        with process_folder(front.incoming.parent, front.name):
+            housekeeping = Housekeeping(front)
+            housekeeping.start()
+            yield
+            housekeeping.stop()
 
     app = FastAPI(
         title="LatentSync",

@@ -22,19 +22,13 @@ from latentsync.service.answers import (
 from latentsync.service.files import FILES, TICKET_SECONDS
 from latentsync.service.front import Beginner, Front, FrontOf
 from latentsync.service.requests import UploadRequest
-from latentsync.service.settings import Settings, make_private
+from latentsync.service.settings import make_private
 from latentsync.service.storage import NotStored
 from latentsync.service.tables import File
 
-__all__ = ["incoming", "router"]
+__all__ = ["router"]
 
 REDIRECT_SECONDS = 300  # that a redirect to the storage holds: it is followed at once
-
-
-def incoming(settings: Settings) -> Path:
-    """The folder of uploads that are coming in."""
-    return settings.data / "incoming"
-
 
 ANY_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 SIGNED = (HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
@@ -99,9 +93,8 @@ async def upload_file(request: Request, front: FrontOf, name: Signed) -> Receive
         raise HTTPException(HTTPStatus.CONFLICT, "this file is being uploaded by another request")
     front.receiving.add(name)
     try:
-        folder = incoming(front.service.settings)
-        make_private(folder)
-        with NamedTemporaryFile(dir=folder) as part:
+        make_private(front.incoming)
+        with NamedTemporaryFile(dir=front.incoming) as part:
             path = Path(part.name)
             size = await _receive(request, path, file.bytes)
             await run_in_threadpool(_keep, front, file, path)

@@ -5,7 +5,9 @@ import math
 import time
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
@@ -39,6 +41,12 @@ class Front:
     needs_key: bool = True
     buckets: Buckets = field(default_factory=Buckets)
     receiving: set[str] = field(default_factory=set)  # files that are being uploaded now
+    name: str = field(default_factory=lambda: uuid4().hex)  # of this one among several servers
+
+    @property
+    def incoming(self) -> Path:
+        """The folder of uploads that are coming in."""
+        return self.service.settings.data / "incoming" / self.name
 
     def signed(self, name: str) -> str:
         """The address of a stored file; who has it needs no key, for `url_hours`."""

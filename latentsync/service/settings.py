@@ -1,11 +1,16 @@
 """What a service is told when it starts."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentsync.errors import OptionError, OutputError
+from sqlalchemy import URL
 
-__all__ = ["AGREED", "HOUR", "MODEL_PATH", "Settings", "make_private"]
+from latentsync.errors import OptionError, OutputError
+from latentsync.files import private_folder
+
+__all__ = ["AGREED", "HOUR", "MODEL_PATH", "Settings", "make_private", "process_folder"]
 
 HOUR = 3600.0  # s
 MODEL_PATH = "bytedance/lipsync/audio-to-video"  # the hosted model whose requests are understood
@@ -76,7 +81,8 @@ class Settings:
         if self.database:
             return self.database
         make_private(self.data)
-        return f"sqlite:///{self.data / 'tasks.db'}"
+        file = URL.create("sqlite", database=str(self.data / "tasks.db"))
+        return file.render_as_string()  # quoted: a folder's name may hold "?"
 
     @property
     def storage_url(self) -> str:
@@ -107,3 +113,25 @@ def make_private(folder: Path) -> None:
             f"the data folder {str(folder)!r} can't be made ({error.strerror}): "
             "give --data a folder that may be written"
         ) from error
+
+
+@contextmanager
+def process_folder(parent: Path, name: str | None = None) -> Iterator[Path]:
+    """A new folder in `parent`, for this process alone and its owner's eyes only.
+
+    It is removed at the end; where the process is killed, when the next one calls this.
+
+    Raises:
+        OutputError: it can't be made.
+    """
+    make_private(parent)
+    with ExitStack() as stack:
+        try:
+            parent.chmod(0o700)  # also one that was there
+            folder = stack.enter_context(private_folder(parent, name))
+        except OSError as error:
+            raise OutputError(
+                f"{str(parent)!r} can't be written ({error.strerror}): make room, or give --data "
+                "a folder that may be written"
+            ) from error
+        yield folder

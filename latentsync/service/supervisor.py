@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from latentsync.errors import LatentSyncError
 from latentsync.service.core import Service
 from latentsync.service.outages import Backoff
-from latentsync.service.settings import Settings, make_private
+from latentsync.service.settings import Settings, make_private, process_folder
 from latentsync.service.worker import Run, Worker, load
 
 __all__ = ["Supervisor"]
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """Keeps so many workers alive, between `start` and `stop`.
 
-    `scratch` is a folder of its own, in which each has one that goes when its process does.
+    In `scratch` it makes a folder of its own, in which each has one that goes when its process
+    does; other supervisors may share `scratch`.
     """
 
     def __init__(
@@ -41,15 +43,14 @@ class Supervisor:
         loader: Callable[[Settings], Run] = load,
     ) -> None:
         self._settings, self._scratch, self._loader = settings, scratch, loader
-        self._stopping = threading.Event()
+        self._stopping, self._opened = threading.Event(), ExitStack()
         self._slots = [
             threading.Thread(target=self._keep, args=[slot], name=f"worker-{slot}", daemon=True)
             for slot in range(workers)
         ]
 
     def start(self) -> None:
-        shutil.rmtree(self._scratch, ignore_errors=True)  # of a supervisor that was killed
-        make_private(self._scratch)
+        self._scratch = self._opened.enter_context(process_folder(self._scratch))
         for slot in self._slots:
             slot.start()
 
@@ -58,6 +59,7 @@ class Supervisor:
         self._stopping.set()
         for slot in self._slots:
             slot.join()
+        self._opened.close()
 
     def wait(self) -> None:
         """Until something else in this process calls `stop`, or interrupts."""
