@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import InternalError, OperationalError
 
 from latentsync.service import app as app_module
 from latentsync.service import core, outages, tables, tasks, worker
@@ -337,6 +338,23 @@ def test_a_locked_database_is_answered_503(home, ann):
             assert session.get(Task, task["id"])
         assert ann.result(task)["status"] == "created"  # readers need no lock
         assert home.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kind"),
+    [
+        (InternalError, "25006", Outage),  # PostgreSQL's of a database that only reads
+        (InternalError, "25P03", Outage),  # of a transaction in which nothing was said for long
+        (OperationalError, "53100", NoRoom),  # of a full disk
+        (OperationalError, "57P03", Outage),  # of a server that is starting up
+    ],
+)
+def test_what_a_server_says_of_itself_is_an_outage(error, code, kind):
+    said = Exception("not now")
+    said.sqlstate = code
+    with pytest.raises(Outage, match="not now") as told, tables._outages():
+        raise error("UPDATE tasks", {}, said)
+    assert type(told.value) is kind
 
 
 def test_a_key_is_good_while_the_database_is_locked(home, ann, monkeypatch):

@@ -15,7 +15,7 @@ from latentsync.errors import Cancelled
 from latentsync.service import tasks, worker
 from latentsync.service.housekeeping import Housekeeping
 from latentsync.service.tables import Delivery, Task
-from tests.service import SUBMIT, house, joined
+from tests.service import ELSEWHERE, SUBMIT, house, joined
 from tests.service_process import eventually, postgres
 
 pytestmark = pytest.mark.slow
@@ -168,6 +168,38 @@ def test_the_tables_are_locked_under_load(home):
         with home.service.database.engine.begin() as other:
             other.execute(text("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"))
             time.sleep(AWAY_SECONDS)
+        eventually(lambda: settled(home), 60)
+    all_complete_once(home, ann, made)
+
+
+def only_read(home, word):
+    """Let the database only read ("on") or write again ("off"), as by a change of servers."""
+    engine = home.service.database.engine
+    with engine.connect() as other:
+        other.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"))
+        other.commit()
+        setting = f"ALTER DATABASE {engine.url.database} SET default_transaction_read_only"
+        other.execute(text(f"{setting} = {word}"))
+        other.execute(text(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ))  # fmt: skip
+        other.commit()
+        now = "ONLY" if word == "on" else "WRITE"  # this connection goes on
+        other.execute(text(f"SET SESSION CHARACTERISTICS AS TRANSACTION READ {now}"))
+        other.commit()
+
+
+def test_the_database_only_reads_under_load(home):
+    ann, runs = home.person(), []
+    made = load(ann)
+    with working(home, runs) as threads:
+        eventually(lambda: len(runs) >= 4)
+        only_read(home, "on")
+        assert ann.post(SUBMIT, ELSEWHERE).status_code == 503
+        time.sleep(AWAY_SECONDS)
+        assert all(thread.is_alive() for thread in threads)
+        only_read(home, "off")
         eventually(lambda: settled(home), 60)
     all_complete_once(home, ann, made)
 

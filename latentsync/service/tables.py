@@ -29,6 +29,7 @@ from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
     InterfaceError,
+    InternalError,
     OperationalError,
     TimeoutError,  # noqa: A004 - SQLAlchemy's, of its pool
 )
@@ -42,6 +43,7 @@ __all__ = ["ENDED", "UNFINISHED", "Base", "Database", "Delivery", "File", "Key",
 
 SCHEMA = "2"  # of the tables below; another number: another program made them
 OLDER = ("1",)  # schemas that lack columns of SCHEMA, and are given them
+FULL = ("SQLITE_FULL", "53100")  # SQLite's and PostgreSQL's codes of a full disk
 LOCK = 5_140_911  # any number: PostgreSQL's lock of `alone`
 BUSY_SECONDS = 5  # to wait for a connection or a lock: who asks is told to ask again after that
 CONNECTIONS = 40  # as many as there are threads that answer requests (anyio's default)
@@ -205,12 +207,16 @@ class Database:
 
 @contextmanager
 def _outages() -> Iterator[None]:
-    """Tell what is wrong with the database for now from what is wrong with a statement."""
+    """Tell what is wrong with the database for now from what is wrong with a statement.
+
+    InternalError is PostgreSQL's for a database that only reads, as after a change of servers.
+    """
     try:
         yield
-    except (InterfaceError, OperationalError, TimeoutError) as error:
-        full = getattr(getattr(error, "orig", None), "sqlite_errorname", "") == "SQLITE_FULL"
-        kind = NoRoom if full else Outage
+    except (InterfaceError, InternalError, OperationalError, TimeoutError) as error:
+        said = getattr(error, "orig", None)
+        code = getattr(said, "sqlite_errorname", getattr(said, "sqlstate", None))
+        kind = NoRoom if code in FULL else Outage
         raise kind(f"the database does not do as asked: {_reason(error)}") from error
 
 
