@@ -286,6 +286,45 @@ def test_a_server_leaves_alone_what_others_on_its_folder_receive(home):
     assert not list((folder / "incoming").glob("*/"))
 
 
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ("bytes=1-2", b"bc"),
+        ("BYTES = 2-", b"cd"),
+        ("bytes=-1", b"d"),
+        ("bytes=4-", 416),
+        ("bytes=2-1", 400),
+        ("bytes=x", 400),
+        ("bytes=", 400),
+        ("items=0-1", 400),
+        ("bytes=0-" + "9" * 5000, 400),
+    ],
+)
+def test_parts_of_a_file(home, ann, asked, given):
+    url = ann.upload(b"abcd")
+    answer = home.client.get(url, headers={"Range": asked})
+    if given == 400:
+        assert "such as bytes=0-1023" in problem(answer)
+    elif given == 416:
+        assert (answer.status_code, answer.headers["content-range"]) == (416, "bytes */4")
+    else:
+        assert (answer.status_code, answer.content) == (206, given)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        (b"{", "application/json", "body: it isn't JSON, at character 1: Expecting"),
+        (b"[]", "application/json", "body: it must be a JSON object, sent with Content-Type: "),
+        (b"{}", "text/plain", "body: it must be a JSON object, sent with Content-Type: "),
+        (b'{"video": "http://x/\\u0000"}', "application/json", "body: 'video' holds NUL"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_said_in_plain_words(ann, body, kind, said):
+    headers = ann.headers | {"Content-Type": kind}
+    assert problem(ann.client.post(SUBMIT, content=body, headers=headers)).startswith(said)
+
+
 def test_uploads_that_cannot_be(home, ann):
     for size in (0, -1, 3 * 2**30):
         answer = ann.post("/api/v3/media/uploads", {"filename": "a", "size": size})

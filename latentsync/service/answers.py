@@ -214,6 +214,7 @@ WORDS = {  # of what pydantic says in its own
     "missing": "it is missing",
     "extra_forbidden": "this request has no such field",
     "string_pattern_mismatch": "it has another form than wanted",
+    "model_attributes_type": "it must be a JSON object, sent with Content-Type: application/json",
 }
 MEANINGS = {
     HTTPStatus.BAD_REQUEST: "The request can't be fulfilled; the message names the field.",
@@ -302,6 +303,10 @@ def answer_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         said = WORDS.get(first["type"], first["msg"])
+        if first["type"] == "json_invalid":
+            where, said = "body", f"it isn't JSON, at character {where}: {first['ctx']['error']}"
+        elif first["type"] == "value_error":  # by a check of ours
+            said = str(first["ctx"]["error"])
         if where in DESCRIPTIONS:
             said = f"{said}; {DESCRIPTIONS[where]}"
         return problem(HTTPStatus.BAD_REQUEST, f"{where}: {said}")

@@ -1,5 +1,6 @@
 """The routes of files: a ticket to upload, the upload, and fetching by a signed address."""
 
+import re
 from http import HTTPStatus
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -28,6 +29,11 @@ from latentsync.service.tables import File
 
 __all__ = ["router"]
 
+NUMBER = "[0-9]{1,18}"
+ONE_RANGE = f" *({NUMBER}-({NUMBER})?|-{NUMBER}) *"
+RANGES = re.compile(f" *bytes *={ONE_RANGE}(,{ONE_RANGE})*", re.IGNORECASE)
+PAIR = re.compile(f"({NUMBER})-({NUMBER})?")
+MAX_SHOWN = 80  # characters of a header in an error
 REDIRECT_SECONDS = 300  # that a redirect to the storage holds: it is followed at once
 
 ANY_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -152,8 +158,9 @@ def _keep(front: Front, file: File, path: Path) -> None:
     },
 )
 @router.head(FILES + "{name:path}", include_in_schema=False)  # players ask first
-def download_file(front: FrontOf, name: Signed) -> Response:
+def download_file(request: Request, front: FrontOf, name: Signed) -> Response:
     """An output, or an upload, by its signed address."""
+    _check_range(request.headers.get("range", "bytes=0-"))
     file, storage = _file(front, name), front.service.files.storage
     shown = Path(name).name
     elsewhere = storage.download_url(name, name=shown, seconds=REDIRECT_SECONDS)
@@ -165,6 +172,17 @@ def download_file(front: FrontOf, name: Signed) -> Response:
     # To be saved, whatever a stranger called it: never a page of this address.
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private"}
     return FileResponse(path, media_type=file.content_type, filename=shown, headers=headers)
+
+
+def _check_range(header: str) -> None:
+    """Raise HTTPException for what Starlette would answer in plain text."""
+    if RANGES.fullmatch(header):
+        pairs = PAIR.findall(header)
+        if all(not last or int(first) <= int(last) for first, last in pairs):
+            return
+    raise HTTPException(
+        HTTPStatus.BAD_REQUEST, f"Range is {header[:MAX_SHOWN]!r}; it must be such as bytes=0-1023"
+    )
 
 
 def _file(front: Front, name: str) -> File:
