@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import uuid
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path as LocalPath
 
@@ -21,8 +22,9 @@ from latentsync.archives import pack, unpack
 from latentsync.config import UNET_RUNS, UNetTrainConfig
 from latentsync.downloads import SETS
 from latentsync.errors import WeightsMissing
-from latentsync.options import MAX_SEED
+from latentsync.options import MAX_SEED, Options
 from latentsync.reporter import interruptible
+from latentsync.scratch import Scratch
 from latentsync.training.clips import SUFFIXES
 from latentsync.training.main import train_unet
 from latentsync.weights import download
@@ -32,6 +34,7 @@ log = logging.getLogger("latentsync.train")
 
 CLIPS = "a zip of clips with sound, of one speaker's face, 2 s or longer each"
 answers: list[LocalPath] = []  # the folder of the last one, if there was one
+scratches: list[Scratch] = []  # of this process, once `setup` has run
 
 
 def train(
@@ -56,7 +59,11 @@ def train(
     run = _run(model, int(steps), float(learning_rate), int(seed))
     log.info("%s, from %s: %d steps, seed %d", run.name, model, run.steps, run.seed)
     try:
-        with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
+        with ExitStack() as opened:
+            for scratch in scratches:
+                scratch.use(clips)
+                opened.enter_context(scratch.unbounded())  # a cache may be larger than the clips
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="latentsync-"))
             tuned = _tuned(model, run, LocalPath(str(clips)), LocalPath(folder))
             answers.append(LocalPath(tempfile.mkdtemp(prefix="latentsync-")))
             weights = answers[-1] / f"{uuid.uuid4().hex}.zip"  # its name in a store of uploads
@@ -67,6 +74,20 @@ def train(
         raise
     current_scope().record_metric("seed", run.seed)
     return Path(weights)
+
+
+def setup() -> None:
+    """Keep temporary files in a folder of this process; remove those that ended ones left.
+
+    Cog downloads clips in this process and leaves them where that fails: `train` isn't called then.
+    """
+    scratch = Scratch()
+    scratch.bound(int(os.environ.get("LATENTSYNC_MAX_FILE") or Options.max_bytes))
+    scratch.sweep_always()
+    scratches.append(scratch)
+
+
+train.setup = setup  # type: ignore[attr-defined]  # Cog 0.23.1 calls it before the first download
 
 
 def _run(model: str, steps: int, learning_rate: float, seed: int) -> UNetTrainConfig:

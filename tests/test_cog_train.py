@@ -15,9 +15,10 @@ import pytest
 import requests
 import torch
 
-from latentsync import faces, weights
+from latentsync import faces, scratch, weights
 from latentsync.errors import InputError, MediaError, WeightsMissing
 from latentsync.media import VideoReader
+from latentsync.scratch import Scratch
 from latentsync.training.clips import find_clips
 from tests.clips import babble, write_clip, write_sound
 from tests.stubs import StubDetector, numbered_clip
@@ -157,6 +158,27 @@ def test_a_run_that_fails_or_is_stopped_leaves_nothing(asked, tmp_path, error):
     assert not list((tmp_path / "tmp").iterdir())
 
 
+def test_what_killed_trainings_left_goes_and_downloads_are_bounded(asked, tmp_path, monkeypatch):
+    """By what Cog calls first; while a run is on, its own files may be larger."""
+    import train
+
+    limits = []
+    monkeypatch.setattr(scratch.resource, "setrlimit", lambda _, both: limits.append(both[0]))
+    monkeypatch.setattr(Scratch, "sweep_always", lambda _: None)
+    monkeypatch.setattr(train, "scratches", [])
+    monkeypatch.setenv("LATENTSYNC_MAX_FILE", "1000")
+    killed = tmp_path / "tmp" / f"{scratch.PREFIX}dead" / "latentsync-run"
+    killed.mkdir(parents=True)
+    trainer().setup()
+    (folder,) = (tmp_path / "tmp").iterdir()
+    (folder / "tmpleft.zip").touch()
+    assert limits == [1000]
+    asked()
+    assert limits[1] != 1000
+    assert not (folder / "tmpleft.zip").exists()
+    assert len(list(folder.glob("latentsync-*"))) == 1  # the answer
+
+
 def test_what_can_t_be_packed_leaves_nothing(asked, tmp_path, monkeypatch):
     def full(_folder, archive):
         archive.write_bytes(b"half")
@@ -254,6 +276,14 @@ def test_the_server_says_what_is_wrong_with_a_zip(server):
     )
     assert "\n" not in answer["error"]
     assert server.outputs() == server.uploads() == []
+
+
+def test_what_failed_downloads_leave_is_swept(server):
+    (folder,) = server.folder.glob("latentsync-worker-*")
+    assert trained(server, clips="data:application/zip;base64,AAA").json()["status"] == "failed"
+    (folder / "tmpleft.zip").write_bytes(b"the beginning of a download")
+    assert "InputError" in trained(server, clips=data_uri(b"x", "application/zip")).json()["error"]
+    assert server.uploads() == server.outputs() == []
 
 
 @pytest.mark.slow
