@@ -144,7 +144,9 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
         self.scratch.use(video, audio)
         self.folder = LocalPath(tempfile.mkdtemp(prefix="latentsync-"))
         output = self.folder / f"{uuid.uuid4().hex}.mp4"  # a store tells uploads apart by this name
-        named = {str(video): "video", str(audio): "audio", str(output): "the output"}
+        paths = ((video, "video"), (audio, "audio"), (output, "the output"))
+        named = {str(LocalPath(path)): name for path, name in paths}  # "" is shown as "."
+        named |= {str(path): name for path, name in paths}
         try:
             if superres != "none":
                 download(superres)  # what is there stays

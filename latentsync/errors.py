@@ -73,8 +73,9 @@ class Asker:
         while (told := _MARKED.sub(self._unmarked, message)) != message:
             message = told  # from the inner marks outwards
         for path in sorted(self.inputs, key=len, reverse=True):
-            for spelling in (repr(path), path):
-                message = message.replace(spelling, self.inputs[path])
+            message = message.replace(repr(path), self.inputs[path])
+            if "/" in path.strip("/"):  # "" and "a" stand in words, too
+                message = message.replace(path, self.inputs[path])
         return message
 
     def _unmarked(self, marked: re.Match[str]) -> str:

@@ -366,6 +366,7 @@ def test_what_the_schema_refuses(server, change, wrong):
         ({"audio": FACE}, "MediaError: audio has no sound"),
         ({"video": data_uri(grey_picture(), "image/png")}, "NoFaceFound: no face in the 1 frames"),
         ({"video": "/nowhere/face.mp4"}, "MediaError: video does not exist"),
+        ({"video": ""}, "MediaError: video is not a file"),
         ({"video": "/etc/hostname"}, "MediaError: video can't be read as media"),
         ({"seed": 2**32}, "OptionError: seed is 4294967296"),
         ({"face": "nobody"}, "OptionError: face 'nobody'; it must be largest"),

@@ -54,6 +54,14 @@ def test_inputs_have_the_name_that_the_asker_knows():
     assert MediaError(said).told(asker) == "audio and video, by audio"
 
 
+@pytest.mark.parametrize("path", ["", ".", "a", "/", "file"])
+def test_an_input_with_a_short_name_changes_no_words(path):
+    error = MediaError(f"{path!r} is a folder: give a file, not /a/folder.")
+    assert error.told(Asker({}.get, {path: "video"})) == (
+        "video is a folder: give a file, not /a/folder."
+    )
+
+
 def test_who_cannot_mend_the_machine_is_not_told_of_it():
     error = WeightsMissing("/weights/x.pt is missing; run `latentsync download v1.6`")
     assert "the log of this service" in error.told(STRANGER)
