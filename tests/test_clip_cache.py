@@ -82,6 +82,34 @@ def test_damage_in_mid_run_is_named(place, nets, name):
         found.latents(30, 46), found.speech(30, 46), found.mel(30, 16), found.crops(30, 46, 64)
 
 
+@pytest.mark.parametrize("kept", [0, 600])
+@pytest.mark.parametrize("name", ["clean.npy", "masked.npy", "speech.npy", "mel.npy", "affine.npy"])
+def test_zeros_of_the_right_size_are_named_and_made_anew_at_the_next_start(place, nets, name, kept):
+    (file,) = files_of(place / "a.mp4")
+    found = preparer(nets, place).clip(file)
+    path = found.folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept].ljust(len(whole), b"\0"))
+    with pytest.raises(TrainingError, match=rf"{name} is damaged or gone \(.*\); start again"):
+        found.latents(30, 46), found.speech(30, 46), found.mel(30, 16), found.crops(30, 46, 64)
+    preparer(nets, place).clip(file)
+    assert path.read_bytes() == whole
+
+
+def test_what_is_made_is_on_the_disk_before_it_has_its_name(place, nets, monkeypatch):
+    (folder,) = prepared_in(place / "cache")
+    shutil.rmtree(folder)
+    synced = set()
+
+    def noted(descriptor):
+        assert not folder.exists()
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    preparer(nets, place).clip(*files_of(place / "a.mp4"))
+    assert {path.stat().st_ino for path in folder.iterdir()} <= synced
+
+
 def test_speech_is_kept_without_its_repetition(place, nets):
     found = preparer(nets, place).clip(*files_of(place / "a.mp4"))
     kept = np.load(found.folder / "speech.npy")

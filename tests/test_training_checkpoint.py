@@ -1,6 +1,7 @@
 """What a run goes on from: which changes it allows, what it says of damage, what it keeps."""
 
 import csv
+import errno
 import os
 import resource
 import signal
@@ -175,10 +176,24 @@ def test_a_damaged_checkpoint_is_named_with_a_remedy(tmp_path, content):
         torch.save([1], file)
     else:
         file.write_bytes(content)
-    with pytest.raises(TrainingError, match=r"line\.checkpoint\.pt is damaged: \d+ bytes") as told:
+    with pytest.raises(
+        TrainingError, match=r"line\.checkpoint\.pt is damaged: its \d+ bytes"
+    ) as told:
         fit(Line(), RUN, tmp_path)
-    assert "put a copy there; or give another folder to start anew" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(told.value).endswith(
+        "bytes are no whole checkpoint; put a copy there; or give another folder to start anew"
+    )
+
+
+def test_a_checkpoint_that_can_t_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    fit(Line(), RUN, tmp_path)
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    with pytest.raises(TrainingError, match=r"line\.checkpoint\.pt can't be read \(Permission den"):
+        fit(Line(), RUN, tmp_path)
 
 
 def test_a_checkpoint_that_is_gone_is_missed(tmp_path):
@@ -267,7 +282,12 @@ def test_the_last_checkpoints_are_kept(tmp_path):
     fit(Line(), run, tmp_path)
     older = {"line.00000009.checkpoint.pt", "line.00000012.checkpoint.pt"}
     assert names(tmp_path) == {"line.csv", "line.checkpoint.pt", *older}
-    (tmp_path / "line.checkpoint.pt").write_bytes(b"")
+    whole = (tmp_path / "line.checkpoint.pt").read_bytes()
+    (tmp_path / "line.checkpoint.pt").write_bytes(b"")  # the same file as that of step 12
+    with pytest.raises(TrainingError, match=r"or rename line\.00000009\.checkpoint\.pt to line\."):
+        fit(Line(), run, tmp_path)
+    (tmp_path / "line.00000012.checkpoint.pt").unlink()
+    (tmp_path / "line.00000012.checkpoint.pt").write_bytes(whole)  # another file
     with pytest.raises(TrainingError, match=r"or rename line\.00000012\.checkpoint\.pt to line\."):
         fit(Line(), run, tmp_path)
     (tmp_path / "line.checkpoint.pt").unlink()

@@ -85,7 +85,7 @@ def read_checkpoint(path: Path, table: Path, config: TrainConfig) -> dict[str, A
     Raises:
         TrainingError: it is damaged, or gone though the figures tell of it.
     """
-    older = kept(path) if path.parent.is_dir() else []
+    older = [one for one in kept(path) if not _same_file(one, path)] if path.parent.is_dir() else []
     remedy = "put a copy there"
     if older:
         remedy += f", or rename {older[-1].name} to {path.name} to go on from there"
@@ -99,18 +99,28 @@ def read_checkpoint(path: Path, table: Path, config: TrainConfig) -> dict[str, A
             )
         return None
     try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} can't be read ({error.strerror or error}); mend that, and start again"
+        ) from error
+    try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        missing = sorted(PARTS - set(saved))
-        if missing:
-            raise ValueError(f"it has no {missing[0]}")
+        if not set(saved) >= PARTS:
+            raise ValueError(f"no checkpoint has only {sorted(saved)}")
     except MemoryError:
         raise
     except Exception as error:  # a damaged pickle raises whatever it stumbles over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise TrainingError(
-            f"{path} is damaged: {path.stat().st_size} bytes, {reason}; {remedy}"
+            f"{path} is damaged: its {path.stat().st_size} bytes are no whole checkpoint; {remedy}"
         ) from error
     return saved
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether two names lead to one file, which is damaged under both."""
+    return other.exists() and one.samefile(other)
 
 
 def check_same(path: Path, saved: Mapping[str, Any], config: TrainConfig, facts: Facts) -> None:

@@ -10,7 +10,8 @@
                      affine.npy    (n, 2, 3) float32
     CACHE/.work/                   what living processes are making
 
-Of a clip that is drawn from, only the window is read: so memory does not grow with the data.
+Of a clip that is drawn from, little more than the window is read: so memory does not grow with the
+data. What has the right size is taken for whole at a start; each row is looked at when it is read.
 """
 
 import errno
@@ -103,7 +104,7 @@ class Clip:
 
     def mel(self, start: int, frames: int) -> Tensor:
         """(1, 80, columns) float32, what StableSyncNet hears beside so many frames."""
-        columns = self._array("mel", mmap_mode="c")
+        columns = self._array("mel")
         return mel.sync_window(torch.from_numpy(columns), self.first + start, frames).float()
 
     def crops(self, start: int, stop: int, side: int) -> Pixels:
@@ -112,14 +113,17 @@ class Clip:
         numbers = range(self.first + start, self.first + stop)
         return np.stack(list(_cut(self.path, numbers, affines, side)))
 
-    def _array(self, name: str, **options: Any) -> NDArray[Any]:  # noqa: ANN401 - of np.load
+    def _array(self, name: str) -> NDArray[Any]:
         try:
-            return np.asarray(np.load(self.folder / f"{name}.npy", allow_pickle=False, **options))
+            return _checked(np.load(self.folder / f"{name}.npy", allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             raise self._damaged(name, error) from error
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop) of an array; not mapped, as a mapped file that is cut kills."""
+        """Rows [start, stop) of an array.
+
+        Nothing is mapped into memory: where a mapped file is cut, the process dies by SIGBUS.
+        """
         try:
             with (self.folder / f"{name}.npy").open("rb") as file:
                 npy.read_magic(file)
@@ -127,11 +131,13 @@ class Clip:
                 row = math.prod(shape[1:])
                 file.seek(start * row * kind.itemsize, os.SEEK_CUR)
                 flat = np.fromfile(file, kind, (stop - start) * row)
-                return flat.reshape(stop - start, *shape[1:])
+            return _checked(flat.reshape(stop - start, *shape[1:]))
         except (OSError, ValueError) as error:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, error: Exception) -> TrainingError:
+        with suppress(OSError):  # the next start sees sizes only, and this one may be right
+            (self.folder / FACTS).unlink(missing_ok=True)
         return TrainingError(
             f"{self.folder / name}.npy is damaged or gone ({error}); start again: what is damaged "
             "is made anew"
@@ -212,6 +218,9 @@ class Preparer:
                     one.unlink()
             facts["files"] = {one.name: one.stat().st_size for one in temporary.iterdir()}
             (temporary / FACTS).write_text(json.dumps(facts))
+            for one in temporary.iterdir():  # on the disk before they have their names
+                with one.open("rb+") as written:
+                    os.fsync(written.fileno())
             folder.parent.mkdir(exist_ok=True)
             if _facts(folder) is None:
                 with suppress(FileNotFoundError):
@@ -305,6 +314,13 @@ def longest_run(track: FaceTrack) -> tuple[int, int]:
     starts, stops = edges[::2], edges[1::2]
     longest = int(np.argmax(stops - starts))
     return int(starts[longest]), int(stops[longest])
+
+
+def _checked(rows: NDArray[Any]) -> NDArray[Any]:
+    """The same; ValueError where a row is all zeros, as a machine that goes down may leave it."""
+    if not rows.reshape(len(rows), -1).any(axis=1).all():
+        raise ValueError("it holds zeros")
+    return rows
 
 
 def _facts(folder: Path) -> dict[str, Any] | None:
