@@ -571,6 +571,22 @@ def test_sync_mode_answers_when_it_ended(tmp_path, monkeypatch):
         assert done["outputs"]
 
 
+def test_a_redirect_to_the_storage_holds_for_the_method(home, ann, monkeypatch):
+    url, methods = ann.upload(b"face"), []
+    monkeypatch.setattr(
+        home.service.files.storage,
+        "download_url",
+        lambda _name, *, method, **_: methods.append(method),
+    )
+    for method in ("GET", "HEAD"):
+        assert home.client.request(method, url).status_code == 200
+    assert methods == ["GET", "HEAD"]
+
+
+def test_monitors_ask_without_a_body(home):
+    assert home.client.head("/health").status_code == 200
+
+
 def test_health_docs_and_models(home, ann):
     ann.submit()
     assert home.client.get("/health").json() == {"status": "ok", "tasks": {"created": 1}}

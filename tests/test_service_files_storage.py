@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import hashlib
+import hmac
 import os
 import resource
 import time
@@ -287,6 +289,32 @@ def test_buckets_are_shared_by_prefix(bucket, endpoint, clip):
     bucket.delete(KEY)
     assert [entry.key for entry in bucket.entries()] == [f"b/{KEY}"]
     assert [entry.key for entry in other.entries()] == [KEY]
+
+
+def signature(method, url):
+    """Of an address, by Amazon's documents (AWS Signature Version 4: query parameters)."""
+    parts = urllib.parse.urlsplit(url)
+    query = "&".join(sorted(p for p in parts.query.split("&") if "X-Amz-Signature=" not in p))
+    asked = dict(urllib.parse.parse_qsl(parts.query))
+    lines = (method, parts.path, query, f"host:{parts.netloc}", "", "host", "UNSIGNED-PAYLOAD")
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    scope = asked["X-Amz-Credential"].split("/", 1)[1]
+    key = b"AWS4secret"
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    text = f"AWS4-HMAC-SHA256\n{asked['X-Amz-Date']}\n{scope}\n{digest}"
+    return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_an_address_is_signed_for_how_it_is_asked(monkeypatch, method):
+    pytest.importorskip("boto3")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "who")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    bucket = open_storage("s3://clips?endpoint=https://s3.example.org&region=us-east-1")
+    url = bucket.download_url(KEY, name="clip.mp4", seconds=60, method=method)
+    assert url.endswith(f"X-Amz-Signature={signature(method, url)}")
 
 
 @pytest.mark.slow

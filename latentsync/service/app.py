@@ -63,6 +63,7 @@ def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
     look = CapacityLimiter(1)  # who asks without a key takes no thread from those who have one
 
     @app.get("/health", tags=["health"], responses=problems())
+    @app.head("/health", include_in_schema=False)  # as monitors ask
     async def get_health(front: FrontOf) -> Health:
         """Whether the database answers, and how many tasks there are."""
         with move_on_after(HEALTH_SECONDS):

@@ -163,7 +163,9 @@ def download_file(request: Request, front: FrontOf, name: Signed) -> Response:
     _check_range(request.headers.get("range", "bytes=0-"))
     file, storage = _file(front, name), front.service.files.storage
     shown = Path(name).name
-    elsewhere = storage.download_url(name, name=shown, seconds=REDIRECT_SECONDS)
+    elsewhere = storage.download_url(
+        name, name=shown, seconds=REDIRECT_SECONDS, method=request.method
+    )
     if elsewhere:
         return RedirectResponse(elsewhere)
     path = storage.path(name)

@@ -94,8 +94,11 @@ class Storage(Protocol):
         """
         ...
 
-    def download_url(self, key: str, *, name: str, seconds: int) -> str | None:
-        """Where the file can be had as `name` for `seconds`; None where the caller serves it."""
+    def download_url(self, key: str, *, name: str, seconds: int, method: str = "GET") -> str | None:
+        """Where the file can be had as `name` for `seconds`; None where the caller serves it.
+
+        The signature holds for this method, GET or HEAD, alone.
+        """
         ...
 
     def get(self, key: str, target: Path) -> None:
@@ -259,7 +262,14 @@ class LocalStorage(Storage):
     def upload_url(self, key: str, *, size: int, seconds: int) -> None:  # noqa: ARG002
         check_key(key)
 
-    def download_url(self, key: str, *, name: str, seconds: int) -> None:  # noqa: ARG002
+    def download_url(
+        self,
+        key: str,
+        *,
+        name: str,  # noqa: ARG002
+        seconds: int,  # noqa: ARG002
+        method: str = "GET",  # noqa: ARG002
+    ) -> None:
         check_key(key)
 
 
@@ -343,9 +353,10 @@ class S3Storage(Storage):
     def upload_url(self, key: str, *, size: int, seconds: int) -> str:
         return self._signed("put_object", key, seconds, ContentLength=size)
 
-    def download_url(self, key: str, *, name: str, seconds: int) -> str:
+    def download_url(self, key: str, *, name: str, seconds: int, method: str = "GET") -> str:
         shown = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
-        return self._signed("get_object", key, seconds, ResponseContentDisposition=shown)
+        action = f"{method.lower()}_object"
+        return self._signed(action, key, seconds, ResponseContentDisposition=shown)
 
     def _signed(self, action: str, key: str, seconds: int, **more: str | int) -> str:
         with self._asked(key) as place:
