@@ -1,7 +1,9 @@
 """`latentsync evaluate` on outputs of runs: it measures what their own report says was made."""
 
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +179,32 @@ class Brightness:
 
     def measure(self, crops):
         return np.repeat(crops.mean(axis=(1, 2, 3))[:, None] / 255, 3, axis=1)
+
+
+@pytest.mark.parametrize("fps", ["25", "source"])
+def test_a_source_that_was_cut_since_costs_its_own_row(tmp_path, make, fps):
+    source = numbered_clip(tmp_path / "clip.mp4", 20)
+    output = make(source, 0.8, fps=fps)
+    numbered_clip(source, 8)
+    (result,) = evaluate(find_pairs([output]), ["psnr"], device="cpu").clips
+    assert "clip.mp4 has fewer frames than when the output was made of it" in result.error
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG])
+def test_a_source_that_can_t_be_reached_is_as_one_that_is_gone(tmp_path, monkeypatch, number):
+    numbered_clip(tmp_path / "out.mp4", 5)
+    (tmp_path / "out.json").write_text(json.dumps({"source": "/home/ann/face.mp4"}))
+    is_file = Path.is_file
+
+    def asked(path):
+        if path.name == "face.mp4":
+            raise OSError(number, "no")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", asked)
+    (pair,) = find_pairs([tmp_path / "out.mp4"]).pairs
+    assert pair.reference is None
+    assert pair.run.is_source(tmp_path / "face.mp4")
 
 
 def test_a_mouth_is_truth_only_where_both_clips_say_the_same(tmp_path, detector, monkeypatch):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from latentsync import align, faces
 from latentsync.casting import cast
-from latentsync.errors import NoFaceFound, OptionError
+from latentsync.errors import MediaError, NoFaceFound, OptionError
 from latentsync.evaluation.ruler import CROP
 from latentsync.evaluation.runs import Run
 from latentsync.faces import LARGEST, FaceChoice
@@ -106,7 +106,7 @@ def _stem(name: str) -> str:
 
 def _by_report(name: str, path: Path, run: Run | None) -> Pair:
     """The output beside the clip that its report names as its source, if that is there."""
-    return Pair(name, path, run.source if run and run.source.is_file() else None, run)
+    return Pair(name, path, run.source if run and run.has_source() else None, run)
 
 
 @dataclass
@@ -159,6 +159,13 @@ class Moment:
         return align.cut_face(region, box, self.affine, CROP)
 
 
+def _cut_since(reference: VideoReader) -> MediaError:
+    return MediaError(
+        f"{reference.path} has fewer frames than when the output was made of it; put that clip "
+        "back, or delete the report beside the output"
+    )
+
+
 @dataclass(frozen=True)
 class Beside:
     """Which frame of the reference belongs to each frame of the output, 25 a second."""
@@ -168,9 +175,17 @@ class Beside:
     seconds: NDArray[np.float64]  # (n,) when each is shown in the reference
 
     def frames(self, reference: VideoReader, indices: Sequence[int]) -> Iterator[VideoFrame]:
-        """The reference's frames that belong to frames of the output."""
+        """The reference's frames that belong to frames of the output.
+
+        Raises:
+            MediaError: the reference has fewer frames than the run's source had.
+        """
         numbers = self.numbers[list(indices)].tolist()
-        return reference.source_frames(numbers) if self.own_pace else reference.frames(numbers)
+        read = reference.source_frames if self.own_pace else reference.frames
+        try:
+            yield from read(numbers)
+        except IndexError as error:
+            raise _cut_since(reference) from error
 
 
 @dataclass
@@ -250,7 +265,8 @@ class Clip:
         times = numbers / float(FPS)
         if run.own_pace and not self.reference.info.is_image:
             shown = np.array([float(at) for at in self.reference.times()])
-            numbers = np.minimum(numbers, len(shown) - 1)
+            if numbers.max() >= len(shown):
+                raise _cut_since(self.reference)
             times = shown[numbers]
         self.beside = Beside(numbers, run.own_pace, times)
 

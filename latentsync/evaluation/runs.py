@@ -37,7 +37,7 @@ class Run:
             source = Path(report["source"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        source = source if source.is_file() else output.parent / source
+        source = source if _is_file(source) else output.parent / source
         try:
             return cls._whole(source, report)
         except (ValueError, KeyError, TypeError):
@@ -66,11 +66,23 @@ class Run:
             drawn[start:stop] = False
         return drawn
 
+    def has_source(self) -> bool:
+        """Whether the source is still there, and can be reached."""
+        return _is_file(self.source)
+
     def is_source(self, path: Path) -> bool:
         """Whether a file is the run's source, or a copy of it under the same name."""
-        if not self.source.is_file():
+        if not self.has_source():
             return path.name == self.source.name
         if path.samefile(self.source):
             return True
         alike = path.name == self.source.name
         return alike and path.stat().st_size == self.source.stat().st_size
+
+
+def _is_file(path: Path) -> bool:
+    """As `Path.is_file`; False where it can't be asked: another user's folder, too long a name."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
