@@ -67,6 +67,14 @@ def test_what_does_not_change_the_weights_may_change(tmp_path, free):
     assert rows(tmp_path)[-1]["step"] == "12"
 
 
+def test_a_run_goes_on_in_smaller_parts_on_a_smaller_device(tmp_path):
+    task = Divisible()
+    with pytest.raises(Cancelled):
+        fit(task, RUN, tmp_path, cancel=lambda: task.steps == 6)
+    fit(Divisible(), replace(RUN, accumulate=2), tmp_path)
+    assert rows(tmp_path)[-1]["step"] == "12"
+
+
 def test_what_changes_the_weights_is_named_as_it_was_and_is(tmp_path):
     fit(Line(), RUN, tmp_path)
     with pytest.raises(OptionError, match=r"learning_rate is 0\.01 now and was 0\.05;") as caught:

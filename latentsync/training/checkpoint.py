@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 Facts = Mapping[str, tuple[str, str]]
 """What a run draws from, by name: how it is called, and a key that is the same for the same."""
 
-CHANGEABLE = {"log_every", "validate_every", "checkpoint_every", "keep_checkpoints"}
+CHANGEABLE = {"log_every", "validate_every", "checkpoint_every", "keep_checkpoints"} | {
+    "accumulate"  # as many devices: parts of a batch are the batch, but for rounding
+}
 PARTS = {"config", "step", "net", "average", "optimiser"}  # of a checkpoint
 SHOWN = 3  # differences, in an error
 
