@@ -222,4 +222,6 @@ def test_all_clips_may_be_trained_on(caplog):
     clips = clips_of(*"abc")
     assert split(clips, 0) == (clips, clips[:1])
     same = clips_of("a", "a", "a")
+    assert "no clip of" not in caplog.text
     assert split(same) == (same, same[:1])
+    assert "no clip of 3 is held out" in caplog.text

@@ -85,3 +85,19 @@ def test_what_can_t_be_exported_is_said(run, tmp_path):
         export(run[0], tmp_path)
     with pytest.raises(OutputError, match="can't be written"):
         export(run[0], tmp_path / "no" / "out.pt")
+
+
+def test_a_full_disk_is_no_bug_and_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(_state, file):
+        file.write(b"half")
+        raise RuntimeError("unexpected pos 88192 vs 88144")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match=r"unet\.pt can't be written \(unexpected pos.*make room"):
+        export(run[0], tmp_path / "unet.pt")
+    assert not list(tmp_path.glob("*unet.pt*"))
+
+
+def test_a_source_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(InputError, match="gone is not there; give a folder that"):
+        export(tmp_path / "gone", tmp_path / "unet.pt")

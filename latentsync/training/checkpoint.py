@@ -26,6 +26,7 @@ __all__ = [
     "swept",
     "write_checkpoint",
     "write_rows",
+    "write_state",
 ]
 
 log = logging.getLogger(__name__)
@@ -46,12 +47,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], keep: int) -> None:
     Raises:
         OutputError: it can't be written; the last one stays.
     """
-    with replacing(path) as temporary:
-        try:
-            with temporary.open("wb") as file:
-                torch.save(dict(state), file)
-        except RuntimeError as error:  # torch's writer has no other for a full disk
-            raise OSError(str(error).splitlines()[0]) from error
+    write_state(path, state)
     if keep > 1:
         name, _, rest = path.name.partition(".checkpoint")
         numbered = path.with_name(f"{name}.{state['step']:08d}.checkpoint{rest}")
@@ -63,6 +59,16 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], keep: int) -> None:
     for old in kept(path)[:-keep] if keep > 1 else ():
         with contextlib.suppress(OSError):
             old.unlink()
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """As `torch.save`, in one move; OutputError where it can't be written."""
+    with replacing(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(state), file)
+        except RuntimeError as error:  # torch's writer has no other for a full disk
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 def kept(path: Path) -> list[Path]:

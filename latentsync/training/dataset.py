@@ -108,6 +108,10 @@ def split(clips: Sequence[Clip], held_out: int | None = None) -> tuple[list[Clip
             left = [clip for clip in everything if id(clip) not in numbers]
             _say_what_is_held_out(kind, left, held)
             return left, held
+    log.warning(
+        "no clip of %d is held out: too few, or all are copies; the first is validated on, too",
+        len(everything),
+    )
     return everything, everything[:1]
 
 

@@ -10,9 +10,8 @@ from torch import Tensor
 from latentsync import weights
 from latentsync.config import UNetConfig
 from latentsync.errors import InputError, OptionError, WeightsMismatch
-from latentsync.files import replacing
 from latentsync.models.unet import UNet
-from latentsync.training.checkpoint import PARTS
+from latentsync.training.checkpoint import PARTS, write_state
 
 __all__ = ["export"]
 
@@ -40,13 +39,14 @@ def export(source: Path, output: Path) -> int:
     step, state, config = _found(source)
     if config is not None:
         _check_published(source, state, config)
-    with replacing(output) as temporary, temporary.open("wb") as file:
-        torch.save({"global_step": step, "state_dict": state}, file)
+    write_state(output, {"global_step": step, "state_dict": state})
     return step
 
 
 def _found(source: Path) -> tuple[int, dict[str, Tensor], UNetConfig | None]:
     """The step, the weights in float32, and of a U-Net its config."""
+    if not source.exists():
+        raise InputError(f"{source} is not there; {WANTED}")
     checkpoints = [source]
     if source.is_dir():
         found = sorted(source.glob("*.checkpoint.pt"))
