@@ -273,6 +273,8 @@ def _explain(item: Download, target: Path, error: Exception) -> str:
     if number in FULL:
         return f"the disk is full while fetching {item.target}; make room and run it again"
     if number in IN_THE_WAY:
+        # The error names the folder that could not be made; the file may lie above it.
+        name = next(path for path in (Path(name), *Path(name).parents) if os.path.lexists(path))
         return f"{name} is a file where {target} needs a folder; move it away"
     if number in NOT_WRITABLE or name != target:  # errors of the network name no file
         return (

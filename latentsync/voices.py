@@ -1,5 +1,6 @@
 """Which face speaks with which sound, and what the output sounds like."""
 
+import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from latentsync.timeline import Timeline, Voice
 from latentsync.voice_activity import speaking
 
 __all__ = ["Speakers", "heard", "length", "span", "speakers"]
+
+logger = logging.getLogger(__name__)
 
 CLOSING = 3  # frames in which a mouth closes where silence is to close it
 LAST_WORD = Fraction(1, 5)  # s after a sound's end in which a mouth that goes on being drawn closes
@@ -93,8 +96,15 @@ def speakers(
         AudioReader(path, limits=limits, start=start, track=options.audio_track)
         for path, start in zip(voices.values(), starts, strict=True)
     )
+    for sound in sounds:
+        length(sound)  # reads all of it, and so knows whether it is uniform and silent
+        if sound.silent:
+            logger.warning(
+                "the sound of %r is silent (%s): give another%s",
+                *(str(sound.path), sound.sound.track),
+                ", or choose another of its tracks" if sound.sound.track.of > 1 else "",
+            )
     if not several:
-        length(sounds[0])  # reads all of it, and so knows whether it is uniform
         yield Speakers(choices, sounds, decided(sounds[0].sound, sounds[0].uniform))
         return
     with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:

@@ -381,7 +381,7 @@ CONCAT = "ffconcat version 1.0\nfile '{}'\n"
 # What lies at tmp_path / name, and a word of the error.
 BAD_VIDEOS = {
     "noise.mp4": (lambda p, _: written(p, np.random.default_rng(0).bytes(5000)), "can't be read"),
-    "empty.mp4": (lambda p, _: written(p, b""), "can't be read"),
+    "empty.mp4": (lambda p, _: written(p, b""), "is empty, of 0 bytes"),
     "cut.mp4": (lambda p, clip: written(p, clip.read_bytes()[:3000]), "can't be read"),
     "text.mp4": (lambda p, _: written(p, b"Dear reader,\n" * 99), "can't be read"),
     "playlist.mp4": (lambda p, c: written(p, PLAYLIST.format(c).encode()), "is a playlist"),
@@ -397,7 +397,7 @@ BAD_SOUNDS = {
     "still.png": (lambda p, _: write_picture(p, picture(1)), "has no sound"),
     "no samples.wav": (lambda p, _: no_samples(p), "without a single sample"),
     "noise.wav": (lambda p, _: written(p, bytes(range(256)) * 9), "can't be read"),
-    "empty.wav": (lambda p, _: written(p, b""), "can't be read"),
+    "empty.wav": (lambda p, _: written(p, b""), "is empty, of 0 bytes"),
     "playlist.wav": (lambda p, c: written(p, PLAYLIST.format(c).encode()), "is a playlist"),
     "missing.wav": (lambda p, _: p, "does not exist"),
 }

@@ -415,6 +415,13 @@ def test_a_file_in_the_way(hub, folder):
     assert not hub.asked
 
 
+@pytest.mark.parametrize("target", ["place/net.pt", "a/deeper/place/net.pt"])
+def test_a_file_in_the_weights_folder_s_place(hub, folder, target):
+    folder.touch()
+    assert refusal(on_hub(target=target), folder).startswith(f"{folder} is a file where ")
+    assert not hub.asked
+
+
 # ---- from elsewhere ------------------------------------------------------------------------------
 
 

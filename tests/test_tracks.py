@@ -68,6 +68,12 @@ def test_a_track_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         Sound.of(path, track="it")
 
 
+def test_of_the_only_track_it_is_said_that_it_is_the_only_one(tmp_path):
+    path = write_sound(tmp_path / "a.wav", VOICES[1], RATE)
+    with pytest.raises(MediaError, match=r"track '2': give 1 \(no language\), the only one, or"):
+        Sound.of(path, track=2)
+
+
 @pytest.mark.parametrize("track", ["", "0", 0, -1, True, None, "english", "1.5", "a b", 1.5])
 def test_what_names_no_track_is_refused(track):
     with pytest.raises(OptionError, match="audio_track is"):

@@ -5,6 +5,9 @@ import pytest
 
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.media import AudioReader, Sound, mix
+from latentsync.media.limits import DEFAULT_LIMITS
+from latentsync.options import Options
+from latentsync.voices import speakers
 from tests.clips import babble, raw_frames, write_sound
 from tests.stubs import tiny_lipsync
 from tests.test_following import LEFT, RIGHT, WIDE, clip, lipsync
@@ -56,6 +59,24 @@ def test_after_its_voice_a_face_hears_silence(source, sounds, tmp_path):
     _, one = film(source, {"left": sounds[0], "right": sounds[1]}, out)
     _, two = film(source, {"left": sounds[0], "right": other}, out)
     assert not np.array_equal(one[3][:, HALF:], two[3][:, HALF:])
+
+
+@pytest.mark.parametrize("peak", [0, 8])  # 16-bit steps; -72 dBFS
+def test_of_a_silent_voice_it_is_said(tmp_path, caplog, peak):
+    silent = np.full(8000, peak / 2**15, np.float32)
+    paths = {
+        "left": write_sound(tmp_path / "muted.wav", silent, 16000),
+        "right": write_sound(tmp_path / "low.wav", silent + 4 / 2**15, 16000),
+    }
+    if not peak:
+        paths["right"] = write_sound(tmp_path / "low.wav", babble(0.5, 16000, seed=1), 16000)
+    with speakers(paths, Options(), DEFAULT_LIMITS, tmp_path / "no clip") as voices:
+        told = voices.tracks()
+    said = [r.getMessage() for r in caplog.records if "is silent" in r.getMessage()]
+    assert told["left"].endswith(", silent")
+    assert not told["right"].endswith(", silent")
+    assert len(said) == 1
+    assert "muted.wav' is silent (track 1 of 1): give another" in said[0]
 
 
 def test_the_voices_are_summed_and_kept_within_full_scale(tmp_path):

@@ -107,6 +107,8 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
             what = "is not a file" if path.exists() else "does not exist"
             raise MediaError(f"{shown(path)} {what}: give a video, picture or sound file")
         limits.check_bytes(shown(path), size := path.stat().st_size)
+        if not size:
+            raise MediaError(f"{shown(path)} is empty, of 0 bytes: write or copy it again")
         with path.open("rb") as file:
             limits.check_samples(shown(path), claimed_samples(file, size), size)
             limits.check_notes(shown(path), unpacked_notes(file, MOST_NOTES))

@@ -184,6 +184,7 @@ class AudioReader:
         self.sound = Sound.of(path, limits, start, track)
         self._counts: dict[int, int] = {}
         self.uniform: bool | None = None  # `Sound.is_uniform`, known once all was read
+        self.silent: bool | None = None  # from start to end, known once all was read
 
     @property
     def codec(self) -> str:
@@ -200,9 +201,9 @@ class AudioReader:
         return self.sound.channels
 
     def described(self) -> str:
-        """The track, its format, and which channel is heard if not their mix."""
+        """The track, its format, the channel that is heard if not the mix, and "silent"."""
         side = "" if self._channel is None else f", only its {_SIDES[self._channel]} channel"
-        return f"{self.sound}{side}"
+        return f"{self.sound}{side}{', silent' if self.silent else ''}"
 
     @cached_property
     def _channel(self) -> int | None:
@@ -239,11 +240,13 @@ class AudioReader:
         count, layout, row = 0, "mono", 0
         if self._channel is not None:
             layout, row = "stereo", self._channel
-        kinds = set[tuple[int, str]]()
+        kinds, silent = set[tuple[int, str]](), True
         for frame in self.sound.resampled(rate, layout, "s16p", rate, kinds):
             count += frame.samples
-            yield frame.to_ndarray()[row].astype(np.float32) / _FULL_SCALE
-        self._counts[rate], self.uniform = count, len(kinds) <= 1
+            chunk = frame.to_ndarray()[row].astype(np.float32) / _FULL_SCALE
+            silent = silent and not (np.abs(chunk) > SILENT).any()
+            yield chunk
+        self._counts[rate], self.uniform, self.silent = count, len(kinds) <= 1, silent
 
     def sample_count(self, rate: int = 16000) -> int:
         """How many samples `chunks(rate)` gives: counted by decoding once, then remembered."""

@@ -130,7 +130,8 @@ def _named(tracks: list[Track], wanted: str, name: str) -> Track:
     if fitting:
         return fitting[0]
     listed = ", ".join(f"{one.number} ({one.language or 'no language'})" for one in tracks)
-    raise MediaError(f"{name} has no sound track {wanted!r}: give one of {listed}")
+    has = f"one of {listed}" if len(tracks) > 1 else f"{listed}, the only one, or leave it out"
+    raise MediaError(f"{name} has no sound track {wanted!r}: give {has}")
 
 
 def _silent(container: InputContainer, stream: AudioStream) -> bool:
