@@ -130,6 +130,18 @@ def test_an_output_is_deleted_when_it_was_kept_long_enough(desk, monkeypatch):
     assert desk.find("ann.mp4 0") is None
 
 
+def test_outputs_of_a_page_that_was_killed_are_deleted_by_the_next(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed = tmp_path / "latentsync-page-killed"
+    killed.mkdir()
+    (killed / "ann-speaking.mp4").touch()
+    first = watched(begun(desk, "ann.mp4"))[-1].result.path
+    assert not killed.exists()
+    second = watched(begun(desk, "bob.mp4"))[-1].result.path
+    assert first.exists()
+    assert second.exists()
+
+
 def test_what_is_cancelled_is_told_as_cancelled_at_once_and_for_good(desk, stub):
     slow = begun(desk, "slow.mp4")
     watched(slow, until=drawing)

@@ -2,12 +2,13 @@
 
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from anyio import sleep
@@ -16,6 +17,7 @@ from latentsync.errors import Cancelled, InputError, LatentSyncError
 from latentsync.options import Options
 from latentsync.page.measure import Curves, measure
 from latentsync.pipeline import LipSync
+from latentsync.scratch import temporary_folder
 from latentsync.types import Frame, Progress, Result
 
 __all__ = ["Desk", "Given", "Run", "Shown"]
@@ -57,8 +59,10 @@ class Run:
         self._noting = threading.Lock()  # faces come from another thread
         self._cancelled = threading.Event()
         self._watched_at = time.monotonic()
-        self._folder = TemporaryDirectory(prefix="latentsync-page-")
-        self.output = Path(self._folder.name) / f"{given.face.stem}-speaking.mp4"
+        opened = ExitStack()
+        self._clean = weakref.finalize(self, opened.close)  # at the process's end at the latest
+        folder = opened.enter_context(temporary_folder("latentsync-page-"))
+        self.output = folder / f"{given.face.stem}-speaking.mp4"
 
     def cancel(self) -> None:
         """End it at its next step; whoever watches sees it as ended at once."""
@@ -115,7 +119,7 @@ class Run:
 
     def forget(self) -> None:
         """Delete the output."""
-        self._folder.cleanup()
+        self._clean()
 
     def _measure(self, lipsync: LipSync, result: Result) -> None:
         try:
