@@ -311,3 +311,11 @@ def test_one_run_at_a_time(raw, tmp_path, stub):  # noqa: ARG001
 def test_options_out_of_range(wish):
     with pytest.raises(OptionError):
         Settings(**wish)
+
+
+def test_a_folder_among_the_clips_is_somebody_s_own(tmp_path):
+    with Journal(tmp_path / "out", "settings") as journal:
+        (journal.clips / "mine").mkdir()
+        (journal.clips / "old.mp4").write_bytes(b"")
+        journal.sweep()
+        assert [path.name for path in journal.clips.iterdir()] == ["mine"]

@@ -228,11 +228,11 @@ class Journal:
         _write_lines(self.output / "rejected.jsonl", rejected)
 
     def sweep(self) -> None:
-        """Remove clips of other settings, and of files that are gone; after the last file."""
+        """Remove clips of other settings and of files that are gone; folders stay."""
         clips = [self.output / line["clip"] for one in self.records() for line in one["clips"]]
         known = {path.name for clip in clips for path in (clip, clip.with_suffix(".npy"))}
         for path in self.clips.iterdir():
-            if path.name not in known:
+            if path.name not in known and (path.is_symlink() or not path.is_dir()):
                 path.unlink()
 
     def _keep(self, record: Record) -> None:
