@@ -257,7 +257,7 @@ def two_nodes():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")  # what Ray itself does is not ours
 def test_a_node_is_killed_while_its_replica_draws(tmp_path, caplog, monkeypatch):
     from latentsync.cluster.replicas import replicas
@@ -287,7 +287,7 @@ def test_a_node_is_killed_while_its_replica_draws(tmp_path, caplog, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")
 def test_what_a_replica_can_t_load_is_one_line(tmp_path):
     from latentsync.cluster.replicas import replicas

@@ -810,6 +810,23 @@ def test_drawn_people_who_pass_each_other() -> None:
         assert np.abs(track.points - there)[track.found].max() < 12
 
 
+@pytest.mark.parametrize("part", ["chin", "hair"])
+def test_a_graphic_over_a_faces_rim_makes_it_nobody_else(part: str) -> None:
+    frames = []
+    for i in range(36):
+        pose = Pose(x=0.02 * np.sin(i / 3), tick=i)
+        frame, marks = draw(Identity.from_seed(31), pose, Mouth(), (320, 240))
+        brows = float(np.linalg.norm(marks[1] - marks[0]))
+        middle = marks[4, 1] + brows * (1.6 if part == "chin" else -1.9)
+        if 12 <= i < 24:
+            top, bottom = (max(0, round(middle + side * brows)) for side in (-0.45, 0.45))
+            frame[top:bottom] = (20, 40, 200)
+        frames.append(VideoFrame.from_rgb(frame))
+    detector = faces.create("builtin", root=Path("none"))
+    (track,) = follow(frames, detector, FaceChoice.parse("left"))
+    assert track.found.all()
+
+
 def test_looks_tell_people_apart() -> None:
     patch = Patch()
     looks = [

@@ -129,7 +129,8 @@ def make(folder: Path, name: str) -> Path:
     if kind == "jumped":
         jump = "setts=pts='PTS+gte({0})*12/TB':dts='DTS+gte({0})*12/TB'"
         filters = ("-bsf:v", jump.format(f"N,{PIECE}"), "-bsf:a", jump.format(f"DTS*TB,{SECONDS}"))
-        return encode(path, whole, *filters, "-g", PIECE)
+        # However far apart sound and pictures come to it: the muxer would not wait beyond 10 s.
+        return encode(path, whole, *filters, "-g", PIECE, "-max_interleave_delta", 0)
     if kind == "negative":
         how = ("-avoid_negative_ts", "disabled", "-output_ts_offset", "-0.48")
         return encode(path, whole, *how)
