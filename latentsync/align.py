@@ -296,8 +296,7 @@ def paste_face(
     left, top, width, height = cv2.boundingRect(weight)
     box = _box(onto, (left - 1, top - 1, left + width, top + height), frame)
     # One warp for colours and weight; four channels also go through OpenCV faster than three.
-    both = np.empty((side, side, 4), np.uint8)
-    cv2.mixChannels([face, weight], [both], [0, 0, 1, 1, 2, 2, 3, 3])
+    both = cv2.insertChannel(weight, cv2.cvtColor(face, cv2.COLOR_RGB2RGBA), 3)
     both, back = _averaged(both, 1 / _zoom(onto))
     laid = cv2.warpAffine(
         both,

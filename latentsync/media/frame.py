@@ -123,17 +123,23 @@ class Colour:
 class VideoFrame:
     """A picture as 8-bit YUV 4:2:0 planes that never change; a change makes another VideoFrame."""
 
-    __slots__ = ("_planes", "colour", "height", "width")
+    __slots__ = ("_planes", "_raw", "colour", "height", "width")
 
-    def __init__(self, planes: tuple[Plane, Plane, Plane], colour: Colour) -> None:
-        """Take over (H, W), (ceil(H / 2), ceil(W / 2)) twice; uint8 arrays, made read-only."""
+    def __init__(
+        self, planes: tuple[Plane, Plane, Plane], colour: Colour, raw: RawFrame | None = None
+    ) -> None:
+        """Take over (H, W), (ceil(H / 2), ceil(W / 2)) twice; uint8 arrays, made read-only.
+
+        Args:
+            raw: PyAV's picture, of even size, that the planes are views of, if there is one.
+        """
         self.height, self.width = planes[0].shape
         half = ((self.height + 1) // 2, (self.width + 1) // 2)
         if not planes[1].shape == planes[2].shape == half:
             raise ValueError(f"chroma of {planes[1].shape}, {planes[2].shape} where {half} is due")
         for plane in planes:
             plane.flags.writeable = False
-        self._planes = planes
+        self._planes, self._raw = planes, raw
         self.colour = colour
 
     @classmethod
@@ -158,6 +164,10 @@ class VideoFrame:
     def planes(self) -> tuple[Plane, Plane, Plane]:
         """The luma and the two chroma planes, read-only."""
         return self._planes
+
+    def raw(self) -> RawFrame:
+        """The picture as PyAV's, its size made even; its samples are not to be changed."""
+        return self._raw or as_raw(self._planes)
 
     def rgb(self, box: Box | None = None) -> Frame:
         """The picture, or a region of it, as (h, w, 3) uint8 RGB; the cost follows the region.
@@ -219,13 +229,15 @@ class VideoFrame:
         else:
             halved = _halved(weight)
         fresh = _to_yuv(rgb, self.colour, self.height)
-        planes = (self._planes[0].copy(), self._planes[1].copy(), self._planes[2].copy())
+        raw = None if self.width % 2 or self.height % 2 else as_raw(self._planes)
+        copies = planes_of(raw) if raw else [plane.copy() for plane in self._planes]
+        planes = (copies[0], copies[1], copies[2])
         for old, new, share in zip(_cut(planes, box), fresh, (weight, halved, halved), strict=True):
             # A step from old to new, so that where there is no step no value can move.
             step = cv2.subtract(new, old, dtype=cv2.CV_16S)
             step = cv2.multiply(step, share, scale=1 / 255, dtype=cv2.CV_16S)
             old[...] = cv2.add(old, step, dtype=cv2.CV_8U)
-        return VideoFrame(planes, self.colour)
+        return VideoFrame(planes, self.colour, raw)
 
     def _check(self, box: Box) -> None:
         aligned = (

@@ -19,7 +19,7 @@ from latentsync.errors import OutputError
 from latentsync.media.container import refused_address, shown
 from latentsync.media.draft import Draft
 from latentsync.media.encoders import check_codec, encoder_of, output_size
-from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, as_raw, scaled
+from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, scaled
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.output_sound import SoundFeed, decided, sound_feed
 from latentsync.media.sound import Sound
@@ -249,7 +249,7 @@ class VideoWriter:
             return
         frame, due = self._held
         size = self._video.codec_context.width, self._video.codec_context.height
-        raw = scaled(as_raw(frame.planes()), size, frame.colour, frame.height)
+        raw = scaled(frame.raw(), size, frame.colour, frame.height)
         raw.pts, raw.time_base, self._step = due, self._unit, until - due
         raw.duration = self._step
         self._container.mux(self._video.encode(raw))
