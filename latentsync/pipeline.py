@@ -149,7 +149,7 @@ class LipSync:
     def run(
         self,
         video: Path | str,
-        audio: Path | str | Mapping[str, Path | str],
+        audio: Path | str | Mapping[str, Path | str] | None,
         output: Path | str,
         *,
         options: Options | None = None,
@@ -161,14 +161,14 @@ class LipSync:
         """Make `output`, an mp4 or mov of `video` (a clip or a picture) speaking `audio`.
 
         Args:
-            audio: a sound, or a video's; or for each face that is to speak, named as in
-                `Options.face`, a sound of its own. They begin together and are heard together.
+            audio: a sound, or a video's (None: that of `video`); or for each face that is to speak,
+                named as in `Options.face`, a sound of its own. They begin and are heard together.
             options: what to do; `changes` are laid over it: `run(..., seed=7)`.
             progress: called with every step forward, from this thread.
-            cancelled: asked before every frame of pass 1 and every denoising step of pass 2, the
-                latter from another thread.
-            preview: called with the last face of every group of frames that speaks, (R, R, 3)
-                uint8, an upright box squeezed into a square; from another thread.
+            cancelled: asked before every frame of pass 1, and from another thread before every
+                denoising step of pass 2.
+            preview: called from another thread with the last face of every group that speaks,
+                (R, R, 3) uint8, an upright box squeezed into a square.
 
         Raises:
             InputError: a file can't be used, no face is found, the output can't be written.
@@ -178,8 +178,8 @@ class LipSync:
         """
         options = replace(options or Options(), **changes)
         options = replace(options, seed=options.seed or 1 + secrets.randbelow(MAX_SEED))
-        reporter = Reporter(progress, cancelled, preview)
-        sounds = [audio] if isinstance(audio, Path | str) else list(audio.values())
+        reporter, audio = Reporter(progress, cancelled, preview), video if audio is None else audio
+        sounds = [audio] if isinstance(audio, Path | str) else audio.values()
         check_output(output, (video, *sounds))
         if options.report:
             check_output(report_path(Path(output)), (video, *sounds, output), (".json",))

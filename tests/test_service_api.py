@@ -100,6 +100,9 @@ def test_an_output_becomes_an_input(home, ann):
         ({"superres": "/data/net.pth"}, "superres is '/data/net.pth'"),
         ({"cache_dir": "/tmp"}, "cache_dir"),  # noqa: S108 - a name that is refused
         ({"seed": -5}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"steps": "7"}, "steps"),
+        ({"face": "left" * 1000}, "face: "),
         ({"smooth": 4}, "odd"),
     ],
 )
@@ -107,6 +110,7 @@ def test_refused_with_the_reason(ann, changes, said):
     answer = ann.post(SUBMIT, ELSEWHERE | changes)
     assert answer.status_code == 400
     assert said in problem(answer)
+    assert len(problem(answer)) < 500
     assert ann.get("/api/v3/predictions").json()["data"]["total"] == 0
 
 

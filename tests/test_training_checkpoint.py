@@ -204,11 +204,13 @@ def test_a_checkpoint_that_can_t_be_read_is_not_called_damaged(tmp_path, monkeyp
         fit(Line(), RUN, tmp_path)
 
 
-def test_a_checkpoint_that_is_gone_is_missed(tmp_path):
-    fit(Line(), RUN, tmp_path)
+@pytest.mark.parametrize("every", [RUN.checkpoint_every, 1000])
+def test_a_checkpoint_that_is_gone_is_missed(tmp_path, every):
+    run = replace(RUN, checkpoint_every=every)
+    fit(Line(), run, tmp_path)
     (tmp_path / "line.checkpoint.pt").unlink()
     with pytest.raises(TrainingError, match=r"line\.checkpoint\.pt is gone, but line\.csv beside"):
-        fit(Line(), RUN, tmp_path)
+        fit(Line(), run, tmp_path)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):

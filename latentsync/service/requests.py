@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 MAX_ADDRESS = 4000  # characters: signed ones are long
+MAX_WORD = 200  # characters: of an option, which errors repeat
 MAX_PAGE = 100  # tasks
 
 # The fields of Options that a stranger may choose, and what is said of them.
@@ -91,6 +92,8 @@ class _Strict(BaseModel):
 
 
 class _TaskRequest(_Strict):
+    model_config = ConfigDict(strict=True)  # true is no number, and "7" is none
+
     audio: Address
     video: Address
     enable_sync_mode: bool = Field(False, description="Answer when the task has ended.")
@@ -102,7 +105,12 @@ def _fields() -> dict[str, Any]:
     return {
         name: (
             hints[name],
-            Field(getattr(Options, name), description=said, validation_alias=OTHER_NAMES.get(name)),
+            Field(
+                getattr(Options, name),
+                description=said,
+                validation_alias=OTHER_NAMES.get(name),
+                max_length=MAX_WORD if hints[name] is str else None,
+            ),
         )
         for name, said in OPTIONS.items()
     }
@@ -123,7 +131,7 @@ class UploadRequest(_Strict):
     """A file that is going to be uploaded."""
 
     filename: str = Field("upload", max_length=1000)
-    size: int = Field(description="Bytes.")
+    size: int = Field(strict=True, description="Bytes.")
     content_type: str = Field(
         "application/octet-stream",
         max_length=200,

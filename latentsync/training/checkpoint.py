@@ -100,7 +100,8 @@ def read_checkpoint(path: Path, table: Path, config: TrainConfig) -> dict[str, A
     remedy += "; or give another folder to start anew"
     if not path.is_file():
         rows = read_rows(table)
-        if older or (rows and int(rows[-1]["step"]) > config.checkpoint_every):
+        last = int(rows[-1]["step"]) if rows else 0
+        if older or last > config.checkpoint_every or last == config.steps:
             raise TrainingError(
                 f"{path} is gone, but {(older[-1] if older else table).name} beside it tells of a "
                 f"run that wrote it; {remedy}"
