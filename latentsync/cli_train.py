@@ -86,7 +86,7 @@ def unet(
         typer.Option("--syncnet", help="What `train syncnet` wrote; default the published one."),
     ] = None,
     syncnet_preset: Annotated[
-        str, typer.Option(help="Of that file: pixel_attn, pixel, latent or small.")
+        str, typer.Option(help="Of that file: pixel_attn, pixel, latent, 25_pixel or small.")
     ] = "pixel_attn",
     lpips_weight: Annotated[float | None, typer.Option(help="Of the LPIPS loss.")] = None,
     trepa_weight: Annotated[float | None, typer.Option(help="Of the TREPA loss.")] = None,

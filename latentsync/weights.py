@@ -177,6 +177,7 @@ def load_syncnet(
     path: Path,
     config: SyncNetConfig | None = None,
     *,
+    hint: str = FETCH,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> StableSyncNet:
@@ -184,12 +185,13 @@ def load_syncnet(
 
     Args:
         config: one of `latentsync.config.SYNCNETS`; None: the published stable_syncnet.pt.
+        hint: what to do where there is no such file.
 
     Raises:
         WeightsMissing: no such file.
         WeightsMismatch: another net is in it.
     """
-    net = filled(lambda: StableSyncNet(config), read(path, "state_dict", hint=FETCH), path)
+    net = filled(lambda: StableSyncNet(config), read(path, "state_dict", hint=hint), path)
     return net.to(device, dtype).eval().requires_grad_(False)
 
 

@@ -172,6 +172,11 @@ def test_losses_on_pixels_without_their_nets_name_the_download(command, folders,
     code, _, wrong = command("--data", folders.data, "-o", tmp_path / "out", *given)
     assert code == 1
     assert "stable_syncnet.pt is missing; `latentsync download train` fetches it" in wrong
+    code, _, wrong = command(
+        "--data", folders.data, "-o", tmp_path / "out", *given, "--syncnet", tmp_path / "own.pt"
+    )
+    assert code == 1
+    assert "own.pt is missing; give the syncnet.safetensors that `train syncnet` wrote" in wrong
 
 
 def test_a_stopped_run_says_so_and_goes_on(command, folders, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from latentsync.models.lpips import LPIPS
 from latentsync.models.syncnet import StableSyncNet, cosine_loss, stacked
 from latentsync.models.vae import VAE
 from latentsync.training.batches import Batch
-from latentsync.weights import load_lpips, load_syncnet, load_videomae, root
+from latentsync.weights import FETCH, load_lpips, load_syncnet, load_videomae, root
 
 if TYPE_CHECKING:
     from latentsync.models.videomae import VideoMAE
@@ -106,8 +106,10 @@ def load_pixel_losses(
     auxiliary = base / "auxiliary"
     syncnet = lpips = videomae = None
     if config.sync_weight:
-        file = syncnet_file or base / "stable_syncnet.pt"
-        syncnet = load_syncnet(file, syncnet_config, device=device, dtype=dtype)
+        file, hint = base / "stable_syncnet.pt", FETCH
+        if syncnet_file:
+            file, hint = syncnet_file, "give the syncnet.safetensors that `train syncnet` wrote"
+        syncnet = load_syncnet(file, syncnet_config, hint=hint, device=device, dtype=dtype)
         if syncnet.config.frames != config.frames:
             raise OptionError(
                 f"{file} judges {syncnet.config.frames} frames at once; this run's windows have "
