@@ -46,7 +46,7 @@ GPU_PROVIDER = "CUDAExecutionProvider"  # onnxruntime's name
 FIRST_FAST_HALF = 7  # CUDA compute capability with half precision matrix units (Volta)
 # Numbers alive at once in a forward pass, for each latent pixel of each frame and each channel of
 # the first width; counted tensor by tensor, see tests/test_devices.py.
-UNET_NUMBERS = {torch.float32: 26, torch.float16: 29, torch.bfloat16: 29}
+UNET_NUMBERS = 26
 # Of what is free; the rest is for what kernels borrow: 0.51 GiB counted, 0.68 GiB measured on a CPU
 # (benchmarks/unet_forward.py).
 SHARE = 0.7
@@ -212,7 +212,7 @@ def unet_work(config: UNetConfig, side: int, dtype: torch.dtype, frames: int = F
         side: of the latents, px.
         frames: of the group.
     """
-    numbers = UNET_NUMBERS[dtype] * config.block_out_channels[0]
+    numbers = UNET_NUMBERS * config.block_out_channels[0]
     return numbers * dtype.itemsize * frames * side**2
 
 
