@@ -156,7 +156,7 @@ def test_a_worker_killed_in_mid_run(running, tmp_path, database):
     assert (done.fence, done.lost, len(done.outputs)) == (2, 1, 1)
     assert int(done.worker.rsplit(":")[-1]) != victim
     eventually(lambda: len(list((server.data / "files").rglob("*.mp4"))) == 1)
-    assert len(list((server.data / "work").glob("*/*"))) == 0  # nor is anything else left of it
+    assert len(list((server.data / "work").glob("*/*/*"))) == 0  # nor is anything else left of it
 
 
 def test_a_killed_server_loses_nothing(running, tmp_path, database):
