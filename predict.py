@@ -21,12 +21,12 @@ from pathlib import Path as LocalPath
 from cog import BasePredictor, Input, Path
 
 from latentsync import LipSync, Options, Progress
-from latentsync.archives import fetch_model
-from latentsync.downloads import SETS
 from latentsync.errors import Asker, WeightsMissing, in_words_of
-from latentsync.reporter import interruptible
-from latentsync.scratch import Scratch
-from latentsync.weights import download
+from latentsync.runtime.archives import fetch_model
+from latentsync.runtime.checkpoints import download
+from latentsync.runtime.downloads import SETS
+from latentsync.runtime.progress import interruptible
+from latentsync.runtime.scratch import Scratch
 
 log = logging.getLogger("latentsync.predict")
 

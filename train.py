@@ -18,16 +18,16 @@ from pathlib import Path as LocalPath
 
 from cog import Input, Path, current_scope
 
-from latentsync.archives import pack, unpack
-from latentsync.config import UNET_RUNS, UNetTrainConfig
-from latentsync.downloads import SETS
 from latentsync.errors import WeightsMissing
 from latentsync.options import MAX_SEED, Options
-from latentsync.reporter import interruptible
-from latentsync.scratch import Scratch
+from latentsync.runtime.archives import pack, unpack
+from latentsync.runtime.checkpoints import download
+from latentsync.runtime.downloads import SETS
+from latentsync.runtime.progress import interruptible
+from latentsync.runtime.scratch import Scratch
 from latentsync.training.clips import SUFFIXES
 from latentsync.training.main import train_unet
-from latentsync.weights import download
+from latentsync.training.presets import UNET_RUNS, UNetTrainConfig
 from predict import Tenths
 
 log = logging.getLogger("latentsync.train")

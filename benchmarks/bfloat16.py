@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_map
 from unet_forward import CPU, inputs, random_net, unet_config
 
 import latentsync
+from latentsync.diffusion.unet import UNet
 from latentsync.evaluation import lips, pictures, ruler
 from latentsync.faces import create
-from latentsync.models.unet import UNet
-from latentsync.weights import root
+from latentsync.runtime.checkpoints import root
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PRODUCTS = {

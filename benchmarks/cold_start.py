@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch
 
-from latentsync.config import PRESETS
-from latentsync.models.unet import UNet
+from latentsync.diffusion.config import PRESETS
+from latentsync.diffusion.unet import UNet
 
 LOAD = """
 import sys, time
 from pathlib import Path
 start = time.perf_counter()
 import torch
-from latentsync.config import PRESETS
-from latentsync.weights import _in_half, load_unet
+from latentsync.diffusion.config import PRESETS
+from latentsync.diffusion.weights import _in_half, load_unet
 imported = time.perf_counter()
 path, config = Path(sys.argv[1]), PRESETS["v1.6"].unet
 unet = load_unet(_in_half(path, config) if sys.argv[2] == "half" else path, config)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from latentsync.faces.cuts import with_cuts
+from latentsync.faces.tracking.shots import with_cuts
 from latentsync.media import VideoFrame, VideoReader, VideoWriter
-from latentsync.synthetic import Identity, Mouth, draw, draw_motion
+from latentsync.training.synthetic import Identity, Mouth, draw, draw_motion
 from latentsync.types import Frame
 
 SIZE = (480, 270)  # px

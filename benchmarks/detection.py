@@ -26,10 +26,10 @@ import jitter
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync import align, faces
-from latentsync.faces import LARGEST, Builtin
+from latentsync import faces
+from latentsync.faces import LARGEST, Builtin, align
 from latentsync.media import Colour, VideoFrame
-from latentsync.synthetic import Identity, Pose, draw_motion
+from latentsync.training.synthetic import Identity, Pose, draw_motion
 from latentsync.types import Face
 
 SIZES = {"720p": 720, "1080p": 1080, "4K": 2160}

@@ -26,7 +26,7 @@ from lip_correlation import TRAINED, Case, draw_case, parser_of
 from numpy.typing import NDArray
 
 import latentsync
-from latentsync import diffusion
+from latentsync.diffusion import sampling
 from latentsync.evaluation import lips, pictures, ruler
 
 GUIDANCE = 1.5  # where a setting is about guidance
@@ -83,7 +83,7 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        self.denoise, self.seconds = diffusion.denoise, 0.0
+        self.denoise, self.seconds = sampling.denoise, 0.0
 
     def __call__(self, *args: Any, **options: Any) -> torch.Tensor:  # noqa: ANN401 - as denoise
         start = time.thread_time()
@@ -103,9 +103,9 @@ def outcomes(
     found = {}
     for name, choices in SETTINGS.items():
         options = latentsync.Options(seed=seed, **choices)
-        diffusion.denoise = watch = Stopwatch()
+        sampling.denoise = watch = Stopwatch()
         model.run(case.source, case.voice, output, options=options)
-        diffusion.denoise = watch.denoise
+        sampling.denoise = watch.denoise
         crops = np.stack(list(ruler.aligned_crops(output, track, fps=case.fps)))
         r = lips.lip_correlation(reader.measure(crops)[:, 0], case.opening[: len(crops)]).at_zero
         found[name] = Outcome(watch.seconds, crops[:, rows, columns], r)

@@ -35,18 +35,21 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from unet_forward import inputs, matmul_rate, random_net, seconds_of
 
-from latentsync import devices, diffusion, faces
-from latentsync.config import PRESETS, ModelConfig, UNetConfig, VAEConfig
-from latentsync.devices import FRAMES, TOKENS
+from latentsync import faces
+from latentsync.audio.whisper import SpeechEncoder
+from latentsync.diffusion import memory, sampling
+from latentsync.diffusion.config import PRESETS, ModelConfig
+from latentsync.diffusion.memory import FRAMES, TOKENS
+from latentsync.diffusion.unet import FeatureCache, UNet, UNetConfig
+from latentsync.diffusion.vae import VAE, VAEConfig
+from latentsync.diffusion.weights import Nets
 from latentsync.errors import BackendUnavailable
-from latentsync.mask import keep_mask
+from latentsync.faces.mask import keep_mask
 from latentsync.media import check_codec
-from latentsync.models.unet import FeatureCache, UNet
-from latentsync.models.vae import VAE
 from latentsync.options import SPEEDS, Effort, Options, Speed
-from latentsync.pipeline import LipSync
-from latentsync.speech import SpeechEncoder
-from latentsync.weights import Nets, root
+from latentsync.pipeline.lipsync import LipSync
+from latentsync.runtime import devices
+from latentsync.runtime.checkpoints import root
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 FPS = 25
@@ -167,10 +170,10 @@ class Bench:
     ) -> Callable[[], Tensor]:
         """The loop, as the pipeline calls it."""
         latent = self.nets.vae.latent_shape(self.side)
-        shown = diffusion.Latents(*(self._normal(groups, FRAMES, *latent) for _ in range(2)))
+        shown = sampling.Latents(*(self._normal(groups, FRAMES, *latent) for _ in range(2)))
         noise = self._normal(*latent)
         speech = self._normal(groups, FRAMES, TOKENS, self.nets.config.unet.cross_attention_dim)
-        return lambda: diffusion.denoise(
+        return lambda: sampling.denoise(
             self.nets.unet,
             noise,
             self._mask,
@@ -191,9 +194,9 @@ class Bench:
         denoise = self.denoising(SPEEDS[speed], guidance, groups)
         work = Work(self.nets.config.unet, latents.shape[-1])
         calls: dict[str, Callable[[], object]] = {
-            "encode": lambda: diffusion.encode(self.nets.vae, pixels, self._mask),
+            "encode": lambda: sampling.encode(self.nets.vae, pixels, self._mask),
             "denoise": denoise,
-            "decode": lambda: diffusion.decode(self.nets.vae, latents, pixels, self._mask),
+            "decode": lambda: sampling.decode(self.nets.vae, latents, pixels, self._mask),
         }
         taken = {}
         for name, call in calls.items():
@@ -287,7 +290,7 @@ def variants(report: Report, bench: Bench) -> None:
 
     def compiled() -> dict[str, Any]:
         side = bench.nets.vae.latent_shape(bench.side)[1]
-        call = devices.unet_call(bench.nets.config.unet, side, unet.conv_in.weight)
+        call = memory.unet_call(bench.nets.config.unet, side, unet.conv_in.weight)
         devices.compile_for(unet, call)
         try:
             return bench.network("exact", 1.0, 1)

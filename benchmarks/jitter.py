@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync import align, faces
-from latentsync.faces.landmarks import ANCHORS
-from latentsync.synthetic import Identity, Mouth, Pose, draw, draw_motion
+from latentsync import faces
+from latentsync.faces import align
+from latentsync.faces.detectors.landmarks import ANCHORS
+from latentsync.training.synthetic import Identity, Mouth, Pose, draw, draw_motion
 from latentsync.types import FaceTrack, FloatArray, Frame
 
 SIZE, ZOOM = (640, 360), 0.8  # px

@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 
 from latentsync.faces import Builtin
-from latentsync.faces.likeness import Patch, alike
+from latentsync.faces.tracking.embedding import Patch, alike
 from latentsync.media import VideoReader
-from latentsync.synthetic.looks import draw_looks
+from latentsync.training.synthetic.looks import draw_looks
 from latentsync.types import Face, FloatArray, Frame
 
 SEED = 2

@@ -37,9 +37,16 @@ import latentsync
 from latentsync.errors import LatentSyncError
 from latentsync.evaluation import lips, pictures, ruler
 from latentsync.media import VideoReader
-from latentsync.synthetic import Mouth, draw_speech, draw_take, draw_voice, measure, mouth_tracks
-from latentsync.synthetic.clips import write_take, write_wave
-from latentsync.synthetic.speech import LANGUAGES
+from latentsync.training.synthetic import (
+    Mouth,
+    draw_speech,
+    draw_take,
+    draw_voice,
+    measure,
+    mouth_tracks,
+)
+from latentsync.training.synthetic.clips import write_take, write_wave
+from latentsync.training.synthetic.speech import LANGUAGES
 from latentsync.types import FloatArray, Frame
 
 FIRST_SEED = 100  # training uses 1 to 99

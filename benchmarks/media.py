@@ -31,18 +31,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsync import LipSync, align, as_published, timeline
-from latentsync.config import PRESETS, ModelConfig, UNetConfig, VAEConfig, WhisperConfig
-from latentsync.mask import paste_share
+from latentsync import LipSync
+from latentsync.audio.whisper import SpeechEncoder, WhisperConfig
+from latentsync.diffusion.config import PRESETS, ModelConfig
+from latentsync.diffusion.generator import Network
+from latentsync.diffusion.unet import UNet, UNetConfig
+from latentsync.diffusion.vae import VAE, VAEConfig
+from latentsync.diffusion.weights import Nets
+from latentsync.faces import align, align_published
+from latentsync.faces.mask import paste_share
 from latentsync.media import VideoFrame, VideoReader, VideoWriter
-from latentsync.models.unet import UNet
-from latentsync.models.vae import VAE
-from latentsync.network import Network
 from latentsync.options import Options, Preset
-from latentsync.painter import Role
-from latentsync.speech import SpeechEncoder
+from latentsync.pipeline import timeline
+from latentsync.pipeline.compositor import Role
 from latentsync.types import Face, FaceTrack, FloatArray, Frame
-from latentsync.weights import Nets
 
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080), "4K": (3840, 2160)}
 FRAMES = {"720p": 200, "1080p": 100, "4K": 50}
@@ -172,7 +174,7 @@ def geometry(size: tuple[int, int]) -> Iterator[tuple[str, Callable[[], object]]
     share = torch.from_numpy(paste_share(RESOLUTION))
     yield "cut", lambda: align.cut_face(frame.rgb(box), box, affine, RESOLUTION)
     yield "paste", lambda: frame.pasted(*align.paste_face(crop, affine, size, share=share))
-    old_cut, old_paste = as_published.cut_face, as_published.paste_face
+    old_cut, old_paste = align_published.cut_face, align_published.paste_face
     yield "cut as published", lambda: old_cut(frame.rgb(box), box, affine, RESOLUTION, size)
     yield (
         "paste as published",

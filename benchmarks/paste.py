@@ -24,14 +24,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync import align
-from latentsync.blend import nose_places
-from latentsync.faces.landmarks import ANCHORS
-from latentsync.mask import paste_share
-from latentsync.outline import FRONTAL, outline_share
-from latentsync.synthetic import Identity, Mouth, Pose, landmarks
-from latentsync.synthetic.geometry import project
-from latentsync.synthetic.skin import face_outline
+from latentsync.faces import align
+from latentsync.faces.detectors.landmarks import ANCHORS
+from latentsync.faces.head_pose import nose_places
+from latentsync.faces.mask import paste_share
+from latentsync.faces.outline import FRONTAL, outline_share
+from latentsync.training.synthetic import Identity, Mouth, Pose, landmarks
+from latentsync.training.synthetic.geometry import project
+from latentsync.training.synthetic.skin import face_outline
 
 TURNS = (0, 5, 10, 15, 20, 30, 40, 50, 60)  # degrees
 SIDE = 256  # px

@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 
 from latentsync.faces import Builtin
-from latentsync.synthetic import Identity, Mouth, draw
-from latentsync.synthetic.scenes import draw_faceless, draw_pose
+from latentsync.training.synthetic import Identity, Mouth, draw
+from latentsync.training.synthetic.scenes import draw_faceless, draw_pose
 from latentsync.types import Frame
 
 SIDE = 1600  # px, the most of a picture's

@@ -38,11 +38,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentsync.devices import peak_memory
-from latentsync.downloads import SETS
 from latentsync.evaluation import pictures
-from latentsync.steady import Steady
-from latentsync.synthetic import Identity, Mouth, crop_affine, draw_crop, draw_motion
+from latentsync.faces.restoration.deflicker import Steady
+from latentsync.runtime.devices import peak_memory
+from latentsync.runtime.downloads import SETS
+from latentsync.training.synthetic import Identity, Mouth, crop_affine, draw_crop, draw_motion
 
 SIDE, FRAMES, FPS = 512, 75, 25
 MOVES = {"still": (0.0, 0.0), "trembling": (0.0, 0.4), "lively": (1.0, 0.4)}  # motion, px
@@ -208,7 +208,7 @@ def write(name: str, folder: Path) -> None:
 
 
 def read(name: str, folder: Path) -> None:
-    from latentsync.restorers import load_restorer
+    from latentsync.faces.restoration.nets import load_restorer
 
     times = [time.process_time()]
     net = load_restorer(name, folder=folder, device=CPU, weight=0.5)

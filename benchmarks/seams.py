@@ -17,8 +17,8 @@ import numpy as np
 from lip_correlation import TRAINED, Case, draw_case, parser_of
 
 import latentsync
-from latentsync import timeline
 from latentsync.evaluation import lips, pictures, ruler
+from latentsync.pipeline import timeline
 
 OVERLAPS = (0, 2, 4, 8)
 

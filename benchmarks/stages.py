@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import latentsync
-from latentsync.synthetic import synthesise
+from latentsync.training.synthetic import synthesise
 from latentsync.types import Result
 
 STAGES = ("read", "speech", "detect", "decode", "cut", "network", "paste", "write")

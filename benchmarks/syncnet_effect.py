@@ -26,12 +26,15 @@ import torch
 from lip_correlation import TRAINED, Case, draw_case, judge
 
 import latentsync
-from latentsync import faces, weights
-from latentsync.config import SYNCNET_RUNS, UNET_RUNS
+from latentsync import faces
+from latentsync.diffusion import weights
 from latentsync.evaluation import lips, ruler
+from latentsync.evaluation.nets import loading
+from latentsync.runtime import checkpoints
 from latentsync.training.dataset import Preparer, find_clips, prepare
 from latentsync.training.main import train_unet
-from latentsync.training.syncnet import ClipPairs, SyncNetTask
+from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS
+from latentsync.training.tasks.syncnet import ClipPairs, SyncNetTask
 
 MODEL = "demo"
 JUDGE = SYNCNET_RUNS["small"]
@@ -40,9 +43,11 @@ DRAWN = 1024  # pairs of windows, each seen with either sound, to tell how often
 
 def held_out_accuracy(file: Path, folder: Path, cache: Path) -> str:
     nets = weights.load_nets(MODEL)
-    finder = faces.create(nets.config.detector, root=weights.root(None) / "auxiliary", gpu=False)
+    finder = faces.create(
+        nets.config.detector, root=checkpoints.root(None) / "auxiliary", gpu=False
+    )
     clips = prepare(find_clips(folder), Preparer(nets, finder, cache))
-    net = weights.load_syncnet(file, JUDGE.net)
+    net = loading.load_syncnet(file, JUDGE.net)
     pairs = ClipPairs(clips)
     with torch.inference_mode():
         found = SyncNetTask(net, pairs, pairs, JUDGE, validation_clips=DRAWN).validate()

@@ -17,24 +17,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from latentsync.config import (
-    PRESETS,
-    UNET_RUNS,
-    ModelConfig,
-    SyncNetConfig,
-    UNetTrainConfig,
-    VAEConfig,
-)
-from latentsync.diffusion import Latents
-from latentsync.models.lpips import LPIPS
-from latentsync.models.syncnet import StableSyncNet
-from latentsync.models.unet import UNet
-from latentsync.models.vae import VAE
-from latentsync.models.videomae import VideoMAE
+from latentsync.diffusion.config import PRESETS, ModelConfig
+from latentsync.diffusion.sampling import Latents
+from latentsync.diffusion.unet import UNet
+from latentsync.diffusion.vae import VAE, VAEConfig
+from latentsync.evaluation.nets.lpips import LPIPS
+from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig
+from latentsync.evaluation.nets.videomae import VideoMAE
 from latentsync.training.batches import WHOLE, Batch, Part
-from latentsync.training.fleet import Fleet, accelerated
-from latentsync.training.pixels import PixelLosses
-from latentsync.training.unet import UNetTask
+from latentsync.training.distributed import Fleet, accelerated
+from latentsync.training.pixel_losses import PixelLosses
+from latentsync.training.presets import UNET_RUNS, UNetTrainConfig
+from latentsync.training.tasks.unet import UNetTask
 
 PUBLISHED = [name for name in UNET_RUNS if name != "demo"]
 TOKENS = 50  # of speech, a frame

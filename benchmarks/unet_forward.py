@@ -7,8 +7,8 @@
 One group of 16 frames, without guidance, random numbers for weights; each precision is a process of
 its own. Beside it the machine's own rate of matrix multiplication in that precision, measured just
 before and just after, for a share of it is what can be compared between machines. `work` is the
-memory beyond what was held before the pass; `rule` what `latentsync.devices` reckons with. A
-precision in which the pass would not end within --limit seconds at that rate is left out.
+memory beyond what was held before the pass; `rule` what `latentsync.diffusion.memory` reckons with.
+A precision in which the pass would not end within --limit seconds at that rate is left out.
 """
 
 import argparse
@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentsync.config import PRESETS, UNetConfig
-from latentsync.devices import DTYPES, channels_last, peak_memory, unet_call, unet_work
-from latentsync.models.unet import UNet
+from latentsync.diffusion.config import PRESETS
+from latentsync.diffusion.memory import unet_call, unet_work
+from latentsync.diffusion.unet import UNet, UNetConfig
+from latentsync.runtime.devices import DTYPES, channels_last, peak_memory
 
 LONG_ENOUGH = 0.3  # s, for a multiplication to be timed
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
     python benchmarks/voice_activity.py [--voice RECORDING]
 
 Drawn voices (extra `[train]`), so every phoneme's time is known, with pauses of one to three
-seconds; or somebody's recording, with pauses put around it. Compares `latentsync.voice_activity`
+seconds; or somebody's recording, with pauses put around it. Compares `latentsync.audio.vad`
 with WebRTC's detector (pip install webrtcvad-wheels), if there, in the same 20 ms blocks and with
 the same treatment of short words and pauses.
 
@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from latentsync import voice_activity
+from latentsync.audio import vad
+from latentsync.audio.vad import VoiceActivity
 from latentsync.media import AudioReader
-from latentsync.synthetic import draw_voice, speak
-from latentsync.synthetic.sentences import draw_sentence
-from latentsync.synthetic.speech import SAMPLE_RATE, join
+from latentsync.training.synthetic import draw_voice, speak
+from latentsync.training.synthetic.sentences import draw_sentence
+from latentsync.training.synthetic.speech import SAMPLE_RATE, join
 from latentsync.types import FloatArray
-from latentsync.voice_activity import VoiceActivity
 
 RATE = 16_000  # Hz
 TICK = Fraction(1, 25)  # s, a frame
@@ -102,7 +102,7 @@ def mixed(sound: Sound, noise: Array, snr_db: float) -> FloatArray:
 
 
 def own(wave: FloatArray) -> VoiceActivity:
-    return voice_activity.speaking(Wave(wave))
+    return vad.speaking(Wave(wave))
 
 
 def webrtc(mode: int) -> Callable[[FloatArray], VoiceActivity]:
@@ -110,10 +110,10 @@ def webrtc(mode: int) -> Callable[[FloatArray], VoiceActivity]:
 
     def listen(wave: FloatArray) -> VoiceActivity:
         detector = webrtcvad.Vad(mode)
-        size = voice_activity.SAMPLES
+        size = vad.SAMPLES
         blocks = (wave[: len(wave) // size * size] * 32767).astype("<i2").reshape(-1, size)
         loud = np.array([detector.is_speech(block.tobytes(), RATE) for block in blocks])
-        return VoiceActivity(voice_activity._whole_words(loud))
+        return VoiceActivity(vad._whole_words(loud))
 
     return listen
 

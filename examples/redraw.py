@@ -7,14 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from latentsync.synthetic.clips import FPS, Take, write_take, write_wave
-from latentsync.synthetic.geometry import Pose
-from latentsync.synthetic.heads import draw, measure
-from latentsync.synthetic.identity import Identity
-from latentsync.synthetic.motion import draw_motion
-from latentsync.synthetic.mouth import Mouth
-from latentsync.synthetic.speech import SAMPLE_RATE, Speech, Voice, join, speak
-from latentsync.synthetic.visemes import mouth_tracks
+from latentsync.training.synthetic.clips import FPS, Take, write_take, write_wave
+from latentsync.training.synthetic.geometry import Pose
+from latentsync.training.synthetic.heads import draw, measure
+from latentsync.training.synthetic.identity import Identity
+from latentsync.training.synthetic.motion import draw_motion
+from latentsync.training.synthetic.mouth import Mouth
+from latentsync.training.synthetic.speech import SAMPLE_RATE, Speech, Voice, join, speak
+from latentsync.training.synthetic.visemes import mouth_tracks
 
 HERE = Path(__file__).parent
 # People, voices and sentences that no training run draws: `synthesise` numbers people from

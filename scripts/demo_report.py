@@ -14,8 +14,8 @@ from latentsync.errors import LatentSyncError
 from latentsync.evaluation import lips, pictures, ruler
 from latentsync.faces import create
 from latentsync.media import VideoReader
+from latentsync.runtime.checkpoints import root
 from latentsync.types import FaceTrack, Frame
-from latentsync.weights import root
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE, TRUTH = ROOT / "examples/face.mp4", ROOT / "examples/speech.truth.jsonl"

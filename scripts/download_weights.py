@@ -3,7 +3,7 @@
 import sys
 
 from latentsync.errors import LatentSyncError
-from latentsync.weights import download
+from latentsync.runtime.checkpoints import download
 
 
 def main() -> None:

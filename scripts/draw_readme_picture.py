@@ -5,8 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from latentsync import align, faces
-from latentsync.mask import keep_mask
+from latentsync import faces
+from latentsync.faces import align
+from latentsync.faces.mask import keep_mask
 from latentsync.media import VideoReader
 
 ROOT = Path(__file__).parent.parent

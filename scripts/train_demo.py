@@ -21,20 +21,29 @@ import numpy as np
 import torch
 from scipy.signal import resample_poly
 
-from latentsync import mel, weights
-from latentsync.config import PRESETS, ModelConfig, TrainConfig, UNetTrainConfig
-from latentsync.models.unet import UNet
-from latentsync.models.vae import VAE
-from latentsync.speech import SpeechEncoder
-from latentsync.synthetic import LANGUAGES, Speech, draw_speech, draw_take, draw_voice, mouth_tracks
-from latentsync.synthetic.crops import draw_crops
-from latentsync.synthetic.visemes import SOUNDS, sound_track
-from latentsync.training.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
+from latentsync.audio import mel
+from latentsync.audio.whisper import SpeechEncoder
+from latentsync.diffusion import weights
+from latentsync.diffusion.config import PRESETS, ModelConfig
+from latentsync.diffusion.unet import UNet
+from latentsync.diffusion.vae import VAE
 from latentsync.training.crops import Person, Pixels
-from latentsync.training.curves import draw_curves
 from latentsync.training.loop import Task, fit
-from latentsync.training.speech import SpeechTask, Utterance
-from latentsync.training.unet import Prepared, UNetTask, hear, look
+from latentsync.training.plots import draw_curves
+from latentsync.training.presets import TrainConfig, UNetTrainConfig
+from latentsync.training.synthetic import (
+    LANGUAGES,
+    Speech,
+    draw_speech,
+    draw_take,
+    draw_voice,
+    mouth_tracks,
+)
+from latentsync.training.synthetic.crops import draw_crops
+from latentsync.training.synthetic.visemes import SOUNDS, sound_track
+from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
+from latentsync.training.tasks.speech import SpeechTask, Utterance
+from latentsync.training.tasks.unet import Prepared, UNetTask, hear, look
 from latentsync.types import FloatArray
 
 log = logging.getLogger("train_demo")

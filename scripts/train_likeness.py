@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from safetensors.numpy import save_file
 
-from latentsync.faces.likeness import FILE
-from latentsync.synthetic.looks import draw_looks
-from latentsync.training.likeness import fit_projection
+from latentsync.faces.tracking.embedding import FILE
+from latentsync.training.synthetic.looks import draw_looks
+from latentsync.training.tasks.likeness import fit_projection
 
 SEED = 1
 PEOPLE = 132

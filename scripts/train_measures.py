@@ -20,20 +20,20 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from latentsync.config import TrainConfig
 from latentsync.faces import Builtin, Detector, track
-from latentsync.faces.landmarks import ANCHORS
-from latentsync.synthetic import Identity, Mouth, draw, draw_take, frames_of, landmarks
-from latentsync.synthetic.crops import draw_crops
-from latentsync.synthetic.geometry import scene_view
-from latentsync.synthetic.scenes import (
+from latentsync.faces.detectors.landmarks import ANCHORS
+from latentsync.training.loop import fit
+from latentsync.training.presets import TrainConfig
+from latentsync.training.synthetic import Identity, Mouth, draw, draw_take, frames_of, landmarks
+from latentsync.training.synthetic.crops import draw_crops
+from latentsync.training.synthetic.geometry import scene_view
+from latentsync.training.synthetic.scenes import (
     draw_faceless,
     draw_mouth,
     draw_portraits,
     draw_pose,
 )
-from latentsync.training.loop import fit
-from latentsync.training.regression import (
+from latentsync.training.tasks.regression import (
     MEASURES,
     Clips,
     Faces,

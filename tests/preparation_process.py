@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from latentsync import faces
-from latentsync.preparation import prepare
+from latentsync.training.preparation import prepare
 from tests.prepared import EASY
 from tests.stubs import StubDetector
 

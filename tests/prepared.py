@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from latentsync.preparation import Settings
+from latentsync.training.preparation import Settings
 from tests.clips import babble, picture, write_clip
 from tests.stubs import SIZE
 

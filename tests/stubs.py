@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from latentsync.config import ModelConfig, UNetConfig, VAEConfig, WhisperConfig
-from latentsync.models.unet import UNet
-from latentsync.models.vae import VAE
-from latentsync.pipeline import LipSync
-from latentsync.speech import SpeechEncoder
+from latentsync.audio.whisper import SpeechEncoder, WhisperConfig
+from latentsync.diffusion.config import ModelConfig
+from latentsync.diffusion.unet import UNet, UNetConfig
+from latentsync.diffusion.vae import VAE, VAEConfig
+from latentsync.diffusion.weights import Nets
+from latentsync.pipeline.lipsync import LipSync
 from latentsync.types import Face
-from latentsync.weights import Nets
 from tests.clips import number_of, write_clip
 
 SIZE = (128, 112)  # px, of the clips

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from latentsync.ahead import abandoned, ahead
+from latentsync.runtime.prefetch import abandoned, ahead
 
 
 class Source:

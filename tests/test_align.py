@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import align, as_published
-from latentsync.mask import keep_mask, paste_share
+from latentsync.faces import align, align_published
+from latentsync.faces.mask import keep_mask, paste_share
 from latentsync.types import Box
 from tests.golden.golden_rule import f32, image
 from tests.tiny import golden
@@ -39,7 +39,7 @@ def region_of(frame, affine, resolution):
 def cut(frame, affine, resolution, *, published=False):
     region, box = region_of(frame, affine, resolution)
     if published:
-        return as_published.cut_face(region, box, affine, resolution, frame.shape[1::-1])
+        return align_published.cut_face(region, box, affine, resolution, frame.shape[1::-1])
     return align.cut_face(region, box, affine, resolution)
 
 
@@ -52,7 +52,7 @@ def paste(frame, face, affine, *, published=False, share=None):
     out, size = frame.copy(), frame.shape[1::-1]
     if published:
         region, box = region_of(frame, affine, face.shape[-1])
-        laid = as_published.paste_face(region, box, face, affine, size, share=share)
+        laid = align_published.paste_face(region, box, face, affine, size, share=share)
     else:
         box, rgb, weight = align.paste_face(levels(face), affine, size, share=share)
         assert box.left % 2 == box.top % 2 == 0
@@ -147,11 +147,11 @@ def test_a_face_across_the_frames_edge_equals_whole_frame_work(where, size):
     assert (box.width, box.height) != (width, height)
     at_most_a_level(
         cut(frame, track.affine[0], 64, published=True),
-        as_published.cut_face(frame, whole, track.affine[0], 64, (width, height)),
+        align_published.cut_face(frame, whole, track.affine[0], 64, (width, height)),
     )
     ours = paste(frame, face, track.affine[0], published=True)
     at_most_a_level(
-        ours, as_published.paste_face(frame, whole, face, track.affine[0], (width, height))
+        ours, align_published.paste_face(frame, whole, face, track.affine[0], (width, height))
     )
     assert (ours != frame).any()
 

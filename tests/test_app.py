@@ -11,14 +11,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from latentsync.cli_app import app
+from latentsync.cli.app import app
 from latentsync.errors import BackendUnavailable, Cancelled, InputError, MediaError, OptionError
-from latentsync.faces.choice import WORDS
+from latentsync.faces.tracking.choice import WORDS
 from latentsync.options import RESTORERS, SPEEDS, Options
-from latentsync.page import run
-from latentsync.page.form import choices, labelled, options_of
-from latentsync.page.measure import DARK, LIGHT, Curves, drawn, measure
-from latentsync.page.run import Desk, Given
+from latentsync.service.page import run
+from latentsync.service.page.form import choices, labelled, options_of
+from latentsync.service.page.measure import DARK, LIGHT, Curves, drawn, measure
+from latentsync.service.page.run import Desk, Given
 from latentsync.types import Progress
 from tests.clips import babble, write_sound
 from tests.page_stub import FACE_SIZE, StubLipSync, result_of
@@ -292,7 +292,7 @@ def test_a_picture_says_what_it_shows():
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
-    monkeypatch.delitem(sys.modules, "latentsync.page.blocks", raising=False)
+    monkeypatch.delitem(sys.modules, "latentsync.service.page.blocks", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     command = typer.Typer()
     command.command()(app)

@@ -24,9 +24,9 @@ from latentsync.evaluation.measures import METRICS
 from latentsync.evaluation.metric import Figure
 from latentsync.evaluation.page import as_html
 from latentsync.evaluation.runner import ClipResult, Evaluation, Mean
-from latentsync.page import run
-from latentsync.page.measure import Curves
-from latentsync.pipeline import LipSync
+from latentsync.pipeline.lipsync import LipSync
+from latentsync.service.page import run
+from latentsync.service.page.measure import Curves
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
 from tests.page_stub import StubLipSync
 
@@ -81,7 +81,7 @@ def address(stub, tmp_path_factory):
     uvicorn = pytest.importorskip("uvicorn")
     fastapi = pytest.importorskip("fastapi")
     pytest.importorskip("gradio")
-    from latentsync.page.blocks import mount
+    from latentsync.service.page.blocks import mount
 
     app = fastapi.FastAPI()
     with pytest.MonkeyPatch.context() as patch:

@@ -12,36 +12,28 @@ import latentsync
 
 PACKAGE = Path(latentsync.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
-LAYERS = [
-    {"bodies", "errors", "scratch", "types"},
-    {"config", "files", "options"},
-    {"devices", "ahead"},
-    {"media", "timeline", "align", "mask", "mel", "models", "steady", "transfer"}
-    | {"report", "reporter", "bars", "kept"},
-    {"archives", "cache", "as_published", "blend", "diffusion", "downloads", "faces", "outline"}
-    | {"speech", "upscale"},
-    {"fetching"},
-    {"weights", "voice_activity", "occlusion"},
-    {"network"},
-    {"painter", "pace", "restorers"},
-    {"casting", "voices"},
-    {"pipeline", "upscale_clip"},
-    {"evaluation", "synthetic", "training"},
-    {"doctor", "page", "preparation", "service", "verify"},
-    {"cluster"},
-    {"cli_shared"},
-    {"cli_app", "cli_evaluate", "cli_generate", "cli_prepare", "cli_serve", "cli_train"}
-    | {"cli_upscale"},
+RANKS = [  # low to high: a file imports from rooms below its own, or from its own
+    {"errors", "types"},
+    {"options"},
+    {"audio", "media"},
+    {"runtime"},
+    {"faces"},
+    {"diffusion"},
+    {"pipeline"},
+    {"evaluation"},
+    {"service", "training"},
     {"cli"},
     {"__init__", "__main__"},
 ]
-RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
-ONLY = {
+RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+ONLY = {  # library -> the one place that imports it
     "av": "media",
-    "gradio": "page",
-    "insightface": "faces",
-    "whisper": "speech",
-}  # library -> its one importer
+    "gradio": "service/page",
+    "insightface": "faces/detectors",
+    "ray": "diffusion/ray",
+    "whisper": "audio",
+}
+DEVICES = "runtime/devices.py"  # the one place that names "cuda"
 MAX_LINES, MAX_FUNCTION = 500, 60
 
 
@@ -70,7 +62,8 @@ def test_room(path):
         library, *rest = name.split(".")
         if library == "latentsync" and rest and rest[0] in RANK and rest[0] != room(path):
             assert RANK[rest[0]] < RANK[room(path)], f"{path} imports {name}, which is not below it"
-        assert ONLY.get(library, room(path)) == room(path), f"{path} imports {library}"
+        if library in ONLY:
+            assert path.as_posix().startswith(ONLY[library]), f"{path} imports {library}"
     for node in nodes:
         if isinstance(node, ast.FunctionDef) and room(path) != "training":
             length = (node.end_lineno or 0) - node.lineno + 1
@@ -81,7 +74,7 @@ def test_room(path):
         if isinstance(node, ast.keyword) and node.arg == "shell":
             raise AssertionError(f"{path}:{node.lineno} uses a shell")
         if isinstance(node, ast.Constant) and node.value == "cuda":
-            assert room(path) == "devices", f"{path}:{node.lineno} names a device"
+            assert path.as_posix() == DEVICES, f"{path}:{node.lineno} names a device"
     exported = [
         ast.literal_eval(node.value)
         for node in tree.body
@@ -92,8 +85,10 @@ def test_room(path):
         assert names == sorted(names, key=lambda n: (not n.isupper(), not n[:1].isupper(), n))
 
 
-def test_every_room_has_its_layer():
-    assert {room(path) for path in FILES} <= set(RANK)
+def test_the_ground_floor_can_be_taken_in_at_a_glance():
+    rooms = {room(path) for path in FILES}
+    assert rooms == set(RANK)
+    assert len(rooms - {"__init__", "__main__"}) <= 13
 
 
 def test_the_public_interface():
@@ -105,7 +100,8 @@ def test_the_public_interface():
 
 
 def test_importing_the_library_says_nothing_and_leaves_nothing(tmp_path):
-    command = [sys.executable, "-c", "import latentsync, latentsync.cli, latentsync.restorers"]
+    modules = "latentsync, latentsync.cli, latentsync.faces.restoration.nets"
+    command = [sys.executable, "-c", f"import {modules}"]
     environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
     environment["TMPDIR"] = str(tmp_path)
     done = subprocess.run(command, capture_output=True, check=False, env=environment)

@@ -9,9 +9,9 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import pytest
 
-from latentsync import archives
-from latentsync.archives import fetch_model, pack, unpack
 from latentsync.errors import InputError, WeightsError
+from latentsync.runtime import archives
+from latentsync.runtime.archives import fetch_model, pack, unpack
 
 CLIPS, WANTED = {".mp4", ".mov"}, "a zip of clips"
 

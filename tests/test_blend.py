@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.blend import match_colour, mouth_ring, nose_places, turned_away, yaw
-from latentsync.mask import keep_mask, paste_share
-from latentsync.synthetic import Identity, Mouth, Pose, draw_crop, landmarks
-from latentsync.synthetic.geometry import scene_view
+from latentsync.faces.colour import match_colour, mouth_ring
+from latentsync.faces.head_pose import nose_places, turned_away, yaw
+from latentsync.faces.mask import keep_mask, paste_share
+from latentsync.training.synthetic import Identity, Mouth, Pose, draw_crop, landmarks
+from latentsync.training.synthetic.geometry import scene_view
 
 SIDE = 256  # px
 HOLE = torch.from_numpy(1 - keep_mask(SIDE))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.cache import Cache, digest
+from latentsync.diffusion.vae import VAE
 from latentsync.errors import OutputError
-from latentsync.models.vae import VAE
+from latentsync.runtime.disk_cache import Cache, digest
 from latentsync.types import FaceTrack
 from tests.clips import babble, picture, raw_frames, same, write_clip, write_sound
 from tests.stubs import numbered_clip, tiny_lipsync

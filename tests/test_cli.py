@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import cli, media, weights
+from latentsync import cli, media
+from latentsync.diffusion import weights
 from latentsync.errors import WeightsMismatch
 from latentsync.media import probe
 from latentsync.options import Options
-from latentsync.pipeline import LipSync
-from latentsync.synthetic import synthesise
+from latentsync.pipeline.lipsync import LipSync
+from latentsync.training.synthetic import synthesise
 from latentsync.types import Progress, Result
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
 

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
+from latentsync.audio.whisper import SpeechFeatures
 from latentsync.errors import OutputError, TrainingError
 from latentsync.media import AudioReader
-from latentsync.speech import SpeechFeatures
 from latentsync.training import clip_cache
 from latentsync.training.clip_cache import Preparer, swept
 from latentsync.training.dataset import prepare
@@ -142,7 +142,7 @@ def test_room_is_taken_before_anything_is_computed(place, nets, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr(clip_cache.diffusion, "encode", None)
+    monkeypatch.setattr(clip_cache.sampling, "encode", None)
     with pytest.raises(OutputError, match=r"cache .* can't be written \(No space left on device\)"):
         preparer(nets, place).clip(*files_of(place / "a.mp4"))
     assert prepared_in(place / "cache") == []
@@ -191,7 +191,8 @@ def test_a_refusal_that_may_pass_is_not_kept(tmp_path, nets):
 def test_folders_of_killed_processes_are_swept_and_those_of_living_ones_stay(place, nets):
     work = place / "cache" / ".work"
     holding = (
-        "import sys, time; from pathlib import Path; from latentsync.files import private_folder\n"
+        "import sys, time; from pathlib import Path\n"
+        "from latentsync.runtime.files import private_folder\n"
         "with private_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').touch(); print(folder, flush=True); time.sleep(60)"
     )

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import weights
-from latentsync.cluster import spread
-from latentsync.cluster.session import library, replicas_that_fit
-from latentsync.cluster.spread import DEPTH, Lost, Spread
+from latentsync.diffusion import weights
+from latentsync.diffusion.generator import Network, Work
+from latentsync.diffusion.ray import scheduler
+from latentsync.diffusion.ray.scheduler import DEPTH, Lost, Spread
+from latentsync.diffusion.ray.session import library, replicas_that_fit
 from latentsync.errors import BackendUnavailable, Cancelled, LatentSyncError
-from latentsync.network import Network, Work
-from latentsync.pipeline import LipSync
-from latentsync.reporter import Reporter
+from latentsync.pipeline.lipsync import LipSync
+from latentsync.runtime.progress import Reporter
 from tests.clips import babble, write_sound
 from tests.stubs import StubDetector, numbered_clip, tiny_lipsync, tiny_nets
 
@@ -74,7 +74,7 @@ class Crew:
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch):
-    monkeypatch.setattr(spread, "PAUSE", 0.0)
+    monkeypatch.setattr(scheduler, "PAUSE", 0.0)
 
 
 def numbers(drawn):
@@ -165,7 +165,7 @@ def test_replicas_must_be_alike():
 
 
 def test_no_replica_at_all(monkeypatch):
-    monkeypatch.setattr(spread, "START_SECONDS", 0.0)
+    monkeypatch.setattr(scheduler, "START_SECONDS", 0.0)
     crew = Crew(2)
     crew.wait = lambda *_: []
     with pytest.raises(BackendUnavailable, match=r"none of 2 replicas.*ray status"):
@@ -260,9 +260,9 @@ def two_nodes():
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")  # what Ray itself does is not ours
 def test_a_node_is_killed_while_its_replica_draws(tmp_path, caplog, monkeypatch):
-    from latentsync.cluster.replicas import replicas
+    from latentsync.diffusion.ray.engine import replicas
 
-    monkeypatch.setattr(spread, "PAUSE", 1.0)
+    monkeypatch.setattr(scheduler, "PAUSE", 1.0)
     weights.save(tiny_nets(), tmp_path / "tiny")
     clip = numbered_clip(tmp_path / "clip.mp4")
     voice = write_sound(tmp_path / "voice.wav", babble(40))
@@ -290,7 +290,7 @@ def test_a_node_is_killed_while_its_replica_draws(tmp_path, caplog, monkeypatch)
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")
 def test_what_a_replica_can_t_load_is_one_line(tmp_path):
-    from latentsync.cluster.replicas import replicas
+    from latentsync.diffusion.ray.engine import replicas
 
     with (
         pytest.raises(LatentSyncError, match=r"v1\.6.*has no .*latentsync download"),

@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from latentsync.cluster import fleet as fleets
-from latentsync.cluster.fleet import Fleet, serving
-from latentsync.cluster.scaling import IDLE_SECONDS, wanted
 from latentsync.errors import OptionError
+from latentsync.service import fleet as fleets
+from latentsync.service.fleet import IDLE_SECONDS, Fleet, serving, wanted
 from latentsync.service.outages import Outage
 from tests.service import house, joined
 from tests.test_cluster import two_nodes
@@ -158,7 +157,7 @@ def load(_):
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("default")  # what Ray itself does is not ours
 def test_tasks_are_worked_off_though_a_node_is_killed(tmp_path):
-    from latentsync.cluster.session import cluster
+    from latentsync.diffusion.ray.session import cluster
     from tests.service_process import eventually
 
     with house(tmp_path, lease_seconds=2.0) as home, two_nodes() as (address, kill):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import weights
-from latentsync.cluster import replicas as module
-from latentsync.cluster import session
-from latentsync.cluster.replicas import RUNS_KEPT, Replica, replicas
-from latentsync.cluster.session import cluster, library, replicas_that_fit
-from latentsync.cluster.spread import Lost
+from latentsync.diffusion import weights
+from latentsync.diffusion.generator import Network, Work, ready_nets
+from latentsync.diffusion.ray import engine as module
+from latentsync.diffusion.ray import session
+from latentsync.diffusion.ray.engine import RUNS_KEPT, Replica, replicas
+from latentsync.diffusion.ray.scheduler import Lost
+from latentsync.diffusion.ray.session import cluster, library, replicas_that_fit
 from latentsync.errors import BackendUnavailable, LatentSyncError, OptionError, WeightsMissing
-from latentsync.network import Network, Work, ready_nets
 from latentsync.options import Options
 from tests.clips import babble, raw_frames, same, write_sound
 from tests.stubs import numbered_clip, tiny_lipsync, tiny_nets

@@ -24,7 +24,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from latentsync.config import PRESETS
+from latentsync.diffusion.config import PRESETS
 from latentsync.options import MAX_SEED, RESTORERS, Options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -301,7 +301,7 @@ def _specifier(text):
 
 @pytest.mark.parametrize(
     "path",
-    ["latentsync/models/unet.py", "predict.py", "train.py", "requirements.txt",
+    ["latentsync/diffusion/unet.py", "predict.py", "train.py", "requirements.txt",
      ".cog/openapi_schema.json", "weights/demo/unet.safetensors",
      "weights/v1.6/latentsync_unet.pt", "weights/whisper/tiny.pt"],
 )  # fmt: skip

@@ -15,10 +15,12 @@ import pytest
 import requests
 import torch
 
-from latentsync import faces, scratch, weights
+from latentsync import faces
+from latentsync.diffusion import weights
 from latentsync.errors import InputError, MediaError, WeightsMissing
 from latentsync.media import VideoReader
-from latentsync.scratch import Scratch
+from latentsync.runtime import scratch
+from latentsync.runtime.scratch import Scratch
 from latentsync.training.clips import find_clips
 from tests.clips import babble, write_clip, write_sound
 from tests.stubs import StubDetector, numbered_clip
@@ -43,7 +45,7 @@ def zipped(archive: Path, *clips: Path) -> Path:
 def train(monkeypatch, tmp_path, folders):
     """train() with a tiny model and a temporary folder of its own; puts the log's level back."""
     monkeypatch.setattr(faces, "create", lambda *_, **__: StubDetector())
-    monkeypatch.setattr("latentsync.training.unet.VALIDATION_WINDOWS", 4)
+    monkeypatch.setattr("latentsync.training.tasks.unet.VALIDATION_WINDOWS", 4)
     monkeypatch.setenv("LATENTSYNC_MODEL", str(folders.model))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from latentsync.config import PRESETS, ModelConfig
+from latentsync.diffusion.config import PRESETS, ModelConfig
 from latentsync.errors import InputError, OptionError
 from latentsync.options import MAX_SEED, SPEEDS, Effort, Options
 

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from latentsync.faces.cuts import with_cuts
+from latentsync.faces.tracking.shots import with_cuts
 from latentsync.media import VideoFrame
-from latentsync.synthetic import Identity, Mouth, Pose, draw
+from latentsync.training.synthetic import Identity, Mouth, Pose, draw
 from latentsync.types import Frame
 
 

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import align, diffusion, mel
+from latentsync.audio.whisper import SpeechFeatures
+from latentsync.diffusion import sampling
 from latentsync.errors import Cancelled, TrainingError
-from latentsync.mask import keep_mask
+from latentsync.evaluation.nets import syncnet_mel
+from latentsync.faces import align
+from latentsync.faces.mask import keep_mask
 from latentsync.media import AudioReader
-from latentsync.speech import SpeechFeatures
 from latentsync.training import dataset
 from latentsync.training.batches import WHOLE, Ahead, Part
 from latentsync.training.clip_cache import Clip, Preparer
@@ -54,13 +56,13 @@ def test_what_is_prepared_is_what_a_run_would_hear_and_see(tmp_path, nets, make)
     assert np.array_equal(crops, again)  # a window is cut from its own frames
     kept = found.latents(10, 26)
     with torch.inference_mode():
-        wanted = diffusion.encode(nets.vae, pictures(crops), torch.from_numpy(keep_mask(SIDE)))
+        wanted = sampling.encode(nets.vae, pictures(crops), torch.from_numpy(keep_mask(SIDE)))
     torch.testing.assert_close(kept.reference, wanted.reference, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(kept.masked, wanted.masked, atol=1e-3, rtol=1e-3)
     heard = SpeechFeatures(nets.speech, AudioReader(path), frames=60)[15:31]
     torch.testing.assert_close(found.speech(10, 26), heard, atol=1e-2, rtol=1e-2)
     wave = np.concatenate(list(AudioReader(path).chunks()))
-    columns = mel.sync_window(mel.sync_mel(wave), 15).float()
+    columns = syncnet_mel.sync_window(syncnet_mel.sync_mel(wave), 15).float()
     assert torch.equal(found.mel(10, 16), columns)
     assert found.mel(39, 16).shape == (1, 80, 52)  # the last window there is
 
@@ -142,7 +144,7 @@ def test_preparing_can_be_stopped(tmp_path, make):
 def test_a_clip_that_was_cut_off_is_prepared_anew(tmp_path, make, monkeypatch):
     path = clip(tmp_path / "a.mp4", 48)
     with monkeypatch.context() as patch:
-        patch.setattr(mel, "sync_mel", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(syncnet_mel, "sync_mel", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             clip_of(make(), path)
     found = clip_of(make(), path)

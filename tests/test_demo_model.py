@@ -13,8 +13,15 @@ import pytest
 import latentsync
 from latentsync.evaluation import lips
 from latentsync.evaluation.ruler import Ruler, find_track, mouth_track
-from latentsync.synthetic import Mouth, draw_speech, draw_take, draw_voice, measure, mouth_tracks
-from latentsync.synthetic.clips import write_take, write_wave
+from latentsync.training.synthetic import (
+    Mouth,
+    draw_speech,
+    draw_take,
+    draw_voice,
+    measure,
+    mouth_tracks,
+)
+from latentsync.training.synthetic.clips import write_take, write_wave
 from latentsync.types import FaceTrack, FloatArray
 
 SEED = 704  # training draws from 1 to 99; of these four voices no two say alike

@@ -10,12 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from latentsync import devices
-from latentsync.config import PRESETS
-from latentsync.devices import choose
+from latentsync.diffusion import memory
+from latentsync.diffusion.config import PRESETS
+from latentsync.diffusion.unet import UNet
+from latentsync.diffusion.vae import NUMBERS, VAE
 from latentsync.errors import BackendUnavailable, OptionError
-from latentsync.models.unet import UNet
-from latentsync.models.vae import NUMBERS, VAE
+from latentsync.runtime import devices
+from latentsync.runtime.devices import choose
 from tests.stubs import tiny_nets
 
 PUBLISHED_SPEECH = (50, 384)  # tokens of a frame, numbers of a token
@@ -164,12 +165,12 @@ def test_the_work_that_is_reckoned_with_is_that_of_the_published_widths(dtype):
     with torch.device("meta"), torch.inference_mode():
         unet = UNet(replace(config.unet, layers_per_block=1)).to(dtype)
         unet.set_attention(lambda query, _key, _value: torch.empty_like(query))  # fused: no scores
-        call = devices.unet_call(config.unet, side, unet.conv_in.weight)
+        call = memory.unet_call(config.unet, side, unet.conv_in.weight)
         assert call[0].shape == (1, 13, 16, side, side)
         assert call[2].shape == (1, 16, *PUBLISHED_SPEECH)
         with Live() as live:
             unet(*call)
-        reckoned = devices.unet_work(config.unet, side, dtype)
+        reckoned = memory.unet_work(config.unet, side, dtype)
         assert 0.9 < live.most / reckoned <= 1
         for read_from_outside in (unet.conv_in, unet.time_embedding.linear_1):
             assert sum(p.numel() for p in read_from_outside.parameters()) < devices.STAYS
@@ -183,17 +184,17 @@ def test_the_work_that_is_reckoned_with_is_that_of_the_published_widths(dtype):
 
 def test_groups_that_fit():
     config = PRESETS["v1.6"].unet
-    each = devices.unet_work(config, 32, torch.float16)
+    each = memory.unet_work(config, 32, torch.float16)
 
     def fit(free, **more):
-        return devices.groups_that_fit(config, 32, torch.float16, free, **more)
+        return memory.groups_that_fit(config, 32, torch.float16, free, **more)
 
     enough = round(4 * each / devices.SHARE) + 1
     assert fit(enough) == 4
     assert fit(enough, guided=True) == 2
     assert fit(enough - 2) == 3
     assert fit(0) == fit(None) == 1
-    assert devices.groups_that_fit(config, 64, torch.float16, enough) == 1
+    assert memory.groups_that_fit(config, 64, torch.float16, enough) == 1
 
 
 def test_free_memory_of_the_cpu_is_what_linux_and_the_container_leave(tmp_path):

@@ -6,11 +6,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentsync import diffusion
-from latentsync.config import UNetConfig, VAEConfig
-from latentsync.mask import keep_mask
-from latentsync.models.unet import UNet
-from latentsync.models.vae import VAE
+from latentsync.diffusion import sampling
+from latentsync.diffusion.unet import UNet, UNetConfig
+from latentsync.diffusion.vae import VAE, VAEConfig
+from latentsync.faces.mask import keep_mask
 from latentsync.options import Effort
 from tests.tiny import filled, golden, tensor
 
@@ -49,13 +48,13 @@ class Constant(torch.nn.Module):
 
 def latents(frames=3):
     shape = (frames, 4, 8, 8)
-    return diffusion.Latents(tensor(shape, 1, "masked"), tensor(shape, 1, "reference"))
+    return sampling.Latents(tensor(shape, 1, "masked"), tensor(shape, 1, "reference"))
 
 
 def run(unet, steps=4, guidance_scale=1.0, noise=None, **effort):
     noise = tensor((4, 8, 8), 1, "noise") if noise is None else noise
     mask = torch.from_numpy(keep_mask(64))
-    return diffusion.denoise(
+    return sampling.denoise(
         unet, noise, mask, latents(), torch.ones(3, 50, 384),
         Effort(steps=steps, **effort), guidance_scale=guidance_scale,
     )  # fmt: skip
@@ -71,7 +70,7 @@ def test_timesteps_are_the_published_ones(steps):
 
 def test_the_noise_schedule_is_the_published_one():
     arrays = golden("syncnet")
-    bars = diffusion.alpha_bar(torch.arange(diffusion.TIMESTEPS))
+    bars = sampling.alpha_bar(torch.arange(sampling.TIMESTEPS))
     np.testing.assert_allclose(bars, arrays["ddim/alphas_cumprod"], rtol=1e-6)
     np.testing.assert_allclose(bars[0], arrays["ddim/final_alpha_cumprod"], rtol=1e-6)
 
@@ -80,7 +79,7 @@ def test_ddim_steps_are_the_published_ones():
     arrays = golden("syncnet")
     x = torch.from_numpy(arrays["one_step/x_t"])
     predicted = torch.from_numpy(arrays["one_step/pred_noise"])
-    steps = diffusion._steps(Effort(steps=4))
+    steps = sampling._steps(Effort(steps=4))
     for step, expected in zip(steps, arrays["ddim/steps_4_const_eps"], strict=True):
         x, _ = step.taken(x, predicted, x)
         np.testing.assert_allclose(x, expected, rtol=1e-6)
@@ -89,7 +88,7 @@ def test_ddim_steps_are_the_published_ones():
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("count", [1, 2, 8, 14])
 def test_dpm_steps_are_those_of_the_reference(count):
-    steps = diffusion._steps(Effort(count, "dpm++"))
+    steps = sampling._steps(Effort(count, "dpm++"))
     reference = DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -213,17 +212,17 @@ def test_when_guidance_ends_the_features_with_speech_stay(unet):
 )
 def test_groups_side_by_side_come_out_as_one_by_one(unet, effort):
     shape = (3, 5, 4, 8, 8)  # groups, frames
-    several = diffusion.Latents(tensor(shape, 1, "masked"), tensor(shape, 1, "reference"))
+    several = sampling.Latents(tensor(shape, 1, "masked"), tensor(shape, 1, "reference"))
     speech = tensor((3, 5, 50, 384), 1, "speech")
     common = (tensor((4, 8, 8), 1, "noise"), torch.from_numpy(keep_mask(64)))
 
     def denoised(shown, audio):
-        return diffusion.denoise(unet, *common, shown, audio, effort, guidance_scale=1.5)
+        return sampling.denoise(unet, *common, shown, audio, effort, guidance_scale=1.5)
 
     with torch.inference_mode():
         together = denoised(several, speech)
         parts = zip(several.masked, several.reference, speech, strict=True)
-        alone = [denoised(diffusion.Latents(m, r), audio) for m, r, audio in parts]
+        alone = [denoised(sampling.Latents(m, r), audio) for m, r, audio in parts]
     assert together.shape == shape
     largest = max(one.abs().max().item() for one in alone)
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5 * largest, rtol=0)
@@ -232,11 +231,11 @@ def test_groups_side_by_side_come_out_as_one_by_one(unet, effort):
 
 def test_a_batch_has_no_seam(unet):
     shape = (2, 3, 4, 8, 8)
-    both = diffusion.Latents(torch.zeros(shape), torch.zeros(shape))
+    both = sampling.Latents(torch.zeros(shape), torch.zeros(shape))
     with pytest.raises(AssertionError, match="seam"):
-        diffusion.denoise(
+        sampling.denoise(
             unet, torch.zeros(4, 8, 8), torch.ones(64, 64), both, torch.zeros(2, 3, 50, 384),
-            Effort(steps=1), guidance_scale=1.0, seam=diffusion.Seam(0, 1, []),
+            Effort(steps=1), guidance_scale=1.0, seam=sampling.Seam(0, 1, []),
         )  # fmt: skip
 
 
@@ -259,16 +258,14 @@ def test_nothing_in_the_loop_waits_for_the_device(sampler):
     """On a device without numbers: whoever asks it for one is refused."""
     with torch.device("meta"):
         unet = Constant(torch.zeros(1, 4, 1, 8, 8))
-        both = diffusion.Latents(torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, 8))
+        both = sampling.Latents(torch.zeros(3, 4, 8, 8), torch.zeros(3, 4, 8, 8))
         noise, mask, speech = torch.zeros(4, 8, 8), torch.ones(64, 64), torch.zeros(3, 50, 384)
     crossings = []
     for steps in (2, 5):
         effort = Effort(steps, sampler, cache_interval=2, guidance_stop=0.5)
-        seam = diffusion.Seam(1, 1, list(torch.zeros(5, 1, 4, 1, 8, 8, device="meta")))
+        seam = sampling.Seam(1, 1, list(torch.zeros(5, 1, 4, 1, 8, 8, device="meta")))
         with Crossings() as seen:
-            diffusion.denoise(
-                unet, noise, mask, both, speech, effort, guidance_scale=1.5, seam=seam
-            )
+            sampling.denoise(unet, noise, mask, both, speech, effort, guidance_scale=1.5, seam=seam)
         crossings.append(seen.count)
     assert crossings == [1, 1]  # the timesteps, all at once
 
@@ -286,7 +283,7 @@ def test_the_thirteen_channels_stand_in_their_order():
     noisy = tensor((1, 4, 3, 8, 8), 1, "noisy")
     mask = torch.from_numpy(keep_mask(64))
     shown = latents()
-    out = diffusion.unet_input(noisy, mask, shown)
+    out = sampling.unet_input(noisy, mask, shown)
     torch.testing.assert_close(out[:, :4], noisy)
     torch.testing.assert_close(out[0, 4, 2], mask[::8, ::8])
     torch.testing.assert_close(out[0, 5:9, 1], shown.masked[1])
@@ -294,7 +291,7 @@ def test_the_thirteen_channels_stand_in_their_order():
 
 
 def test_draws_follow_the_seed_alone():
-    one, same, other = (diffusion.seeded_draw(seed) for seed in (7, 7, 8))
+    one, same, other = (sampling.seeded_draw(seed) for seed in (7, 7, 8))
     first = one((2, 3))
     assert torch.equal(first, same((2, 3)))
     assert not torch.equal(first, other((2, 3)))
@@ -312,8 +309,8 @@ def test_the_posterior_mean_does_not_depend_on_the_group(vae):
     pixels = tensor((3, 3, 64, 64), 1, "pixels", 0.3)
     mask = torch.from_numpy(keep_mask(64))
     with torch.inference_mode():
-        together = diffusion.encode(vae, pixels, mask)
-        alone = diffusion.encode(vae, pixels[1:2], mask)
+        together = sampling.encode(vae, pixels, mask)
+        alone = sampling.encode(vae, pixels[1:2], mask)
     torch.testing.assert_close(together.reference[1:2], alone.reference, atol=1e-5, rtol=0)
     torch.testing.assert_close(together.masked[1:2], alone.masked, atol=1e-5, rtol=0)
 
@@ -328,7 +325,7 @@ def test_sampling_the_posterior_draws_masked_first(vae):
     pixels = tensor((2, 3, 64, 64), 1, "pixels", 0.3)
     mask = torch.from_numpy(keep_mask(64))
     with torch.inference_mode():
-        sampled = diffusion.encode(vae, pixels, mask, draw)
+        sampled = sampling.encode(vae, pixels, mask, draw)
         posterior = vae.net.encode(pixels).latent_dist
     assert shapes == [(2, 4, 8, 8)] * 2
     expected = (posterior.mean + 2 * posterior.std) * 0.18215
@@ -339,7 +336,7 @@ def test_decoding_keeps_what_the_mask_keeps(vae):
     pixels = tensor((2, 3, 64, 64), 1, "pixels", 0.3)
     mask = torch.from_numpy(keep_mask(64))
     with torch.inference_mode():
-        out = diffusion.decode(vae, tensor((2, 4, 8, 8), 1, "latents"), pixels, mask)
+        out = sampling.decode(vae, tensor((2, 4, 8, 8), 1, "latents"), pixels, mask)
     kept = mask == 1
     torch.testing.assert_close(out[..., kept], pixels[..., kept])
     assert not torch.allclose(out[..., ~kept], pixels[..., ~kept])
@@ -354,7 +351,7 @@ def test_scaling_is_undone_by_decoding(vae):
 
 def test_a_seam_blends_what_two_groups_share_at_every_step():
     before = [torch.full((1, 4, 3, 2, 2), float(step)) for step in (1, 2)]
-    seam = diffusion.Seam(shared=3, keep=2, steps=list(before))
+    seam = sampling.Seam(shared=3, keep=2, steps=list(before))
     for step in range(2):
         x = seam.blended(step, torch.full((1, 4, 8, 2, 2), 10.0))
         own, other = 10.0, float(step + 1)
@@ -366,4 +363,4 @@ def test_a_seam_blends_what_two_groups_share_at_every_step():
 
 def test_without_a_seam_nothing_changes():
     x = torch.rand(1, 4, 8, 2, 2)
-    assert diffusion.Seam(0, 0, []).blended(0, x) is x
+    assert sampling.Seam(0, 0, []).blended(0, x) is x

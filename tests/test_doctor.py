@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentsync import cli, doctor
-from latentsync.downloads import SETS
+from latentsync import cli
+from latentsync.cli import doctor
+from latentsync.runtime.downloads import SETS
 
 
 def named(found, what):

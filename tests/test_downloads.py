@@ -18,11 +18,12 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import pytest
 from huggingface_hub import constants
 
-from latentsync import cli, fetching, transfer
-from latentsync.downloads import SETS, Download
+from latentsync import cli
 from latentsync.errors import OptionError, WeightsError, WeightsMismatch
-from latentsync.fetching import fetch, fetch_set
-from latentsync.transfer import locked
+from latentsync.runtime import fetching, transfer
+from latentsync.runtime.downloads import SETS, Download
+from latentsync.runtime.fetching import fetch, fetch_set
+from latentsync.runtime.transfer import locked
 from scripts import download_weights
 from tests.hub import hub_server
 
@@ -80,8 +81,10 @@ def leave_part(item, folder, content):
 def in_child(item, folder, **environment):
     """Start to fetch in a process of its own, where the hub's library reads the environment."""
     code = (
-        "import json, sys; from latentsync.downloads import Download; from pathlib import Path;"
-        "from latentsync.fetching import fetch; from latentsync.errors import LatentSyncError\n"
+        "import json, sys; from pathlib import Path\n"
+        "from latentsync.errors import LatentSyncError\n"
+        "from latentsync.runtime.downloads import Download\n"
+        "from latentsync.runtime.fetching import fetch\n"
         "try: print(fetch(Download(**json.loads(sys.argv[1])), Path(sys.argv[2])))\n"
         "except LatentSyncError as error: print(type(error).__name__, error)"
     )

@@ -10,7 +10,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from latentsync.cli_evaluate import evaluate as command
+from latentsync.cli.evaluate import evaluate as command
 from latentsync.errors import Cancelled, MediaError, OptionError, OutputError
 from latentsync.evaluation import clips, measures, page, runner, speaking, sync
 from latentsync.evaluation.clips import Clip, Pair, find_pairs
@@ -22,7 +22,7 @@ from latentsync.evaluation.runner import evaluate, mean_of, names_of
 from latentsync.evaluation.stable import StableAccuracy
 from latentsync.evaluation.tables import as_csv, as_json, as_text
 from latentsync.media import AudioReader
-from latentsync.reporter import Reporter
+from latentsync.runtime.progress import Reporter
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
 from tests.stubs import SIZE, StubDetector, numbered_clip
 
@@ -330,7 +330,7 @@ def test_stable_syncnet_is_asked_about_two_stretches(monkeypatch, detector, tmp_
         seen.extend(windows)
         return StableAccuracy(0.75, 1.0, 0.9, 0.2, 4)
 
-    monkeypatch.setattr(speaking.weights, "load_syncnet", lambda *_, **__: None)
+    monkeypatch.setattr(speaking.loading, "load_syncnet", lambda *_, **__: None)
     monkeypatch.setattr(speaking, "stable_syncnet_accuracy", accuracy)
     metric = speaking.Stable(Setup(tmp_path, "cpu", detector))
     metric.begin(opened(path, detector))

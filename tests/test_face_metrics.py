@@ -5,13 +5,12 @@ import pytest
 import torch
 from scipy.spatial.distance import euclidean
 
-from latentsync import align
 from latentsync.errors import InputError, OptionError, WeightsMismatch, WeightsMissing
-from latentsync.evaluation import identity, landmarks, perceptual, region, stable
-from latentsync.faces import Builtin, YuNet
-from latentsync.faces.scrfd import LANDMARK_FILE, PACK, SCRFD_FILE, InsightFace
-from latentsync.models.syncnet import stacked
-from latentsync.synthetic import Identity, Mouth, Pose, draw
+from latentsync.evaluation import identity, landmarks, measures, stable
+from latentsync.evaluation.nets.syncnet import stacked
+from latentsync.faces import Builtin, YuNet, align
+from latentsync.faces.detectors.scrfd import LANDMARK_FILE, PACK, SCRFD_FILE, InsightFace
+from latentsync.training.synthetic import Identity, Mouth, Pose, draw
 from latentsync.types import Box, Face
 from tests import onnx_nets
 
@@ -60,7 +59,7 @@ def test_a_mouth_is_found_where_the_track_has_the_face():
     detector, found, truth = Builtin(), [], []
     for opening in (0.0, 0.5):
         frame, marks, track = drawn(opening)
-        face = region.face_of(track.affine[0], 256)
+        face = align.face_of(track.affine[0], 256)
         found.append(landmarks.mouth_finder(detector).mouth(frame, face))
         truth.append(marks[5:11])
         off = np.linalg.norm(found[-1] - truth[-1], axis=1).mean()
@@ -92,19 +91,19 @@ def test_a_detector_without_a_mouth():
 def test_the_face_of_a_track():
     _, marks, track = drawn(0.3)
     affine = track.affine[0]
-    face = region.face_of(affine, 256)
+    face = align.face_of(affine, 256)
     template = np.array(align.TEMPLATE) * 2.8
     np.testing.assert_allclose(face.points @ affine[:, :2].T + affine[:, 2], template, atol=1e-3)
     left, top, right, bottom = face.box
-    assert (right - left) / (bottom - top) == pytest.approx(region.ASPECT)
+    assert (right - left) / (bottom - top) == pytest.approx(align.ASPECT)
     assert top < marks[0][1]  # forehead
     assert bottom == pytest.approx(marks[11][1], abs=0.2 * (bottom - top))  # chin
     assert left < marks[[0, 5], 0].min() < marks[[1, 6], 0].max() < right
-    twice = region.face_of(
+    twice = align.face_of(
         align.face_track(2 * marks[None, [0, 1, 4]], track.found, 512).affine[0], 512
     )
     np.testing.assert_allclose(twice.box, 2 * np.array(face.box), rtol=2e-3)
-    wide = region.face_of(affine * np.array([2, 1, 1], np.float32), 256)
+    wide = align.face_of(affine * np.array([2, 1, 1], np.float32), 256)
     np.testing.assert_allclose(wide.box, np.array(face.box) / [2, 1, 2, 1], rtol=1e-4)
 
 
@@ -158,7 +157,7 @@ def test_arcface_sees_pupils_and_nose_in_their_places(tmp_path):
         x, y = marks[place]
         rows, columns = np.ogrid[:360, :480]
         frame[(rows - y) ** 2 + (columns - x) ** 2 < 10**2] = colour
-    face = region.face_of(track.affine[0], 256)
+    face = align.face_of(track.affine[0], 256)
     look = net.embed(frame, face)
     assert look.dtype == np.float32
     np.testing.assert_allclose(look, np.full(3, 3**-0.5), atol=0.03)
@@ -189,22 +188,22 @@ class Apart(torch.nn.Linear):
 
 def test_lpips_of_frames():
     lpips, rng = Apart(1, 1), np.random.default_rng(0)
-    a, b = rng.integers(0, 256, (2, perceptual.BATCH + 1, 24, 20, 3), np.uint8)
+    a, b = rng.integers(0, 256, (2, measures.BATCH + 1, 24, 20, 3), np.uint8)
     b[3] = a[3]
-    found = perceptual.lpips_distance(lpips, a, b)
-    assert found.shape == (perceptual.BATCH + 1,)
+    found = measures.lpips_distance(lpips, a, b)
+    assert found.shape == (measures.BATCH + 1,)
     assert found[3] == 0
     x, y = (
         torch.from_numpy(s[:2].astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1 for s in (a, b)
     )
     np.testing.assert_allclose(found[:2], lpips(x, y), rtol=1e-4)
     box = Box(2, 4, 20, 24)
-    part = perceptual.lpips_distance(lpips, a[:2], b[:2], box)
+    part = measures.lpips_distance(lpips, a[:2], b[:2], box)
     np.testing.assert_allclose(part, lpips(x[..., 4:, 2:], y[..., 4:, 2:]), rtol=1e-4)
     with pytest.raises(OptionError, match="it needs 16 x 16"):
-        perceptual.lpips_distance(lpips, a, b, Box(0, 0, 20, 15))
+        measures.lpips_distance(lpips, a, b, Box(0, 0, 20, 15))
     with pytest.raises(OptionError, match="can't be compared"):
-        perceptual.lpips_distance(lpips, a, b[1:])
+        measures.lpips_distance(lpips, a, b[1:])
 
 
 # StableSyncNet

@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import save_file
 
 from latentsync import faces
-from latentsync.devices import GPU_PROVIDER
 from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
 from latentsync.faces import Builtin, FaceFilter, InsightFace, YuNet, create, track
-from latentsync.faces.base import nearest
-from latentsync.faces.builtin import FEW, _box, _last_crop
-from latentsync.faces.landmarks import ANCHORS, COUNT, MIRRORED, REFERENCE, cut, upright
-from latentsync.faces.scrfd import LANDMARK_FILE, SCRFD_FILE
-from latentsync.faces.view import View
-from latentsync.faces.yunet import YUNET_FILE, points_from_eyes
+from latentsync.faces.detectors.base import nearest
+from latentsync.faces.detectors.builtin import FEW, _box, _last_crop
+from latentsync.faces.detectors.frame_view import View
+from latentsync.faces.detectors.landmarks import ANCHORS, COUNT, MIRRORED, REFERENCE, cut, upright
+from latentsync.faces.detectors.scrfd import LANDMARK_FILE, SCRFD_FILE
+from latentsync.faces.detectors.yunet import YUNET_FILE, points_from_eyes
 from latentsync.media import Colour, VideoFrame
-from latentsync.synthetic import LANDMARKS, Identity, Mouth, Pose, draw
-from latentsync.synthetic.scenes import draw_mouth, draw_pose
+from latentsync.runtime.devices import GPU_PROVIDER
+from latentsync.training.synthetic import LANDMARKS, Identity, Mouth, Pose, draw
+from latentsync.training.synthetic.scenes import draw_mouth, draw_pose
 from latentsync.types import Box, Face, Frame, Progress
 from tests import onnx_nets
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
 from latentsync.evaluation import features
-from latentsync.models.inception import Inception, average
-from latentsync.models.videomae import VideoMAE
-from latentsync.weights import filled
+from latentsync.evaluation.nets.inception import Inception, average
+from latentsync.evaluation.nets.videomae import VideoMAE
+from latentsync.runtime.checkpoints import filled
 from tests.golden.golden_rule import fill
 from tests.test_videomae import tiny
 from tests.tiny import golden, tensor

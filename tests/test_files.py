@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from latentsync.errors import OutputError
-from latentsync.files import LOCK, locked, private_folder, process_lives, replacing
+from latentsync.runtime.files import LOCK, locked, private_folder, process_lives, replacing
 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from latentsync.files import locked
+from latentsync.runtime.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import align, diffusion
-from latentsync.blend import NOSE_DEPTH
+from latentsync.diffusion import sampling
 from latentsync.errors import NoFaceFound, OptionError
+from latentsync.faces import align
+from latentsync.faces.head_pose import NOSE_DEPTH
 from latentsync.types import Face
 from tests.clips import babble, number_of, picture, raw_frames, same, write_clip, write_sound
 from tests.stubs import SIZE, StubDetector, tiny_lipsync
@@ -230,13 +231,13 @@ def test_the_clip_keeps_its_own_mouth_while_nobody_speaks(tmp_path, out):
 
 def test_a_mouth_hears_silence_while_nobody_speaks(tmp_path, out, monkeypatch):
     heard = []
-    denoise = diffusion.denoise
+    denoise = sampling.denoise
 
     def spy(unet, noise, mask, latents, audio, effort, **options):
         heard.extend(audio.flatten(0, 1))
         return denoise(unet, noise, mask, latents, audio, effort, **options)
 
-    monkeypatch.setattr(diffusion, "denoise", spy)
+    monkeypatch.setattr(sampling, "denoise", spy)
     source, voice = clip(tmp_path / "clip.mp4", 80), paused(out)
     films = {}
     for silence in ("generate", "close"):
@@ -314,7 +315,7 @@ def test_faces_that_are_all_turned_too_far_are_counted(tmp_path, out, options):
 
 def test_the_mouth_takes_on_the_colours_of_its_rim(tmp_path, out, monkeypatch):
     monkeypatch.setattr(  # a decoder with a cast, where it draws anew
-        diffusion, "decode", lambda _vae, _latents, pixels, mask: pixels + 0.12 * (1 - mask)
+        sampling, "decode", lambda _vae, _latents, pixels, mask: pixels + 0.12 * (1 - mask)
     )
     source = clip(tmp_path / "clip.mp4", 4)
     off = {}

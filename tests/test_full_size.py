@@ -5,12 +5,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from latentsync.config import PRESETS
-from latentsync.models.unet import UNet
-from latentsync.models.vae import VAE
-from latentsync.speech import SpeechEncoder
-from latentsync.verify import verify
-from latentsync.weights import _OLD_NAMES
+from latentsync.audio.whisper import SpeechEncoder
+from latentsync.cli.verify import verify
+from latentsync.diffusion.config import PRESETS
+from latentsync.diffusion.unet import UNet
+from latentsync.diffusion.vae import VAE
+from latentsync.diffusion.weights import _OLD_NAMES
 
 NEW_NAMES = {new: old for old, new in _OLD_NAMES.items()}
 

@@ -13,12 +13,12 @@ from transformers import ResNetConfig, ResNetModel
 
 from latentsync import faces
 from latentsync.errors import WeightsMismatch, WeightsMissing
+from latentsync.evaluation.nets.hyper_iqa import JUDGE, SIDE, Backbone, HyperIQA
 from latentsync.media import VideoReader
-from latentsync.models.hyper_iqa import JUDGE, SIDE, Backbone, HyperIQA
-from latentsync.preparation import Settings, prepare, quality, runner, settings, summary
-from latentsync.preparation.quality import hyper_iqa, load_hyper_iqa
-from latentsync.preparation.steps import Sharpness
-from latentsync.weights import filled
+from latentsync.runtime.checkpoints import filled
+from latentsync.training.preparation import Settings, prepare, quality, runner, settings, summary
+from latentsync.training.preparation.quality import hyper_iqa, load_hyper_iqa
+from latentsync.training.preparation.steps import Sharpness
 from tests import tiny
 from tests.golden.golden_rule import fill
 from tests.prepared import EASY, clip, left_out, lines

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from latentsync.kept import Kept
+from latentsync.runtime.frame_cache import Kept
 
 ONE = torch.zeros(10, dtype=torch.uint8)  # 10 bytes
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from latentsync import weights
-from latentsync.downloads import SETS
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.models.lpips import LPIPS
-from latentsync.weights import load_lpips
+from latentsync.evaluation.nets import loading
+from latentsync.evaluation.nets.loading import load_lpips
+from latentsync.evaluation.nets.lpips import LPIPS
+from latentsync.runtime.downloads import SETS
 
 
 @pytest.fixture(scope="module")
@@ -86,26 +86,26 @@ def test_loading_is_strict(vgg, tmp_path, monkeypatch):
     with pytest.raises(WeightsMismatch, match=r"vgg16.* with .*linear\.pth does not fit") as caught:
         load_lpips(vgg, linear)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(weights, "find_spec", lambda _: None)
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
     with pytest.raises(WeightsMissing, match=r"lpips_vgg\.pth is missing.*download train"):
         load_lpips(vgg)
 
 
 def test_downloads_alone_are_enough(vgg, monkeypatch):
     """What `latentsync download train` fetches; the package lpips is not installed then."""
-    monkeypatch.setattr(weights, "find_spec", lambda _: None)
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
     wanted = {Path(item.target).name for item in SETS["train"]}
-    assert {"vgg16-397923af.pth", weights.LPIPS_LINEAR} <= wanted
+    assert {"vgg16-397923af.pth", loading.LPIPS_LINEAR} <= wanted
     widths = (64, 128, 256, 512, 512)
     state = {
         f"lin{i}.model.1.weight": torch.full((1, width, 1, 1), 0.5)
         for i, width in enumerate(widths)
     }
-    torch.save(state, vgg.with_name(weights.LPIPS_LINEAR))
+    torch.save(state, vgg.with_name(loading.LPIPS_LINEAR))
     try:
         assert load_lpips(vgg).lin2.model[1].weight.unique().tolist() == [0.5]
     finally:
-        vgg.with_name(weights.LPIPS_LINEAR).unlink()
+        vgg.with_name(loading.LPIPS_LINEAR).unlink()
 
 
 def test_the_package_is_not_imported(net):

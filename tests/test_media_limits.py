@@ -16,7 +16,7 @@ import pytest
 
 from latentsync.errors import MediaError
 from latentsync.media import AudioReader, Limits, VideoFrame, VideoReader, VideoWriter
-from latentsync.media.claims import claimed_samples, unpacked_notes
+from latentsync.media.preflight import claimed_samples, unpacked_notes
 from tests.clips import babble, number_of, picture, write_clip, write_picture, write_sound
 
 # ---- what may be read ----------------------------------------------------------------------------

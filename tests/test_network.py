@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.mask import keep_mask
-from latentsync.network import Network, Work, in_range
+from latentsync.diffusion.generator import Network, Work, in_range
+from latentsync.faces.mask import keep_mask
 from latentsync.options import Options
 from tests.clips import babble, write_sound
 from tests.stubs import TINY, numbered_clip, tiny_lipsync, tiny_nets

@@ -7,14 +7,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from latentsync import align
-from latentsync.devices import GPU_PROVIDER
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.occlusion import OnnxOccluder, uncovered
-from latentsync.pipeline import LipSync
-from latentsync.synthetic import Identity, Mouth, Pose, draw, landmarks
-from latentsync.synthetic.geometry import apply, crop_view, project
-from latentsync.synthetic.skin import face_outline
+from latentsync.faces import align
+from latentsync.faces.occlusion import OnnxOccluder, uncovered
+from latentsync.pipeline.lipsync import LipSync
+from latentsync.runtime.devices import GPU_PROVIDER
+from latentsync.training.synthetic import Identity, Mouth, Pose, draw, landmarks
+from latentsync.training.synthetic.geometry import apply, crop_view, project
+from latentsync.training.synthetic.skin import face_outline
 from tests import onnx_nets
 from tests.clips import babble, picture, raw_frames, write_clip, write_sound
 from tests.stubs import SIZE, StubDetector, tiny_nets
@@ -293,12 +293,12 @@ def test_a_run_draws_the_rest_of_the_face(barred):
 
 
 def test_loading_by_path(tmp_path, monkeypatch):
-    from latentsync import network
+    from latentsync.diffusion import generator
 
-    monkeypatch.setattr(network, "load_nets", lambda *_, **__: tiny_nets())
+    monkeypatch.setattr(generator, "load_nets", lambda *_, **__: tiny_nets())
     assert LipSync.load("demo", device="cpu").occluder is None
     net = channels_last(tmp_path / "net.onnx", *NOT_GREEN)
     assert isinstance(LipSync.load("demo", device="cpu", occluder=net).occluder, OnnxOccluder)
-    monkeypatch.setattr(network, "load_nets", None)  # what is missing is said before that
+    monkeypatch.setattr(generator, "load_nets", None)  # what is missing is said before that
     with pytest.raises(WeightsMissing):
         LipSync.load("demo", device="cpu", occluder=tmp_path / "other.onnx")

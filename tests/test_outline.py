@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from latentsync import align, painter
-from latentsync.blend import nose_places
-from latentsync.faces.landmarks import ANCHORS
-from latentsync.mask import paste_share
-from latentsync.outline import outline_edge, outline_share
-from latentsync.synthetic import Identity, Mouth, Pose, landmarks
-from latentsync.synthetic.geometry import project
-from latentsync.synthetic.skin import face_outline
+from latentsync.faces import align
+from latentsync.faces.detectors.landmarks import ANCHORS
+from latentsync.faces.head_pose import nose_places
+from latentsync.faces.mask import paste_share
+from latentsync.faces.outline import outline_edge, outline_share
+from latentsync.pipeline import compositor
+from latentsync.training.synthetic import Identity, Mouth, Pose, landmarks
+from latentsync.training.synthetic.geometry import project
+from latentsync.training.synthetic.skin import face_outline
 from tests.clips import raw_frames
 from tests.test_following import clip, turning
 from tests.test_following import run as run_with
@@ -80,7 +81,7 @@ def films(out, source, monkeypatch, **options):
     made = []
     for fixed in (False, True):
         if fixed:
-            monkeypatch.setattr(painter, "outline_share", lambda *_: None)
+            monkeypatch.setattr(compositor, "outline_share", lambda *_: None)
         run_with(turning([30] * 4), out, 4, source, seed=3, **options)
         made.append(np.array([planes[0] for planes in raw_frames(out)]))
     return made

@@ -8,7 +8,7 @@ import pytest
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.options import Options
-from latentsync.pace import FPS, Pace, converted
+from latentsync.pipeline.frame_source import FPS, Pace, converted
 from tests.clips import (
     babble,
     early,

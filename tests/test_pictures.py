@@ -19,7 +19,7 @@ from latentsync.evaluation.pictures import (
     ssim,
     ssim_curve,
 )
-from latentsync.mask import keep_mask
+from latentsync.faces.mask import keep_mask
 from latentsync.types import Box
 
 SIDE = 64

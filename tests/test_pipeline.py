@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import align, diffusion, faces, timeline, weights
+from latentsync import faces
+from latentsync.audio.whisper import SpeechFeatures
+from latentsync.diffusion import sampling, weights
 from latentsync.errors import (
     Cancelled,
     InputError,
@@ -25,12 +27,13 @@ from latentsync.errors import (
     OptionError,
     OutputError,
 )
+from latentsync.faces import align
 from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.options import Options
-from latentsync.painter import Painter
-from latentsync.pipeline import LipSync
-from latentsync.reporter import Reporter
-from latentsync.speech import SpeechFeatures
+from latentsync.pipeline import timeline
+from latentsync.pipeline.compositor import Painter
+from latentsync.pipeline.lipsync import LipSync
+from latentsync.runtime.progress import Reporter
 from latentsync.types import Progress, Result
 from tests.clips import (
     babble,
@@ -94,13 +97,13 @@ def equal(path, other):
 def group_sizes(monkeypatch):
     """A list that every group the network is given adds its length to."""
     sizes = []
-    denoise = diffusion.denoise
+    denoise = sampling.denoise
 
     def spy(unet, noise, mask, latents, audio, effort, **options):
         sizes.extend([audio.shape[1]] * len(audio))
         return denoise(unet, noise, mask, latents, audio, effort, **options)
 
-    monkeypatch.setattr(diffusion, "denoise", spy)
+    monkeypatch.setattr(sampling, "denoise", spy)
     return sizes
 
 
@@ -197,7 +200,7 @@ def test_a_model_runs_again_after_a_run_and_after_a_failure(
 ):
     lipsync.run(clip, voice, out, steps=1, seed=7, crf=0)
     with monkeypatch.context() as broken:
-        broken.setattr(diffusion, "decode", raising(1))
+        broken.setattr(sampling, "decode", raising(1))
         with pytest.raises(ZeroDivisionError):
             lipsync.run(clip, voice, tmp_path / "broken.mp4", steps=1)
     longer = write_sound(tmp_path / "longer.wav", babble(1.5))
@@ -285,7 +288,7 @@ def test_the_output_says_that_it_is_synthetic_and_how_it_was_made(lipsync, clip,
 
 
 def test_the_log_names_the_options_that_were_asked_for(lipsync, clip, voice, out, caplog):
-    caplog.set_level("INFO", "latentsync.pipeline")
+    caplog.set_level("INFO", "latentsync.pipeline.lipsync")
     lipsync.run(clip, voice, out, seed=7, face="left")
     assert caplog.messages[0] == "20 frames; seed 7, face 'left'"
 
@@ -361,9 +364,9 @@ def test_a_still_picture_is_looked_at_and_encoded_once(lipsync, out, tmp_path, m
     still = write_picture(tmp_path / "still.png", picture(9, *SIZE))
     voice = write_sound(tmp_path / "voice.wav", babble(2.0))
     encoded = []
-    encode = diffusion.encode
+    encode = sampling.encode
     monkeypatch.setattr(
-        diffusion, "encode", lambda vae, pixels, *a: encoded.append(1) or encode(vae, pixels, *a)
+        sampling, "encode", lambda vae, pixels, *a: encoded.append(1) or encode(vae, pixels, *a)
     )
     result = lipsync.run(still, voice, out, steps=1)
     assert (result.frames, result.source_frames, result.faces_found) == (50, 1, 1)
@@ -443,13 +446,13 @@ def raising(at_call):
             raise ZeroDivisionError("a bug")
         return kept(*args, **kwargs)
 
-    kept = diffusion.decode
+    kept = sampling.decode
     return function
 
 
 def test_a_failure_in_mid_run_leaves_nothing(lipsync, clip, out, tmp_path, monkeypatch):
     voice = write_sound(tmp_path / "voice.wav", babble(1.6))
-    monkeypatch.setattr(diffusion, "decode", raising(3))
+    monkeypatch.setattr(sampling, "decode", raising(3))
     with pytest.raises(ZeroDivisionError):
         lipsync.run(clip, voice, out, steps=1)
     assert not any(out.parent.iterdir())
@@ -497,7 +500,7 @@ def test_an_interrupt_leaves_nothing_and_the_old_output(lipsync, clip, voice, ou
 
 def test_numbers_that_are_not_finite_are_an_error(lipsync, clip, voice, out, monkeypatch):
     monkeypatch.setattr(
-        diffusion, "decode", lambda _vae, _latents, pixels, _mask: pixels * float("nan")
+        sampling, "decode", lambda _vae, _latents, pixels, _mask: pixels * float("nan")
     )
     with pytest.raises(LatentSyncError, match=r"frames 0-7 .*not finite.*float32"):
         lipsync.run(clip, voice, out, steps=1)
@@ -508,7 +511,7 @@ def test_a_device_too_small_is_an_error_with_a_way_out(lipsync, clip, voice, out
     def full(*_args, **_kwargs):
         raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(diffusion, "denoise", full)
+    monkeypatch.setattr(sampling, "denoise", full)
     said = r"cpu has too little memory for 1 x 8 frames of .*v1\.5"
     with pytest.raises(LatentSyncError, match=said):
         lipsync.run(clip, voice, out, steps=1)
@@ -578,13 +581,13 @@ def test_the_example_speaks_with_the_demo_and_the_builtin_detector(out, tmp_path
 
 def test_groups_at_once_give_what_they_give_one_by_one(lipsync, clip, out, tmp_path, monkeypatch):
     voice = write_sound(tmp_path / "long.wav", babble(2.6))  # 65 frames: 5 groups of 13
-    calls, denoise = [], diffusion.denoise
+    calls, denoise = [], sampling.denoise
 
     def spy(unet, noise, mask, latents, audio, effort, **options):
         calls.append(len(audio))
         return denoise(unet, noise, mask, latents, audio, effort, **options)
 
-    monkeypatch.setattr(diffusion, "denoise", spy)
+    monkeypatch.setattr(sampling, "denoise", spy)
     films = []
     for batch in (1, 2):
         chosen = {"steps": 2, "seed": 7, "crf": 0, "follow": "frame"}  # which knows no cuts

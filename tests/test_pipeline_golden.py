@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import diffusion, mel, timeline
-from latentsync.config import ModelConfig, WhisperConfig
-from latentsync.models.unet import UNet
-from latentsync.models.vae import VAE
+from latentsync.audio import mel
+from latentsync.audio.whisper import SpeechEncoder, SpeechFeatures, WhisperConfig
+from latentsync.diffusion import sampling
+from latentsync.diffusion.config import ModelConfig
+from latentsync.diffusion.unet import UNet
+from latentsync.diffusion.vae import VAE
+from latentsync.diffusion.weights import Nets
 from latentsync.options import Options
-from latentsync.painter import Role
-from latentsync.pipeline import FPS, LipSync
-from latentsync.speech import SpeechEncoder, SpeechFeatures
+from latentsync.pipeline import timeline
+from latentsync.pipeline.compositor import Role
+from latentsync.pipeline.lipsync import FPS, LipSync
 from latentsync.types import Face
-from latentsync.weights import Nets
 from tests.golden.golden_rule import image, landmarks106, wave
 from tests.tiny import filled, golden, unet_config, vae_config
 
@@ -116,13 +118,13 @@ def test_frames_are_the_published_ones(case, monkeypatch):
         arrays[f"draw_{k}"] for k in range(len(json.loads(str(arrays["draw_shapes_json"]))))
     )
     monkeypatch.setattr(
-        diffusion,
+        sampling,
         "seeded_draw",
         lambda _seed: lambda shape: torch.from_numpy(next(draws)).reshape(shape),
     )
     crops, latents = [], []
-    monkeypatch.setattr(diffusion, "decode", spy(diffusion.decode, crops))
-    monkeypatch.setattr(diffusion, "denoise", spy(diffusion.denoise, latents))
+    monkeypatch.setattr(sampling, "decode", spy(sampling.decode, crops))
+    monkeypatch.setattr(sampling, "denoise", spy(sampling.denoise, latents))
 
     options = Options.published(
         guidance_scale=spec["guidance_scale"],

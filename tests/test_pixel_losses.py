@@ -6,14 +6,20 @@ import pytest
 import torch
 from transformers import VideoMAEConfig
 
-from latentsync.config import UNET_RUNS, SyncNetConfig, SyncNetTower, UNetTrainConfig
-from latentsync.diffusion import Latents
+from latentsync.diffusion.sampling import Latents
 from latentsync.errors import WeightsMissing
-from latentsync.models.lpips import LPIPS
-from latentsync.models.syncnet import StableSyncNet, cosine_loss, stacked
-from latentsync.models.videomae import VideoMAE, trepa_loss
+from latentsync.evaluation.nets.lpips import LPIPS
+from latentsync.evaluation.nets.syncnet import (
+    StableSyncNet,
+    SyncNetConfig,
+    SyncNetTower,
+    cosine_loss,
+    stacked,
+)
+from latentsync.evaluation.nets.videomae import VideoMAE, trepa_loss
 from latentsync.training.batches import Batch
-from latentsync.training.pixels import PixelLosses, load_pixel_losses
+from latentsync.training.pixel_losses import PixelLosses, load_pixel_losses
+from latentsync.training.presets import UNET_RUNS, UNetTrainConfig
 from tests.stubs import TINY, tiny_nets
 
 RUN = UNetTrainConfig(

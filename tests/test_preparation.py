@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from latentsync import align, faces
+from latentsync import faces
 from latentsync.evaluation.sync import SyncScore, face_crops, mfcc, sync_confidence
+from latentsync.faces import align
 from latentsync.media import AudioReader, VideoReader, probe
-from latentsync.preparation import Settings, prepare, runner, steps
-from latentsync.preparation.clip import clip_name
-from latentsync.preparation.quality import sharpness
-from latentsync.preparation.steps import Segments, Shots, Sync
-from latentsync.preparation.stretch import Rejected, Stretch, Tools
-from latentsync.preparation.summary import left_after
 from latentsync.training import dataset
 from latentsync.training.clip_cache import Preparer
 from latentsync.training.clips import find_clips
+from latentsync.training.preparation import Settings, prepare, runner, steps
+from latentsync.training.preparation.clip import clip_name
+from latentsync.training.preparation.quality import sharpness
+from latentsync.training.preparation.steps import Segments, Shots, Sync
+from latentsync.training.preparation.stretch import Rejected, Stretch, Tools
+from latentsync.training.preparation.summary import left_after
 from latentsync.types import Face, FaceTrack
 from tests.clips import babble, lag, write_clip, write_picture
 from tests.prepared import EASY, clip, left_out, lines, pictures
@@ -279,7 +280,9 @@ def spoken(path, frames, ahead):
 @pytest.mark.parametrize("ahead", [0, 4, -3])
 def test_sound_is_moved_until_it_fits(raw, tmp_path, stub, monkeypatch, ahead):
     net = spoken(raw / "a.mp4", 60, ahead)
-    monkeypatch.setattr("latentsync.preparation.settings.load_eval_syncnet", lambda *_: net)
+    monkeypatch.setattr(
+        "latentsync.training.preparation.settings.load_eval_syncnet", lambda *_: net
+    )
     weights = tmp_path / "auxiliary" / "syncnet_v2.model"
     weights.parent.mkdir()
     weights.touch()

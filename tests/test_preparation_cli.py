@@ -6,10 +6,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from latentsync import preparation
-from latentsync.cli_prepare import prepare
+from latentsync.cli.prepare import prepare
 from latentsync.errors import OptionError
-from latentsync.preparation import Settings, Tally
+from latentsync.training import preparation
+from latentsync.training.preparation import Settings, Tally
 
 app = typer.Typer()
 app.command()(prepare)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from latentsync import faces
-from latentsync.cache import file_digest
 from latentsync.errors import InputError, OptionError, OutputError
-from latentsync.preparation import Settings, journal, prepare, runner, work, workers
-from latentsync.preparation.journal import Journal
+from latentsync.runtime.disk_cache import file_digest
+from latentsync.training.preparation import Settings, journal, prepare, runner, work, workers
+from latentsync.training.preparation.journal import Journal
 from tests.prepared import EASY, clip, left_out, lines, tree
 from tests.stubs import StubDetector
 

@@ -11,9 +11,9 @@ import torch
 
 from latentsync.errors import NoFaceFound, WeightsMismatch, WeightsMissing
 from latentsync.evaluation import published
+from latentsync.evaluation.nets.s3fd import S3FD, Norm
 from latentsync.evaluation.sync import GREY, SyncScore
 from latentsync.media import Colour, VideoFrame
-from latentsync.models.s3fd import S3FD, Norm
 from tests.golden.golden_rule import fill, unit
 from tests.tiny import golden
 

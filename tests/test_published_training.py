@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import VideoMAEConfig
 
-from latentsync.config import SYNCNET_RUNS, UNET_RUNS
-from latentsync.models.vae import VAE
-from latentsync.models.videomae import VideoMAE, renamed, trepa_loss
+from latentsync.diffusion.vae import VAE
+from latentsync.evaluation.nets.videomae import VideoMAE, renamed, trepa_loss
+from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS
 from tests.golden.golden_rule import fill, image
 from tests.tiny import filled, golden, vae_config
 

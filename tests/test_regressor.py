@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from latentsync.models.regressor import SIDE, PointNet, Regressor
+from latentsync.faces.detectors.landmark_net import SIDE, PointNet, Regressor
 
 DEMO = Path(__file__).parent.parent / "weights" / "demo"
 PICTURES = torch.rand(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1

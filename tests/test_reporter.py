@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import pytest
 
 from latentsync.errors import Cancelled
-from latentsync.reporter import Reporter, interruptible
+from latentsync.runtime.progress import Reporter, interruptible
 
 
 class Thrown(BaseException):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentsync.downloads import SETS
 from latentsync.errors import BackendUnavailable, WeightsMismatch, WeightsMissing
-from latentsync.restorers import OF_CODEFORMER, load_restorer
+from latentsync.faces.restoration.nets import OF_CODEFORMER, load_restorer
+from latentsync.runtime.downloads import SETS
 
 
 def load(name, folder):

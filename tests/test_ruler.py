@@ -10,8 +10,8 @@ from latentsync.errors import NoFaceFound, OptionError, WeightsMismatch, Weights
 from latentsync.evaluation import ruler as module
 from latentsync.evaluation.ruler import CROP, FILE, Ruler, aligned_crops, find_track, mouth_track
 from latentsync.faces import create
-from latentsync.models.regressor import Regressor
-from latentsync.synthetic import Identity, Mouth, Pose, draw
+from latentsync.faces.detectors.landmark_net import Regressor
+from latentsync.training.synthetic import Identity, Mouth, Pose, draw
 from latentsync.types import Face, FaceTrack
 from tests.clips import write_clip
 

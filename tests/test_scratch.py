@@ -5,8 +5,8 @@ import tempfile
 
 import pytest
 
-from latentsync import scratch
-from latentsync.scratch import Scratch
+from latentsync.runtime import scratch
+from latentsync.runtime.scratch import Scratch
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from anyio import to_thread
 from sqlalchemy import update
 
-from latentsync.bodies import MAX_BODY_BYTES
 from latentsync.options import Options
+from latentsync.service.bodies import MAX_BODY_BYTES
 from latentsync.service.requests import OPTIONS, TaskRequest, options_of
 from latentsync.service.tables import File
 from tests.service import BASE, ELSEWHERE, SUBMIT, house, joined
@@ -614,6 +614,6 @@ def test_a_fault_tells_no_secrets(home, ann, monkeypatch):
 
 
 def test_the_web_process_has_no_torch():
-    seen = "import sys, latentsync.service.app, latentsync.service.supervisor, latentsync.cli_serve"
+    seen = "import sys, latentsync.service.app, latentsync.service.supervisor, latentsync.cli.serve"
     done = run([sys.executable, "-c", f"{seen}; sys.exit('torch' in sys.modules)"], check=False)
     assert done.returncode == 0

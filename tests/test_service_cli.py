@@ -10,7 +10,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from latentsync import cli_serve
+from latentsync.cli import serve
 from latentsync.errors import InputError, OptionError, OutputError
 from latentsync.service.core import Service
 from latentsync.service.keys import Keys
@@ -20,16 +20,16 @@ from latentsync.service.tables import Database
 ROOT = Path(__file__).parent.parent
 
 app = typer.Typer()
-app.command()(cli_serve.serve)
-app.command()(cli_serve.work)
-app.add_typer(cli_serve.keys, name="keys")
-check_port = cli_serve._check_port
+app.command()(serve.serve)
+app.command()(serve.work)
+app.add_typer(serve.keys, name="keys")
+check_port = serve._check_port
 
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli_serve, "_check_port", lambda *_: None)  # others may use port 8000
+    monkeypatch.setattr(serve, "_check_port", lambda *_: None)  # others may use port 8000
 
     def called(*arguments):
         return CliRunner().invoke(app, arguments, catch_exceptions=False).output
@@ -123,7 +123,7 @@ def test_what_all_processes_agree_on_is_said_once(call, started, caplog):
 
 def test_a_server_that_cannot_listen_decides_nothing(call, started, monkeypatch):
     call("serve", "--workers", "0", *ELSEWHERE, "--keep-hours", "720")
-    monkeypatch.setattr(cli_serve, "_check_port", check_port)
+    monkeypatch.setattr(serve, "_check_port", check_port)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         with pytest.raises(

@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import InternalError, OperationalError
 
-from latentsync.service import app as app_module
-from latentsync.service import core, outages, tables, tasks, worker
+from latentsync.service import app, core, outages, tables, tasks, worker
 from latentsync.service.housekeeping import Housekeeping
 from latentsync.service.outages import Backoff, NoRoom, Outage
 from latentsync.service.storage import LocalStorage
@@ -416,7 +415,7 @@ def test_an_upload_to_a_full_disk_is_answered_507(home, ann, monkeypatch, where)
 
 
 def test_health_tells_of_a_database_that_does_not_answer(home, monkeypatch):
-    monkeypatch.setattr(app_module, "HEALTH_SECONDS", 0.05)
+    monkeypatch.setattr(app, "HEALTH_SECONDS", 0.05)
     waiting = threading.Event()
     monkeypatch.setattr(home.service.tasks, "counts", lambda: waiting.wait(10) and {})
     with home.client:  # one event loop, as a server has

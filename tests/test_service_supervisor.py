@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from latentsync.errors import BackendUnavailable
-from latentsync.service import supervisor as module
+from latentsync.service import supervisor
 from latentsync.service.settings import Settings
 from latentsync.service.supervisor import Supervisor
 
@@ -24,7 +24,7 @@ class Process:
     deaf = False  # to SIGTERM
 
     def __init__(self, target, args, daemon):
-        assert (target, daemon) == (module._work, True)
+        assert (target, daemon) == (supervisor._work, True)
         self.slot, self.scratch = args[2], args[3]
         self.ended, self.told = threading.Event(), []
         self.exitcode = -11
@@ -63,7 +63,7 @@ def spawned(monkeypatch):
         assert how == "spawn"
         return SimpleNamespace(Process=Spawned)
 
-    monkeypatch.setattr(module.multiprocessing, "get_context", context)
+    monkeypatch.setattr(supervisor.multiprocessing, "get_context", context)
     return Spawned
 
 
@@ -98,7 +98,7 @@ def test_who_dies_is_followed_after_longer_and_longer_pauses(spawned, scratch, m
 
 
 def test_who_lived_for_long_is_followed_soon(spawned, scratch, monkeypatch):
-    monkeypatch.setattr(module, "HEALTHY", -1.0)
+    monkeypatch.setattr(supervisor, "HEALTHY", -1.0)
     assert pauses_of(supervised(scratch), monkeypatch, 3) == [1, 1, 1]
     assert len(spawned.made) == 3
 
@@ -161,7 +161,7 @@ def parent(monkeypatch):
     """The process that a worker belongs to, until `ended` is set."""
     ended = threading.Event()
     monkeypatch.setattr(
-        module.multiprocessing, "parent_process", lambda: SimpleNamespace(join=ended.wait)
+        supervisor.multiprocessing, "parent_process", lambda: SimpleNamespace(join=ended.wait)
     )
     yield ended
     ended.set()
@@ -171,7 +171,7 @@ def parent(monkeypatch):
 def signals(monkeypatch):
     """What a worker does on each signal."""
     found = {}
-    monkeypatch.setattr(module.signal, "signal", found.__setitem__)
+    monkeypatch.setattr(supervisor.signal, "signal", found.__setitem__)
     return found
 
 
@@ -202,13 +202,13 @@ def works(monkeypatch):
     class Now(Works):
         began = threading.Event()
 
-    monkeypatch.setattr(module, "Worker", Now)
+    monkeypatch.setattr(supervisor, "Worker", Now)
     return Now
 
 
 def begun(settings, works, scratch, loader=lambda _: "run"):
     thread = threading.Thread(
-        target=module._work, args=(settings, loader, 0, scratch, logging.INFO)
+        target=supervisor._work, args=(settings, loader, 0, scratch, logging.INFO)
     )
     thread.start()
     assert works.began.wait(10)
@@ -239,7 +239,7 @@ def test_a_worker_that_can_not_begin_says_why_in_a_line(parent, signals, tmp_pat
         raise BackendUnavailable("no model here; download it")
 
     with pytest.raises(SystemExit) as ended:
-        module._work(Settings(data=tmp_path), nothing_there, 3, tmp_path, logging.INFO)
+        supervisor._work(Settings(data=tmp_path), nothing_there, 3, tmp_path, logging.INFO)
     assert ended.value.code == 1
     assert "worker 3 can't work: no model here; download it" in caplog.text
     assert not any(record.exc_info for record in caplog.records)

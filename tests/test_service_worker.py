@@ -12,7 +12,7 @@ import pytest
 import torch
 from sqlalchemy import select, update
 
-from latentsync import LipSync, devices
+from latentsync import LipSync
 from latentsync.errors import (
     BackendUnavailable,
     Cancelled,
@@ -20,6 +20,7 @@ from latentsync.errors import (
     NoFaceFound,
     with_option,
 )
+from latentsync.runtime import devices
 from latentsync.service import worker
 from latentsync.service.fetching import FetchRefused
 from latentsync.service.housekeeping import Housekeeping
@@ -555,7 +556,7 @@ def test_a_failed_task_names_the_field_that_was_wrong(home, monkeypatch):
         def run(self, _video, audio, _output, **_):
             raise MediaError(f"{str(audio)!r} has no sound{with_option('detector', ', by x')}")
 
-    monkeypatch.setattr("latentsync.pipeline.LipSync.load", lambda *_, **__: Model())
+    monkeypatch.setattr("latentsync.pipeline.lipsync.LipSync.load", lambda *_, **__: Model())
     ann = home.person()
     task = ann.speaking()
     home.worker(load(home.service.settings)).work_once()

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from latentsync.cli_generate import _summary
+from latentsync.cli.generate import _summary
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.faces.likeness import CELLS, Patch, alike
-from latentsync.faces.people import LOOK_EVERY, Linker
-from latentsync.synthetic.looks import draw_looks
-from latentsync.training.likeness import fit_projection
+from latentsync.faces.tracking.embedding import CELLS, Patch, alike
+from latentsync.faces.tracking.linker import LOOK_EVERY, Linker
+from latentsync.training.synthetic.looks import draw_looks
+from latentsync.training.tasks.likeness import fit_projection
 from latentsync.types import Face, FaceTrack, ShotFaces
 from tests.page_stub import result_of
 from tests.test_following import LEFT, RIGHT, clip, lipsync, run

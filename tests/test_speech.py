@@ -8,10 +8,9 @@ import pytest
 import torch
 import whisper.audio
 
-from latentsync import mel
-from latentsync.config import WhisperConfig
+from latentsync.audio import mel
+from latentsync.audio.whisper import SpeechEncoder, SpeechFeatures, WhisperConfig
 from latentsync.errors import MediaError
-from latentsync.speech import SpeechEncoder, SpeechFeatures
 from tests.golden.golden_rule import unit, wave
 from tests.tiny import filled, golden
 

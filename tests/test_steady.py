@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latentsync.evaluation import pictures
-from latentsync.steady import Steady
+from latentsync.faces.restoration.deflicker import Steady
 
 SIDE, FRAMES = 96, 12
 

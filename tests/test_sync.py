@@ -10,14 +10,14 @@ import torch
 from python_speech_features import mfcc as published_mfcc
 from scipy.signal import medfilt
 
-from latentsync import align
+from latentsync.cli.verify import verify
 from latentsync.errors import InputError, WeightsMismatch, WeightsMissing
 from latentsync.evaluation import sync
+from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
+from latentsync.faces import align
 from latentsync.media import VideoFrame
-from latentsync.models.eval_syncnet import EvalSyncNet
+from latentsync.runtime.checkpoints import root
 from latentsync.types import FaceTrack
-from latentsync.verify import verify
-from latentsync.weights import root
 from tests.tiny import GOLDEN, filled, golden, tensor
 
 

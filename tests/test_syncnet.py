@@ -8,11 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latentsync import mel
-from latentsync.config import SYNCNETS, SyncNetConfig, SyncNetTower
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.models.syncnet import StableSyncNet, cosine_loss, stacked
-from latentsync.weights import load_syncnet
+from latentsync.evaluation.nets import syncnet_mel
+from latentsync.evaluation.nets.loading import load_syncnet
+from latentsync.evaluation.nets.syncnet import (
+    SYNCNETS,
+    StableSyncNet,
+    SyncNetConfig,
+    SyncNetTower,
+    cosine_loss,
+    stacked,
+)
 from tests.tiny import GOLDEN, filled, golden, tensor
 
 SMALL = SyncNetConfig(
@@ -121,28 +127,30 @@ def test_the_loss_is_the_cross_entropy_of_the_cosine():
 
 
 def test_the_mel_is_the_published(arrays):
-    found = mel.sync_mel(arrays["train_mel/wave"])
+    found = syncnet_mel.sync_mel(arrays["train_mel/wave"])
     assert found.dtype == torch.float64
     np.testing.assert_allclose(found, arrays["train_mel/mel"], rtol=0, atol=1e-12)
 
 
 def test_the_mel_ends_at_four():
-    assert (mel.sync_mel(np.zeros(500, np.float32)) == -4).all()
+    assert (syncnet_mel.sync_mel(np.zeros(500, np.float32)) == -4).all()
     loud = 100 * np.sin(np.arange(16_000, dtype=np.float32))
-    assert mel.sync_mel(loud).max() == 4
+    assert syncnet_mel.sync_mel(loud).max() == 4
 
 
 def test_a_window_of_the_mel_lies_beside_its_frames():
-    columns = mel.sync_mel(np.random.default_rng(0).normal(size=3 * 16_000).astype(np.float32))
+    columns = syncnet_mel.sync_mel(
+        np.random.default_rng(0).normal(size=3 * 16_000).astype(np.float32)
+    )
     last = 3 * 25 - 16
     for first in (0, 1, 7, last):  # the last frames' sound is there, too
-        window = mel.sync_window(columns, first)
+        window = syncnet_mel.sync_window(columns, first)
         start = int(80.0 * (first / 25.0))
         assert torch.equal(window, columns[None, :, start : start + 52])
         assert window.shape == (1, 80, 52)
-    assert mel.sync_window(columns, 0, frames=5).shape == (1, 80, 16)
+    assert syncnet_mel.sync_window(columns, 0, frames=5).shape == (1, 80, 16)
     with pytest.raises(ValueError, match="there are 241"):
-        mel.sync_window(columns, last + 1)
+        syncnet_mel.sync_window(columns, last + 1)
 
 
 def test_loading_is_strict(net, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from latentsync.errors import BackendUnavailable, Cancelled, OptionError, OutputError
 from latentsync.media import AudioReader, VideoReader, VideoWriter
-from latentsync.synthetic import (
+from latentsync.training.synthetic import (
     LANDMARKS,
     TRACKS,
     Identity,
@@ -31,11 +31,18 @@ from latentsync.synthetic import (
     write_take,
     write_wave,
 )
-from latentsync.synthetic.crops import draw_crops
-from latentsync.synthetic.geometry import TEMPLATE, chain, invert, project, scene_view, unproject
-from latentsync.synthetic.identity import BEARDS, HAIR_STYLES
-from latentsync.synthetic.sentences import draw_sentence
-from latentsync.synthetic.speech import (
+from latentsync.training.synthetic.crops import draw_crops
+from latentsync.training.synthetic.geometry import (
+    TEMPLATE,
+    chain,
+    invert,
+    project,
+    scene_view,
+    unproject,
+)
+from latentsync.training.synthetic.identity import BEARDS, HAIR_STYLES
+from latentsync.training.synthetic.sentences import draw_sentence
+from latentsync.training.synthetic.speech import (
     LANGUAGES,
     SAMPLE_RATE,
     Phoneme,
@@ -45,7 +52,7 @@ from latentsync.synthetic.speech import (
     join,
     speak,
 )
-from latentsync.synthetic.visemes import SOUNDS, sound_track
+from latentsync.training.synthetic.visemes import SOUNDS, sound_track
 
 SIZE = (128, 128)
 SHUT, WIDE_OPEN = Mouth(), Mouth(open=1.0)
@@ -191,7 +198,7 @@ def test_people_are_alike_by_seed_and_differ_between_seeds():
 def test_equal_arguments_are_equal_bytes():
     who, pose = Identity.from_seed(7), Pose(yaw=0.2, roll=0.05, tick=3)
     first, points = draw(who, pose, Mouth(0.5, 0.3), (96, 80))
-    from latentsync.synthetic.heads import _paint
+    from latentsync.training.synthetic.heads import _paint
 
     _paint.cache_clear()
     again, _ = draw(who, pose, Mouth(0.5, 0.3), (96, 80))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentsync.timeline import (
+from latentsync.pipeline.timeline import (
     GROUP,
     Timeline,
     Voice,

@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 import pytest
 
-from latentsync import align, faces
+from latentsync import faces
 from latentsync.errors import NoFaceFound, OptionError
-from latentsync.faces import LARGEST, FaceChoice, Lost, Track, follow, look
-from latentsync.faces.likeness import Patch
-from latentsync.faces.people import LINGERS, Linker
-from latentsync.faces.watch import Watch
+from latentsync.faces import LARGEST, FaceChoice, Lost, Track, align, follow, look
+from latentsync.faces.tracking.embedding import Patch
+from latentsync.faces.tracking.linker import LINGERS, Linker
+from latentsync.faces.tracking.tracker import Watch
 from latentsync.media import Colour, VideoFrame
-from latentsync.synthetic import Identity, Mouth, Pose, draw, draw_motion
+from latentsync.training.synthetic import Identity, Mouth, Pose, draw, draw_motion
 from latentsync.types import Box, Face, Frame, Progress
 from tests.clips import write_picture
 

@@ -13,16 +13,18 @@ import pytest
 import torch
 
 import latentsync
-from latentsync import cli, cli_train, faces, weights
-from latentsync.config import UNET_RUNS
+from latentsync import cli, faces
+from latentsync.cli import train as cli_train
+from latentsync.diffusion import weights
 from latentsync.errors import Cancelled, WeightsMissing
 from latentsync.evaluation import ruler
-from latentsync.files import locked
-from latentsync.models.syncnet import StableSyncNet
-from latentsync.pipeline import LipSync
+from latentsync.evaluation.nets.syncnet import StableSyncNet
+from latentsync.pipeline.lipsync import LipSync
+from latentsync.runtime.files import locked
 from latentsync.training.main import train_unet
-from latentsync.training.pixels import PixelLosses
-from latentsync.training.unet import UNetTask
+from latentsync.training.pixel_losses import PixelLosses
+from latentsync.training.presets import UNET_RUNS
+from latentsync.training.tasks.unet import UNetTask
 from tests.stubs import StubDetector, tiny_nets
 from tests.test_pixel_losses import SYNC
 from tests.training_run import rows
@@ -41,7 +43,7 @@ RUN = replace(
 def stub(monkeypatch):
     """A detector that takes the clips for faces, and little to validate on."""
     monkeypatch.setattr(faces, "create", lambda *_, **__: StubDetector())
-    monkeypatch.setattr("latentsync.training.unet.VALIDATION_WINDOWS", 4)
+    monkeypatch.setattr("latentsync.training.tasks.unet.VALIDATION_WINDOWS", 4)
 
 
 @pytest.fixture

@@ -8,10 +8,18 @@ import pytest
 import torch
 
 from latentsync import cli, faces
-from latentsync.config import SYNCNET_RUNS, SyncNetConfig, SyncNetTower, SyncNetTrainConfig
-from latentsync.diffusion import Latents
+from latentsync.diffusion.sampling import Latents
+from latentsync.diffusion.weights import load_nets
 from latentsync.errors import Cancelled, OptionError, WeightsMismatch
-from latentsync.models.syncnet import StableSyncNet, accuracies, cosine_loss, stacked
+from latentsync.evaluation.nets.loading import load_syncnet
+from latentsync.evaluation.nets.syncnet import (
+    StableSyncNet,
+    SyncNetConfig,
+    SyncNetTower,
+    accuracies,
+    cosine_loss,
+    stacked,
+)
 from latentsync.training.batches import WHOLE, Part
 from latentsync.training.clip_cache import Clip, Preparer
 from latentsync.training.clips import ClipFile, find_clips
@@ -19,9 +27,9 @@ from latentsync.training.crops import pictures
 from latentsync.training.dataset import fingerprint, prepare
 from latentsync.training.loop import fit
 from latentsync.training.main import train_syncnet
-from latentsync.training.pixels import load_pixel_losses
-from latentsync.training.syncnet import ClipPairs, Pairs, SyncNetTask, contrast_loss
-from latentsync.weights import load_nets, load_syncnet
+from latentsync.training.pixel_losses import load_pixel_losses
+from latentsync.training.presets import SYNCNET_RUNS, SyncNetTrainConfig
+from latentsync.training.tasks.syncnet import ClipPairs, Pairs, SyncNetTask, contrast_loss
 from tests.stubs import TINY, StubDetector, tiny_nets
 from tests.training_run import files_of, rows
 
@@ -46,9 +54,9 @@ RUN = SyncNetTrainConfig(
 def stub(monkeypatch):
     """A detector that takes the clips for faces, little to validate on, and tiny presets."""
     monkeypatch.setattr(faces, "create", lambda *_, **__: StubDetector())
-    monkeypatch.setattr("latentsync.training.syncnet.VALIDATION_CLIPS", 4)
-    monkeypatch.setattr("latentsync.training.syncnet.VALIDATION_PARTS", 2)
-    monkeypatch.setattr("latentsync.training.unet.VALIDATION_WINDOWS", 4)
+    monkeypatch.setattr("latentsync.training.tasks.syncnet.VALIDATION_CLIPS", 4)
+    monkeypatch.setattr("latentsync.training.tasks.syncnet.VALIDATION_PARTS", 2)
+    monkeypatch.setattr("latentsync.training.tasks.unet.VALIDATION_WINDOWS", 4)
     monkeypatch.setitem(SYNCNET_RUNS, "latent", replace(RUN, name="latent"))
     monkeypatch.setitem(SYNCNET_RUNS, "pixel", replace(RUN, name="pixel", net=PIXEL))
 
@@ -309,7 +317,7 @@ def test_what_can_t_be_is_said_in_one_line(command, tmp_path, what, given, line)
 def test_a_judge_that_does_not_fit_is_refused(tmp_path):
     from safetensors.torch import save_file
 
-    from latentsync.config import UNetTrainConfig
+    from latentsync.training.presets import UNetTrainConfig
 
     file, vae = tmp_path / "syncnet.safetensors", tiny_nets().vae
     save_file(StableSyncNet(LATENT).state_dict(), file)

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from latentsync import diffusion
-from latentsync.config import TrainConfig, UNetConfig, UNetTrainConfig, VAEConfig, WhisperConfig
+from latentsync.audio.whisper import SpeechEncoder, WhisperConfig
+from latentsync.diffusion import sampling
+from latentsync.diffusion.unet import UNet, UNetConfig
+from latentsync.diffusion.vae import VAE, VAEConfig
 from latentsync.errors import Cancelled, InputError, TrainingError
-from latentsync.models.unet import UNet
-from latentsync.models.vae import VAE
-from latentsync.speech import SpeechEncoder
-from latentsync.training.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
 from latentsync.training.crops import Person
-from latentsync.training.curves import draw_curves
 from latentsync.training.loop import fit
-from latentsync.training.speech import SpeechTask, Utterance, disturbed
-from latentsync.training.unet import Prepared, UNetTask, hear, look
+from latentsync.training.plots import draw_curves
+from latentsync.training.presets import TrainConfig, UNetTrainConfig
+from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
+from latentsync.training.tasks.speech import SpeechTask, Utterance, disturbed
+from latentsync.training.tasks.unet import Prepared, UNetTask, hear, look
 
 RUN = TrainConfig(
     "line", steps=30, batch=4, learning_rate=0.05, warmup_steps=3, log_every=5, validate_every=10
@@ -328,14 +328,14 @@ def test_the_weights_of_time_and_place(prepared):
 def test_noise_comes_off_as_it_went_on():
     clean, noise = torch.randn((2, 3, 4, 2, 8, 8), generator=torch.Generator().manual_seed(0))
     timesteps = torch.tensor([1, 400, 990])
-    noisy = diffusion.add_noise(clean, noise, timesteps)
-    bars = diffusion.alpha_bar(timesteps)
+    noisy = sampling.add_noise(clean, noise, timesteps)
+    bars = sampling.alpha_bar(timesteps)
     assert bars[0] > 0.99
     assert bars[2] < 0.01
     torch.testing.assert_close(
         noisy[2], bars[2].sqrt() * clean[2] + (1 - bars[2]).sqrt() * noise[2]
     )
-    back = diffusion.predict_x0(noisy, noise, timesteps)
+    back = sampling.predict_x0(noisy, noise, timesteps)
     torch.testing.assert_close(back, clean, atol=1e-3, rtol=1e-3)
 
 

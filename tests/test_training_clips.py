@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from latentsync.cache import file_digest
 from latentsync.errors import Cancelled, InputError
+from latentsync.runtime.disk_cache import file_digest
 from latentsync.training import clips as clip_files
 from latentsync.training.clip_cache import Clip
 from latentsync.training.clips import ClipFile, find_clips, identified

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latentsync import weights
-from latentsync.config import UNetTrainConfig
+from latentsync.diffusion import weights
+from latentsync.diffusion.unet import UNet
+from latentsync.diffusion.weights import load_unet
 from latentsync.errors import InputError, OptionError, OutputError, WeightsMismatch
-from latentsync.models.unet import UNet
 from latentsync.training.export import export
 from latentsync.training.loop import fit
-from latentsync.weights import load_unet
+from latentsync.training.presets import UNetTrainConfig
 from tests.stubs import TINY, tiny_nets
 
 RUN = UNetTrainConfig("stage2", 3, 1, 1e-3, log_every=1, validate_every=3, checkpoint_every=1)

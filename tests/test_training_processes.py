@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentsync.config import TrainConfig
-from latentsync.training.fleet import Fleet, accelerated
+from latentsync.training.distributed import Fleet, accelerated
 from latentsync.training.loop import fit
+from latentsync.training.presets import TrainConfig
 from tests.training_process import RUN
 from tests.training_run import prepared_in, rows
 

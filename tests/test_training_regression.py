@@ -9,14 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from latentsync.config import TrainConfig
-from latentsync.faces.landmarks import ANCHORS, MIRRORED
-from latentsync.models.regressor import SIDE, PointNet, Regressor
-from latentsync.synthetic import Identity, Mouth, Pose, crop_affine, draw, draw_crop, measure
-from latentsync.synthetic.scenes import draw_faceless, draw_mouth, draw_portraits
-from latentsync.training import regression
+from latentsync.faces.detectors.landmark_net import SIDE, PointNet, Regressor
+from latentsync.faces.detectors.landmarks import ANCHORS, MIRRORED
 from latentsync.training.loop import fit
-from latentsync.training.regression import (
+from latentsync.training.presets import TrainConfig
+from latentsync.training.synthetic import (
+    Identity,
+    Mouth,
+    Pose,
+    crop_affine,
+    draw,
+    draw_crop,
+    measure,
+)
+from latentsync.training.synthetic.scenes import draw_faceless, draw_mouth, draw_portraits
+from latentsync.training.tasks import regression
+from latentsync.training.tasks.regression import (
     Clips,
     Faces,
     LandmarkTask,

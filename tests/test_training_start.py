@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from latentsync import weights
-from latentsync.config import UNET_RUNS
+from latentsync.diffusion import weights
 from latentsync.errors import OptionError
-from latentsync.training.start import start
+from latentsync.training.init_model import start
+from latentsync.training.presets import UNET_RUNS
 from tests.stubs import TINY, tiny_nets
 
 RUN = replace(UNET_RUNS["stage2"], resolution=0)

@@ -11,11 +11,10 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentsync.config import UNetConfig
-from latentsync.devices import channels_last
+from latentsync.diffusion.attention import attention_backend
+from latentsync.diffusion.unet import FeatureCache, FrameSharedGroupNorm, UNet, UNetConfig
 from latentsync.errors import BackendUnavailable, OptionError
-from latentsync.models.attention import attention_backend
-from latentsync.models.unet import FeatureCache, FrameSharedGroupNorm, UNet
+from latentsync.runtime.devices import channels_last
 from tests.golden.golden_rule import f32
 from tests.tiny import GOLDEN, filled, golden, tensor, unet_config
 

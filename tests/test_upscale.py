@@ -13,15 +13,18 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from latentsync import align, cli_upscale, pipeline, restorers, upscale
+from latentsync.cli import upscale as cli_upscale
 from latentsync.errors import LatentSyncError, MediaError, OptionError, WeightsMissing
-from latentsync.mask import keep_mask, restored_share
+from latentsync.faces import align
+from latentsync.faces.mask import keep_mask, restored_share
+from latentsync.faces.restoration import nets, restoration
+from latentsync.faces.restoration.restoration import OVERLAP, TILE, Upscaler, enlarged
 from latentsync.media import AudioReader, VideoFrame, VideoReader, probe
 from latentsync.options import Options
-from latentsync.synthetic import Identity, Mouth, Pose, landmarks
+from latentsync.pipeline import lipsync as pipeline
+from latentsync.pipeline.upscale import upscale_clip
+from latentsync.training.synthetic import Identity, Mouth, Pose, landmarks
 from latentsync.types import Box
-from latentsync.upscale import OVERLAP, TILE, Upscaler, enlarged
-from latentsync.upscale_clip import upscale_clip
 from tests.clips import (
     babble,
     early,
@@ -71,7 +74,7 @@ def net(monkeypatch):
         return stub
 
     monkeypatch.setattr(pipeline, "load_restorer", load)
-    monkeypatch.setattr(restorers, "load_restorer", load)
+    monkeypatch.setattr(nets, "load_restorer", load)
     return stub
 
 
@@ -200,7 +203,7 @@ def test_a_new_shot_is_fresh(tmp_path, monkeypatch):
             seen.append((len(restored), fresh))
             return super().__call__(restored, plain, fresh=fresh)
 
-    monkeypatch.setattr(upscale, "Steady", Spy)
+    monkeypatch.setattr(restoration, "Steady", Spy)
     one, other = picture(0, 128, 112), 255 - picture(0, 128, 112)
     lipsync, voice = tiny_lipsync(), write_sound(tmp_path / "voice.wav", babble(0.8))
     for shots, fresh in (([one] * 20, False), ([one] * 10 + [other] * 10, True)):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentsync.models import vae as module
+from latentsync.diffusion import vae as module
 from tests.stubs import TINY, tiny_nets
 
 SIDE = 32  # px

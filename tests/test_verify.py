@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync import verify as module
-from latentsync.downloads import SETS, Download
+from latentsync.cli import verify as module
+from latentsync.cli.verify import EVAL_SYNCNET, verify
 from latentsync.errors import InputError, WeightsMissing
 from latentsync.evaluation.sync import SyncScore
-from latentsync.verify import EVAL_SYNCNET, verify
+from latentsync.runtime.downloads import SETS, Download
 from tests.clips import babble, picture, write_clip, write_sound
 from tests.stubs import SIZE, numbered_clip, tiny_lipsync
 

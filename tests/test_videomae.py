@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from transformers import VideoMAEConfig
 
 from latentsync.errors import BackendUnavailable, WeightsMismatch, WeightsMissing
-from latentsync.models import videomae
-from latentsync.models.videomae import VideoMAE, renamed, trepa_loss
-from latentsync.weights import load_videomae
+from latentsync.evaluation.nets import videomae
+from latentsync.evaluation.nets.loading import load_videomae
+from latentsync.evaluation.nets.videomae import VideoMAE, renamed, trepa_loss
 from tests.golden.golden_rule import fill
 
 EPS = 1e-6
@@ -187,6 +187,6 @@ def test_loading_is_strict(published, tmp_path, monkeypatch):
         with pytest.raises(WeightsMismatch, match=r"vit_g\.pth") as caught:
             load_videomae(file)
         assert "\n" not in str(caught.value)
-    monkeypatch.setitem(sys.modules, "latentsync.models.videomae", None)
+    monkeypatch.setitem(sys.modules, "latentsync.evaluation.nets.videomae", None)
     with pytest.raises(BackendUnavailable, match=r"install latentsync\[train\]"):
         load_videomae(file)

@@ -6,9 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from latentsync import voice_activity
+from latentsync.audio import vad
+from latentsync.audio.vad import VoiceActivity, speaking
 from latentsync.types import FloatArray
-from latentsync.voice_activity import VoiceActivity, speaking
 
 RATE = 16_000  # Hz
 
@@ -107,11 +107,11 @@ def test_frames_of_a_video_beside_it():
 @pytest.mark.parametrize("blocks", [1, 20, 299, 301, 700])
 def test_the_floor_is_that_of_the_six_seconds_on_either_side(blocks):
     levels = np.random.default_rng(blocks).normal(-40, 10, blocks).astype(np.float32)
-    size = voice_activity.FLOOR_BLOCKS
+    size = vad.FLOOR_BLOCKS
     around = np.pad(levels, 2 * size, mode="symmetric")
-    rank = size * voice_activity.FLOOR_PERCENT // 100
+    rank = size * vad.FLOOR_PERCENT // 100
     wanted = [
         max(np.sort(around[start : start + size])[rank] for start in (at - size + 1, at - 1))
         for at in range(2 * size, 2 * size + blocks)
     ]
-    np.testing.assert_array_equal(voice_activity._floor(levels), wanted)
+    np.testing.assert_array_equal(vad._floor(levels), wanted)

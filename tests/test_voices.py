@@ -7,7 +7,7 @@ from latentsync.errors import NoFaceFound, OptionError
 from latentsync.media import AudioReader, Sound, mix
 from latentsync.media.limits import DEFAULT_LIMITS
 from latentsync.options import Options
-from latentsync.voices import speakers
+from latentsync.pipeline.speakers import speakers
 from tests.clips import babble, raw_frames, write_sound
 from tests.stubs import tiny_lipsync
 from tests.test_following import LEFT, RIGHT, WIDE, clip, lipsync

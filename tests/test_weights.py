@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentsync import devices, weights
-from latentsync.config import PRESETS, ModelConfig, WhisperConfig
+from latentsync.audio.whisper import SpeechEncoder, WhisperConfig
+from latentsync.diffusion import memory, weights
+from latentsync.diffusion.config import PRESETS, ModelConfig
+from latentsync.diffusion.unet import UNet
+from latentsync.diffusion.vae import VAE
 from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
-from latentsync.models.unet import UNet
-from latentsync.models.vae import VAE
-from latentsync.speech import SpeechEncoder
+from latentsync.runtime import checkpoints, devices
 from tests.stubs import TINY, tiny_nets
 from tests.tiny import GOLDEN
 
@@ -145,7 +146,7 @@ def test_a_net_too_large_for_its_device_is_offloaded(
     assert {p.dtype for p in loaded.unet.parameters()} == {torch.bfloat16}
     if asked:
         numbers = sum(p.numel() for net in (nets.unet, nets.vae) for p in net.parameters())
-        work = devices.unet_work(TINY.unet, 8, torch.bfloat16)
+        work = memory.unet_work(TINY.unet, 8, torch.bfloat16)
         assert asked == [(2 * numbers + work, "cpu")]
 
 
@@ -403,10 +404,10 @@ def test_the_weights_folder_is_the_given_one_or_the_environments_or_the_checkout
     tmp_path, monkeypatch
 ):
     monkeypatch.delenv("LATENTSYNC_WEIGHTS", raising=False)
-    assert weights.root() == ROOT / "weights"
+    assert checkpoints.root() == ROOT / "weights"
     monkeypatch.setenv("LATENTSYNC_WEIGHTS", str(tmp_path))
-    assert weights.root() == tmp_path
-    assert weights.root(tmp_path / "given") == tmp_path / "given"
+    assert checkpoints.root() == tmp_path
+    assert checkpoints.root(tmp_path / "given") == tmp_path / "given"
 
 
 def test_the_demo_in_the_repository_is_what_training_makes_of_the_preset():
@@ -458,7 +459,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(nets, tmp_path, mon
 
     weights.save(nets, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(checkpoints, "save_file", fail)
     with pytest.raises(OSError, match="No space left"):
         weights.save(nets, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -472,7 +473,7 @@ def test_a_copy_that_cannot_be_read_or_made_is_not_needed(nets, published, monke
     weights.load_nets("v1.6", folder=published, dtype=torch.float16)  # another account, say
     monkeypatch.setattr(weights, "safe_open", forbidden)
     monkeypatch.setattr(weights, "locked", forbidden)
-    monkeypatch.setattr(weights, "load_file", only_published(weights.load_file))
+    monkeypatch.setattr(checkpoints, "load_file", only_published(checkpoints.load_file))
     loaded = weights.load_nets("v1.6", folder=published, dtype=torch.float16)
     assert_same(loaded.unet, nets.unet, Tensor.half)
     assert any("fp16.safetensors can't be read" in line for line in caplog.messages)

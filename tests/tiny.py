@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentsync.config import UNetConfig, VAEConfig
+from latentsync.diffusion.unet import UNetConfig
+from latentsync.diffusion.vae import VAEConfig
 from tests.golden.golden_rule import f32, fill
 
 GOLDEN = Path(__file__).parent / "golden"

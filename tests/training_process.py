@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from latentsync import faces
-from latentsync.config import UNET_RUNS
-from latentsync.training import unet
 from latentsync.training.main import train_unet
+from latentsync.training.presets import UNET_RUNS
+from latentsync.training.tasks import unet
 from latentsync.types import Progress
 from tests.stubs import StubDetector
 

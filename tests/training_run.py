@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentsync import weights
+from latentsync.diffusion import weights
 from latentsync.training.clips import ClipFile, identified
 from tests.clips import babble
 from tests.stubs import numbered_clip, tiny_nets

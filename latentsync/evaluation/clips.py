@@ -17,16 +17,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync import align, faces
-from latentsync.casting import cast
+from latentsync import faces
 from latentsync.errors import MediaError, NoFaceFound, OptionError
 from latentsync.evaluation.ruler import CROP
 from latentsync.evaluation.runs import Run
-from latentsync.faces import LARGEST, FaceChoice
+from latentsync.faces import LARGEST, FaceChoice, align
 from latentsync.media import AudioReader, VideoFrame, VideoReader
 from latentsync.options import Options
-from latentsync.pace import FPS, Pace
-from latentsync.reporter import Reporter
+from latentsync.pipeline.face_tracks import cast
+from latentsync.pipeline.frame_source import FPS, Pace
+from latentsync.runtime.progress import Reporter
 from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
 __all__ = ["Clip", "Moment", "Pair", "Pairs", "find_pairs"]

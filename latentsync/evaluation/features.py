@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentsync import weights
 from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
-from latentsync.models.inception import SIDE, WIDTH, Inception
+from latentsync.evaluation.nets.inception import SIDE, WIDTH, Inception
+from latentsync.runtime import checkpoints
 from latentsync.types import FloatArray, Frame
 
 if TYPE_CHECKING:
-    from latentsync.models.videomae import VideoMAE
+    from latentsync.evaluation.nets.videomae import VideoMAE
 
 __all__ = [
     "I3D_WIDTH",
@@ -54,8 +54,8 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> Inception:
         WeightsMissing: no such file.
         WeightsMismatch: something else is in it.
     """
-    state = weights.read(path, hint="run `latentsync download eval`")
-    return weights.filled(Inception, state, path).to(device)
+    state = checkpoints.read(path, hint="run `latentsync download eval`")
+    return checkpoints.filled(Inception, state, path).to(device)
 
 
 def load_i3d(path: Path, device: torch.device | str = "cpu") -> I3D:
@@ -121,8 +121,8 @@ def i3d_features(net: I3D, clips: Stack) -> FloatArray:
 def videomae_features(net: "VideoMAE", clips: Stack) -> FloatArray:
     """Windows (b, 16, H, W, 3) uint8 RGB of any side -> (b, 1408) float32, for FVD-VideoMAE.
 
-    Not FVD: another net (the one of TREPA, `latentsync.weights.load_videomae`) gives other
-    numbers. It sees motion where I3D sees single frames: https://arxiv.org/abs/2404.12391.
+    Not FVD: another net (the one of TREPA, `nets.loading.load_videomae`) gives other numbers.
+    It sees motion where I3D sees single frames: https://arxiv.org/abs/2404.12391.
 
     Raises:
         OptionError: clips of another form, or of another number of frames than the net's.

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.devices import onnx_session
 from latentsync.errors import OptionError, WeightsMismatch
 from latentsync.faces import Shown
-from latentsync.faces.landmarks import ANCHORS, REFERENCE, similarity
-from latentsync.faces.view import View
+from latentsync.faces.detectors.frame_view import View
+from latentsync.faces.detectors.landmarks import ANCHORS, REFERENCE, similarity
+from latentsync.runtime.devices import onnx_session
 from latentsync.types import Face, FloatArray
 
 __all__ = ["ARCFACE_FILE", "ArcFace", "identity_similarity"]

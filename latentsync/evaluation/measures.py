@@ -11,19 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentsync import weights
-from latentsync.devices import is_cuda
-from latentsync.errors import InputError
-from latentsync.evaluation import features, identity, landmarks, perceptual, pictures
+from latentsync.errors import InputError, OptionError
+from latentsync.evaluation import features, identity, landmarks, pictures
 from latentsync.evaluation.clips import Clip, Moment
 from latentsync.evaluation.frechet import Moments, frechet_distance
 from latentsync.evaluation.metric import Figure, Metric, Setup
-from latentsync.evaluation.region import face_of
+from latentsync.evaluation.nets import loading
+from latentsync.evaluation.nets.lpips import LPIPS
+from latentsync.evaluation.pictures import compared
 from latentsync.evaluation.ruler import CROP
 from latentsync.evaluation.speaking import Lips, Stable, Sync, SyncLocal, why_no_truth
-from latentsync.types import Face, FloatArray, Frame
+from latentsync.faces.align import face_of
+from latentsync.runtime.devices import is_cuda
+from latentsync.types import Box, Face, FloatArray, Frame
 
-__all__ = ["METRICS"]
+__all__ = ["METRICS", "lpips_distance"]
 
 Stack = NDArray[np.uint8]
 REGIONS = ("frame", "face")
@@ -131,10 +133,10 @@ class Lpips(_PerFrame):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         path = setup.weights / "auxiliary/vgg16-397923af.pth"
-        self.net = weights.load_lpips(path, device=setup.device)
+        self.net = loading.load_lpips(path, device=setup.device)
 
     def compare(self, pictures_: Stack, truth: Stack) -> NDArray[np.floating]:
-        return perceptual.lpips_distance(self.net, pictures_, truth)
+        return lpips_distance(self.net, pictures_, truth)
 
 
 class _Frechet(_Batched):
@@ -213,7 +215,7 @@ class FvdVideoMae(_OfWindows):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         path = setup.weights / "auxiliary/vit_g_hybrid_pt_1200e_ssv2_ft.pth"
-        self.net = weights.load_videomae(path, device=setup.device)
+        self.net = loading.load_videomae(path, device=setup.device)
 
     def features(self, stack: Stack) -> FloatArray:
         return features.videomae_features(self.net, stack[None])
@@ -308,3 +310,44 @@ METRICS: dict[str, type[Metric]] = {
     "lips": Lips,
 }
 """By the names that `--metrics` takes, in the order in which they are reported."""
+
+
+LEAST_SIDE = 16  # px; what four poolings leave one pixel of
+BATCH = 8  # pictures; VGG16's first layers hold 64 channels at full size
+
+
+def lpips_distance(
+    net: LPIPS,
+    pictures: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    region: Box | None = None,
+) -> FloatArray:
+    """How different each picture is from its truth in `region`: 0 is equal, 1 is as good as all.
+
+    https://arxiv.org/abs/1801.03924 on VGG16, version 0.1. Pictures are looked at in their own
+    size, so compare figures of one size only.
+
+    Args:
+        net: by `latentsync.evaluation.nets.loading.load_lpips`.
+        pictures, truth: (n, H, W, 3) uint8 RGB.
+
+    Returns:
+        (n,), one a frame.
+
+    Raises:
+        OptionError: stacks of different shapes, or less than 16 x 16 px of them.
+    """
+    a, b = compared(pictures, truth, region)
+    if min(a.shape[1:3]) < LEAST_SIDE:
+        raise OptionError(
+            f"LPIPS was asked of {a.shape[2]} x {a.shape[1]} px; it needs {LEAST_SIDE} x "
+            f"{LEAST_SIDE}: measure larger crops"
+        )
+    like = next(net.parameters())
+    found = []
+    with torch.inference_mode():
+        for i in range(0, len(a), BATCH):
+            both = np.stack([a[i : i + BATCH], b[i : i + BATCH]]).transpose(0, 1, 4, 2, 3)
+            x, y = torch.from_numpy(both).to(like) / 127.5 - 1
+            found.append(net(x, y).cpu().numpy())
+    return np.concatenate(found)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from latentsync.errors import OutputError
 from latentsync.evaluation.runner import ClipResult, Evaluation
 from latentsync.evaluation.tables import as_csv, as_json, counted, interval, shown
-from latentsync.pace import FPS
+from latentsync.pipeline.frame_source import FPS
 
 __all__ = ["as_html", "write_report"]
 

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync import align
 from latentsync.errors import OptionError
-from latentsync.mask import keep_mask
+from latentsync.faces import align
+from latentsync.faces.mask import keep_mask
 from latentsync.types import Box, Frame
 
 __all__ = [

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentsync import weights
 from latentsync.errors import NoFaceFound
+from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
+from latentsync.evaluation.nets.s3fd import S3FD
 from latentsync.evaluation.sync import (
     MEDIAN,
     PADDING,
@@ -27,10 +28,9 @@ from latentsync.evaluation.sync import (
     running_median,
     sync_confidence,
 )
-from latentsync.faces.cuts import with_cuts
+from latentsync.faces.tracking.shots import with_cuts
 from latentsync.media import VideoFrame, VideoReader
-from latentsync.models.eval_syncnet import EvalSyncNet
-from latentsync.models.s3fd import S3FD
+from latentsync.runtime import checkpoints
 from latentsync.types import FloatArray, Frame
 
 __all__ = ["FaceBoxes", "box_crops", "detect_boxes", "face_tracks", "load_s3fd", "sync_conf"]
@@ -62,8 +62,8 @@ def load_s3fd(path: Path, device: torch.device | str = "cpu") -> S3FD:
         WeightsMissing: no such file.
         WeightsMismatch: something else is in it.
     """
-    state = weights.read(path, hint="run `latentsync download eval`")
-    return weights.filled(S3FD, state, path).to(device)
+    state = checkpoints.read(path, hint="run `latentsync download eval`")
+    return checkpoints.filled(S3FD, state, path).to(device)
 
 
 def sync_conf(

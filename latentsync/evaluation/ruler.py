@@ -18,19 +18,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from latentsync import align, faces, timeline
+from latentsync import faces
 from latentsync.errors import NoFaceFound, OptionError, WeightsMismatch, WeightsMissing
+from latentsync.faces import align
+from latentsync.faces.detectors.landmark_net import SIDE, Regressor
 from latentsync.media import VideoReader
-from latentsync.models.regressor import SIDE, Regressor
-from latentsync.pace import FPS
+from latentsync.pipeline import timeline
+from latentsync.pipeline.frame_source import FPS
+from latentsync.runtime.checkpoints import root
 from latentsync.types import FaceTrack, FloatArray, Frame
-from latentsync.weights import root
 
 __all__ = ["CROP", "MEASURES", "Ruler", "aligned_crops", "find_track", "mouth_track"]
 
 MEASURES = ("opening", "width", "rounding")
 """The columns of what the ruler gives: gap of the inner lips and distance of the mouth's corners in
-eye distances, and rounding 0..1; as `latentsync.synthetic.measure` has them."""
+eye distances, and rounding 0..1; as `latentsync.training.synthetic.measure` has them."""
 CROP = 256  # px; side of the crops that are looked at
 BATCH = 32  # crops
 FILE = "demo/ruler.safetensors"

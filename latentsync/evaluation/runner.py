@@ -15,16 +15,17 @@ import cv2
 import numpy as np
 from scipy.special import stdtrit
 
-from latentsync import align, devices, faces
+from latentsync import faces
 from latentsync.errors import Cancelled, LatentSyncError, OptionError
 from latentsync.evaluation.clips import Clip, Moment, Pair, Pairs
 from latentsync.evaluation.measures import METRICS
 from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
 from latentsync.evaluation.pictures import sheet
-from latentsync.faces import FaceChoice
-from latentsync.reporter import Reporter
+from latentsync.faces import FaceChoice, align
+from latentsync.runtime import devices
+from latentsync.runtime.checkpoints import root
+from latentsync.runtime.progress import Reporter
 from latentsync.types import Frame, ProgressCallback
-from latentsync.weights import root
 
 __all__ = ["ClipResult", "Evaluation", "Mean", "evaluate", "mean_of", "names_of"]
 

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from latentsync import timeline
-from latentsync.report import report_path
+from latentsync.pipeline import timeline
+from latentsync.pipeline.report import report_path
 from latentsync.types import IntArray, SyncMode
 
 __all__ = ["Run"]

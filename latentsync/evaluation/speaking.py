@@ -8,16 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentsync import mel, weights
 from latentsync.errors import MediaError
 from latentsync.evaluation import features, lips, published, sync
 from latentsync.evaluation.clips import Clip, Moment
 from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
-from latentsync.evaluation.region import face_of
+from latentsync.evaluation.nets import loading, syncnet_mel
+from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
 from latentsync.evaluation.ruler import CROP, Ruler
 from latentsync.evaluation.stable import stable_syncnet_accuracy
+from latentsync.faces.align import face_of
 from latentsync.media import AudioReader
-from latentsync.models.eval_syncnet import EvalSyncNet
 from latentsync.types import FloatArray, Frame
 
 __all__ = ["Lips", "Stable", "Sync", "SyncLocal", "loudness_of", "why_no_truth"]
@@ -121,20 +121,22 @@ class Stable(Metric):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.net = weights.load_syncnet(setup.weights / "stable_syncnet.pt", device=setup.device)
+        self.net = loading.load_syncnet(setup.weights / "stable_syncnet.pt", device=setup.device)
 
     def end(self) -> dict[str, float]:
         return {"stable_accuracy": stable_syncnet_accuracy(self.net, self._pairs()).accuracy}
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Two stretches and their sounds, each (1, 2, ...), as far as both go."""
-        clip, columns = self.clip, mel.sync_mel(_wave(self.clip))
+        clip, columns = self.clip, syncnet_mel.sync_mel(_wave(self.clip))
         assert clip.track is not None
         start, stop = sync.longest_run(clip.track.found[: clip.frames])
         stretches = features.windows(m.face for m in clip.moments_at(range(start, stop)))
         for one, other in zip(stretches, stretches, strict=False):
             try:
-                heard = [mel.sync_window(columns, first) for first in (start, start + len(one))]
+                heard = [
+                    syncnet_mel.sync_window(columns, first) for first in (start, start + len(one))
+                ]
             except ValueError:  # the sound is over
                 return
             seen = torch.from_numpy(np.stack([one, other])).permute(0, 4, 1, 2, 3)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentsync.errors import InputError
-from latentsync.models.syncnet import StableSyncNet, accuracies, stacked
+from latentsync.evaluation.nets.syncnet import StableSyncNet, accuracies, stacked
 
 __all__ = ["StableAccuracy", "stable_syncnet_accuracy"]
 
@@ -34,7 +34,7 @@ def stable_syncnet_accuracy(
 
     Args:
         windows: batches, streaming by, of (seen, mel): seen (b, 2, 3, 16, R, R) in [-1, 1], or
-            (b, 2, 4, 16, h, w) latents; mel (b, 2, 1, 80, 52) as `latentsync.mel.sync_window`.
+            (b, 2, 4, 16, h, w) latents; mel (b, 2, 1, 80, 52) as `nets.syncnet_mel.sync_window`.
 
     Raises:
         InputError: there is no window.

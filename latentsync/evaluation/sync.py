@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 
-from latentsync import align, weights
 from latentsync.errors import InputError
-from latentsync.evaluation.region import BOX_CENTRE, HALF_BOX
+from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
+from latentsync.faces import align
+from latentsync.faces.align import BOX_CENTRE, HALF_BOX
 from latentsync.media import VideoFrame, VideoReader, even_box
-from latentsync.models.eval_syncnet import EvalSyncNet
+from latentsync.runtime import checkpoints
 from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
 __all__ = [
@@ -102,8 +103,8 @@ def load_eval_syncnet(path: Path, device: torch.device | str = "cpu") -> EvalSyn
         WeightsMissing: no such file.
         WeightsMismatch: something else is in it.
     """
-    state = weights.read(path, hint="run `latentsync download eval`")
-    return weights.filled(EvalSyncNet, state, path).to(device).eval().requires_grad_(False)
+    state = checkpoints.read(path, hint="run `latentsync download eval`")
+    return checkpoints.filled(EvalSyncNet, state, path).to(device).eval().requires_grad_(False)
 
 
 def sync_confidence(net: EvalSyncNet, crops: Iterable[Frame], sound: FloatArray) -> SyncScore:

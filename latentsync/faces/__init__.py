@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from latentsync.errors import OptionError, option_name
-from latentsync.faces.base import PUBLISHED, Detector, FaceFilter
-from latentsync.faces.builtin import Builtin
-from latentsync.faces.cascade import CascadeFile
-from latentsync.faces.choice import LARGEST, FaceChoice
-from latentsync.faces.scene import Lost, Scene, Track, runs
-from latentsync.faces.scrfd import InsightFace
-from latentsync.faces.tracker import follow, look, no_face
-from latentsync.faces.view import Shown
-from latentsync.faces.yunet import YuNet
+from latentsync.faces.detectors.base import PUBLISHED, Detector, FaceFilter
+from latentsync.faces.detectors.builtin import Builtin
+from latentsync.faces.detectors.cascade import CascadeFile
+from latentsync.faces.detectors.frame_view import Shown
+from latentsync.faces.detectors.scrfd import InsightFace
+from latentsync.faces.detectors.yunet import YuNet
+from latentsync.faces.tracking.choice import LARGEST, FaceChoice
+from latentsync.faces.tracking.selection import Lost, Scene, Track, runs
+from latentsync.faces.tracking.tracker import follow, look, no_face
 from latentsync.types import ProgressCallback
 
 __all__ = [

@@ -17,6 +17,7 @@ a file <-  writer.py      the one encode, with the sound, moved into place at th
            encoders.py    which encoders there are, and what each can hold
 """
 
+from latentsync.media.audio import AudioReader, Sound, mix
 from latentsync.media.container import (
     AudioFacts,
     MediaFacts,
@@ -28,10 +29,8 @@ from latentsync.media.container import (
 from latentsync.media.encoders import CODECS, PRESETS, check_codec, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, even_box
 from latentsync.media.limits import Limits
-from latentsync.media.mixing import mix
 from latentsync.media.output_sound import decided
 from latentsync.media.reader import VideoReader, first_shown
-from latentsync.media.sound import AudioReader, Sound
 from latentsync.media.tags import Carried, carried
 from latentsync.media.writer import VideoWriter, check_output
 

@@ -21,10 +21,10 @@ from av.video.frame import VideoFrame as RawFrame
 from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError
-from latentsync.media.claims import claimed_samples, unpacked_notes
 from latentsync.media.formats import GUARD, READ, is_image, name_of, unread_format
 from latentsync.media.frame import Orientation
 from latentsync.media.limits import DEFAULT_LIMITS, MOST_NOTES, Limits
+from latentsync.media.preflight import claimed_samples, unpacked_notes
 from latentsync.media.timestamps import Continuity
 
 __all__ = [

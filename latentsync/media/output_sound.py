@@ -13,8 +13,8 @@ from av.packet import Packet
 from av.stream import Stream
 
 from latentsync.errors import MediaError
+from latentsync.media.audio import Sound, sound_stream, tolerance, trimmed
 from latentsync.media.container import demux, open_media, shown
-from latentsync.media.sound import Sound, sound_stream, tolerance, trimmed
 
 __all__ = ["SoundFeed", "decided", "sound_feed"]
 

@@ -26,9 +26,9 @@ from latentsync.media.decoder import (
 )
 from latentsync.media.formats import is_image
 from latentsync.media.frame import Colour, Orientation, VideoFrame, from_raw, has_alpha
-from latentsync.media.hdr import curve_of, tone_mapped
 from latentsync.media.limits import DEFAULT_LIMITS, Limits, raising
 from latentsync.media.timestamps import SeekMap, clock_restarts
+from latentsync.media.tonemap import curve_of, tone_mapped
 from latentsync.types import VideoInfo
 
 __all__ = ["VideoReader", "first_shown"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from av.container import InputContainer
 from av.stream import Disposition
 
+from latentsync.media.audio import Sound
 from latentsync.media.container import frame_rate, open_media, shown, video_stream
 from latentsync.media.frame import has_alpha
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
-from latentsync.media.sound import Sound
 from latentsync.media.tracks import sound_streams
 
 __all__ = ["Carried", "carried", "timecode_at"]

@@ -16,13 +16,13 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 
 from latentsync.errors import OutputError
+from latentsync.media.atomic import Draft
+from latentsync.media.audio import Sound
 from latentsync.media.container import refused_address, shown
-from latentsync.media.draft import Draft
 from latentsync.media.encoders import check_codec, encoder_of, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, scaled
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.output_sound import SoundFeed, decided, sound_feed
-from latentsync.media.sound import Sound
 from latentsync.media.tracks import quicktime_code
 from latentsync.options import Preset
 

@@ -8,9 +8,9 @@ from anyio import CapacityLimiter, move_on_after
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from latentsync.bodies import BoundedBody
 from latentsync.service import file_routes, task_routes
 from latentsync.service.answers import Health, answer_errors, problems
+from latentsync.service.bodies import BoundedBody
 from latentsync.service.core import Service
 from latentsync.service.docs import add_docs
 from latentsync.service.files import FILES

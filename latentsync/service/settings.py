@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from latentsync.errors import OptionError, OutputError
-from latentsync.files import private_folder
+from latentsync.runtime.files import private_folder
 
 __all__ = ["AGREED", "HOUR", "MODEL_PATH", "Settings", "make_private", "process_folder"]
 

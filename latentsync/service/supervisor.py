@@ -44,6 +44,7 @@ class Supervisor:
     ) -> None:
         self._settings, self._scratch, self._loader = settings, scratch, loader
         self._stopping, self._opened = threading.Event(), ExitStack()
+        self._closing = threading.Lock()
         self._slots = [
             threading.Thread(target=self._keep, args=[slot], name=f"worker-{slot}", daemon=True)
             for slot in range(workers)
@@ -55,11 +56,12 @@ class Supervisor:
             slot.start()
 
     def stop(self) -> None:
-        """Let the workers give their tasks back, and end."""
+        """Let the workers give their tasks back, and return when they have ended."""
         self._stopping.set()
-        for slot in self._slots:
-            slot.join()
-        self._opened.close()
+        with self._closing:
+            for slot in self._slots:
+                slot.join()
+            self._opened.close()
 
     def wait(self) -> None:
         """Until something else in this process calls `stop`, or interrupts."""

@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 def load(settings: Settings) -> Run:
     """The real one: a model, loaded now, with kernels of its own where they are worth it."""
-    from latentsync.devices import choose, is_cuda
-    from latentsync.pipeline import LipSync
+    from latentsync.pipeline.lipsync import LipSync
+    from latentsync.runtime.devices import choose, is_cuda
 
     model = partial(LipSync.load, settings.model, weights=settings.weights, device=settings.device)
     wanted = settings.compile

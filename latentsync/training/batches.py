@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from latentsync.diffusion import Latents
+from latentsync.diffusion.sampling import Latents
 
 __all__ = ["WHOLE", "Ahead", "Batch", "Part", "Windows"]
 

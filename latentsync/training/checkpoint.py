@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from latentsync.config import TrainConfig
 from latentsync.errors import OptionError, TrainingError
-from latentsync.files import process_lives, replacing
+from latentsync.runtime.files import process_lives, replacing
+from latentsync.training.presets import TrainConfig
 
 __all__ = [
     "PARTS",

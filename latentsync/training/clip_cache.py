@@ -37,16 +37,20 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from latentsync import align, diffusion, faces, mel
+from latentsync import faces
+from latentsync.audio import mel
+from latentsync.audio.whisper import SpeechFeatures
+from latentsync.diffusion import sampling
+from latentsync.diffusion.weights import Nets
 from latentsync.errors import MediaError, NoFaceFound, OutputError, TrainingError
-from latentsync.files import private_folder, process_lives
-from latentsync.mask import keep_mask
+from latentsync.evaluation.nets import syncnet_mel
+from latentsync.faces import align
+from latentsync.faces.mask import keep_mask
 from latentsync.media import AudioReader, VideoReader
-from latentsync.speech import SpeechFeatures
+from latentsync.runtime.files import private_folder, process_lives
 from latentsync.training.clips import ClipFile
 from latentsync.training.crops import Pixels, pictures
 from latentsync.types import FaceTrack, FloatArray, Frame
-from latentsync.weights import Nets
 
 __all__ = ["FPS", "SHORTEST", "Clip", "Preparer", "swept"]
 
@@ -84,13 +88,13 @@ class Clip:
     def path(self) -> Path:
         return self.file.path
 
-    def latents(self, start: int, stop: int) -> diffusion.Latents:
+    def latents(self, start: int, stop: int) -> sampling.Latents:
         """Of frames [start, stop): (f, 4, h, w) float32."""
         masked, clean = (
             torch.from_numpy(self._rows(name, start, stop).astype(np.float32))
             for name in ("masked", "clean")
         )
-        return diffusion.Latents(masked=masked, reference=clean)
+        return sampling.Latents(masked=masked, reference=clean)
 
     def speech(self, start: int, stop: int) -> Tensor:
         """(f, tokens, width) float32."""
@@ -105,7 +109,9 @@ class Clip:
     def mel(self, start: int, frames: int) -> Tensor:
         """(1, 80, columns) float32, what StableSyncNet hears beside so many frames."""
         columns = self._array("mel")
-        return mel.sync_window(torch.from_numpy(columns), self.first + start, frames).float()
+        return syncnet_mel.sync_window(
+            torch.from_numpy(columns), self.first + start, frames
+        ).float()
 
     def crops(self, start: int, stop: int, side: int) -> Pixels:
         """(f, side, side, 3), cut out of the clip."""
@@ -253,7 +259,7 @@ class Preparer:
             for states in features.states(lowest, lowest + shape[0]):
                 rows.write(states)
         wave = np.concatenate(list(sound.chunks(mel.SAMPLE_RATE)))
-        np.save(folder / "mel.npy", mel.sync_mel(wave).float().numpy())
+        np.save(folder / "mel.npy", syncnet_mel.sync_mel(wave).float().numpy())
         np.save(folder / "affine.npy", track.affine[first:stop])
         return {
             "first": first,
@@ -276,7 +282,7 @@ class Preparer:
             while batch := list(islice(crops, BATCH)):
                 with torch.inference_mode():
                     pixels = pictures(np.stack(batch)).to(like)
-                    latents = diffusion.encode(self.nets.vae, pixels, mask)
+                    latents = sampling.encode(self.nets.vae, pixels, mask)
                 clean.write(latents.reference)
                 masked.write(latents.masked)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentsync.cache import file_digest
 from latentsync.errors import Cancelled, InputError
+from latentsync.runtime.disk_cache import file_digest
 from latentsync.types import Progress, ProgressCallback
 
 __all__ = ["SUFFIXES", "ClipFile", "find_clips", "identified"]

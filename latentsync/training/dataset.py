@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import torch
 
-from latentsync import diffusion
+from latentsync.diffusion import sampling
 from latentsync.errors import Cancelled, TrainingError
 from latentsync.training.batches import WHOLE, Batch, Part
 from latentsync.training.clip_cache import FPS, SHORTEST, Clip, Preparer
@@ -196,7 +196,7 @@ class ClipWindows:
         masked = torch.stack([one.masked for one in shown])
         return Batch(
             clean=torch.stack([one.reference for one in shown]).transpose(1, 2),
-            shown=diffusion.Latents(masked=masked, reference=torch.stack(references)),
+            shown=sampling.Latents(masked=masked, reference=torch.stack(references)),
             speech=torch.stack(speech),
             pixels=torch.stack(pixels).transpose(1, 2) if pixels else None,
             mel=torch.stack(mels),

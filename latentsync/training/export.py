@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentsync import weights
-from latentsync.config import UNetConfig
+from latentsync.diffusion import weights
+from latentsync.diffusion.unet import UNet, UNetConfig
 from latentsync.errors import InputError, OptionError, WeightsMismatch
-from latentsync.models.unet import UNet
 from latentsync.training.checkpoint import PARTS, write_state
 
 __all__ = ["export"]

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from latentsync.config import TrainConfig
 from latentsync.errors import Cancelled, OptionError, TrainingError
 from latentsync.training.batches import Part
 from latentsync.training.checkpoint import (
@@ -30,7 +29,8 @@ from latentsync.training.checkpoint import (
     write_checkpoint,
     write_rows,
 )
-from latentsync.training.fleet import Fleet
+from latentsync.training.distributed import Fleet
+from latentsync.training.presets import TrainConfig
 from latentsync.types import Progress, ProgressCallback
 
 if TYPE_CHECKING:

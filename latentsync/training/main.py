@@ -12,26 +12,28 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from latentsync import faces, weights
-from latentsync.config import SyncNetConfig, SyncNetTrainConfig, UNetTrainConfig
-from latentsync.devices import is_cuda
+from latentsync import faces
+from latentsync.diffusion import weights
+from latentsync.diffusion.weights import Nets
 from latentsync.errors import Cancelled, LatentSyncError, OutputError
-from latentsync.files import locked, replacing
-from latentsync.models.syncnet import StableSyncNet
+from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig
+from latentsync.runtime import checkpoints
+from latentsync.runtime.devices import is_cuda
+from latentsync.runtime.files import locked, replacing
 from latentsync.training.batches import Ahead
 from latentsync.training.checkpoint import Facts
 from latentsync.training.clip_cache import Clip, Preparer, swept
 from latentsync.training.clips import ClipFile, find_clips, identified
-from latentsync.training.curves import draw_curves
 from latentsync.training.dataset import ClipWindows, fingerprint, prepare, split
-from latentsync.training.fleet import accelerated
+from latentsync.training.distributed import accelerated
+from latentsync.training.init_model import start, weights_key
 from latentsync.training.loop import fit
-from latentsync.training.pixels import PixelLosses, load_pixel_losses
-from latentsync.training.start import start, weights_key
-from latentsync.training.syncnet import ClipPairs, SyncNetTask
-from latentsync.training.unet import UNetTask
+from latentsync.training.pixel_losses import PixelLosses, load_pixel_losses
+from latentsync.training.plots import draw_curves
+from latentsync.training.presets import SyncNetTrainConfig, UNetTrainConfig
+from latentsync.training.tasks.syncnet import ClipPairs, SyncNetTask
+from latentsync.training.tasks.unet import UNetTask
 from latentsync.types import ProgressCallback
-from latentsync.weights import Nets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -279,7 +281,7 @@ def _preparer(
 ) -> Preparer:
     finder = faces.create(
         detector or nets.config.detector,
-        root=weights.root(weights_folder) / "auxiliary",
+        root=checkpoints.root(weights_folder) / "auxiliary",
         gpu=is_cuda(device),
     )
     return Preparer(nets, finder, cache)
@@ -354,7 +356,7 @@ def _write_figures(file: Path, lowest: float, found: Mapping[str, float]) -> Non
 def _write_syncnet(net: StableSyncNet, file: Path) -> None:
     state = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
     try:
-        weights.write_tensors(state, file)
+        checkpoints.write_tensors(state, file)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{file} can't be written ({error}); make room, and start again: the run goes on"

@@ -7,7 +7,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from latentsync.synthetic import Identity, Mouth, draw, draw_motion
+from latentsync.training.synthetic import Identity, Mouth, draw, draw_motion
 from latentsync.types import Frame
 
 ANNE, BERT = 9016, 9015  # whom no training run draws

@@ -12,8 +12,8 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from latentsync.synthetic import Identity, Mouth, draw, draw_motion
-from latentsync.synthetic.geometry import scene_view
+from latentsync.training.synthetic import Identity, Mouth, draw, draw_motion
+from latentsync.training.synthetic.geometry import scene_view
 from latentsync.types import Box, Frame
 
 WIDTH, HEIGHT = 480, 270  # px

@@ -20,7 +20,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from latentsync import cli
-from latentsync.pipeline import LipSync
+from latentsync.pipeline.lipsync import LipSync
 from tests.clips import ffmpeg
 from tests.footage.zoo import Zoo
 

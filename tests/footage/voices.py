@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from latentsync.synthetic import Voice, speak
-from latentsync.synthetic.speech import SAMPLE_RATE
+from latentsync.training.synthetic import Voice, speak
+from latentsync.training.synthetic.speech import SAMPLE_RATE
 from tests.clips import babble, write_sound
 from tests.footage import faces
 

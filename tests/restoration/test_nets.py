@@ -7,10 +7,10 @@ from spandrel.architectures.Compact import Compact
 from spandrel.architectures.SAFMN import SAFMN
 from torch import nn
 
-from latentsync import devices
-from latentsync.downloads import SETS
 from latentsync.errors import WeightsMismatch
-from latentsync.restorers import load_restorer
+from latentsync.faces.restoration.nets import load_restorer
+from latentsync.runtime import devices
+from latentsync.runtime.downloads import SETS
 from tests.restoration import face_nets
 
 SIDE = 512

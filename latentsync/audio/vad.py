@@ -1,0 +1,137 @@
+"""When does somebody speak? Told by how loud the voice's band is against what is always there.
+
+The floor under a moment is the level that its seconds before or after seldom fall below, whichever
+is higher: so a fan that starts, or steady music, isn't taken for speech. Why not a library's
+detector: benchmarks/README.md, voice_activity.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync.audio.mel import SAMPLE_RATE
+from latentsync.audio.whisper import SpeechSource
+from latentsync.types import FloatArray, IntArray
+
+__all__ = ["VoiceActivity", "speaking"]
+
+BLOCK = Fraction(1, 50)  # s, one decision
+SAMPLES = int(BLOCK * SAMPLE_RATE)
+BAND = slice(4, 77)  # bins of 50 Hz: 200 to 3800 Hz, where voices are and hum is not
+
+FLOOR_BLOCKS = 300  # 6 s, longer than anybody holds a note
+FLOOR_PERCENT = 10  # of these blocks lie below the floor: the gaps between sounds and words
+ABOVE = 10.0  # dB over the floor is speech,
+STILL = 5.0  # and what is so many dB over it beside that: how words begin and fade
+# A word with nothing around it has no floor: what is nearly as loud as the loudest 2 % is speech.
+LOUDEST_PERCENT, NEAR = 98, 12.0  # dB
+RANGE, SILENCE = 45.0, -75.0  # dB: no floor lies deeper, below the loudest and below full scale
+
+BLIP = 3  # blocks, 60 ms; what is shorter is a click
+BEFORE, AFTER = 4, 10  # blocks, 80 and 200 ms: lips move before the sound and come to rest after it
+PAUSE = 15  # blocks, 300 ms; what is left between two words and is shorter is no pause
+
+
+@dataclass(frozen=True)
+class VoiceActivity:
+    """When somebody speaks; 50 bytes for a second of sound."""
+
+    blocks: NDArray[np.bool_]  # (n,) one for each 20 ms of the sound; nobody speaks around it
+
+    def at(
+        self, begins: IntArray, tick: Fraction, after: Fraction = Fraction(0)
+    ) -> NDArray[np.bool_]:
+        """(n,) whether somebody speaks when each video frame begins.
+
+        Args:
+            begins: (n,) ticks at which each frame begins.
+            tick: seconds.
+            after: seconds of frames before the sound begins.
+        """
+        # A thousandth of a block more, because a frame may begin with a block.
+        places = np.floor(begins * float(tick / BLOCK) - float(after / BLOCK) + 1e-3)
+        heard = (places >= 0) & (places < len(self.blocks))
+        speaks = np.zeros(len(begins), dtype=bool)
+        speaks[heard] = self.blocks[places[heard].astype(np.int64)]
+        return speaks
+
+
+def speaking(sound: SpeechSource) -> VoiceActivity:
+    """Listen to a whole sound, piece by piece; 0.7 MB of levels are held for an hour of it.
+
+    Speech is widened, so that no word's end is cut, and short pauses in it are part of it.
+    """
+    levels = np.fromiter(_levels(sound), dtype=np.float32)
+    if len(levels) == 0:
+        return VoiceActivity(np.zeros(0, dtype=bool))
+    loudest = float(np.percentile(levels, LOUDEST_PERCENT))
+    floor = np.maximum(_floor(levels), max(SILENCE, loudest - RANGE))
+    loud = levels > np.minimum(floor + ABOVE, max(SILENCE + ABOVE, loudest - NEAR))
+    return VoiceActivity(_whole_words(_faded(loud, levels > floor + STILL)))
+
+
+def _floor(levels: FloatArray) -> FloatArray:
+    """(n,) dB -> (n,) dB: what the gaps of the 6 s before or after each block lie below.
+
+    At its ends the sound is mirrored, here and not by scipy, whose 1.17 reads beyond arrays that
+    are shorter than its window.
+    """
+    from scipy.ndimage import percentile_filter  # slow to import, and seldom needed
+
+    around, half = np.pad(levels, FLOOR_BLOCKS, mode="symmetric"), FLOOR_BLOCKS // 2 - 1
+    behind, ahead = (
+        percentile_filter(around, FLOOR_PERCENT, size=FLOOR_BLOCKS, origin=origin)
+        for origin in (half, -half)
+    )
+    return np.asarray(np.maximum(behind, ahead)[FLOOR_BLOCKS:-FLOOR_BLOCKS], np.float32)
+
+
+def _levels(sound: SpeechSource) -> Iterator[float]:
+    """dB of the voice's band in each block; the last one is filled up with silence."""
+    window = np.hanning(SAMPLES).astype(np.float32)
+    rest = np.zeros(0, dtype=np.float32)
+    for chunk in sound.chunks():
+        rest = np.concatenate([rest, chunk])
+        whole = len(rest) // SAMPLES * SAMPLES
+        yield from _decibels(rest[:whole].reshape(-1, SAMPLES) * window)
+        rest = rest[whole:]
+    if len(rest):
+        yield from _decibels(np.pad(rest, (0, SAMPLES - len(rest)))[None] * window)
+
+
+def _decibels(blocks: FloatArray) -> FloatArray:
+    """(n, samples) windowed -> (n,) dB."""
+    powers = np.abs(np.fft.rfft(blocks)[:, BAND]) ** 2
+    decibels: FloatArray = 10 * np.log10(powers.sum(axis=1) / SAMPLES**2 + 1e-10)
+    return decibels.astype(np.float32)
+
+
+def _faded(loud: NDArray[np.bool_], audible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is loud, with what is audible right before and after it."""
+    either = loud | audible
+    for start, stop in _runs(audible & ~loud):
+        if not loud[max(0, start - 1) : stop + 1].any():
+            either[start:stop] = False
+    return either
+
+
+def _whole_words(loud: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without clicks, with what lies around words, and with the short pauses between them."""
+    speaks = np.zeros_like(loud)
+    for start, stop in _runs(loud):
+        if stop - start >= BLIP:
+            speaks[max(0, start - BEFORE) : stop + AFTER] = True
+    for start, stop in _runs(~speaks):
+        if stop - start < PAUSE and start > 0 and stop < len(speaks):
+            speaks[start:stop] = True
+    return speaks
+
+
+def _runs(flags: NDArray[np.bool_]) -> list[list[int]]:
+    """[start, stop) of each stretch that is true."""
+    borders = np.flatnonzero(np.diff(flags, prepend=False, append=False))
+    runs: list[list[int]] = borders.reshape(-1, 2).tolist()
+    return runs

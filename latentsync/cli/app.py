@@ -1,0 +1,67 @@
+"""The command line of the web page: `latentsync app`."""
+
+import os
+import signal
+import sys
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from latentsync.cli.common import LOOPBACK, Device, Dtype, Model, ModelsDetector, Weights
+from latentsync.errors import BackendUnavailable
+
+__all__ = ["app"]
+
+
+def app(
+    model: Model = "v1.6",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0: whoever reaches this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    detector: ModelsDetector = None,
+    max_upload: Annotated[int, typer.Option(help="Bytes of an upload.")] = 2 * 2**30,
+    max_seconds: Annotated[float, typer.Option(help="Of a clip, and of a sound.")] = 1800.0,
+    enable_sr: Annotated[bool, typer.Option("--enable_sr", "--enable-sr", hidden=True)] = False,
+) -> None:
+    """Show a page on which clips and voices are put together.
+
+    Super-resolution is on it where `latentsync[restore]` is installed. Uploads
+    and outputs are deleted after an hour, and when the page is stopped.
+    """
+    try:
+        import uvicorn
+        from fastapi import FastAPI
+
+        from latentsync.service.page.blocks import mount
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"the page needs {error.name}; install it by pip install 'latentsync[app]'"
+        ) from error
+    from latentsync.pipeline.lipsync import LipSync
+
+    lipsync = LipSync.load(model, weights=weights, device=device, dtype=dtype, detector=detector)
+    signal.signal(signal.SIGTERM, _leave)  # so that what is below is tidied up
+    with TemporaryDirectory(prefix="latentsync-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = FastAPI(openapi_url=None)
+        mount(
+            page,
+            lambda: lipsync,
+            path="/",
+            model=lipsync.nets.config.name,
+            restoring=enable_sr or None,
+            max_upload_bytes=max_upload,
+            max_seconds=max_seconds,
+            at_host=host in LOOPBACK,
+        )
+        typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        uvicorn.run(page, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
+
+
+def _leave(*_: object) -> None:
+    sys.exit(0)

@@ -1,0 +1,371 @@
+"""The command line of the task API: `latentsync serve`, `work` and `keys`."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from latentsync.cli.common import (
+    LOOPBACK,
+    Device,
+    EngineName,
+    Model,
+    RayAddress,
+    Weights,
+    check_engine,
+)
+from latentsync.errors import BackendUnavailable, OptionError
+from latentsync.runtime.scratch import temporary_folder
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from latentsync.service.core import Service
+    from latentsync.service.settings import Settings
+
+__all__ = ["keys", "serve", "work"]
+
+STOP_SECONDS = 5  # in which requests that are being answered may end
+
+log = logging.getLogger(__name__)
+
+keys = typer.Typer(no_args_is_help=True, help="Who may use the task API.")
+
+Data = Annotated[
+    Path, typer.Option(envvar="LATENTSYNC_DATA", help="The folder of its database and files.")
+]
+DatabaseUrl = Annotated[
+    str,
+    typer.Option(
+        envvar="LATENTSYNC_DATABASE",
+        help="postgresql+psycopg://USER:PASSWORD@HOST/NAME; default SQLite in the data folder.",
+    ),
+]
+StorageUrl = Annotated[
+    str,
+    typer.Option(
+        envvar="LATENTSYNC_STORAGE",
+        help="s3://BUCKET/PREFIX, or a folder; default one in the data folder.",
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Let each worker make kernels as it starts, which takes minutes; default on a GPU.",
+    ),
+]
+MinReplicas = Annotated[
+    int | None, typer.Option(help="With --engine ray, kept where there is nothing to do; 1.")
+]
+MaxReplicas = Annotated[
+    int | None, typer.Option(help="With --engine ray, with a long queue; default one a GPU.")
+]
+Workers = Annotated[int, typer.Option(help="Processes, each with a model of its own.")]
+
+limit_option = partial(typer.Option, rich_help_panel="Limits")
+MaxUpload = Annotated[int, limit_option(help="Bytes of an upload, or of a file at an address.")]
+MaxStored = Annotated[int, limit_option(help="Bytes of all uploads and outputs.")]
+MaxSeconds = Annotated[float, limit_option(help="Of a clip, and of a sound.")]
+KeepHours = Annotated[float, limit_option(help="How long ended tasks and outputs are kept.")]
+UploadHours = Annotated[float, limit_option(help="How long uploads are kept after their last use.")]
+UrlHours = Annotated[float, limit_option(help="How long an output's address holds, up to 168.")]
+LeaseSeconds = Annotated[
+    float, limit_option(help="After so long without a word, a worker is taken for dead.")
+]
+Private = Annotated[
+    bool,
+    limit_option(
+        "--private-addresses",
+        help="Let inputs and webhooks be on this network: whoever has a key can then reach it.",
+    ),
+]
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    public_url: Annotated[
+        str, typer.Option(help="Where clients reach it; default http://HOST:PORT.")
+    ] = "",
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Ask for no key; on 127.0.0.1 only.")
+    ] = False,
+    page: Annotated[
+        bool,
+        typer.Option("--page", help="Show the web page at /app too, with a model of its own."),
+    ] = False,
+    workers: Workers = 1,
+    model: Model = "v1.6",
+    weights: Weights = None,
+    device: Device = None,
+    compile_: Compile = None,
+    data: Data = Path("latentsync-data"),
+    database: DatabaseUrl = "",
+    storage: StorageUrl = "",
+    max_upload: MaxUpload = 2 * 2**30,
+    max_stored: MaxStored = 50 * 2**30,
+    max_seconds: MaxSeconds = 1800.0,
+    keep_hours: KeepHours = 168.0,
+    upload_hours: UploadHours = 24.0,
+    url_hours: UrlHours = 24.0,
+    lease_seconds: LeaseSeconds = 30.0,
+    private_addresses: Private = False,
+    engine: EngineName = "local",
+    min_replicas: MinReplicas = None,
+    max_replicas: MaxReplicas = None,
+    ray_address: RayAddress = None,
+) -> None:
+    """Take tasks over HTTP, like the hosted API, and work them off.
+
+    Make keys with `latentsync keys create NAME`. What clients can ask is at
+    /docs. `--workers 0` only takes tasks; `latentsync work` elsewhere does them.
+    """
+    from latentsync.service.settings import Settings
+
+    given = {"min_replicas": min_replicas, "max_replicas": max_replicas}
+    check_engine(engine, **given, ray_address=ray_address)
+    if no_auth and host not in LOOPBACK:
+        raise OptionError(f"--no-auth on {host} would be open to everybody; use 127.0.0.1, or keys")
+    if not public_url and host in ("0.0.0.0", "::"):  # noqa: S104 - asked for, not chosen
+        raise OptionError(
+            f"on {host} answers can't tell where this is; give --public-url http://NAME:{port}"
+        )
+    settings = Settings(
+        data=data.resolve(),  # replicas of Ray have a working folder of their own
+        database=database,
+        storage=storage,
+        public_url=public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        model=model,
+        weights=weights,
+        device=device,
+        compile=compile_,
+        max_upload_bytes=max_upload,
+        max_stored_bytes=max_stored,
+        max_seconds=max_seconds,
+        keep_hours=keep_hours,
+        upload_hours=upload_hours,
+        url_hours=url_hours,
+        lease_seconds=lease_seconds,
+        private_addresses=private_addresses,
+    )
+    working = partial(_processes, workers=workers)
+    if engine == "ray":
+        from latentsync.service.fleet import serving
+
+        working = partial(serving, least=min_replicas, most=max_replicas, address=ray_address)
+    _serve(settings, host, port, working, no_auth, page)
+
+
+@contextmanager
+def _processes(service: "Service", *, workers: int) -> Iterator[None]:
+    """Workers on this machine."""
+    from latentsync.service.supervisor import Supervisor
+
+    supervisor = Supervisor(service.settings, workers, service.settings.data / "work")
+    supervisor.start()
+    try:
+        yield
+    finally:
+        supervisor.stop()
+
+
+def _serve(
+    settings: "Settings",
+    host: str,
+    port: int,
+    working: "Callable[[Service], AbstractContextManager[None]]",
+    no_auth: bool,
+    page: bool,
+) -> None:
+    with _installed():
+        import uvicorn
+
+        from latentsync.service.app import create_app
+        from latentsync.service.connections import Connection, connections_allowed
+        from latentsync.service.core import Service
+        from latentsync.service.signing import VARIABLE
+
+    _check_port(host, port)  # before anything that another server on this machine would notice
+    signal.signal(signal.SIGTERM, _leave)
+    logging.getLogger("latentsync.service").setLevel(logging.INFO)
+    with Service.open(settings, decides=True) as service:
+        if settings.database and settings.storage and not os.environ.get(VARIABLE):
+            log.warning(
+                "addresses and webhooks are signed with %s, which only this machine has: give all "
+                "servers the same $%s, or links end when this one does",
+                settings.data / "secret",
+                VARIABLE,
+            )
+        if not no_auth and not service.keys.all():
+            typer.echo(f"no key yet: make one by `latentsync keys create NAME{_where(settings)}`")
+        app = create_app(service, needs_key=not no_auth)
+        if page:
+            _show_page(app)
+        with working(service):
+            uvicorn.run(
+                app,
+                host=host,
+                port=port,
+                access_log=False,
+                timeout_graceful_shutdown=STOP_SECONDS,
+                http=Connection,
+                ws="none",
+                limit_concurrency=connections_allowed(),
+            )
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise OptionError where nobody can listen there now."""
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise OptionError(
+            f"can't listen on {host}, port {port} ({error.strerror}): end what does, or give "
+            "another --port or --host"
+        ) from error
+
+
+def _show_page(app: "FastAPI") -> None:
+    """Put the web page onto the task API's application, for whoever has a key."""
+    from latentsync.pipeline.lipsync import LipSync
+    from latentsync.service.gate import PAGE
+
+    with _installed("the page", "app"):
+        from latentsync.service.page.blocks import mount
+
+    settings = app.state.front.service.settings
+    mount(
+        app,
+        lambda: LipSync.load(settings.model, weights=settings.weights, device=settings.device),
+        path=PAGE,
+        model=settings.model,
+        max_upload_bytes=settings.max_upload_bytes,
+        max_seconds=settings.max_seconds,
+    )
+
+
+def work(
+    database: DatabaseUrl,
+    storage: StorageUrl,
+    workers: Workers = 1,
+    model: Model = "v1.6",
+    weights: Weights = None,
+    device: Device = None,
+    compile_: Compile = None,
+) -> None:
+    """Work off the tasks of a service elsewhere, which shares its database and storage.
+
+    Its limits are those that `latentsync serve` was given.
+    """
+    with _installed():
+        from latentsync.service.settings import Settings
+        from latentsync.service.supervisor import Supervisor
+
+    if not database or not storage:
+        raise OptionError("give --database and --storage, the same as those of `latentsync serve`")
+    settings = Settings(
+        database=database,
+        storage=storage,
+        model=model,
+        weights=weights,
+        device=device,
+        compile=compile_,
+    )
+    signal.signal(signal.SIGTERM, _leave)
+    logging.getLogger("latentsync.service").setLevel(logging.INFO)
+    with temporary_folder("latentsync-work-") as folder:
+        supervisor = Supervisor(settings, workers, folder / "work")
+        supervisor.start()
+        try:
+            supervisor.wait()
+        finally:
+            supervisor.stop()
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whom it is for.")],
+    per_minute: Annotated[int, typer.Option(help="Tasks and uploads it may begin.")] = 60,
+    at_once: Annotated[int, typer.Option(help="Unfinished tasks it may have.")] = 20,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Of its uploads and outputs; default a fifth of all.")
+    ] = None,
+    data: Data = Path("latentsync-data"),
+    database: DatabaseUrl = "",
+) -> None:
+    """Make a key and show it, once."""
+    with _opened(data, database) as service:
+        _, shown = service.keys.create(
+            name, per_minute=per_minute, at_once=at_once, max_bytes=max_bytes
+        )
+    typer.echo(shown)
+
+
+@keys.command(name="list")
+def show(data: Data = Path("latentsync-data"), database: DatabaseUrl = "") -> None:
+    """Show all keys and their limits."""
+    with _opened(data, database) as service:
+        for use in service.keys.all():
+            key = use.key
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.used_at or 0))
+            last = f"used {used}" if key.used_at else "never used"
+            state = "revoked" if key.revoked_at else f"{use.unfinished} unfinished"
+            limits = f"{key.per_minute} a minute, {key.at_once} at once"
+            share = service.settings.usual_share if key.max_bytes is None else key.max_bytes
+            limits += f", {share / 2**30:.3g} GiB"
+            typer.echo(f"{key.name:<20} {limits:<40} {last:<22} {state}")
+
+
+@keys.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="As it was created.")],
+    data: Data = Path("latentsync-data"),
+    database: DatabaseUrl = "",
+) -> None:
+    """Let a key open nothing from now on."""
+    with _opened(data, database) as service:
+        service.keys.revoke(name)
+    typer.echo(f"{name} is revoked")
+
+
+@contextmanager
+def _opened(data: Path, database: str) -> "Iterator[Service]":
+    with _installed():
+        from latentsync.service.core import Service
+        from latentsync.service.settings import Settings
+
+    with Service.open(Settings(data=data, database=database)) as service:
+        yield service
+
+
+@contextmanager
+def _installed(what: str = "the task API", extra: str = "serve") -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"{what} needs {error.name}; install it by pip install 'latentsync[{extra}]'"
+        ) from error
+
+
+def _where(settings: "Settings") -> str:
+    if settings.database:
+        return " --database ..."
+    return "" if settings.data == Path("latentsync-data") else f" --data {settings.data}"
+
+
+def _leave(*_: object) -> None:
+    sys.exit(0)

@@ -1,0 +1,309 @@
+"""The command line of training: `latentsync train unet` and `latentsync train syncnet`.
+
+On many devices: `accelerate launch --module latentsync train unet ...`.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+
+import typer
+
+from latentsync.cli.common import ModelsDetector, Weights, machine_option
+from latentsync.cli.progress_bars import bars, shown_on
+from latentsync.errors import Cancelled, OptionError, WeightsMissing
+
+if TYPE_CHECKING:
+    from latentsync.diffusion.weights import Nets
+    from latentsync.faces import Detector
+    from latentsync.training.presets import TrainConfig
+
+__all__ = ["train"]
+
+INTERRUPTED = 130
+
+Run = TypeVar("Run", bound="TrainConfig")
+
+train = typer.Typer(no_args_is_help=True, help="Train the nets on clips of your own.")
+
+
+@train.callback()
+def _root() -> None:
+    """Train the nets on clips of your own."""
+
+
+# Options of both commands.
+Data = Annotated[Path, typer.Option(help="A folder of clips with sound and a face each.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")]
+Steps = Annotated[int | None, typer.Option(help="Default, here and below: the preset's.")]
+Accumulate = Annotated[
+    int | None, typer.Option(help="Parts in which a device takes its share of the batch.")
+]
+LearningRate = Annotated[float | None, typer.Option(help="AdamW's.")]
+HeldOut = Annotated[
+    int | None,
+    typer.Option(min=0, help="Clips validated on only; default 1 of 50; 0: train on all."),
+]
+Seed = Annotated[int | None, typer.Option(help="Of all that is drawn by chance.")]
+Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
+LogEvery = Annotated[int | None, typer.Option(help="Steps to a line of figures.")]
+ValidateEvery = Annotated[int | None, typer.Option(help="Steps, a multiple of --log-every.")]
+CheckpointEvery = Annotated[int | None, typer.Option(help="Steps.")]
+KeepCheckpoints = Annotated[
+    int | None, typer.Option(help="The last so many checkpoints; default 1.")
+]
+Cache = Annotated[Path | None, typer.Option(help="Where prepared clips lie; default OUTPUT/cache.")]
+Cpu = Annotated[bool, machine_option("--cpu", help="Use no GPU.")]
+
+
+@train.command()
+def unet(
+    data: Data,
+    output: Output,
+    preset: Annotated[
+        str,
+        typer.Option(help="stage1, stage2, stage2_efficient, stage1_512, stage2_512 or demo."),
+    ] = "stage2",
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="What to start from: v1.6 (preset demo: demo), v1.5, or a folder training wrote."
+        ),
+    ] = None,
+    steps: Steps = None,
+    batch: Annotated[int | None, typer.Option(help="Windows a step, on all devices.")] = None,
+    accumulate: Accumulate = None,
+    learning_rate: LearningRate = None,
+    speech_dropout: Annotated[
+        float | None, typer.Option(help="0-1, windows that hear nothing; published: 0.")
+    ] = None,
+    sync_weight: Annotated[float | None, typer.Option(help="Of the SyncNet loss.")] = None,
+    syncnet_file: Annotated[
+        Path | None,
+        typer.Option("--syncnet", help="What `train syncnet` wrote; default the published one."),
+    ] = None,
+    syncnet_preset: Annotated[
+        str, typer.Option(help="Of that file: pixel_attn, pixel, latent, 25_pixel or small.")
+    ] = "pixel_attn",
+    lpips_weight: Annotated[float | None, typer.Option(help="Of the LPIPS loss.")] = None,
+    trepa_weight: Annotated[float | None, typer.Option(help="Of the TREPA loss.")] = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    log_every: LogEvery = None,
+    validate_every: ValidateEvery = None,
+    checkpoint_every: CheckpointEvery = None,
+    keep_checkpoints: KeepCheckpoints = None,
+    held_out: HeldOut = None,
+    cache: Cache = None,
+    detector: ModelsDetector = None,
+    weights: Weights = None,
+    cpu: Cpu = False,
+    show: Annotated[bool, typer.Option(help="Make a clip at each validation.")] = True,
+) -> None:
+    """Train the U-Net; the same command again goes on where it was stopped.
+
+    OUTPUT gets model/ (for --model and latentsync.load) and best/, the one of
+    the best validation; PRESET.csv, PRESET.checkpoint.pt, curves.png, and
+    validation/ with a clip each.
+    """
+    given = dict(locals())  # the options, by name
+    from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS
+
+    run = _configured(UNET_RUNS, preset, given)
+    judge = _named(SYNCNET_RUNS, syncnet_preset, "syncnet_preset").net
+    from latentsync.training.main import train_unet
+
+    _trained(
+        train_unet,
+        run,
+        data,
+        output,
+        init=init or ("demo" if preset == "demo" else "v1.6"),
+        syncnet_file=syncnet_file,
+        syncnet_config=judge,
+        cache=cache,
+        weights_folder=weights,
+        detector=detector,
+        held_out=held_out,
+        cpu=cpu,
+        show=_speak if show else None,
+    )
+
+
+@train.command()
+def syncnet(
+    data: Data,
+    output: Output,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="pixel_attn, pixel, latent, 25_pixel, or small (demo's latents, for a CPU)."
+        ),
+    ] = "pixel",
+    model: Annotated[
+        str, typer.Option(help="Whose VAE prepares the clips: v1.6, v1.5, demo, or a folder.")
+    ] = "v1.6",
+    steps: Steps = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Clips a step, on all devices; two windows of each.")
+    ] = None,
+    accumulate: Accumulate = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    precision: Precision = None,
+    log_every: LogEvery = None,
+    validate_every: ValidateEvery = None,
+    checkpoint_every: CheckpointEvery = None,
+    keep_checkpoints: KeepCheckpoints = None,
+    held_out: HeldOut = None,
+    cache: Cache = None,
+    detector: ModelsDetector = None,
+    weights: Weights = None,
+    cpu: Cpu = False,
+) -> None:
+    """Train the net that judges lip-sync; the same command again goes on where it was stopped.
+
+    OUTPUT gets syncnet.safetensors (for `train unet --syncnet`), best.safetensors of
+    the best validation, PRESET.csv with the accuracy on held-out clips,
+    PRESET.checkpoint.pt and curves.png.
+    """
+    given = dict(locals())  # the options, by name
+    from latentsync.training.presets import SYNCNET_RUNS
+
+    run = _configured(SYNCNET_RUNS, preset, given)
+    from latentsync.training.main import train_syncnet
+
+    _trained(
+        train_syncnet,
+        run,
+        data,
+        output,
+        model=model,
+        cache=cache,
+        weights_folder=weights,
+        detector=detector,
+        held_out=held_out,
+        cpu=cpu,
+    )
+
+
+@train.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="A folder that training filled, or a model's folder.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .pt to write.")],
+) -> None:
+    """Write what was trained as the published code reads it, in float32.
+
+    Of a run, the average of the weights at its last checkpoint.
+    """
+    from latentsync.training.export import export as run
+
+    step = run(source, output)
+    typer.echo(f"{output} (step {step})")
+
+
+def _trained(training: Callable[..., Path], *arguments: object, **options: object) -> None:
+    """Run it with bars and a way to stop, and tell what it wrote."""
+    try:
+        with bars("steps") as drawn, _stopping() as asked:
+            result = training(*arguments, **options, progress=shown_on(drawn), cancel=asked)
+    except WeightsMissing as error:
+        # The advice is for commands that have `--model`; what it fetches may be a judge's, too.
+        raise WeightsMissing(
+            str(error).replace("use `--model demo`", "use `--preset demo --init demo`")
+        ) from error
+    except Cancelled as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(INTERRUPTED) from stopped
+    typer.echo(result)
+
+
+def _named(presets: Mapping[str, Run], name: str, option: str = "preset") -> Run:
+    if name not in presets:
+        raise OptionError(f"{option} is {name!r}; it must be one of {', '.join(presets)}")
+    return presets[name]
+
+
+def _configured(presets: Mapping[str, Run], preset: str, given: dict[str, Any]) -> Run:
+    """The preset, with what was given laid over it.
+
+    Raises:
+        OptionError: no such preset, or a value that can't be.
+    """
+    run = _named(presets, preset)
+    hints = get_type_hints(type(run))
+    changes = {name: v for name, v in given.items() if name in hints and v is not None}
+    for name, value in changes.items():
+        if hints[name] is int and value < (0 if name == "seed" else 1):
+            raise OptionError(f"{name} is {value}; it must be a whole number from 1 on")
+        if hints[name] is float and not 0 <= value < float("inf"):
+            raise OptionError(f"{name} is {value}; it must be a number from 0 on")
+        if name == "precision" and value not in (allowed := get_args(hints[name])):
+            raise OptionError(f"precision is {value!r}; it must be one of {', '.join(allowed)}")
+    run = replace(run, **changes)
+    if run.validate_every % run.log_every:
+        raise OptionError(
+            f"validate_every is {run.validate_every}; it must be a multiple of log_every, "
+            f"{run.log_every}"
+        )
+    return run
+
+
+def _speak(
+    nets: "Nets",
+    detector: "Detector",
+    face: Path,
+    voice: Path,
+    output: Path,
+    cancel: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """What the model makes of a face and another's voice, and how its mouth follows that voice.
+
+    The truth is the mouth of the voice's own clip. The ruler that reads both knows drawn faces; on
+    filmed ones its figure is a hint, no measurement.
+
+    Raises:
+        Cancelled: `cancel` said so.
+    """
+    from latentsync.evaluation.lips import lip_correlation
+    from latentsync.evaluation.ruler import Ruler, find_track, mouth_track
+    from latentsync.pipeline.lipsync import LipSync
+
+    LipSync(nets, detector).run(
+        face, voice, output, seed=1247, guidance_scale=1.5, cancelled=cancel
+    )
+    if cancel():
+        raise Cancelled("the validation was stopped")
+    ruler = Ruler.load()
+    shown = mouth_track(output, ruler, detector, track=find_track(face, detector))[:, 0]
+    truth = mouth_track(voice, ruler, detector)[:, 0]
+    both = min(len(shown), len(truth))
+    return {"lip_correlation": lip_correlation(shown[:both], truth[:both]).at_zero}
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C or SIGTERM is only noted, the second one ends the program."""
+    noted: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(one) for one in signals]
+
+    def note(number: int, _frame: object) -> None:
+        noted.append(number)
+        restore()
+
+    def restore() -> None:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)
+
+    for one in signals:
+        signal.signal(one, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        restore()

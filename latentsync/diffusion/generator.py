@@ -1,0 +1,269 @@
+"""What of a run needs the big nets: crops of a face and its speech in, crops that speak out.
+
+Everything else of a run is on either side of it, so this may also happen on other machines:
+`Drawing` is what a painter asks for, `Network` does it here, an `Engine` anywhere else.
+"""
+
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from latentsync.diffusion import memory, sampling
+from latentsync.diffusion.attention import attention_backend
+from latentsync.diffusion.config import PRESETS
+from latentsync.diffusion.unet import UNetConfig
+from latentsync.diffusion.weights import Nets, Offload, load_nets
+from latentsync.errors import LatentSyncError, OptionError
+from latentsync.faces.mask import keep_mask
+from latentsync.options import Options
+from latentsync.runtime import devices, disk_cache
+from latentsync.runtime.frame_cache import Kept
+from latentsync.runtime.progress import Reporter
+from latentsync.types import IntArray
+
+__all__ = [
+    "Drawing",
+    "Engine",
+    "Network",
+    "Work",
+    "in_range",
+    "levels",
+    "ready_nets",
+    "usual_batch",
+]
+
+log = logging.getLogger(__name__)
+
+# Of frames that will be shown again, at 512 px: latents of a minute and a half, where the nets are.
+LATENT_BYTES = 128 * 2**20
+MOST_GROUPS = 4  # at once, unless asked for more: their frames, at 4K 0.8 GB, wait together
+
+
+@dataclass(frozen=True)
+class Work:
+    """Neighbouring groups of frames, g of f frames each, that the network sees at once."""
+
+    crops: Tensor  # (g, f, R, R, 3) uint8
+    speech: Tensor  # (g, f, tokens, width) float32
+    source: IntArray  # (g * f,) the source frame of each crop
+    start: int  # first frame of the output
+    stop: int  # the one after the last
+    shared: int = 0  # of the first frames, how many the group before gives
+    keep: int = 0  # of the last frames, how many the next group gives
+
+
+class Drawing(Protocol):
+    """Lets the network draw one face of one run, some groups at a time."""
+
+    @property
+    def batch(self) -> int:
+        """Groups of one `Work`."""
+
+    def __call__(
+        self, works: Generator[Work | None, None, None]
+    ) -> Generator[Tensor | None, None, None]:
+        """The crops of each work, in order, (g, f, R, R, 3) uint8 on the CPU; None of None.
+
+        As published they are (g, f, 3, R, R) float32, about [-1, 1], until they lie in the frame.
+
+        Raises:
+            LatentSyncError: the network's output is not finite, or memory doesn't suffice.
+        """
+
+
+class Engine(Protocol):
+    """Draws somewhere else than in this process: `latentsync.diffusion.ray`."""
+
+    def drawing(self, options: Options, times: IntArray, reporter: Reporter) -> Drawing:
+        """Of one face of one run of `independent` groups; the arguments are those of `Network`."""
+
+    @property
+    def device(self) -> str:
+        """Where it draws, for a person."""
+
+    @property
+    def dtype(self) -> str:
+        """In which precision."""
+
+
+def independent(options: Options) -> bool:
+    """Whether every group comes out the same wherever and in whichever order it is drawn."""
+    return not options.overlap and options.vae_posterior == "mean"
+
+
+def ready_nets(
+    model: str | Path = "v1.6",
+    *,
+    weights: Path | str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    attention: Literal["native", "xformers"] = "native",
+    offload: Offload = "auto",
+    compile: bool = False,  # noqa: A002 - what torch and its users call it
+) -> Nets:
+    """A model's nets on one device, with the kernels asked for; all is as `LipSync.load` says."""
+    attend = attention_backend(attention)
+    size = PRESETS[str(model)].unet if str(model) in PRESETS else None
+    place, precision = devices.choose(device, dtype, large=size == UNetConfig())
+    # Said before the long part: a container's setup log may lose what is said last.
+    log.info("loading model %s on %s in %s, %s attention", model, place, precision, attention)
+    if compile and offload == "sequential":
+        raise OptionError("compile with offload 'sequential'; kernels want the weights in place")
+    fitting: Offload = "none" if compile else offload
+    nets = load_nets(model, folder=weights, device=place, dtype=precision, offload=fitting)
+    nets.unet.set_attention(attend)
+    for net in (nets.unet, nets.vae):
+        devices.channels_last(net)
+    if compile:
+        side = nets.vae.latent_shape(nets.config.resolution)[1]
+        like = nets.unet.conv_in.weight
+        rows = {1, 2, usual_batch(nets), 2 * usual_batch(nets)}  # with guidance twice as many
+        calls = (memory.unet_call(nets.config.unet, side, like, n) for n in sorted(rows))
+        devices.compile_for(nets.unet, *calls)
+    return nets
+
+
+class Network:
+    """Draws one face of one run with nets of this process, by one call's options.
+
+    A source frame that is shown again (a turn, a loop, a still picture) is encoded once, as long as
+    there is room to keep it. With a sampled posterior each showing has noise of its own, so latents
+    aren't kept then.
+
+    Args:
+        times: (n,) how often each source frame will be drawn.
+        reporter: asked before every denoising step whether to stop.
+        known: latents of source frames from runs before.
+    """
+
+    def __init__(
+        self,
+        nets: Nets,
+        options: Options,
+        times: IntArray,
+        reporter: Reporter | None = None,
+        known: disk_cache.Latents | None = None,
+    ) -> None:
+        self._nets, self._options, self._known = nets, options, known
+        self._reporter = reporter or Reporter()
+        side = nets.config.resolution
+        self._like = nets.unet.conv_in.weight  # what goes into the nets has its device and dtype
+        draw = sampling.seeded_draw(options.seed)
+        self._noise = draw(nets.vae.latent_shape(side)).to(self._like)
+        self._draw = draw if options.vae_posterior == "sample" else None
+        self._mask = torch.from_numpy(keep_mask(side)).to(self._like)
+        self._latents: Kept[Tensor] = Kept(times, 0 if self._draw else LATENT_BYTES)
+        self._seam = sampling.Seam(0, 0, [])
+        self.batch = (options.batch or usual_batch(nets)) if independent(options) else 1
+
+    def __call__(
+        self, works: Generator[Work | None, None, None]
+    ) -> Generator[Tensor | None, None, None]:
+        """As `Drawing` says."""
+        for work in works:
+            if work is None:
+                yield None
+                continue
+            with self._reporter.timed("network"):
+                faces = self.drawn(work)
+            del work  # else it would be held while the next groups are read
+            yield faces
+            del faces
+
+    @torch.inference_mode()
+    def drawn(self, work: Work) -> Tensor:
+        """The crops of one work, as `Drawing` says."""
+        try:
+            return self._drawn(work)
+        except torch.OutOfMemoryError as error:
+            groups, frames = work.crops.shape[:2]
+            raise LatentSyncError(
+                f"{self._like.device} has too little memory for {groups} x {frames} frames of "
+                f"{self._nets.config.resolution} px in {self._like.dtype}; free some, use batch 1, "
+                "dtype float16, or the smaller model v1.5"
+            ) from error
+
+    def _drawn(self, work: Work) -> Tensor:
+        pixels = in_range(work.crops.to(self._like.device)).to(self._like)
+        latents = self._encoded(work, pixels)
+        self._seam = sampling.Seam(work.shared, work.keep, self._seam.steps)
+        denoised = sampling.denoise(
+            self._nets.unet,
+            self._noise,
+            self._mask,
+            latents,
+            work.speech.to(self._like),
+            self._options.effort,
+            guidance_scale=self._options.guidance_scale,
+            before_step=self._reporter.check,
+            seam=self._seam,
+        )
+        faces = sampling.decode(
+            self._nets.vae, denoised.flatten(0, 1), pixels.flatten(0, 1), self._mask
+        ).float()
+        if not torch.stack(faces.aminmax()).isfinite().all():  # NaN is both least and most
+            raise LatentSyncError(
+                f"frames {work.start}-{work.stop - 1} came out not finite in "
+                f"{self._noise.dtype}; use dtype float32, and check the weights"
+            )
+        faces = faces if self._options.resampling == "published" else levels(faces)
+        return faces.cpu().unflatten(0, work.crops.shape[:2])
+
+    def _encoded(self, work: Work, pixels: Tensor) -> sampling.Latents:
+        """Of (g, f, 4, h, w)."""
+        flat, groups = pixels.flatten(0, 1), (len(pixels), -1)
+        if self._draw is not None:
+            new = sampling.encode(self._nets.vae, flat, self._mask, self._draw)
+            both = torch.stack([new.masked, new.reference], dim=1)
+            return _latents(both.unflatten(0, groups))
+        indices = work.source.tolist()
+        known = {i: found for i in indices if (found := self._remembered(i)) is not None}
+        fresh = {i: place for place, i in enumerate(indices) if i not in known}
+        if fresh:
+            new = sampling.encode(self._nets.vae, flat[[*fresh.values()]], self._mask)
+            both = torch.stack([new.masked, new.reference], dim=1)
+            known |= dict(zip(fresh, both, strict=True))
+            if self._known:
+                for i in fresh:
+                    self._known.put(i, known[i])
+        for i in indices:
+            self._latents.shown(i, known[i])
+        return _latents(torch.stack([known[i] for i in indices]).unflatten(0, groups))
+
+    def _remembered(self, index: int) -> Tensor | None:
+        """(2, 4, h, w) masked and reference latents of a source frame, if they are known."""
+        found = self._latents.get(index)
+        if found is None and self._known:
+            return self._known.get(index, (2, *self._noise.shape))
+        return found
+
+
+def usual_batch(nets: Nets) -> int:
+    """How many groups the network sees at once: what memory allows, and 1 on a CPU."""
+    like = nets.unet.conv_in.weight
+    if like.device.type == "cpu":
+        return 1
+    side, free = nets.vae.latent_shape(nets.config.resolution)[1], devices.free_memory(like.device)
+    fitting = memory.groups_that_fit(nets.config.unet, side, like.dtype, free, guided=True)
+    return min(fitting, MOST_GROUPS)
+
+
+def in_range(crops: Tensor) -> Tensor:
+    """(..., R, R, 3) uint8 -> (..., 3, R, R) float32 in [-1, 1]."""
+    return crops.movedim(-1, -3).contiguous().float().div_(127.5).sub_(1)
+
+
+def levels(faces: Tensor) -> Tensor:
+    """(..., 3, R, R) about [-1, 1] -> (..., R, R, 3) uint8, contiguous."""
+    rounded = faces.mul(127.5).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return rounded.movedim(-3, -1).contiguous()
+
+
+def _latents(both: Tensor) -> sampling.Latents:
+    """Of (..., 2, 4, h, w): masked, reference."""
+    return sampling.Latents(*both.unbind(-4))

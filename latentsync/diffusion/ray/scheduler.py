@@ -1,0 +1,207 @@
+"""One face of one run, drawn by several replicas: in order, bounded, and again what was lost."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from latentsync.diffusion.generator import Work
+from latentsync.errors import BackendUnavailable, LatentSyncError
+from latentsync.runtime.progress import Reporter
+
+__all__ = ["DEPTH", "START_SECONDS", "Crew", "Lost", "Spread"]
+
+log = logging.getLogger(__name__)
+
+DEPTH = 2  # works a replica has at once: while it draws one, the next is on its way
+LOOK_EVERY = 0.1  # seconds, between two looks whether the caller wants to stop
+MOST_LOSSES = 3  # replicas that may end over one work, before it is taken to be what ends them
+PAUSE = 1.0  # seconds from a replica's loss until it is asked to be ready again
+START_SECONDS = 600.0  # in which one replica must be there: starting Python and loading weights
+
+Ticket = Any  # a promise, hashable
+
+
+class Lost(Exception):
+    """A replica, or what it had drawn, is gone: its process or its machine ended."""
+
+
+class Crew(Protocol):
+    """Numbered replicas, as a spread sees them."""
+
+    def __len__(self) -> int: ...
+
+    def start(self, replica: int) -> Ticket:
+        """Ask it to be ready, for the first time or after it was lost: str, device and dtype."""
+
+    def send(self, replica: int, work: Work) -> Ticket:
+        """Let it draw, after what it was sent before."""
+
+    def wait(self, tickets: Sequence[Ticket], seconds: float) -> list[Ticket]:
+        """Those that are fulfilled, or failed, after so long at most."""
+
+    def take(self, ticket: Ticket) -> Any:  # noqa: ANN401
+        """What was promised: a Tensor by `send`. Raises Lost, or what was raised there."""
+
+    def forget(self, tickets: Sequence[Ticket]) -> None:
+        """These aren't wanted any more."""
+
+
+@dataclass(eq=False)
+class _Place:
+    """One work in the line."""
+
+    work: Work | None
+    faces: Tensor | None = None
+    losses: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.work is None
+
+
+@dataclass
+class _State:
+    """Who does what."""
+
+    line: deque[_Place] = field(default_factory=deque)  # in the order of the output
+    waiting: deque[_Place] = field(default_factory=deque)  # for a replica
+    out: dict[Ticket, tuple[int, _Place]] = field(default_factory=dict)
+    starting: dict[Ticket, int] = field(default_factory=dict)
+    resting: dict[int, float] = field(default_factory=dict)  # lost; until when
+    ready: set[int] = field(default_factory=set)
+    kind: str = ""  # what all of them are
+    alone_since: float = field(default_factory=time.monotonic)  # where none is ready
+
+
+class Spread:
+    """A `Drawing` by a crew: at most DEPTH works a replica are read before the first comes back.
+
+    A replica that is lost is asked to be ready again; meanwhile the others draw what it had. The
+    run fails only when for START_SECONDS there was none at all.
+    """
+
+    def __init__(self, crew: Crew, batch: int, reporter: Reporter) -> None:
+        self._crew, self.batch, self._reporter = crew, batch, reporter
+
+    def __call__(
+        self, works: Generator[Work | None, None, None]
+    ) -> Generator[Tensor | None, None, None]:
+        """As `Drawing` says.
+
+        Raises:
+            BackendUnavailable: no replica came up.
+            LatentSyncError: a replica's own, or a work ended several of them.
+        """
+        state = _State()
+        for replica in range(len(self._crew)):
+            state.starting[self._crew.start(replica)] = replica
+        with closing(works):
+            try:
+                yield from self._in_order(works, state)
+            finally:
+                self._crew.forget([*state.out, *state.starting])
+
+    def _in_order(
+        self, works: Generator[Work | None, None, None], state: _State
+    ) -> Generator[Tensor | None, None, None]:
+        more = True
+        while more or state.line:
+            while state.line and state.line[0].done:
+                yield state.line.popleft().faces
+            if more and len(state.line) < DEPTH * len(self._crew):
+                try:
+                    place = _Place(next(works))
+                except StopIteration:
+                    more = False
+                    continue
+                state.line.append(place)
+                if not place.done:
+                    state.waiting.append(place)
+                self._look(state, 0)
+            elif state.line and not state.line[0].done:
+                with self._reporter.timed("network"):
+                    self._look(state, LOOK_EVERY)
+
+    def _look(self, state: _State, seconds: float) -> None:
+        """Hand out what waits, and take in what is done after so long at most."""
+        self._reporter.check()
+        now = time.monotonic()
+        for replica in [one for one, until in state.resting.items() if until <= now]:
+            del state.resting[replica]
+            state.starting[self._crew.start(replica)] = replica
+        self._hand_out(state)
+        for ticket in self._crew.wait([*state.out, *state.starting], seconds):
+            if ticket in state.starting:
+                self._begun(state, ticket)
+            else:
+                self._drawn(state, ticket)
+        if not state.ready and now - state.alone_since > START_SECONDS:
+            raise BackendUnavailable(
+                f"none of {len(self._crew)} replicas was there for {START_SECONDS:.0f} s; `ray "
+                "status` says what the cluster lacks"
+            )
+        self._hand_out(state)
+
+    def _hand_out(self, state: _State) -> None:
+        """To whom has the least to do, and none more than DEPTH."""
+        while state.waiting:
+            has = dict.fromkeys(sorted(state.ready), 0)
+            for replica, _ in state.out.values():
+                has[replica] += 1
+            free = min(has, key=lambda replica: has[replica], default=None)
+            if free is None or has[free] >= DEPTH:
+                return
+            place = state.waiting.popleft()
+            assert place.work is not None
+            state.out[self._crew.send(free, place.work)] = free, place
+
+    def _begun(self, state: _State, ticket: Ticket) -> None:
+        replica = state.starting.pop(ticket)
+        try:
+            kind = self._crew.take(ticket)
+        except Lost:
+            state.resting[replica] = time.monotonic() + PAUSE
+            return
+        state.kind = state.kind or kind
+        if kind != state.kind:  # one face would change its look from group to group
+            raise LatentSyncError(
+                f"one replica is {state.kind}, another {kind}; give --device and --dtype, or "
+                "machines of one kind"
+            )
+        state.ready.add(replica)
+
+    def _drawn(self, state: _State, ticket: Ticket) -> None:
+        if ticket not in state.out:
+            return  # it went with its replica, just now
+        replica, place = state.out[ticket]
+        try:
+            place.faces = self._crew.take(ticket)
+        except Lost as error:
+            self._lost(state, replica, error)
+        else:
+            del state.out[ticket]
+            place.work = None
+
+    def _lost(self, state: _State, replica: int, error: Lost) -> None:
+        """All it had goes to others, before what wasn't handed out yet."""
+        had = [ticket for ticket, (one, _) in state.out.items() if one == replica]
+        places = [state.out.pop(ticket)[1] for ticket in had]
+        state.waiting.extendleft(reversed(places))
+        self._crew.forget(had)
+        log.warning("replica %d was lost (%s); others draw what it had", replica, error)
+        state.ready.discard(replica)
+        state.alone_since = time.monotonic()
+        state.resting[replica] = time.monotonic() + PAUSE
+        drawn = places[0]  # what it drew when it ended; the others waited
+        drawn.losses += 1
+        if drawn.losses >= MOST_LOSSES and drawn.work is not None:
+            raise LatentSyncError(
+                f"frames {drawn.work.start}-{drawn.work.stop - 1} ended {drawn.losses} replicas, "
+                f"one after the other ({error}); see their logs, or use a smaller batch"
+            ) from error

@@ -1,0 +1,85 @@
+"""The mel spectrogram that StableSyncNet hears."""
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentsync.audio.mel import (
+    FLOOR_DB,
+    PREEMPHASIS,
+    REFERENCE,
+    SAMPLE_RATE,
+    SYNC_COLUMNS_PER_FRAME,
+    SYNC_FFT,
+    SYNC_HIGH,
+    SYNC_HOP,
+    SYNC_LIMIT,
+    SYNC_LOW,
+    SYNC_MELS,
+)
+from latentsync.types import FloatArray
+
+__all__ = ["sync_mel", "sync_window"]
+
+
+def sync_mel(samples: FloatArray) -> Tensor:
+    """Log-mel of a whole sound for StableSyncNet, 80 columns a second.
+
+    Args:
+        samples: (n,) float32 in [-1, 1] at 16 kHz.
+
+    Returns:
+        (80, n // 200 + 1) float64 in [-4, 4].
+    """
+    sound = torch.from_numpy(samples.astype(np.float64))
+    sound = torch.cat([sound[:1], sound[1:] - PREEMPHASIS * sound[:-1]])
+    window = torch.hann_window(SYNC_FFT, dtype=torch.float64)
+    spectrum = torch.stft(
+        sound, SYNC_FFT, SYNC_HOP, window=window, pad_mode="constant", return_complex=True
+    )
+    loudness = 20 * (_slaney_filters() @ spectrum.abs()).clamp(min=10 ** (FLOOR_DB / 20)).log10()
+    level = (loudness - REFERENCE - FLOOR_DB) / -FLOOR_DB
+    return (2 * SYNC_LIMIT * level - SYNC_LIMIT).clamp(-SYNC_LIMIT, SYNC_LIMIT)
+
+
+def sync_window(columns: Tensor, first_frame: int, frames: int = 16) -> Tensor:
+    """The columns of `sync_mel` beside frames of a video of 25 fps: (1, 80, 52) beside 16.
+
+    Raises:
+        ValueError: the sound ends before these frames do.
+    """
+    start = int(first_frame * SYNC_COLUMNS_PER_FRAME)
+    stop = start + math.ceil(frames * SYNC_COLUMNS_PER_FRAME)
+    if stop > columns.shape[1]:
+        raise ValueError(
+            f"frames {first_frame} to {first_frame + frames} need {stop} columns of sound; "
+            f"there are {columns.shape[1]}"
+        )
+    return columns[None, :, start:stop]
+
+
+@cache
+def _slaney_filters() -> Tensor:
+    """(80, 401) triangles of equal area, linear below 1 kHz and logarithmic above.
+
+    As librosa 0.10 makes them by default, https://librosa.org/doc/0.10.2/generated/librosa.filters.mel.html,
+    which holds them in float32.
+    """
+    step, knee, mel_knee = 200 / 3, 1000.0, 15.0  # Hz a mel, Hz, mels
+    log_step = np.log(6.4) / 27  # a mel above the knee
+
+    def mel(hertz: float) -> float:
+        return hertz / step if hertz < knee else mel_knee + np.log(hertz / knee) / log_step
+
+    mels = np.linspace(mel(SYNC_LOW), mel(SYNC_HIGH), SYNC_MELS + 2)
+    corners = np.where(mels < mel_knee, mels * step, knee * np.exp(log_step * (mels - mel_knee)))
+    hertz = np.fft.rfftfreq(SYNC_FFT, 1 / SAMPLE_RATE)
+    width = np.diff(corners)[:, None]
+    rising = (hertz - corners[:-2, None]) / width[:-1]
+    falling = (corners[2:, None] - hertz) / width[1:]
+    filters = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    area = 2 / (corners[2:] - corners[:-2])[:, None]
+    return torch.from_numpy((filters * area).astype(np.float32).astype(np.float64))

@@ -1,0 +1,74 @@
+"""How a drawn mouth fits into its face: in its colours, and not where the face is turned away."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentsync.faces.mask import keep_mask, paste_share
+from latentsync.types import FloatArray
+
+__all__ = ["match_colour", "mouth_ring"]
+
+LEVEL = 2 / 255  # a grey level, where colours are in [-1, 1]
+RING_ROWS = 0.75  # of the crop's height: what lies lower is chin and neck, which speech moves
+MIN_SHARE = 0.05  # a ring's pixels of less weight would only cost time
+OUTLIER = 3.0  # deviations off the ring's common difference, and it is no difference of colour
+MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+STEADY = 4 * LEVEL  # on a ring with less contrast than that nothing tells the gain
+MAX_GAIN, MAX_SHIFT = 1.25, 32 * LEVEL  # more than any decoder's cast
+
+
+def mouth_ring(resolution: int) -> FloatArray:
+    """(resolution, resolution) float32 in [0, 1]: the rim of what is drawn anew, 1 at its edge.
+
+    The inner half of `paste_share`'s soft edge, beside nose and cheeks. Not the outer half, where
+    the crop has the frame's own pixels, nor the chin, which is elsewhere when the mouth opens.
+    """
+    rim = np.clip(2 * (1 - paste_share(resolution)), 0, 1) * (1 - keep_mask(resolution))
+    rim[rim < MIN_SHARE] = 0
+    rim[round(RING_ROWS * resolution) :] = 0
+    return rim.astype(np.float32)
+
+
+def match_colour(
+    face: Tensor, original: Tensor, ring: Tensor, hole: Tensor | None = None
+) -> Tensor:
+    """Give a drawn mouth the colours of its face: mean and deviation of each channel on the ring.
+
+    In the network's own RGB, neither linear nor Lab: a decoder's cast is a shift and a gain there,
+    and measured on drawn faces the other two leave more of it. Pixels that differ otherwise than
+    the rest of the ring, such as a moved wrinkle, are left out.
+
+    Args:
+        face: (3, R, R) float32, about [-1, 1], drawn.
+        original: (3, R, R) float32 in [-1, 1], the same crop of the frame.
+        ring: (R, R) float32, weights; see `mouth_ring`.
+        hole: (R, R) float32 in [0, 1], where the face may be changed (1 - `keep_mask`); the rest
+            is the frame's own and fits already. None: everywhere.
+
+    Returns:
+        (3, R, R) float32; the face itself where the ring has no weight.
+    """
+    there = ring > 0
+    if not there.any():
+        return face
+    drawn, own, weight = face[:, there], original[:, there], ring[there]
+    apart = own - drawn
+    off = (apart - apart.median(dim=1, keepdim=True).values).abs()
+    usual = MAD_TO_DEVIATION * off.median(dim=1, keepdim=True).values + LEVEL
+    weight = weight * (off <= OUTLIER * usual).all(dim=0)
+    (drawn_mean, drawn_spread), (own_mean, own_spread) = (
+        _mean_and_variance(values, weight) for values in (drawn, own)
+    )
+    gain = ((own_spread + STEADY**2) / (drawn_spread + STEADY**2)).sqrt()
+    gain = gain.clamp(1 / MAX_GAIN, MAX_GAIN)[:, None, None]
+    shift = (own_mean - drawn_mean).clamp(-MAX_SHIFT, MAX_SHIFT)[:, None, None]
+    change = (gain - 1) * (face - drawn_mean[:, None, None]) + shift
+    return face + (change if hole is None else change * hole)
+
+
+def _mean_and_variance(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(3,) each, of (3, n) values with (n,) weights."""
+    share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    mean = values @ share
+    return mean, (values - mean[:, None]).square() @ share

@@ -1,0 +1,209 @@
+"""A box that somebody drew around a face, followed by its picture: for what no detector finds."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync.errors import OptionError
+from latentsync.faces.detectors.frame_view import Array, Shown, View
+from latentsync.faces.tracking.shots import Cut
+from latentsync.types import FloatArray, Frame
+
+__all__ = ["BoxFollower"]
+
+Grey = NDArray[np.uint8]  # (h, w)
+
+PATCH_SIDE = 64  # px, longest side of the box's picture
+FRAME_SIDE = 640  # px, longest side of the frame in which it is sought
+SCALES = (0.95, 1.0, 1.05)  # sizes tried, of the last
+SEARCH = 0.5  # of the box: how far from the last place it is sought
+HELD = 0.6  # correlation from which on the box still holds what it held
+FOUND_AGAIN = 0.8  # correlation with the first picture, sought in the whole frame once it was lost
+OTHER_COLOUR = (
+    5.0  # levels of Lab: what is this far off in its a and b, at once or when found again
+)
+COLOUR_SIDE, CELLS = 32, 4  # px of the box's picture, and cells of it, whose colours are compared
+ALIKE = 0.5  # correlation with the first picture down to which the kept one may drift from it
+FLAT = 2.0  # grey levels, standard deviation: a picture with less is alike everywhere, so nowhere
+LEARNING = 0.05  # share of the new picture in the kept one
+BEFORE_SECONDS = 10  # of the shot that are kept, to follow the box back from its time
+
+
+@dataclass
+class _State:
+    """What is sought, and where it was: in px of the shrunk frame."""
+
+    first: Grey
+    kept: NDArray[np.float32]
+    box: Array | None  # left, top, width, height; None: lost
+    shades: FloatArray | None = None  # of what is in it
+
+
+@dataclass
+class BoxFollower:
+    """Follows one box; frames come in order, and `boxes` says where it was in which of them.
+
+    Its picture is sought by normalised correlation about its last place, a little larger and
+    smaller, and follows slow changes; lost when nothing is alike, and at a cut, it is sought in
+    the whole frame. From its time the box is also followed back, for up to BEFORE_SECONDS.
+
+    Raises OptionError where the box lies beyond the frame.
+    """
+
+    box: tuple[float, ...]  # px of the frame: left, top, width, height
+    start: int  # the frame in which it was drawn
+    fps: float = 25
+    boxes: dict[int, Array] = field(default_factory=dict)  # frame -> its edges, in square px
+    _colours: FloatArray | None = None  # of what was in it
+    _state: _State | None = None
+    _before: deque[tuple[int, Grey]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._before = deque(maxlen=round(BEFORE_SECONDS * self.fps))
+
+    def see(self, index: int, frame: Shown, *, cut: Cut | None) -> None:
+        """The clip's next frame, and whether a new shot begins with it."""
+        for mixed in range(index - cut.dissolve, index) if cut else ():
+            self.boxes.pop(mixed, None)
+        view = View(frame)
+        box, longest = self._squared(view), max(view.width, view.height)
+        small = view.small(min(FRAME_SIDE, round(longest * PATCH_SIDE / box[2:].max())))
+        grey, scale = cv2.cvtColor(small.pixels, cv2.COLOR_RGB2GRAY), 1 / np.tile(small.step, 2)
+        if index < self.start:
+            if cut:
+                self._before.clear()
+            self._before.append((index, grey))
+            return
+        if index == self.start:
+            self._check(view)
+            drawn = box * scale
+            for earlier in [] if cut else [*self._before][::-1]:
+                self._state = self._state or _begin(grey, drawn)
+                self._follow(*earlier, box * scale, scale)
+            self._before.clear()
+            self._state = _begin(grey, drawn)
+            self._colours = _colours(small.pixels, drawn)
+        elif cut and self._state:
+            self._state.box = None
+        state = self._state
+        assert state
+        lost = state.box is None
+        self._follow(index, grey, box * scale, scale)
+        if lost and state.box is not None:
+            assert self._colours is not None
+            if _apart(_colours(small.pixels, state.box), self._colours) > OTHER_COLOUR:
+                self._lose(index)
+
+    def _lose(self, index: int) -> None:
+        assert self._state
+        self._state.box = None
+        self.boxes.pop(index, None)
+
+    def _squared(self, view: View) -> Array:
+        return np.array(self.box) * (view.aspect, 1, view.aspect, 1)
+
+    def _check(self, view: View) -> None:
+        width, height = round(view.width / view.aspect), view.height
+        left, top, wide, high = self.box
+        right, bottom = left + wide, top + high
+        if left + right > 2 * width or top + bottom > 2 * height:
+            raise OptionError(
+                f"the box {left:g},{top:g} to {right:g},{bottom:g} lies beyond the frame of "
+                f"{width} x {height} px; give one that is in it"
+            )
+
+    def _follow(self, index: int, grey: Grey, drawn: Array, scale: Array) -> None:
+        assert self._state
+        shades = self._state.shades if self._state.box is not None else None
+        _step(self._state, grey, drawn)
+        if self._state.box is not None:
+            self._state.shades = _colours(grey, self._state.box)
+            if shades is not None and _apart(self._state.shades, shades) > OTHER_COLOUR:
+                self._state.box = None  # a cut that nobody saw
+                return
+            corner, size = self._state.box[:2], self._state.box[2:]
+            self.boxes[index] = np.concatenate([corner, corner + size]) / scale
+
+
+def _colours(pixels: Frame | Grey, box: Array) -> FloatArray:
+    """The colours of the box's content in Lab, or its shades, cell by cell."""
+    left, top, wide, high = box
+    affine = np.array([[COLOUR_SIDE / wide, 0, 0], [0, COLOUR_SIDE / high, 0]])
+    affine[:, 2] = -affine[:, :2] @ (left, top)
+    size = (COLOUR_SIDE, COLOUR_SIDE)
+    cut = cv2.warpAffine(pixels, affine, size, borderMode=cv2.BORDER_REPLICATE)
+    cells = cv2.resize(cut, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+    lab = cv2.cvtColor(cells, cv2.COLOR_RGB2LAB) if cells.ndim == 3 else cells
+    return lab.astype(np.float32)
+
+
+def _apart(colours: FloatArray, others: FloatArray) -> float:
+    return float(np.abs(colours - others).mean())
+
+
+def _begin(grey: Grey, box: Array) -> _State:
+    shape = np.maximum(4, np.round(box[2:])).astype(int)
+    first = _view(grey, box, shape)
+    return _State(first, first.astype(np.float32), box)
+
+
+def _step(state: _State, grey: Grey, first_box: Array) -> None:
+    """Find the box in the next frame."""
+    if state.box is None:
+        everywhere = np.array([0.0, 0.0, grey.shape[1], grey.shape[0]])
+        box, likeness = _best(grey, state.first, first_box[2:], everywhere)
+        if likeness >= FOUND_AGAIN:
+            state.box, state.kept = box, state.first.astype(np.float32)
+        return
+    margin = SEARCH * state.box[2:]
+    nearby = np.concatenate([state.box[:2] - margin, state.box[2:] + 2 * margin])
+    state.box, likeness = _best(grey, state.kept.astype(np.uint8), state.box[2:], nearby)
+    if likeness < HELD:
+        state.box = None
+        return
+    now = _view(grey, state.box, np.array(state.first.shape[::-1]))
+    if cv2.matchTemplate(now, state.first, cv2.TM_CCOEFF_NORMED).item() >= ALIKE:
+        state.kept += LEARNING * (now - state.kept)
+
+
+def _best(grey: Grey, picture: Grey, size: Array, area: Array) -> tuple[Array, float]:
+    """Where in an area a picture is, at about a size, and its correlation there.
+
+    Not the picture is made larger and smaller but the area, so that no size is a whole number.
+    """
+    shape = np.array(picture.shape[::-1])
+    found = []
+    for scale in SCALES:
+        unit = size * scale / shape  # px of the frame for one of the picture
+        view = _view(grey, area, np.maximum(shape, np.round(area[2:] / unit)).astype(int), unit)
+        likeness = cv2.matchTemplate(view, picture, cv2.TM_CCOEFF_NORMED)
+        _, most, _, (column, row) = cv2.minMaxLoc(likeness)
+        beside = _peak(likeness[row], column), _peak(likeness[:, column], row)
+        corner = area[:2] + (np.array([column, row]) + beside) * unit
+        found.append((float(most), corner + size * scale / 2))
+    likeness = np.array([most for most, _ in found])
+    best = int(likeness.argmax())
+    step = SCALES[1] - SCALES[0]
+    scaled = size * (SCALES[best] + step * _peak(likeness, best))
+    sure = float(likeness[best]) if picture.std() > FLAT else 0.0
+    return np.concatenate([found[best][1] - scaled / 2, scaled]), sure
+
+
+def _view(grey: Grey, area: Array, shape: NDArray[np.int64], unit: Array | None = None) -> Grey:
+    """An area of the frame as a picture of a shape (width, height); edges are repeated beyond."""
+    unit = area[2:] / shape if unit is None else unit
+    affine = np.column_stack([np.diag(1 / unit), -area[:2] / unit])
+    view = cv2.warpAffine(grey, affine, shape.tolist(), borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(view, np.uint8)
+
+
+def _peak(values: NDArray[np.floating], at: int) -> float:
+    """How far beside the greatest value the parabola through it and its neighbours has its top."""
+    if not 0 < at < len(values) - 1:
+        return 0.0
+    before, here, after = map(float, values[at - 1 : at + 2])
+    bend = before - 2 * here + after
+    return (before - after) / (2 * bend) if bend < 0 else 0.0

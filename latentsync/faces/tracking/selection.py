@@ -1,0 +1,313 @@
+"""What a look at a clip found, and the track of whoever is chosen of it: choose -> fill."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync.errors import OptionError
+from latentsync.faces.detectors.base import Array, FaceFilter, points_in
+from latentsync.faces.tracking.choice import FaceChoice
+from latentsync.faces.tracking.embedding import Embedder
+from latentsync.faces.tracking.linker import Person
+from latentsync.faces.tracking.recognition import Taken, recognise
+from latentsync.types import FloatArray, ShotFaces
+
+__all__ = ["Lost", "Scene", "Track", "runs"]
+
+Flags = NDArray[np.bool_]
+Frames = NDArray[np.int64]  # (k,) frame numbers
+
+GAP = 5  # frames without a face that are filled
+GAP_REACH = 1.0  # of the distance of the brows: how far a face may move in such a gap
+OFTEN = 0.25  # of the frames of who is seen most; who is seen less is not `left`, `right`, `center`
+ONE_OF_ALL = 5  # frames in which one of `all` is seen at least
+BESIDE = 0.5  # of a face's width and height: how far beside its box a point may lie
+EDGE = 0.02  # of the frame: a box that near its edge is leaving
+SHRINKING = 1.1  # times the smallest size: below that a face is lost for being small
+DISSOLVE = "one shot goes over into the next"
+
+
+class Lost(NamedTuple):
+    """Frames [start, stop) without the face, and why, in words."""
+
+    start: int
+    stop: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Track:
+    """One face through a clip."""
+
+    points: FloatArray  # (n, 3, 2) x, y in square px, as in `Face`; zeros where it isn't found
+    found: Flags  # (n,)
+    interpolated: Flags  # (n,) found only by what is before and after
+    cut: Flags  # (n,) a new shot begins here; never at frame 0
+    reasons: tuple[Lost, ...]  # of all frames that aren't found, in order
+    pixel_aspect: float = 1.0  # the frame's own x is that of the points divided by it
+    shots: tuple[ShotFaces, ...] = ()  # who was found in each, and who is taken
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All people of a clip, and all that choosing among them takes; made by `look`."""
+
+    cut: Flags  # (n,)
+    mixed: Flags  # (n,) in a dissolve
+    size: tuple[int, int]  # square px, width and height of a frame
+    pixel_aspect: float  # width / height of the frame's own pixels
+    people: Sequence[Person]  # of all shots, in order
+    faces: Frames  # (n,) how many were seen in each frame
+    fps: float
+    rounded: bool  # points on whole pixels
+    filters: FaceFilter
+    embedder: Embedder
+    references: dict[FaceChoice, FloatArray]  # what the people of reference pictures look like
+    boxes: dict[FaceChoice, dict[int, Array]]  # frame -> where a followed box is
+
+    def tracks(self, choice: FaceChoice) -> list[Track]:
+        """The track of the chosen face, or for `all` one of each; see `follow`."""
+        if choice.kind != "all":
+            return self.speakers([choice])
+        # Nobody is known again after a cut: the second largest of one shot is the next one's.
+        shots = self._lasting()
+        most = max(1, *map(len, shots))
+        return [
+            self._track([Taken(shot[i] if i < len(shot) else None) for shot in shots], choice)
+            for i in range(most)
+        ]
+
+    def speakers(self, choices: Sequence[FaceChoice]) -> list[Track]:
+        """A track for each of several choices, none of them `all`."""
+        meant = {choice: self._meant(choice) for choice in choices if choice.kind != "box"}
+        return [
+            self._track(self._cast(choice, meant), choice)
+            if choice in meant
+            else self._box_track(choice)
+            for choice in choices
+        ]
+
+    # choose
+
+    def _meant(self, choice: FaceChoice) -> Person | None:
+        """Who is meant, in the shot in which that is plainest; None where only looks tell.
+
+        For a point that is its own shot. Of the others it is whom the rule picks in most frames,
+        over all shots; to be left, right or in the centre takes two, where there are.
+        """
+        if choice.kind == "reference":
+            return None
+        shots = self._shots()
+        if choice.kind == "point":
+            return self._at_point(choice, shots[self._shot_of(choice)])
+        lasting = self._lasting()
+        if choice.kind != "largest" and max(map(len, lasting)) > 1:
+            shots = [people for people, some in zip(shots, lasting, strict=True) if len(some) > 1]
+        picked = [self._pick(choice, people) for people in shots if people]
+        same = self.embedder.same
+        return max(
+            picked,
+            key=lambda p: sum(len(q) for q in picked if q is p or q.like(p.look) >= same),
+            default=None,
+        )
+
+    def _cast(self, choice: FaceChoice, meant: Mapping[FaceChoice, Person | None]) -> list[Taken]:
+        """Who is taken in each shot; `meant` are this choice's person and the other speakers'."""
+        person = meant[choice]
+        looks = [person.look] if person else []
+        if choice.kind == "reference":
+            looks = [self.references[choice]]
+        others = [
+            other.look
+            for other in meant.values()
+            if other and all(other.like(look) < self.embedder.same for look in looks)
+        ]
+        if not looks:
+            return [Taken(None) for _ in self._borders()]
+        chosen = {person.shot: person} if person else {}
+        return recognise(self._shots(), looks, chosen, others, self.embedder)
+
+    def _pick(self, choice: FaceChoice, people: list[Person]) -> Person:
+        """Who of a shot's people a rule picks."""
+        often = [p for p in people if len(p) >= OFTEN * max(map(len, people))]
+        match choice.kind:
+            case "left":
+                return min(often, key=lambda p: _middle(p)[0])
+            case "right":
+                return max(often, key=lambda p: _middle(p)[0])
+            case "center":
+                return min(often, key=lambda p: abs(_middle(p)[0] - self.size[0] / 2))
+        return max(people, key=_prominence)
+
+    def _at_point(self, choice: FaceChoice, people: list[Person]) -> Person:
+        """Who is at the point when the point is meant, or was last, or will be first."""
+        index = round(choice.seconds * self.fps)
+        point, beside, there, away = self._squared(choice), [], [], []
+        for person in people:
+            frames = np.abs(person.frames - index)
+            away.append(int(frames.min()))
+            box = person.boxes[frames.argmin()].astype(np.float64)
+            outside = np.maximum(0, np.maximum(box[:2] - point, point - box[2:]))
+            beside.append(float((outside / np.maximum(1, box[2:] - box[:2])).max()))
+            middle = (box[:2] + box[2:]) / 2 / (self.pixel_aspect, 1)
+            there.append("{:.0f},{:.0f}".format(*middle))
+        if not people or min(beside) > BESIDE:
+            faces = f"faces are at {' and '.join(there)}" if there else "there is none at all"
+            raise OptionError(
+                f"no face at {choice}: in this shot {faces}; give a point on a face, or a box "
+                "x,y,width,height@seconds around what isn't found"
+            )
+        # Of two who were at the point, the one who was seen nearer to its time.
+        best = min(range(len(people)), key=lambda i: (beside[i] > BESIDE, away[i], beside[i]))
+        return people[best]
+
+    def _squared(self, choice: FaceChoice) -> Array:
+        """The point x, y in square px."""
+        return np.array(choice.place) * (self.pixel_aspect, 1)
+
+    def _shots(self) -> list[list[Person]]:
+        """The people of each shot."""
+        shots: list[list[Person]] = [[] for _ in self._borders()]
+        for person in self.people:
+            shots[person.shot].append(person)
+        return shots
+
+    def _borders(self) -> list[tuple[int, int]]:
+        """The frames [start, stop) of each shot."""
+        return list(pairwise([0, *np.flatnonzero(self.cut).tolist(), len(self.cut)]))
+
+    def _shot_of(self, choice: FaceChoice) -> int:
+        """The shot in which a place is meant."""
+        index, frames = round(choice.seconds * self.fps), len(self.cut)
+        if index >= frames:
+            raise OptionError(
+                f"face {choice}: its time must be below {frames / self.fps:g} s, of which the "
+                "clip's frames are used"
+            )
+        return int(self.cut[: index + 1].sum())
+
+    def _lasting(self) -> list[list[Person]]:
+        """Who is seen in more than a few frames of each shot, the most prominent first."""
+        return [
+            sorted(
+                (person for person in people if len(person) >= min(ONE_OF_ALL, stop - start)),
+                key=_prominence,
+                reverse=True,
+            )
+            for people, (start, stop) in zip(self._shots(), self._borders(), strict=True)
+        ]
+
+    # fill
+
+    def _track(self, cast: Sequence[Taken], choice: FaceChoice) -> Track:
+        seen = [taken.person for taken in cast if taken.person]
+        frames = np.concatenate([np.zeros(0, np.int64), *(p.frames for p in seen)])
+        points = np.concatenate([np.zeros((0, 3, 2), np.float32), *(p.points for p in seen)])
+        track = self._filled(frames, points)
+        lost = [
+            Lost(a, b, self._why(cast[shot], choice, border, a, b))
+            for shot, border in enumerate(self._borders())
+            for a, b in self._gaps(track, border)
+        ]
+        return replace(track, reasons=tuple(lost), shots=self._report(cast))
+
+    def _gaps(self, track: Track, shot: tuple[int, int]) -> list[tuple[int, int]]:
+        """Where the face is lost within a shot; a dissolve at its end is a gap of its own."""
+        lost = runs(~track.found & ~self.mixed, *shot) + runs(~track.found & self.mixed, *shot)
+        return sorted(lost)
+
+    def _report(self, cast: Sequence[Taken]) -> tuple[ShotFaces, ...]:
+        shots = []
+        for taken, people, (start, stop) in zip(
+            cast, self._lasting(), self._borders(), strict=True
+        ):
+            if taken.person and taken.person not in people:
+                people = [*people, taken.person]
+            faces = tuple(self._place(person) for person in people)
+            whose = people.index(taken.person) if taken.person else None
+            shots.append(ShotFaces(start, stop, faces, (whose,)))
+        return tuple(shots)
+
+    def _place(self, person: Person) -> tuple[int, int]:
+        """x, y in px of the frame: its place on average."""
+        x, y = _middle(person) / (self.pixel_aspect, 1)
+        return round(x), round(y)
+
+    def _box_track(self, choice: FaceChoice) -> Track:
+        self._shot_of(choice)
+        boxes = self.boxes[choice]
+        frames = np.array(sorted(boxes), np.int64)
+        points = np.array([points_in(boxes[i]) for i in frames], np.float32).reshape(-1, 3, 2)
+        track = self._filled(frames, np.round(points) if self.rounded else points)
+        drawn = round(choice.seconds * self.fps)
+        lost = []
+        for border in self._borders():
+            for a, b in self._gaps(track, border):
+                why = "before the box's time" if b <= drawn else "nothing like the box's content"
+                lost.append(Lost(a, b, DISSOLVE if self.mixed[a] else why))
+        return replace(track, reasons=tuple(lost))
+
+    def _filled(self, frames: Frames, points: FloatArray) -> Track:
+        """The track with short gaps between close places filled along a straight line."""
+        n = len(self.cut)
+        everywhere, found, between = np.zeros((n, 3, 2), np.float32), *np.zeros((2, n), bool)
+        everywhere[frames], found[frames] = points, True
+        for i in np.flatnonzero((np.diff(frames) > 1) & (np.diff(frames) <= GAP + 1)):
+            (a, b), (p, q) = frames[i : i + 2], points[i : i + 2]
+            moved = np.linalg.norm(p - q, axis=1).mean()
+            if self.cut[a + 1 : b + 1].any() or moved > GAP_REACH * np.linalg.norm(p[1] - p[0]):
+                continue
+            share = np.linspace(0, 1, b - a + 1, dtype=np.float32)[1:-1, None, None]
+            filled = p + share * (q - p)
+            everywhere[a + 1 : b] = np.round(filled) if self.rounded else filled
+            between[a + 1 : b] = True
+        return Track(everywhere, found | between, between, self.cut, (), self.pixel_aspect)
+
+    def _why(
+        self,
+        taken: Taken,
+        choice: FaceChoice,
+        shot: tuple[int, int],
+        start: int,
+        stop: int,
+    ) -> str:
+        """Why frames [start, stop) of a shot are without the person that is meant in it."""
+        person = taken.person
+        if self.mixed[start]:
+            return DISSOLVE
+        if person is None and not self.faces[slice(*shot)].any():
+            return "no face in this shot"
+        if person is None and taken.doubt:
+            return "not sure that this is the chosen person"
+        if person is None:
+            like = " is like the picture" if choice.kind == "reference" else " is meant"
+            return f"nobody in this shot{like}"
+        box = person.boxes[max(0, int(np.searchsorted(person.frames, start)) - 1)]
+        width, height = box[2:] - box[:2]
+        edge, smallest = EDGE * np.array(self.size), self.filters.lenient()
+        if (box[:2] < edge).any() or (box[2:] > self.size - edge).any():
+            return "at the frame's edge"
+        if width < SHRINKING * smallest.min_width or height < SHRINKING * smallest.min_height:
+            return "too small"
+        return "only other faces" if self.faces[start:stop].mean() > OFTEN else "no face"
+
+
+def runs(flags: Flags, start: int, stop: int) -> list[tuple[int, int]]:
+    """The runs [a, b) of True within [start, stop)."""
+    edges = np.flatnonzero(np.diff(flags[start:stop], prepend=False, append=False)) + start
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _prominence(person: Person) -> tuple[int, float]:
+    """Who would be published: the largest in most frames; of equals, the larger on the whole."""
+    sides = person.boxes[:, 2:] - person.boxes[:, :2]
+    return person.largest, float(sides.prod(axis=1).sum())
+
+
+def _middle(person: Person) -> Array:
+    """x, y of its place on average."""
+    return (person.boxes[:, :2] + person.boxes[:, 2:]).mean(axis=0).astype(np.float64) / 2

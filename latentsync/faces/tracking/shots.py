@@ -1,0 +1,227 @@
+"""Where a film goes from one shot to the next, told from thumbnails while the frames stream by."""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from latentsync.faces.detectors.frame_view import Shown, View
+
+__all__ = ["Cut", "with_cuts"]
+
+Thumbnail = NDArray[np.float32]  # (pixels,) grey levels
+
+WIDTH, HEIGHT = 32, 18  # px of a thumbnail, whatever the frame's shape
+SIDE = 256  # px, at most, longest side of the picture that it is made of
+AROUND = 3  # steps on either side that a cut is compared with; a flash of so many frames is none
+LEAST = 8.0  # grey levels by which two shots differ at least, on average over the thumbnail
+CLEARLY = 1.5  # times the steps around it
+# Where 25 of 30 frames a second are kept, every fifth step is twice as large as the others, and of
+# a moving head that fills the picture larger than `LEAST`.
+NEIGHBOURS = 0.9  # correlation of two pictures above which they may be such
+SKIPPED = 2.5  # times the steps around it that a cut between such pictures must be
+
+# A dissolve shows mixtures of two pictures that are not alike. A pan of a smooth picture looks like
+# one for a while: of a sine, by as much as leaves a correlation of 0.5, what lies half way is 0.13
+# off. So at these two bounds none is taken for a dissolve.
+MIXED = 0.13  # of the way between the two pictures: how far a mixture may be off
+ALIKE = 0.5  # correlation from which on two pictures are one shot, in another light say
+LENGTHS = (12, 25, 50)  # frames looked back; a longer dissolve is seen by its last part
+GRADUAL = 3  # frames that are mixtures, at least
+ARRIVED = 0.97  # of the way: as near its end is a dissolve over
+BLANK = 4.0  # grey levels, standard deviation: a thumbnail with less shows nothing
+
+
+# A graphic (a lower third, a side bar, an inset) changes rectangles of the picture and leaves the
+# rest as it is. Who takes the place of somebody else in the same room changes no rectangle: beside
+# the head and above the shoulders the room stays.
+CHANGED = 8.0  # levels of a channel: how much a cell changes where something else is shown
+GRAPHICS = 3  # rectangles at most
+GRAPHIC_LEAST = 10  # cells of a thumbnail, of 576; smaller ones are not looked for
+GRAPHICS_MOST = 0.6  # of the picture, all together
+SHARP = 0.7  # share of the cells beside a rectangle's edge that stay as they are
+STILL = 0.65  # share of the cells beside the rectangles that stay as they are
+KEPT = 0.8  # correlation of the two pictures there
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The first frame of a new shot."""
+
+    dissolve: int = 0  # frames before it in which both shots are seen
+
+
+def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, Cut | None]]:
+    """Every frame, and a `Cut` where it is the first of a new shot; three frames late.
+
+    A cut is a step from one frame to the next that is large, and larger by far than the three
+    steps before and the three after. So neither a flash is one, which goes as it came, nor a fast
+    pan, which takes many large steps, nor a move of which frames are left out, nor a graphic that
+    covers part of the picture. After a dissolve, or a fade through black, the new shot begins where
+    the old one is gone.
+    """
+    before: deque[float] = deque(maxlen=AROUND)  # steps
+    waiting: deque[tuple[Shown, float, float, Thumbnail]] = deque()  # the step to it, CLEARLY there
+    shot = _Shot()
+    last: Thumbnail | None = None
+
+    def first() -> tuple[Shown, Cut | None]:
+        frame, step, clearly, now = waiting.popleft()
+        around = max([*before, *(later for _, later, *_ in waiting)], default=0.0)
+        before.append(step)
+        cut = Cut() if step >= max(LEAST, clearly * around) else None
+        if cut is None and len(waiting) == AROUND:
+            mixed = shot.gone_over([now, *(later for *_, later in waiting)])
+            cut = Cut(mixed) if mixed else None
+        if cut:
+            shot.begin()
+        shot.add(now)
+        return frame, cut
+
+    for frame in frames:
+        now = _thumbnail(frame)
+        step = 0.0 if last is None or _graphic(last, now) else float(np.abs(now - last).mean())
+        alike = step >= LEAST and last is not None and _correlation(last, now) > NEIGHBOURS
+        waiting.append((frame, step, SKIPPED if alike else CLEARLY, now))
+        last = now
+        if len(waiting) > AROUND:
+            yield first()
+    while waiting:
+        yield first()
+
+
+class _Shot:
+    """The last thumbnails of one shot."""
+
+    def __init__(self) -> None:
+        self._seen: deque[Thumbnail] = deque(maxlen=max(LENGTHS))
+        self._left: Thumbnail | None = None  # what was seen before a blank picture
+
+    def begin(self) -> None:
+        self._seen.clear()
+        self._left = None
+
+    def add(self, now: Thumbnail) -> None:
+        if now.std() < BLANK:  # from here on mixtures are with the next picture
+            if self._seen and self._seen[-1].std() >= BLANK:
+                self._left = self._seen[-1]
+            self._seen.clear()
+        self._seen.append(now)
+
+    def gone_over(self, following: Sequence[Thumbnail]) -> int:
+        """How many frames of this shot are mixtures with another one that it has just become.
+
+        0: it has become none, or doesn't stay that.
+        """
+        seen = list(self._seen)
+        spans = {min(length, len(seen)) for length in LENGTHS}
+        return max(
+            (
+                self._mixtures(np.stack([*seen[-span:], *following]), len(following))
+                for span in spans
+                if span > GRADUAL
+            ),
+            default=0,
+        )
+
+    def _mixtures(self, pictures: NDArray[np.float32], over: int) -> int:
+        """How many mix the first and the last, if all are mixtures and the last `over` but it."""
+        before = self._left if pictures[0].std() < BLANK else pictures[0]
+        way = pictures[-1] - pictures[0]
+        if (
+            np.abs(way).mean() < LEAST
+            or before is None
+            or _correlation(before, pictures[-1]) >= ALIKE
+        ):
+            return 0
+        gone = pictures - pictures[0]
+        share = gone @ way / (way @ way)
+        off = np.sqrt(np.square(gone - np.outer(share, way)).mean(axis=1))
+        between = np.flatnonzero((share > 1 - ARRIVED) & (share < ARRIVED))
+        arrived = np.abs(share[-over:] - 1).max() <= 1 - ARRIVED
+        mixed = off.max() <= MIXED * np.sqrt(np.square(way).mean())
+        if len(between) < GRADUAL or not arrived or not mixed or _graphic(before, pictures[-1]):
+            return 0
+        return int(len(pictures) - over - between[0])
+
+
+def _graphic(before: Thumbnail, now: Thumbnail) -> bool:
+    """Whether rectangles changed, and little else."""
+    step = np.abs(now - before)
+    if step.mean() < LEAST:
+        return False
+    changed = step.reshape(HEIGHT, WIDTH, 3).max(axis=2) >= CHANGED
+    cells = changed.astype(np.uint8)
+    # A graphic may have holes, where it is as the picture was, and its edges may lie within cells.
+    closed = cv2.morphologyEx(cells, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    for clean in (cv2.medianBlur(cells, 3), closed):
+        covered, beside = _rectangles(clean.astype(bool))
+        if not covered or covered > GRAPHICS_MOST * beside.size:
+            continue
+        rest = np.repeat(beside.ravel(), 3)
+        still = 1 - changed[beside].mean()
+        if still >= STILL and _correlation(before[rest], now[rest]) >= KEPT:
+            return True
+    return False
+
+
+def _rectangles(cells: NDArray[np.bool_]) -> tuple[int, NDArray[np.bool_]]:
+    """How many cells lie in sharp rectangles of cells, and which are neither in nor beside one."""
+    left, beside, covered = cells.copy(), np.ones(cells.shape, bool), 0
+    for _ in range(GRAPHICS):
+        (top, bottom), (first, last) = rows, columns = _rectangle(left)
+        area = (bottom - top) * (last - first)
+        if area < GRAPHIC_LEAST or not _sharp(left, rows, columns):
+            break
+        covered += area
+        grown = slice(max(0, top - 1), bottom + 1), slice(max(0, first - 1), last + 1)
+        left[grown] = beside[grown] = False
+    return covered, beside
+
+
+def _rectangle(cells: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows [a, b) and columns [a, b) of the largest rectangle of cells that are all True."""
+    best, where = 0, ((0, 0), (0, 0))
+    for top in range(len(cells)):
+        full = np.ones(cells.shape[1], bool)
+        for bottom in range(top + 1, len(cells) + 1):
+            full &= cells[bottom - 1]
+            if not full.any():
+                break
+            edges = np.flatnonzero(np.diff(full, prepend=False, append=False))
+            starts, widths = edges[::2], edges[1::2] - edges[::2]
+            widest = int(widths.argmax())
+            if widths[widest] * (bottom - top) > best:
+                best = int(widths[widest]) * (bottom - top)
+                where = (top, bottom), (int(starts[widest]), int(edges[1::2][widest]))
+    return where
+
+
+def _sharp(changed: NDArray[np.bool_], rows: tuple[int, int], columns: tuple[int, int]) -> bool:
+    """Whether the rectangle ends where the change ends; a cell at its edge may be half in it."""
+    (top, bottom), (left, right) = rows, columns
+    height, width = changed.shape
+    beside = [changed[line, left:right] for line in (top - 2, bottom + 1) if 0 <= line < height] + [
+        changed[top:bottom, line] for line in (left - 2, right + 1) if 0 <= line < width
+    ]
+    return all(1 - line.mean() >= SHARP for line in beside)
+
+
+def _correlation(one: Thumbnail, other: Thumbnail) -> float:
+    """From -1 to 1; 1 where one of them is blank, for who can tell."""
+    if min(one.std(), other.std()) < BLANK:
+        return 1.0
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def _thumbnail(frame: Shown) -> Thumbnail:
+    """Few pixels of the frame, averaged."""
+    view = View(frame)
+    longest = max(view.width, view.height)
+    few = view.small(longest // math.ceil(longest / SIDE)).pixels  # by a whole step, which is fast
+    small = cv2.resize(few, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32).ravel()

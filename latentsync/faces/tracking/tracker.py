@@ -1,0 +1,264 @@
+"""Whose face is followed through a clip, and where it is: look -> link -> choose -> fill.
+
+    look      every frame once, as it streams by: its faces, and whether a new shot begins
+    link      each face to the person it belongs to, frame by frame (people.py)
+    choose    of each shot's people the one who is meant (scene.py)
+    fill      short gaps, and say of the others why they are there (scene.py)
+
+Looking and linking know nothing of the choice, so a choice about a late frame holds for the early
+ones, and `Scene.tracks` may be asked for several choices after one look.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from latentsync.errors import NoFaceFound, option_name, with_option
+from latentsync.faces.detectors.base import PUBLISHED, Detector
+from latentsync.faces.detectors.frame_view import Shown, View
+from latentsync.faces.tracking.box_tracker import BoxFollower
+from latentsync.faces.tracking.choice import FaceChoice
+from latentsync.faces.tracking.embedding import Embedder, Patch
+from latentsync.faces.tracking.linker import Linker, Person, apart, stayed
+from latentsync.faces.tracking.selection import Lost, Scene, Track, runs
+from latentsync.faces.tracking.shots import Cut, with_cuts
+from latentsync.media import VideoReader
+from latentsync.types import Face, FloatArray, Progress, ProgressCallback
+
+__all__ = ["Watch", "follow", "look", "no_face"]
+
+log = logging.getLogger(__name__)
+
+
+def follow(
+    frames: Iterable[Shown],
+    detector: Detector,
+    choice: FaceChoice,
+    *,
+    rounded: bool = False,
+    published: bool = False,
+    total: int | None = None,
+    fps: float = 25,
+    detect_every: int = 1,
+    progress: ProgressCallback | None = None,
+) -> list[Track]:
+    """The chosen face of a clip, or for `all` each of them, that of the largest first.
+
+    Args:
+        frames: they stream by; a few are held at a time. Of pictures only what is looked at is
+            made; arrays are searched whole, as published, and have square pixels.
+        rounded: landmarks on whole pixels.
+        published: the largest face of every frame by itself, whatever `choice` says: no cuts, no
+            second look, nothing filled.
+        total: how many frames there will be, for `progress`, where that is known.
+        fps: frames a second, for the time in `choice`.
+        detect_every: the whole frame is searched in one of so many, see `Watch`.
+        progress: hears of stage "detect" after each frame, and may raise to stop.
+
+    Returns:
+        At least one track, whose `found` may be False throughout.
+
+    Raises:
+        OptionError: the time lies beyond the end, the box beyond the frame, or there is no face
+            at the point.
+        NoFaceFound: there is none in the reference picture.
+        MediaError: that isn't readable.
+    """
+    if published:
+        return [_published(frames, detector, rounded, total, progress)]
+    scene = look(
+        frames,
+        detector,
+        [choice],
+        rounded=rounded,
+        total=total,
+        fps=fps,
+        detect_every=detect_every,
+        progress=progress,
+    )
+    return scene.tracks(choice)
+
+
+def look(
+    frames: Iterable[Shown],
+    detector: Detector,
+    choices: Sequence[FaceChoice],
+    *,
+    rounded: bool = False,
+    total: int | None = None,
+    fps: float = 25,
+    detect_every: int = 1,
+    progress: ProgressCallback | None = None,
+) -> Scene:
+    """Look at every frame of a clip once, for all `choices`; arguments and errors as in `follow`.
+
+    A detector is asked only where a choice needs one: boxes are followed without.
+    """
+    embedder = detector if isinstance(detector, Embedder) else Patch()
+    references = {
+        choice: _reference(choice, detector, embedder) for choice in choices if choice.picture
+    }
+    boxes = {
+        choice: BoxFollower(choice.place, round(choice.seconds * fps), fps)
+        for choice in choices
+        if choice.kind == "box"
+    }
+    watch = Watch(detector, Linker(embedder), detect_every, rounded=rounded)
+    detecting = any(choice.kind != "box" for choice in choices)
+    cuts: list[Cut | None] = []
+    faces_seen: list[int] = []
+    view = View(np.zeros((0, 0, 3), np.uint8))
+    for index, (frame, cut) in enumerate(with_cuts(frames)):
+        if detecting:
+            faces_seen.append(watch.see(index, frame, cut=cut))
+        for follower in boxes.values():
+            follower.see(index, frame, cut=cut)
+        cuts.append(cut)
+        view = View(frame)
+        if progress:
+            progress(Progress("detect", index + 1, total))
+    mixed = np.zeros(len(cuts), bool)
+    for index, one in enumerate(cuts):
+        mixed[index - one.dissolve if one else index : index] = True
+    return Scene(
+        cut=np.array([one is not None for one in cuts], bool),
+        mixed=mixed,
+        size=(view.width, view.height),
+        pixel_aspect=view.aspect,
+        people=watch.people(),
+        faces=np.array(faces_seen or [0] * len(cuts), np.int64),
+        fps=fps,
+        rounded=rounded,
+        filters=getattr(detector, "filters", PUBLISHED),
+        embedder=embedder,
+        references=references,
+        boxes={choice: follower.boxes for choice, follower in boxes.items()},
+    )
+
+
+def _reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> FloatArray:
+    """What the person in a reference picture looks like."""
+    assert choice.picture
+    picture = next(iter(VideoReader(choice.picture).frames([0])))
+    faces = detector.detect(picture)
+    if not faces:
+        raise NoFaceFound(
+            f"no face in the reference picture {choice.picture} by {detector.describe()}; give "
+            "one in which the face is larger or more frontal, or choose the face by a point x,y"
+        )
+    if isinstance(embedder, Patch):
+        log.info(
+            "%s is compared by lightness and colour of the aligned face, as %s knows no people "
+            "apart: take a picture from the clip itself, or choose by a point",
+            choice.picture,
+            detector.name,
+        )
+    return embedder.embed(picture, faces[0])
+
+
+def _published(
+    frames: Iterable[Shown],
+    detector: Detector,
+    rounded: bool,
+    total: int | None,
+    progress: ProgressCallback | None,
+) -> Track:
+    """The largest face of every frame, each frame by itself."""
+    nothing, aspect = np.full((3, 2), np.nan, np.float32), 1.0
+
+    def largest() -> Iterator[FloatArray]:
+        nonlocal aspect
+        for done, frame in enumerate(frames, start=1):
+            aspect = View(frame).aspect
+            faces = detector.detect(frame, rounded=rounded)
+            yield faces[0].points if faces else nothing
+            if progress:
+                progress(Progress("detect", done, total))
+
+    points: FloatArray = np.fromiter(largest(), dtype=np.dtype((np.float32, (3, 2))))
+    found = ~np.isnan(points[:, 0, 0])
+    points[~found] = 0
+    no = np.zeros_like(found)
+    reasons = tuple(Lost(start, stop, "no face") for start, stop in runs(~found, 0, len(found)))
+    return Track(points, found, no, no, reasons, aspect)
+
+
+def no_face(detector: Detector, frames: int, choice: FaceChoice, fps: float = 25) -> str:
+    """What to say, in one line, when no frame of `frames` holds the chosen face."""
+    looked = f"the {frames} frames looked at (0-{frames / fps:.2f} s of the clip)"
+    if choice.kind == "box":
+        return f"the content of the box {choice} is not found in {looked}; draw another box"
+    if choice.kind == "reference":
+        return (
+            f"nobody like {choice} in {looked}; choose the face by a point: "
+            f"{option_name('face')} x,y@seconds"
+        )
+    return (
+        f"no face in {looked}{with_option('detector', f' by {detector.describe()}')}; give a clip "
+        "with a larger or more frontal face"
+        + with_option("detector", f", choose another {option_name('detector')}")
+        + with_option(
+            "face",
+            ", or, for a drawn face say, tell where it is: "
+            f"{option_name('face')} x,y,width,height@seconds",
+        )
+    )
+
+
+SECOND_LOOKS = 2  # a frame, at most: a crowd that leaves must not cost more than that
+TANGLED = 0.5  # of their size: closer than this, two faces that are followed may be one
+
+
+class Watch:
+    """Hands each frame's faces to a linker; who was there a moment ago is looked for once more.
+
+    The whole frame is searched in one of `every`, at a cut, where a face that is followed isn't
+    sure, and as long as somebody is missed. In the others those of the frame before are followed,
+    so who is new there is seen up to `every` - 1 frames late.
+    """
+
+    def __init__(self, detector: Detector, linker: Linker, every: int, *, rounded: bool) -> None:
+        self._detector, self._linker, self._every = detector, linker, every
+        self._rounded = rounded
+        self._last: list[Face] = []
+        self._next_search = 0
+
+    def see(self, index: int, frame: Shown, *, cut: Cut | None) -> int:
+        """The clip's next frame, and whether a new shot begins with it; how many faces it has."""
+        if cut:
+            self._linker.end_shot(index - cut.dissolve)
+        seen = None if cut or index >= self._next_search else self._followed(frame)
+        if seen is None:
+            seen = self._detector.detect(frame, rounded=self._rounded)
+            self._next_search = index + self._every
+        self._linker.add(index, frame, seen)
+        view = View(frame)
+        missing = self._linker.missing(index, (view.width, view.height))
+        for person, near in missing[:SECOND_LOOKS]:
+            again = self._detector.detect(frame, rounded=self._rounded, near=near)
+            face = self._linker.add_second(index, frame, person, again, seen)
+            seen = [*seen, face] if face else seen
+        if any(person.last < index for person, _ in missing):
+            self._next_search = index + 1
+        self._last = seen
+        return len(seen)
+
+    def people(self) -> list[Person]:
+        """Of all shots; after the last frame."""
+        self._linker.end_shot()
+        return self._linker.people
+
+    def _followed(self, frame: Shown) -> list[Face] | None:
+        """The last frame's faces in this one, largest first; None where a search is due."""
+        now = self._detector.follow(frame, self._last, rounded=self._rounded)
+        pairs = zip(self._last, now, strict=True)
+        faces = [face for before, face in pairs if face and stayed(before, face)]
+        if len(faces) < len(self._last) or _tangled(faces):
+            return None
+        return sorted(faces, key=lambda face: -face.area)
+
+
+def _tangled(faces: Sequence[Face]) -> bool:
+    return any(apart(one, np.array(other.box)) < TANGLED for one, other in combinations(faces, 2))

@@ -1,0 +1,279 @@
+"""Pass 1: whose mouths are to speak, and where these faces are in each frame."""
+
+import logging
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from itertools import combinations, islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from latentsync import faces
+from latentsync.errors import NoFaceFound, OptionError, option_name
+from latentsync.faces import FaceChoice, align
+from latentsync.faces.head_pose import nose_places, turned_away, yaw
+from latentsync.options import Options
+from latentsync.runtime.disk_cache import ClipCache, file_digest
+from latentsync.runtime.prefetch import ahead
+from latentsync.runtime.progress import Reporter
+from latentsync.types import FaceTrack, ShotFaces
+
+__all__ = ["Clip", "cast", "cuts", "faces_at", "faces_found", "lost", "shots", "told"]
+
+log = logging.getLogger(__name__)
+
+ALIKE = 0.5  # px; two speakers' faces that lie no further apart are one face
+FRAMES_AHEAD = 8  # decoded before the detector wants them
+
+
+class Clip(Protocol):
+    """Frames by number: `media.VideoReader`."""
+
+    def frames(self, indices: Iterable[int] | None = None) -> Iterator[Any]: ...
+
+
+def cast(
+    clip: Clip,
+    at_most: int | None,
+    detector: faces.Detector,
+    choices: Sequence[FaceChoice],
+    options: Options,
+    *,
+    resolution: int,
+    fps: Fraction,
+    total: int | None = None,
+    reporter: Reporter,
+    known: ClipCache | None = None,
+) -> list[FaceTrack]:
+    """Find the chosen faces in the clip's first `at_most` frames.
+
+    Args:
+        choices: one, of which several faces may be meant ("all"), or one for each speaker.
+        resolution: px, side of the square crop of a face.
+        fps: of the clip.
+        total: how many frames the clip will give, where that is known.
+        known: of the clip. Then all of it is looked at, so that a longer voice finds it done.
+
+    Returns:
+        At least one track; with several choices one of each, in their order.
+
+    Raises:
+        NoFaceFound: in none of the frames, or with on_missing "error" not in all.
+        InputError: a choice fits no face, or two mean the same one.
+    """
+
+    def look() -> list[FaceTrack]:
+        most, all_frames = (None, None) if known else (at_most, total)
+        found = _look(clip, most, detector, choices, options, fps, all_frames, reporter)
+        if len(choices) > 1:
+            _check_apart(found, choices)
+        return [_placed(one, options, resolution, float(fps)) for one in found]
+
+    facts = {
+        "detector": detector.describe(),
+        "faces": [(choice, choice.picture and file_digest(choice.picture)) for choice in choices],
+        "fps": fps,
+        "resolution": resolution,
+        "options": [getattr(options, name) for name in ("landmarks", "follow", "smooth")],
+        "max_yaw": options.max_yaw,
+        "detect_every": options.effort.detect_every,
+    }
+    tracks = known.tracks(facts, look) if known else look()
+    tracks = tracks if at_most is None else [track.first(at_most) for track in tracks]
+    count = len(tracks[0])
+    reporter.step("detect", count, count)
+    missing = [i for i, track in enumerate(tracks) if not track.found.any()]
+    if missing and (len(choices) > 1 or len(missing) == len(tracks)):
+        first = missing[0]  # of `all` the largest face
+        choice = choices[first if len(choices) > 1 else 0]
+        turned = _all_turned(tracks[first], choice, options)
+        raise NoFaceFound(turned or faces.no_face(detector, count, choice, float(fps)))
+    tracks = [track for track in tracks if track.found.any()]
+    _tell(tracks, choices, fps)
+    for start, stop, reason in lost(tracks, choices):
+        said = f"source frames {start}-{stop - 1} ({float(start / fps):.2f} s on): {reason}"
+        if options.on_missing == "error":
+            raise NoFaceFound(
+                f"{said}; to let such frames pass through, set {option_name('on_missing')} to keep"
+            )
+        log.info("%s; they pass through", said)
+    return tracks
+
+
+def lost(
+    tracks: Sequence[FaceTrack], choices: Sequence[FaceChoice]
+) -> tuple[tuple[int, int, str], ...]:
+    """Source frames [start, stop) without a face that is to speak, and why.
+
+    Of `all` faces those without the first; of several speakers those without any, and whose.
+    """
+    if len(choices) == 1:
+        return tracks[0].lost
+    return tuple(
+        sorted(
+            (start, stop, f"{choice}: {why}")
+            for choice, track in zip(choices, tracks, strict=True)
+            for start, stop, why in track.lost
+        )
+    )
+
+
+def faces_found(tracks: Sequence[FaceTrack]) -> int:
+    """Count the source frames with a face, also those in which it is turned too far."""
+    seen = [
+        track.found if track.nose is None else track.found | np.isfinite(track.nose[:, 0])
+        for track in tracks
+    ]
+    return int(np.any(seen, axis=0).sum())
+
+
+def _all_turned(track: FaceTrack, choice: FaceChoice, options: Options) -> str:
+    """What to say where a face is found, but never without too much turn; else nothing."""
+    angles = np.zeros(0) if track.nose is None else np.abs(yaw(track.nose))
+    angles = angles[np.isfinite(angles)]
+    if options.max_yaw is None or not len(angles):
+        return ""
+    return (
+        f"the face {choice} is found in {len(angles)} of {len(track)} frames, all turned further "
+        f"than {option_name('max_yaw')} {options.max_yaw:g} degrees ({angles.min():.0f} to "
+        f"{angles.max():.0f}); give a larger {option_name('max_yaw')}, or none, to have the mouth "
+        "drawn on turned faces too"
+    )
+
+
+def told(tracks: Sequence[FaceTrack]) -> dict[str, Any]:
+    """The fields of a `Result` that say what was found."""
+    return {"cuts": cuts(tracks), "shots": shots(tracks)}
+
+
+def cuts(tracks: Sequence[FaceTrack]) -> tuple[int, ...]:
+    """The source frames at which a new shot begins."""
+    cut = tracks[0].cut
+    return () if cut is None else tuple(np.flatnonzero(cut).tolist())
+
+
+def shots(tracks: Sequence[FaceTrack]) -> tuple[ShotFaces, ...]:
+    """The faces of each shot, and which of them speak; `tracks` are of one clip."""
+    together = zip(*(track.shots for track in tracks if track.shots), strict=True)
+    return tuple(
+        replace(
+            of_each[0],
+            faces=max((one.faces for one in of_each), key=len),
+            taken=tuple(one.taken[0] for one in of_each),
+        )
+        for of_each in together
+    )
+
+
+def _tell(tracks: Sequence[FaceTrack], choices: Sequence[FaceChoice], fps: Fraction) -> None:
+    """Log the cuts, how many faces each shot has, and which of them speak."""
+    if tracks[0].cut is not None:
+        times = ", ".join(f"{float(index / fps):.2f}" for index in cuts(tracks))
+        log.info("cuts at %s s", times) if times else log.info("no cuts")
+    found = shots(tracks)
+    for shot in found:
+        taken = [_at(shot.faces[one]) for one in shot.taken if one is not None]
+        log.info(
+            "%.2f-%.2f s: %s; taken: %s",
+            *(float(frame / fps) for frame in (shot.start, shot.stop)),
+            faces_at(shot.faces),
+            " and ".join(taken) or "none",
+        )
+    sides = [choice for choice in choices if choice.kind in ("left", "right", "center")]
+    if found and max(len(shot.faces) for shot in found) == 1:
+        places = dict.fromkeys(_at(shot.faces[0]) for shot in found if shot.faces)
+        for choice in sides:
+            log.warning(
+                "face %s: no shot has more than one face that was found, and that is taken: at %s "
+                "px",
+                choice,
+                ", ".join(places),
+            )
+
+
+def faces_at(faces: Sequence[tuple[int, int]]) -> str:
+    """How many there are, and where."""
+    if not faces:
+        return "no face"
+    count = "1 face" if len(faces) == 1 else f"{len(faces)} faces"
+    return f"{count}, at {' and '.join(map(_at, faces))}"
+
+
+def _at(place: tuple[int, int]) -> str:
+    return f"{place[0]},{place[1]}"
+
+
+def _look(
+    clip: Clip,
+    at_most: int | None,
+    detector: faces.Detector,
+    choices: Sequence[FaceChoice],
+    options: Options,
+    fps: Fraction,
+    total: int | None,
+    reporter: Reporter,
+) -> list[faces.Track]:
+    rounded = options.landmarks == "rounded"
+    if options.follow == "frame" and len(choices) > 1:
+        raise OptionError("follow is 'frame', which knows one face; speakers want follow 'person'")
+    whole = options.follow == "frame"  # as published: the detector shrinks RGB frames itself
+    pictures = _pictures(clip, at_most, whole=whole)
+    with_stop = ahead(pictures, FRAMES_AHEAD)
+    if whole:
+        return faces.follow(
+            with_stop,
+            detector,
+            choices[0],
+            rounded=rounded,
+            published=True,
+            total=total,
+            fps=float(fps),
+            progress=reporter,
+        )
+    scene = faces.look(
+        with_stop,
+        detector,
+        choices,
+        rounded=rounded,
+        total=total,
+        fps=float(fps),
+        detect_every=options.effort.detect_every,
+        progress=reporter,
+    )
+    if len(choices) == 1:
+        return scene.tracks(choices[0])
+    return scene.speakers(choices)
+
+
+def _pictures(
+    clip: Clip, at_most: int | None, *, whole: bool
+) -> Generator[faces.Shown, None, None]:
+    for frame in islice(clip.frames(), at_most):
+        yield frame.rgb() if whole else frame
+
+
+def _check_apart(found: Sequence[faces.Track], choices: Sequence[FaceChoice]) -> None:
+    for (one, first), (other, second) in combinations(zip(found, choices, strict=True), 2):
+        both = one.found & other.found
+        if both.any() and np.abs(one.points[both] - other.points[both]).max() < ALIKE:
+            raise OptionError(
+                f"speakers {first} and {second} are the same face; tell them apart by points "
+                "x,y@seconds"
+            )
+
+
+def _placed(face: faces.Track, options: Options, resolution: int, fps: float) -> FaceTrack:
+    steadied = face.cut, options.smooth
+    track = align.face_track(
+        face.points, face.found, resolution, *steadied, pixel_aspect=face.pixel_aspect
+    )
+    nose = np.where(face.found[:, None], nose_places(face.points), np.nan).astype(np.float32)
+    lost, found = [(one.start, one.stop, one.reason) for one in face.reasons], track.found
+    if options.max_yaw is not None:
+        away = turned_away(yaw(nose), options.max_yaw, fps, face.cut)
+        lost += [(a, b, "turned away") for a, b in faces.runs(found & away, 0, len(found))]
+        found = found & ~away
+    return replace(
+        track, cut=face.cut, lost=tuple(sorted(lost)), found=found, nose=nose, shots=face.shots
+    )

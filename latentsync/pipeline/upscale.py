@@ -1,0 +1,255 @@
+"""A clip's own faces restored, or its whole frames enlarged; nobody speaks anew."""
+
+import logging
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentsync import faces
+from latentsync.errors import MediaError, OptionError
+from latentsync.faces import FaceChoice, align
+from latentsync.faces.restoration.restoration import Restorer, Upscaler, enlarged
+from latentsync.media import (
+    Carried,
+    Colour,
+    Limits,
+    Sound,
+    VideoFrame,
+    VideoReader,
+    VideoWriter,
+    carried,
+    check_codec,
+    check_output,
+    first_shown,
+    output_size,
+    probe,
+)
+from latentsync.options import Options
+from latentsync.pipeline import timeline
+from latentsync.pipeline.face_tracks import cast
+from latentsync.pipeline.frame_source import Pace
+from latentsync.runtime.prefetch import ahead
+from latentsync.runtime.progress import Reporter
+from latentsync.types import FaceTrack, Progress, ProgressCallback
+
+__all__ = ["Upscaled", "upscale_clip"]
+
+log = logging.getLogger(__name__)
+
+RESOLUTION = 512  # px, of the crop that `sr_ratio` counts from: that of the model v1.6
+HD_HEIGHT = 720  # px; below, untagged video is BT.601 (ITU-T H.273 numbers it 6), else BT.709 (1)
+UNSAID = 2  # in ITU-T H.273
+
+Pictures = Generator[VideoFrame, None, None]
+
+
+@dataclass(frozen=True)
+class Upscaled:
+    """What one run did."""
+
+    path: Path
+    frames: int
+    seconds: float
+    width: int  # px
+    height: int  # px
+    faces_found: int  # frames with a face; 0 where whole frames were enlarged
+    net: str
+    licence: str  # of the net's weights
+    sound: str = ""  # which track of the clip is kept, and its format; "" where it has none
+    left_out: tuple[str, ...] = ()  # what of the clip is not in the output
+    timings: dict[str, float] = field(default_factory=dict)  # seconds by stage
+
+
+def upscale_clip(
+    video: Path | str,
+    output: Path | str,
+    restorer: Restorer,
+    detector: faces.Detector | None,
+    *,
+    options: Options | None = None,
+    progress: ProgressCallback | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    **changes: Any,  # noqa: ANN401 - fields of Options, by name
+) -> Upscaled:
+    """Make `output`, an mp4 of the clip with its faces restored, its own sound, at its own pace.
+
+    Args:
+        detector: finds the faces that `options.face` means; None: whole frames are enlarged, to
+            the net's scale times their size.
+        options: of them count those of super-resolution, faces, limits and encoding.
+
+    Raises:
+        InputError: a file can't be used, no face is found, the output can't be written.
+        Cancelled: `cancelled` said so. As in every failure nothing is left behind.
+    """
+    options = replace(options or Options(face="all"), fps="source", **changes)
+    reporter = Reporter(progress, cancelled)
+    output = Path(output)
+    check_output(output, (video,))
+    check_codec(options.codec)
+    scale = _scale(restorer, whole=detector is None)
+    limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
+    with VideoReader(video, limits=limits) as clip:
+        if clip.info.is_image:
+            raise MediaError(f"{video} is a picture; this takes a clip")
+        size = clip.info.width * scale, clip.info.height * scale
+        width, height = output_size(*size, codec=options.codec, max_side=options.max_side)
+        with reporter.timed("read"):
+            pace = Pace.of(clip, options.fps)
+            assert pace.own is not None  # only a picture has none
+            times = [int(begin) * pace.tick for begin in pace.own]
+        frames = len(times) - 1
+        tracks = _tracks(pace, frames, detector, options, reporter) if detector else []
+        sound = None
+        if probe(video).audio:
+            sound = Sound.of(video, limits, first_shown(video, limits), options.audio_track)
+        kept = carried(video, [sound] if sound else [], pace.fps, limits)
+        with (
+            _writer(output, sound, kept, pace, restorer, options, limits) as writer,
+            closing(_pictures(pace, frames, tracks, restorer, options, reporter)) as pictures,
+        ):
+            for done, (picture, span) in enumerate(zip(pictures, pairwise(times), strict=True)):
+                with reporter.timed("write"):
+                    writer.write(picture, *span)
+                reporter.step("restore", done + 1, frames)
+            reporter.step("finish", 0, 1)
+    reporter.tell(Progress("finish", 1, 1))
+    return Upscaled(
+        path=output,
+        frames=frames,
+        seconds=float(times[-1]),
+        width=width,
+        height=height,
+        faces_found=int(np.any([track.found for track in tracks], axis=0).sum()),
+        net=restorer.name,
+        licence=restorer.licence,
+        sound=str(sound or ""),
+        left_out=kept.left_out,
+        timings=reporter.timings(),
+    )
+
+
+def _scale(restorer: Restorer, *, whole: bool) -> int:
+    """Of the output; OptionError where whole frames are no task for the net."""
+    if whole and (restorer.faces or restorer.scale == 1):
+        raise OptionError(
+            f"{restorer.name} enlarges no whole frames; they want a net for any picture, such as "
+            "RealESRGAN"
+        )
+    return restorer.scale if whole else 1
+
+
+def _writer(
+    output: Path,
+    sound: Sound | None,
+    kept: Carried,
+    pace: Pace,
+    restorer: Restorer,
+    options: Options,
+    limits: Limits,
+) -> VideoWriter:
+    return VideoWriter(
+        output,
+        audio=sound,
+        fps=pace.fps,
+        time_base=pace.tick,
+        codec=options.codec,
+        crf=options.crf,
+        preset=options.preset,
+        max_side=options.max_side,
+        limits=limits,
+        comment=f"Restored by LatentSync with {restorer.name}",
+        tags=kept.tags,
+    )
+
+
+def _tracks(
+    pace: Pace, frames: int, detector: faces.Detector, options: Options, reporter: Reporter
+) -> list[FaceTrack]:
+    with reporter.timed("detect"):
+        return cast(
+            pace,
+            frames,
+            detector,
+            [FaceChoice.parse(options.face)],
+            options,
+            resolution=RESOLUTION,
+            fps=pace.fps,
+            total=frames,
+            reporter=reporter,
+        )
+
+
+def _pictures(
+    pace: Pace,
+    frames: int,
+    tracks: list[FaceTrack],
+    restorer: Restorer,
+    options: Options,
+    reporter: Reporter,
+) -> Pictures:
+    """The output's frames; what is read, restored and written runs side by side."""
+    pictures = ahead(reporter.each("decode", pace.frames(range(frames))))
+    if not tracks:
+        pictures = _enlarged(pictures, restorer, reporter)
+    for track in tracks:
+        pictures = _restored(pictures, track, restorer, options, reporter)
+    return ahead(pictures)
+
+
+def _enlarged(pictures: Pictures, restorer: Restorer, reporter: Reporter) -> Pictures:
+    with closing(pictures):
+        for picture in pictures:
+            reporter.check()
+            with reporter.timed("restore"):
+                large = VideoFrame.from_rgb(enlarged(picture.rgb(), restorer), _said(picture))
+            yield large
+
+
+def _said(picture: VideoFrame) -> Colour:
+    """Its colours by their own name, since a larger picture's would be guessed otherwise."""
+    colour = picture.colour
+    if colour.matrix != UNSAID:
+        return colour
+    return replace(colour, matrix=1 if picture.height >= HD_HEIGHT else 6)
+
+
+def _restored(
+    pictures: Pictures,
+    track: FaceTrack,
+    restorer: Restorer,
+    options: Options,
+    reporter: Reporter,
+) -> Pictures:
+    """The frames with one face of theirs restored, where it is found."""
+    upscaler = Upscaler(restorer, RESOLUTION, options, mouths=False)
+    numbers = np.arange(len(track))
+    cut = np.zeros(len(track), bool) if track.cut is None else track.cut
+    last = -2  # the frame restored last
+    with closing(pictures):
+        for segment in timeline.segments(numbers, track.found, cut=cut, fade=options.fade):
+            shown = list(islice(pictures, len(segment)))
+            if segment.passthrough:
+                yield from shown
+                continue
+            reporter.check()
+            affines = track.affine[segment.start : segment.stop]
+            fresh = segment.start != last + 1 or bool(cut[segment.start])
+            with reporter.timed("restore"):
+                crops = upscaler(shown, affines, fresh=fresh).numpy()
+            last = segment.stop - 1
+            for picture, affine, crop, strength in zip(
+                shown, affines, crops, segment.strength.tolist(), strict=True
+            ):
+                with reporter.timed("paste"):
+                    frame = picture.width, picture.height
+                    share = strength * upscaler.share(affine)
+                    laid = align.paste_face(crop, affine, frame, share=share, resolution=RESOLUTION)
+                    pasted = picture.pasted(*laid)
+                yield pasted
+        next(pictures, None)  # there is none, but now the stage before knows that it is done

@@ -1,0 +1,140 @@
+"""What training looks at in the picture itself: lips by SyncNet, looks by LPIPS, motion by TREPA.
+
+The picture is what one step predicts, decoded if any of them sees pixels. Losses and their weights:
+https://arxiv.org/abs/2412.09262, sections 3.3 and 3.4.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latentsync.diffusion.vae import VAE
+from latentsync.errors import OptionError
+from latentsync.evaluation.nets.loading import FETCH, load_lpips, load_syncnet, load_videomae
+from latentsync.evaluation.nets.lpips import LPIPS
+from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig, cosine_loss, stacked
+from latentsync.runtime.checkpoints import root
+from latentsync.training.batches import Batch
+from latentsync.training.presets import UNetTrainConfig
+
+if TYPE_CHECKING:
+    from latentsync.evaluation.nets.videomae import VideoMAE
+
+__all__ = ["PixelLosses", "load_pixel_losses"]
+
+
+@dataclass(frozen=True)
+class PixelLosses:
+    """The losses whose net is there, each times its weight; the nets are frozen."""
+
+    vae: VAE
+    config: UNetTrainConfig
+    syncnet: StableSyncNet | None = None
+    lpips: LPIPS | None = None
+    videomae: "VideoMAE | None" = None
+
+    @property
+    def sees_pixels(self) -> bool:
+        """Not if a SyncNet of latents is all there is: then nothing needs to be decoded."""
+        lips = self.syncnet is not None and not self.syncnet.config.latent
+        return lips or self.lpips is not None or self.videomae is not None
+
+    def __call__(self, clean: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars.
+
+        Args:
+            clean: (b, 4, f, h, w) latents as predicted; gradients reach them.
+            batch: what they should be, with mel, and with pixels if any net sees those.
+        """
+        assert batch.mel is not None
+        losses, seen, target = {}, clean, batch.clean
+        if self.sees_pixels:
+            assert batch.pixels is not None
+            frames = clean.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
+            seen = self.vae.decode(frames).unflatten(0, (len(clean), -1)).transpose(1, 2)
+            target = batch.pixels
+        # Each net has a precision of its own; half of it is too coarse for LPIPS and for cosines.
+        with torch.autocast(clean.device.type, enabled=False):
+            if self.syncnet is not None:
+                like = next(self.syncnet.parameters())
+                own = self.syncnet.config
+                shown = stacked((clean if own.latent else seen).float(), own)
+                embedded = self.syncnet(shown.to(like), batch.mel.to(like))
+                losses["sync"] = self.config.sync_weight * cosine_loss(*embedded).mean()
+            if self.lpips is not None:
+                found = self.lpips(_lower_half(seen), _lower_half(target))
+                losses["lpips"] = self.config.lpips_weight * found.mean()
+            if self.videomae is not None:
+                from latentsync.evaluation.nets.videomae import trepa_loss
+
+                found = trepa_loss(self.videomae, seen.float(), target)
+                losses["trepa"] = self.config.trepa_weight * found
+        return losses
+
+
+def load_pixel_losses(
+    vae: VAE,
+    config: UNetTrainConfig,
+    weights: Path | str | None = None,
+    *,
+    side: int = 0,
+    syncnet_file: Path | None = None,
+    syncnet_config: SyncNetConfig | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> PixelLosses | None:
+    """Those whose weight is above 0, from the weights folder; None where there are none.
+
+    Args:
+        side: px, of the crops that will be judged; 0: not known yet, and not checked.
+        syncnet_file: a SyncNet of one's own; None: the published stable_syncnet.pt.
+        syncnet_config: what is in that file; None: what was published.
+
+    Raises:
+        OptionError: a SyncNet that nothing uses, or that sees latents of another side.
+        WeightsMissing: a net's file is not there; the message names the download.
+        WeightsMismatch: something else is in it.
+        BackendUnavailable: TREPA wants the package transformers.
+    """
+    if syncnet_file and not config.sync_weight:
+        raise OptionError(f"sync_weight is 0, so {syncnet_file} has no use; give a --sync-weight")
+    if not (config.sync_weight or config.lpips_weight or config.trepa_weight):
+        return None
+    base = root(weights)
+    auxiliary = base / "auxiliary"
+    syncnet = lpips = videomae = None
+    if config.sync_weight:
+        file, hint = base / "stable_syncnet.pt", FETCH
+        if syncnet_file:
+            file, hint = syncnet_file, "give the syncnet.safetensors that `train syncnet` wrote"
+        syncnet = load_syncnet(file, syncnet_config, hint=hint, device=device, dtype=dtype)
+        if syncnet.config.frames != config.frames:
+            raise OptionError(
+                f"{file} judges {syncnet.config.frames} frames at once; this run's windows have "
+                f"{config.frames}; give a SyncNet of as many frames"
+            )
+        wanted = syncnet.config.side * vae.config.downsampling
+        if syncnet.config.latent and side not in (0, wanted):
+            raise OptionError(
+                f"{file} sees latents of crops of {wanted} px; this run's crops have {side} px; "
+                "give a SyncNet of pixels, or one of such latents"
+            )
+        syncnet.enable_gradient_checkpointing(config.gradient_checkpointing)
+    if config.lpips_weight:
+        lpips = load_lpips(auxiliary / "vgg16-397923af.pth", device=device)
+    if config.trepa_weight:
+        file = auxiliary / "vit_g_hybrid_pt_1200e_ssv2_ft.pth"
+        videomae = load_videomae(file, device=device, dtype=dtype)
+        videomae.enable_gradient_checkpointing(config.gradient_checkpointing)
+    losses = PixelLosses(vae, config, syncnet, lpips, videomae)
+    if config.gradient_checkpointing and losses.sees_pixels:
+        vae.net.enable_gradient_checkpointing()
+    return losses
+
+
+def _lower_half(video: Tensor) -> Tensor:
+    """(b, 3, f, h, w) -> (b * f, 3, h / 2, w) float32."""
+    return video[..., video.shape[-2] // 2 :, :].transpose(1, 2).flatten(0, 1).float()

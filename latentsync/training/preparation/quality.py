@@ -1,0 +1,54 @@
+"""How good a face looks: by hyperIQA, and by a stand-in that needs no weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from latentsync.evaluation.nets.hyper_iqa import SIDE, HyperIQA
+from latentsync.runtime import checkpoints
+from latentsync.types import Frame
+
+__all__ = ["hyper_iqa", "load_hyper_iqa", "sharpness"]
+
+
+def load_hyper_iqa(path: Path, device: torch.device | str = "cpu") -> HyperIQA:
+    """The published `koniq_pretrained.pkl`, a bare state dict, strictly; float32, frozen.
+
+    Raises:
+        WeightsMissing: no such file.
+        WeightsMismatch: something else is in it.
+    """
+    state = checkpoints.read(path, hint="run `latentsync download eval`")
+    return checkpoints.filled(HyperIQA, state, path).to(device)
+
+
+def hyper_iqa(net: HyperIQA, faces: Sequence[Frame]) -> float:
+    """Mean score of some faces, 0 (bad) to 100 (excellent).
+
+    Of a face of 256 px the net sees the middle 224 px, as published,
+    https://github.com/bytedance/LatentSync/blob/a229c39/preprocess/filter_visual_quality.py; of one
+    of 512 px four such squares, which show the same part of it at its own resolution. (hyperIQA's
+    own demo draws squares at random, of a picture that it resizes.)
+
+    Args:
+        faces: (size, size, 3) RGB each, all of one size, at least 224 px.
+    """
+    squares = np.stack([square for face in faces for square in _squares(face)])
+    pictures = torch.from_numpy(squares).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        return float(net(pictures.to(next(net.parameters()).device)).mean())
+
+
+def _squares(face: Frame) -> list[Frame]:
+    """As many squares of 224 px as fit in, side by side around the middle."""
+    count, rest = divmod(len(face), SIDE)
+    edges = [rest // 2 + i * SIDE for i in range(count)]
+    return [face[y : y + SIDE, x : x + SIDE] for y in edges for x in edges]
+
+
+def sharpness(face: Frame) -> float:
+    """Variance of the Laplacian, in squared grey levels: below about 10 a face is blurred."""
+    return float(cv2.Laplacian(cv2.cvtColor(face, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())

@@ -1,0 +1,165 @@
+"""What is asked of a clip: one frozen set of choices, the steps that follow, and their tools."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from latentsync import faces
+from latentsync.errors import OptionError
+from latentsync.evaluation.sync import load_eval_syncnet
+from latentsync.runtime import checkpoints, devices
+from latentsync.runtime.disk_cache import file_digest
+from latentsync.training.preparation.clip import Form, Write
+from latentsync.training.preparation.quality import load_hyper_iqa
+from latentsync.training.preparation.steps import (
+    Decode,
+    OneFace,
+    Quality,
+    Resample,
+    Segments,
+    Sharpness,
+    Shots,
+    Sync,
+)
+from latentsync.training.preparation.stretch import FPS, Named, Step, Tools
+
+__all__ = ["QualityBy", "Settings", "SyncBy"]
+
+log = logging.getLogger(__name__)
+
+SyncBy = Literal["auto", "syncnet", "none"]
+QualityBy = Literal["auto", "hyperiqa", "laplacian"]
+SIZES = (256, 512)
+MAX_SHIFT = 15  # frames that SyncNet's curve reaches
+SYNCNET, HYPER_IQA = "auxiliary/syncnet_v2.model", "auxiliary/koniq_pretrained.pkl"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything but the sources that the output depends on.
+
+    Raises:
+        OptionError: a value out of its range.
+    """
+
+    size: int = 256  # px, side of the crop that the clips are for: 256 or 512
+    form: Form = "around"  # see clip.py
+    min_seconds: float = 5.0
+    max_seconds: float = 10.0
+    detector: str = "insightface"  # see `faces.create`
+    detect_every: int = 4  # frames, see `faces.look`
+    min_face: int | None = None  # px of the source that a crop shows, in height; None: size / 2
+    sync: SyncBy = "auto"  # "auto": by SyncNet where its file is there
+    min_confidence: float = 3.0
+    max_offset: int = 6  # frames
+    quality: QualityBy = "auto"  # "auto": by hyperIQA where its file is there
+    min_quality: float = 40.0  # 0-100, of hyperIQA; as published
+    min_sharpness: float = 10.0  # without hyperIQA, see `steps.Sharpness`
+    weights: Path | None = None  # folder; None: $LATENTSYNC_WEIGHTS, then weights/
+    device: str | None = None  # of the nets and the detector; None: what there is
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("size", self.size, SIZES),
+            ("form", self.form, get_args(Form)),
+            ("sync", self.sync, get_args(SyncBy)),
+            ("quality", self.quality, get_args(QualityBy)),
+        ):
+            if value not in allowed:
+                raise OptionError(f"{name} is {value!r}; it must be {_either(allowed)}")
+        if not 1 <= self.min_seconds <= self.max_seconds <= 3600:
+            got = f"min_seconds is {self.min_seconds:g}, max_seconds {self.max_seconds:g}"
+            raise OptionError(f"{got}; they must be 1-3600, the first no larger than the second")
+        for name, number, lowest, highest in (
+            ("min_face", self.min_face_px, 1, 8192),
+            ("detect_every", self.detect_every, 1, 50),
+            ("min_confidence", self.min_confidence, 0, 100),
+            ("max_offset", self.max_offset, 0, MAX_SHIFT),
+            ("min_quality", self.min_quality, 0, 100),
+            ("min_sharpness", self.min_sharpness, 0, 1e6),
+        ):
+            if not lowest <= number <= highest:
+                raise OptionError(f"{name} is {number:g}; it must be {lowest}-{highest:g}")
+
+    @property
+    def min_face_px(self) -> int:
+        return self.size // 2 if self.min_face is None else self.min_face
+
+    @property
+    def syncnet(self) -> Path | None:
+        """The file of the net that measures lip-sync, where it is to be measured."""
+        path = checkpoints.root(self.weights) / SYNCNET
+        wanted = self.sync == "syncnet" or (self.sync == "auto" and path.is_file())
+        return path if wanted else None
+
+    @property
+    def hyper_iqa(self) -> Path | None:
+        """The file of the net that measures quality, where it is not measured without one."""
+        path = checkpoints.root(self.weights) / HYPER_IQA
+        wanted = self.quality == "hyperiqa" or (self.quality == "auto" and path.is_file())
+        return path if wanted else None
+
+    def settled(self) -> "Settings":
+        """With what "auto" stands for now, so that files that come or go change nothing any more.
+
+        Says in the log what can't be measured.
+        """
+        missing = "%s is not among the weights: %s; run `latentsync download eval`"
+        if self.sync == "auto" and self.syncnet is None:
+            log.warning(missing, SYNCNET, "lip-sync is not measured")
+        if self.quality == "auto" and self.hyper_iqa is None:
+            instead = "quality is measured by the variance of the Laplacian, not by hyperIQA"
+            log.warning(missing, HYPER_IQA, instead)
+        return replace(
+            self,
+            sync="syncnet" if self.syncnet else "none",
+            quality="hyperiqa" if self.hyper_iqa else "laplacian",
+        )
+
+    def steps(self) -> list[Step]:
+        """In their order; `Write` comes after them."""
+        shortest, longest = (round(s * FPS) for s in (self.min_seconds, self.max_seconds))
+        measured = self.syncnet is not None
+        return [
+            Decode(),
+            Resample(),
+            Shots(),
+            Segments(shortest, longest),
+            OneFace(self.size, self.min_face_px, self.detect_every),
+            Sync(measured, self.size, self.min_confidence, self.max_offset, shortest),
+            Quality(self.size, self.min_quality)
+            if self.hyper_iqa
+            else Sharpness(self.size, self.min_sharpness),
+        ]
+
+    def write(self) -> Write:
+        return Write(self.size, self.form)
+
+    def tools(self, folder: Path) -> Tools:
+        """What a process works with, loaded.
+
+        Raises:
+            WeightsError, OptionError, BackendUnavailable: it can't be had.
+        """
+        device, _ = devices.choose(self.device)
+        detector = faces.create(
+            self.detector,
+            root=checkpoints.root(self.weights) / "auxiliary",
+            gpu=devices.is_cuda(device),
+        )
+        syncnet = load_eval_syncnet(self.syncnet, device) if self.syncnet else None
+        hyper_iqa = load_hyper_iqa(self.hyper_iqa, device) if self.hyper_iqa else None
+        return Tools(detector, syncnet, hyper_iqa, folder)
+
+    def signature(self, tools: Tools) -> str:
+        """All that the clips of a file follow from beside the file, as JSON."""
+        steps: list[Named] = [*self.steps(), self.write()]
+        said = [[step.name, step.version, vars(step)] for step in steps]
+        nets = [path and file_digest(path) for path in (self.syncnet, self.hyper_iqa)]
+        return json.dumps([said, tools.detector.describe(), *nets])
+
+
+def _either(allowed: tuple[object, ...]) -> str:
+    return " or ".join(str(one) for one in allowed)

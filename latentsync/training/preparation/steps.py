@@ -1,0 +1,337 @@
+"""What a clip must be to be trained on, step by step; as published, with the thresholds there.
+
+    Decode     the file can be read to its end, without damage
+    Resample   25 frames a second, 16 kHz, and sound to all pictures
+    Shots      split where the film cuts
+    Segments   split into 5-10 s
+    OneFace    exactly one face, in all frames, large enough; and its affine
+    Sync       lips and sound fit; by how many frames the sound is to be moved
+    Quality    the face looks good, by hyperIQA
+    Sharpness  in its place, without hyperIQA's weights: the face is sharp
+
+Each takes a stretch and gives stretches and what it left out. Published order and figures:
+https://github.com/bytedance/LatentSync/blob/a229c39/README.md#-data-processing-pipeline
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+
+from latentsync import faces
+from latentsync.errors import MediaError, OutputError
+from latentsync.evaluation.sync import SyncScore, face_crops, sync_confidence
+from latentsync.faces import align
+from latentsync.faces.tracking.shots import with_cuts
+from latentsync.media import AudioReader, VideoReader
+from latentsync.training.preparation.quality import hyper_iqa, sharpness
+from latentsync.training.preparation.stretch import (
+    FPS,
+    SAMPLE_RATE,
+    SAMPLES,
+    Rejected,
+    Stretch,
+    Tools,
+)
+from latentsync.types import FaceTrack, FloatArray, Frame
+
+__all__ = [
+    "LOW_CONFIDENCE",
+    "Decode",
+    "OneFace",
+    "Quality",
+    "Resample",
+    "Segments",
+    "Sharpness",
+    "Shots",
+    "Sync",
+    "crops",
+    "scales",
+]
+
+Results = Iterator[Stretch | Rejected]
+
+LASTING = 5  # frames in which a face is seen at least before it counts as one more
+LOW_CONFIDENCE = "low sync confidence"
+SILENCE = -60.0  # dB below full scale, root mean square: quieter than a quiet room
+FULL_SCALE = 32768  # of 16-bit samples
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Every frame can be decoded. Cuts are noted in the same pass, for `Shots`."""
+
+    name: ClassVar[str] = "decode"
+    version: ClassVar[int] = 1
+
+    def __call__(self, stretch: Stretch, tools: Tools) -> Results:  # noqa: ARG002 - a Step
+        with VideoReader(stretch.path) as reader, _damage() as told:
+            if reader.info.is_image:
+                yield Rejected("a still picture")
+                return
+            cuts = [cut is not None for _, cut in with_cuts(reader.frames())]
+        if told:
+            # Nothing of where: with several decoding threads it is chance which frames are rescued.
+            yield Rejected("damaged or cut short")
+            return
+        places = tuple(np.flatnonzero(cuts).tolist())
+        yield replace(stretch, start=0, stop=len(cuts), cuts=places)
+
+
+@dataclass(frozen=True)
+class Resample:
+    """25 frames a second (by `VideoReader`), 16 kHz mono; pictures after the sound are left out."""
+
+    name: ClassVar[str] = "resample"
+    version: ClassVar[int] = 1
+
+    def __call__(self, stretch: Stretch, tools: Tools) -> Results:
+        try:
+            sound, samples = AudioReader(stretch.path), 0
+            with (tools.folder / "sound.s16").open("wb") as file, _damage() as told:
+                for chunk in sound.chunks(SAMPLE_RATE):
+                    file.write((chunk * FULL_SCALE).astype("<i2").tobytes())
+                    samples += len(chunk)
+        except MediaError as error:
+            yield Rejected("no sound", None, stretch.start, stretch.stop, str(error))
+            return
+        except OSError as error:
+            raise OutputError(f"sound can't be unpacked ({error}); is the disk full?") from error
+        heard = min(stretch.stop, samples // SAMPLES)
+        if told:
+            yield Rejected("damaged sound", None, 0, stretch.stop)
+            return
+        if stretch.stop - heard >= FPS or heard == 0:
+            left = stretch.stop - heard
+            yield Rejected("pictures without sound", left / FPS, heard, stretch.stop)
+        if heard:
+            yield replace(stretch, stop=heard)
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Split where one shot ends and the next begins."""
+
+    name: ClassVar[str] = "shots"
+    version: ClassVar[int] = 1
+
+    def __call__(self, stretch: Stretch, tools: Tools) -> Results:  # noqa: ARG002 - a Step
+        inside = [cut for cut in stretch.cuts if stretch.start < cut < stretch.stop]
+        for start, stop in pairwise([stretch.start, *inside, stretch.stop]):
+            yield replace(stretch, start=start, stop=stop, cuts=())
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Split into equal parts of `min_frames` to `max_frames`; what can't be is left out."""
+
+    min_frames: int
+    max_frames: int
+    name: ClassVar[str] = "segments"
+    version: ClassVar[int] = 1
+
+    def __call__(self, stretch: Stretch, tools: Tools) -> Results:  # noqa: ARG002 - a Step
+        frames = used = len(stretch)
+        parts = -(-frames // self.max_frames)
+        if frames // parts < self.min_frames:  # as many whole ones as there are, and a rest
+            parts = frames // self.max_frames
+            used = parts * self.max_frames
+        edges = [stretch.start + used * i // max(1, parts) for i in range(parts + 1)]
+        for start, stop in pairwise(edges):
+            yield replace(stretch, start=start, stop=stop)
+        if used < frames:
+            start = stretch.start + used
+            yield Rejected("too short", (frames - used) / FPS, start, stretch.stop)
+
+
+@dataclass(frozen=True)
+class OneFace:
+    """Exactly one face, tracked through every frame, nowhere smaller than `min_face`.
+
+    Anybody seen in 5 frames or more counts, however small: a voice may be theirs. Gaps of up to 5
+    frames are filled as in a run.
+    """
+
+    size: int  # px, side of the crop
+    min_face: int  # px of the source, height of what the crop shows of a face
+    detect_every: int  # see `faces.look`
+    name: ClassVar[str] = "face"
+    version: ClassVar[int] = 1
+
+    def __call__(self, stretch: Stretch, tools: Tools) -> Results:
+        place = stretch.start, stretch.stop
+        with VideoReader(stretch.path) as reader:
+            frames = reader.frames(range(*place))
+            scene = faces.look(
+                frames, tools.detector, [faces.LARGEST], detect_every=self.detect_every
+            )
+        people = sum(len(person) >= LASTING for person in scene.people)
+        if people != 1 or scene.cut.any():
+            yield Rejected("no face" if people == 0 else "several faces", people, *place)
+            return
+        (track,) = scene.tracks(faces.LARGEST)
+        if not track.found.all():
+            lost = round(1 - float(track.found.mean()), 4)
+            yield Rejected("face not in all frames", lost, *place)
+            return
+        affine = align.face_track(
+            track.points, track.found, self.size, pixel_aspect=track.pixel_aspect
+        ).affine
+        heights = align.crop_size(self.size)[1] / scales(affine)
+        smallest = round(float(heights.min()), 1)
+        if smallest < self.min_face:
+            yield Rejected("face too small", smallest, *place)
+            return
+        figures = {**stretch.figures, "face_px": smallest}
+        face = FaceTrack(affine=affine, found=track.found)
+        yield replace(stretch, track=face, figures=figures)
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Lip-sync by the published evaluation SyncNet; without it nothing is measured, nor moved.
+
+    `ahead` of the stretch tells by how much the sound is to be moved, so that the offset is 0;
+    frames whose sound then lies before the source's start or after its end are left out.
+    """
+
+    measured: bool  # whether the net is there
+    size: int  # px, side of the crop that the track was made for
+    min_confidence: float
+    max_offset: int  # frames, either way
+    min_frames: int
+    name: ClassVar[str] = "sync"
+    version: ClassVar[int] = 1
+
+    def __call__(self, stretch: Stretch, tools: Tools) -> Results:
+        place, wave = (stretch.start, stretch.stop), tools.sound()
+        sound = wave[stretch.start * SAMPLES : stretch.stop * SAMPLES].astype(np.float32)
+        sound /= FULL_SCALE
+        loudness = 10 * math.log10(max(1e-10, float((sound**2).mean())))
+        if loudness < SILENCE:
+            yield Rejected("silence", round(loudness, 1), *place)
+            return
+        if not self.measured:
+            yield replace(stretch, figures={**stretch.figures, "sync": None})
+            return
+        assert tools.syncnet is not None
+        assert stretch.track is not None
+        with VideoReader(stretch.path) as reader:
+            frames = reader.frames(range(*place))
+            pictures = face_crops(frames, stretch.track.affine, self.size)
+            score = sync_confidence(tools.syncnet, pictures, sound)
+        if score.confidence < self.min_confidence:
+            yield Rejected(LOW_CONFIDENCE, round(score.confidence, 3), *place)
+        elif abs(score.offset) > self.max_offset:
+            yield Rejected("sync offset too large", score.offset, *place)
+        else:
+            yield self._moved(stretch, score, len(wave) // SAMPLES)
+
+    def _moved(self, stretch: Stretch, score: SyncScore, heard: int) -> Stretch | Rejected:
+        """The stretch with the sound that fits, of `heard` frames that the source has."""
+        assert stretch.track is not None
+        start = max(stretch.start, score.offset)
+        stop = min(stretch.stop, heard + score.offset)
+        if stop - start < self.min_frames:
+            return Rejected("too short once in sync", (stop - start) / FPS, start, stop)
+        part = slice(start - stretch.start, stop - stretch.start)
+        track = FaceTrack(affine=stretch.track.affine[part], found=stretch.track.found[part])
+        sync = {
+            "confidence": round(score.confidence, 3),
+            "distance": round(score.distance, 3),
+            "offset": score.offset,
+        }
+        return replace(
+            stretch,
+            start=start,
+            stop=stop,
+            track=track,
+            ahead=score.offset,
+            figures={**stretch.figures, "sync": sync},
+        )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The face looks good enough, by hyperIQA: its first, middle and last picture, as published."""
+
+    size: int  # px, side of the crop
+    min_quality: float  # 0-100
+    name: ClassVar[str] = "quality"
+    version: ClassVar[int] = 1
+
+    def __call__(self, stretch: Stretch, tools: Tools) -> Results:
+        assert tools.hyper_iqa is not None
+        places = sorted({0, len(stretch) // 2, len(stretch) - 1})
+        value = round(hyper_iqa(tools.hyper_iqa, list(crops(stretch, self.size, places))), 2)
+        if not value >= self.min_quality:  # nor is what is no number
+            yield Rejected("low visual quality", value, stretch.start, stretch.stop)
+            return
+        yield replace(stretch, figures={**stretch.figures, "hyper_iqa": value})
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """The face is sharp enough: the variance of the Laplacian of its aligned crop in grey levels.
+
+    A stand-in for hyperIQA where its weights aren't: it sees blur and enlargement, and takes noise
+    and compression for detail. The median over the looked-at frames.
+    """
+
+    size: int  # px, side of the crop
+    min_sharpness: float
+    every: int = 5  # frames; one of so many is looked at
+    name: ClassVar[str] = "quality"
+    version: ClassVar[int] = 1
+
+    def __call__(self, stretch: Stretch, tools: Tools) -> Results:  # noqa: ARG002 - a Step
+        places = range(0, len(stretch), self.every)
+        seen = [sharpness(crop) for crop in crops(stretch, self.size, places)]
+        value = round(float(np.median(seen)), 2)
+        if value < self.min_sharpness:
+            yield Rejected("blurred", value, stretch.start, stretch.stop)
+            return
+        yield replace(stretch, figures={**stretch.figures, "laplacian": value})
+
+
+def crops(stretch: Stretch, size: int, places: Sequence[int] | None = None) -> Iterator[Frame]:
+    """The aligned face of each frame, (size, size, 3), or of those at `places` of the stretch."""
+    assert stretch.track is not None
+    chosen = range(len(stretch)) if places is None else places
+    with VideoReader(stretch.path) as reader:
+        frames = reader.frames([stretch.start + place for place in chosen])
+        for frame, affine in zip(frames, stretch.track.affine[list(chosen)], strict=True):
+            box = align.face_box(affine, size, frame.width, frame.height)
+            yield align.cut_face(frame.rgb(box), box, affine, size)
+
+
+def scales(affine: FloatArray) -> FloatArray:
+    """(n,) px of the upright crop to one of the frame's height; they may be wider or narrower."""
+    return np.asarray(np.linalg.norm(affine[:, :, 1], axis=1), np.float32)
+
+
+@contextmanager
+def _damage() -> Iterator[list[str]]:
+    """What media tells in its log of a damaged file, which it reads as far as it can."""
+    told: list[str] = []
+
+    def heard(record: logging.LogRecord) -> bool:
+        told.append(record.msg)
+        return False  # rejected.jsonl will say it
+
+    loggers = [logging.getLogger(f"latentsync.media.{name}") for name in ("container", "decoder")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addFilter(heard)
+        logger.setLevel(logging.DEBUG)  # a damaged packet is told of there
+    try:
+        yield told
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.removeFilter(heard)
+            logger.setLevel(level)

@@ -1,0 +1,212 @@
+"""One page about a prepared folder: how much came through, what did not and why, what it shows."""
+
+import base64
+import html
+import io
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from latentsync.faces import align
+from latentsync.media import VideoReader
+from latentsync.training.preparation.journal import Record, write_file
+from latentsync.training.preparation.settings import Settings
+from latentsync.training.preparation.steps import LOW_CONFIDENCE
+from latentsync.training.preparation.stretch import Named
+from latentsync.types import Frame
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["left_after", "write_summary"]
+
+log = logging.getLogger(__name__)
+
+FACES, COLUMNS, THUMBNAIL = 32, 8, 112  # of the contact sheet; px
+MOST_REASONS = 30  # rows of a table
+BINS = 24
+COLOUR = "#3b6ea5"
+QUALITY = {"hyper_iqa": "hyperIQA, 0-100", "laplacian": "sharpness, variance of Laplacian"}
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><title>Prepared clips</title>
+<style>
+body {{ font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+img {{ max-width: 100%; }}
+table {{ border-collapse: collapse; }}
+td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; border-bottom: 1px solid #ddd; }}
+td.number {{ text-align: right; }}
+</style>
+<h1>Prepared clips</h1>
+<p>{headline}</p>
+{plots}
+<h2>Left out</h2>
+{reasons}
+<h2>Faces</h2>
+{faces}
+<h2>Steps</h2>
+{steps}
+</html>
+"""
+
+
+def write_summary(output: Path, records: Sequence[Record], settings: Settings) -> None:
+    """OUTPUT/summary.html, which needs no other file; without matplotlib it has no plots."""
+    clips = [line for record in records for line in record["clips"]]
+    rejected = [line for record in records for line in record["rejected"]]
+    seconds = sum(_seconds(line) for line in clips)
+    looked_at = sum(record["seconds"] for record in records)
+    headline = (
+        f"{len(clips)} clips, {_duration(seconds)}, of {len(records)} files with "
+        f"{_duration(looked_at)} of pictures that could be decoded."
+    )
+    page = PAGE.format(
+        headline=headline,
+        plots=_plots(records, clips, rejected, settings),
+        reasons=_reasons(rejected),
+        faces=_faces(output, clips, settings),
+        steps=_steps(settings),
+    )
+    # Names of files may be no text at all.
+    write_file(output / "summary.html", page.encode("utf-8", "backslashreplace"))
+
+
+def left_after(
+    looked_at: float, rejected: Sequence[dict[str, Any]], settings: Settings
+) -> dict[str, float]:
+    """Seconds that are left after each step, by its name, of so many that could be decoded."""
+    lost: dict[str, float] = defaultdict(float)
+    for line in rejected:
+        lost[line["step"]] += _seconds(line)
+    left = {"all": looked_at}
+    for step in settings.steps():
+        looked_at -= lost[step.name]
+        left[step.name] = max(0.0, looked_at)
+    return left
+
+
+def _plots(
+    records: Sequence[Record],
+    clips: Sequence[dict[str, Any]],
+    rejected: Sequence[dict[str, Any]],
+    settings: Settings,
+) -> str:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        log.warning("the summary has no plots (%s); pip install 'latentsync[prepare]'", error)
+        return "<p>Plots want matplotlib.</p>"
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    axes = figure.subplots(3, 2)
+    measured = [line["sync"] for line in clips if line.get("sync")]
+    _histogram(axes[0, 0], "length of the clips, s", [_seconds(line) for line in clips])
+    _histogram(axes[0, 1], "smallest face, px of the source", [c["face_px"] for c in clips])
+    confidences = [sync["confidence"] for sync in measured]
+    confidences += [one["figure"] for one in rejected if one["reason"] == LOW_CONFIDENCE]
+    _histogram(axes[1, 0], "sync confidence, also of what is left out", confidences)
+    _histogram(axes[1, 1], "sound moved by, frames", [sync["offset"] for sync in measured])
+    measure = "hyper_iqa" if settings.hyper_iqa else "laplacian"
+    _histogram(axes[2, 0], QUALITY[measure], [c[measure] for c in clips])
+    left = left_after(sum(record["seconds"] for record in records), rejected, settings)
+    funnel, names = axes[2, 1], list(left)
+    bars = funnel.barh(names, [left[name] / 60 for name in names], color=COLOUR)
+    funnel.bar_label(bars, fmt="%.1f", fontsize=8, padding=3)
+    funnel.margins(x=0.1)
+    funnel.invert_yaxis()
+    funnel.set_title("minutes left after each step", fontsize=10)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90)
+    return _image(file.getvalue(), "png", "figures of the clips")
+
+
+def _histogram(axis: "Axes", title: str, values: Sequence[float]) -> None:
+    axis.set_title(title, fontsize=10)
+    if values:
+        axis.hist(values, bins=BINS, color=COLOUR)
+        axis.set_ylabel("clips", fontsize=8)
+    else:
+        axis.text(0.5, 0.5, "not measured", ha="center", va="center", color="grey")
+        axis.set_axis_off()
+
+
+def _reasons(rejected: Sequence[dict[str, Any]]) -> str:
+    if not rejected:
+        return "<p>Nothing.</p>"
+    rows = []
+    counts = Counter((line["step"], line["reason"]) for line in rejected)
+    for (step, reason), count in counts.most_common(MOST_REASONS):
+        lines = [one for one in rejected if (one["step"], one["reason"]) == (step, reason)]
+        example = lines[0]["file"]
+        rows.append((step, reason, count, _duration(sum(map(_seconds, lines))), example))
+    return _table(("step", "reason", "times", "length", "for example"), rows)
+
+
+def _steps(settings: Settings) -> str:
+    steps: list[Named] = [*settings.steps(), settings.write()]
+    rows = [
+        (step.name, step.version, ", ".join(f"{k} {v}" for k, v in vars(step).items()))
+        for step in steps
+    ]
+    return _table(("step", "version", "parameters"), rows)
+
+
+def _faces(output: Path, clips: Sequence[dict[str, Any]], settings: Settings) -> str:
+    """The face in the middle of some clips, evenly chosen, in the order of the index."""
+    if not clips:
+        return "<p>None.</p>"
+    chosen = np.unique(np.linspace(0, len(clips) - 1, FACES).round().astype(int))
+    faces = [_face(output, clips[i], settings) for i in chosen]
+    blank = np.full((THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
+    rows = -(-len(faces) // COLUMNS)
+    faces += [blank] * (rows * COLUMNS - len(faces))
+    lines = [np.concatenate(faces[i : i + COLUMNS], axis=1) for i in range(0, len(faces), COLUMNS)]
+    sheet = np.concatenate(lines)
+    good, data = cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    assert good
+    return _image(data.tobytes(), "jpeg", "faces of the clips")
+
+
+def _face(output: Path, line: dict[str, Any], settings: Settings) -> Frame:
+    path, middle = output / line["clip"], line["frames"] // 2
+    with VideoReader(path) as reader:
+        frame = next(reader.frames([middle]))
+    affines = path.with_suffix(".npy")
+    if settings.form == "around":
+        affine = np.load(affines)[middle]
+        box = align.face_box(affine, settings.size, frame.width, frame.height)
+        crop = align.cut_face(frame.rgb(box), box, affine, settings.size)
+    else:
+        crop = frame.rgb()
+    size = (THUMBNAIL, THUMBNAIL)
+    return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = ["".join(f"<th>{html.escape(name)}</th>" for name in head)]
+    for row in rows:
+        cells = (
+            f'<td class="number">{cell}</td>'
+            if isinstance(cell, int)
+            else f"<td>{html.escape(str(cell))}</td>"
+            for cell in row
+        )
+        lines.append("".join(cells))
+    return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
+
+
+def _image(data: bytes, kind: str, words: str) -> str:
+    return f'<img alt="{words}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+
+
+def _seconds(line: dict[str, Any]) -> float:
+    return float(line["stop_seconds"] - line["start_seconds"])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

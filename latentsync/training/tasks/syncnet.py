@@ -1,0 +1,176 @@
+"""Training StableSyncNet to tell whether lips and sound belong together.
+
+Of a clip two windows are drawn that share no frame. Each is seen with its own sound and with that
+of the other. So whatever is seen or heard is as often right as wrong, and only lips and sound
+together can tell which; a wrong sound beside every second window, as published, teaches the small
+preset much more slowly (benchmarks/README.md).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentsync.errors import Cancelled
+from latentsync.evaluation.nets.syncnet import StableSyncNet, accuracies, cosine_loss, stacked
+from latentsync.training.batches import WHOLE, Part
+from latentsync.training.clip_cache import Clip
+from latentsync.training.crops import pictures
+from latentsync.training.dataset import window_and_reference
+from latentsync.training.presets import SyncNetTrainConfig
+
+__all__ = ["ClipPairs", "PairWindows", "Pairs", "SyncNetTask", "contrast_loss"]
+
+TEMPERATURE = 0.05  # of cosines
+VALIDATION_CLIPS = 128  # drawn, two windows of each
+VALIDATION_PARTS = 16  # memory
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two windows of f frames, without a common one, of each of b clips; and their sounds."""
+
+    seen: Tensor  # (b, 2, 3, f, R, R) in [-1, 1], or (b, 2, 4, f, h, w) latents
+    mel: Tensor  # (b, 2, 1, 80, 52) beside 16 frames, (b, 2, 1, 80, 80) beside 25
+
+
+class PairWindows(Protocol):
+    """What pairs are drawn from."""
+
+    def draw(self, count: int, generator: torch.Generator, part: Part = WHOLE) -> Pairs:
+        """A part of the pairs of `count` clips by chance."""
+        ...
+
+
+class ClipPairs:
+    """Pairs out of clips.
+
+    Args:
+        clips: at least one; each has an equal chance to be drawn.
+        pixels: px, side of the crops, cut when they are drawn; None: the cached latents are seen.
+        frames: of a window.
+    """
+
+    def __init__(
+        self, clips: Sequence[Clip], pixels: int | None = None, *, frames: int = 16
+    ) -> None:
+        self._clips, self._pixels, self._frames = clips, pixels, frames
+
+    def draw(self, count: int, generator: torch.Generator, part: Part = WHOLE) -> Pairs:
+        """See `PairWindows`."""
+        mine = part.of(count)
+        numbers = torch.randint(len(self._clips), (count,), generator=generator)[mine]
+        chances = torch.rand((count, 2), generator=generator)[mine]
+        windows = [
+            (clip, start)
+            for number, both in zip(numbers.tolist(), chances.tolist(), strict=True)
+            for clip in [self._clips[number]]
+            for start in window_and_reference(len(clip), self._frames, *both)
+        ]
+        with ThreadPoolExecutor() as pool:  # decoding takes most of a step
+            drawn = pool.map(self._window, *zip(*windows, strict=True))
+            seen, mel = (torch.stack(each) for each in zip(*drawn, strict=True))
+        return Pairs(seen.transpose(1, 2).unflatten(0, (-1, 2)), mel.unflatten(0, (-1, 2)))
+
+    def _window(self, clip: Clip, start: int) -> tuple[Tensor, Tensor]:
+        """(f, c, h, w) and (1, 80, columns)."""
+        stop = start + self._frames
+        if self._pixels:
+            with torch.autocast("cpu", enabled=False):  # the geometry of crops is float32
+                seen = pictures(clip.crops(start, stop, self._pixels))
+        else:
+            seen = clip.latents(start, stop).reference
+        return seen, clip.mel(start, self._frames)
+
+
+class SyncNetTask:
+    """A task of `loop.fit`: cross-entropy of the cosine, as published, right and wrong alike.
+
+    Args:
+        keep: called at every validation with its figures, when `net` holds the average.
+        validation_clips: drawn at each; a multiple of 16. None: 128.
+        cancel: asked often during a validation.
+    """
+
+    def __init__(
+        self,
+        net: StableSyncNet,
+        train: PairWindows,
+        held_out: PairWindows,
+        config: SyncNetTrainConfig,
+        *,
+        keep: Callable[[Mapping[str, float]], None] | None = None,
+        validation_clips: int | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> None:
+        self.net = net
+        self._train, self._held_out, self._config, self._keep = train, held_out, config, keep
+        self._cancel = cancel
+        self._validation_clips = validation_clips or VALIDATION_CLIPS
+        self._device = next(net.parameters()).device
+
+    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.part_losses(generator, WHOLE)
+
+    def part_losses(self, generator: torch.Generator, part: Part) -> dict[str, Tensor]:
+        """Of one part of the batch; their mean over all parts is that of the whole batch.
+
+        But for the contrast, which compares what is in one part.
+        """
+        pairs = self._train.draw(self._config.batch, generator, part)
+        visual, audio, in_sync = self._embedded(pairs)
+        with torch.autocast(self._device.type, enabled=False):
+            losses = {"sync": cosine_loss(visual, audio, in_sync).mean()}
+            if self._config.contrast_weight:
+                found = contrast_loss(visual[in_sync], audio[in_sync])
+                losses["contrast"] = self._config.contrast_weight * found
+        return losses
+
+    def validate(self) -> dict[str, float]:
+        """How often it is right about held-out windows; 0.5 is chance.
+
+        `accuracy` takes a cosine above 0.5 for "in sync", `best_accuracy` above whatever threshold
+        serves them best.
+
+        Raises:
+            Cancelled: `cancel` said so.
+        """
+        cosines, truth = [], []
+        for part in (Part(i, VALIDATION_PARTS) for i in range(VALIDATION_PARTS)):
+            if self._cancel and self._cancel():
+                raise Cancelled("the validation was stopped")
+            generator = torch.Generator().manual_seed(0)
+            pairs = self._held_out.draw(self._validation_clips, generator, part)
+            visual, audio, in_sync = self._embedded(pairs)
+            cosines.append(F.cosine_similarity(visual.float(), audio.float()).float().cpu())
+            truth.append(in_sync.cpu())
+        right, best = accuracies(torch.cat(cosines), torch.cat(truth))
+        found = {"accuracy": right, "best_accuracy": best}
+        if self._keep:
+            self._keep(found)
+        return found
+
+    def _embedded(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """Two times (4 b, width), and (4 b,) whether they belong together."""
+        shown = stacked(pairs.seen.flatten(0, 1).to(self._device), self.net.config)
+        visual, audio = self.net(shown, pairs.mel.flatten(0, 1).to(self._device))
+        swapped = audio.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        in_sync = torch.arange(2 * len(audio), device=self._device) < len(audio)
+        return torch.cat([visual, visual]), torch.cat([audio, swapped]), in_sync
+
+
+def contrast_loss(visual: Tensor, audio: Tensor) -> Tensor:
+    """How hard it is to find the sound of each window among all of them, and the other way round.
+
+    Cross-entropy as in CLIP, https://arxiv.org/abs/2103.00020, section 2.3, at one temperature.
+
+    Args:
+        visual, audio: (n, width) each of length 1, in the same order.
+    """
+    alike = visual.float() @ audio.float().T / TEMPERATURE
+    own = torch.arange(len(alike), device=alike.device)
+    return (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)) / 2
