@@ -24,8 +24,8 @@ from latentsync.diffusion.vae import VAE, VAEConfig
 from latentsync.evaluation.nets.lpips import LPIPS
 from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig
 from latentsync.evaluation.nets.videomae import VideoMAE
-from latentsync.training.batches import WHOLE, Batch, Part
-from latentsync.training.distributed import Fleet, accelerated
+from latentsync.training.batches import WHOLE, Batch, BatchPart
+from latentsync.training.distributed import ProcessGroup, accelerated
 from latentsync.training.pixel_losses import PixelLosses
 from latentsync.training.presets import UNET_RUNS, UNetTrainConfig
 from latentsync.training.tasks.unet import UNetTask
@@ -45,7 +45,7 @@ class Chance:
         return self._config.resolution // self._config.vae.downsampling
 
     def draw(
-        self, count: int, frames: int, generator: torch.Generator, part: Part = WHOLE
+        self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
         assert part == WHOLE
         side, crop = self.latent_side, self._config.resolution
@@ -97,7 +97,7 @@ def task_of(run: UNetTrainConfig, device: torch.device, *, small: bool) -> UNetT
 def timed(run: UNetTrainConfig, steps: int, *, small: bool) -> Iterator[float]:
     """Seconds of each step."""
     accelerator = accelerated(run.precision)
-    fleet = Fleet(accelerator)
+    fleet = ProcessGroup(accelerator)
     device = accelerator.device
     task = task_of(run, device, small=small)
     trained = [p for p in task.net.parameters() if p.requires_grad]

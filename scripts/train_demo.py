@@ -27,8 +27,8 @@ from latentsync.diffusion import weights
 from latentsync.diffusion.config import PRESETS, ModelConfig
 from latentsync.diffusion.unet import UNet
 from latentsync.diffusion.vae import VAE
-from latentsync.training.crops import Person, Pixels
-from latentsync.training.loop import Task, fit
+from latentsync.training.crops import Pixels, SpeakerWindows
+from latentsync.training.loop import TrainingTask, fit
 from latentsync.training.plots import draw_curves
 from latentsync.training.presets import TrainConfig, UNetTrainConfig
 from latentsync.training.synthetic import (
@@ -89,7 +89,7 @@ class Job:
     def count(self, full: int, least: int = 2) -> int:
         return max(least, round(full * self.scale))
 
-    def fit(self, task: Task, config: TrainConfig) -> None:
+    def fit(self, task: TrainingTask, config: TrainConfig) -> None:
         fit(task, replace(config, steps=self.count(config.steps)), self.out)
 
 
@@ -149,7 +149,7 @@ def _person(index: int, folder: Path) -> None:
     crops = draw_crops(
         take, rng, windows=WINDOWS, frames=WINDOW_FRAMES, size=DEMO.resolution, jitter=JITTER
     )
-    person = Person(crops.pixels, crops.frames, crops.mouths, _wave(take.speech))
+    person = SpeakerWindows(crops.pixels, crops.frames, crops.mouths, _wave(take.speech))
     person.save(folder / f"{index:05d}.npz")
 
 
@@ -172,10 +172,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def people(job: Job) -> tuple[list[Person], list[Person]]:
+def people(job: Job) -> tuple[list[SpeakerWindows], list[SpeakerWindows]]:
     """For training, and held out."""
     paths = sorted((job.out / "people").glob("[0-9]*.npz"))
-    found, known = [Person.load(path) for path in paths], job.count(PEOPLE)
+    found, known = [SpeakerWindows.load(path) for path in paths], job.count(PEOPLE)
     return found[:known], found[known:]
 
 
@@ -268,7 +268,7 @@ def export(job: Job) -> None:
     log.info("the model is in %s, its curves in %s", job.weights, job.out / "curves.png")
 
 
-def _crops(part: Sequence[Person]) -> Pixels:
+def _crops(part: Sequence[SpeakerWindows]) -> Pixels:
     return np.concatenate([one.pixels.reshape(-1, *one.pixels.shape[-3:]) for one in part])
 
 

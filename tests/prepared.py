@@ -6,11 +6,11 @@ from functools import cache
 
 import numpy as np
 
-from latentsync.training.preparation import Settings
+from latentsync.training.preparation import PreparationSettings
 from tests.clips import babble, picture, write_clip
 from tests.stubs import SIZE
 
-EASY = Settings(
+EASY = PreparationSettings(
     min_seconds=1,
     max_seconds=2,
     min_face=40,

@@ -13,7 +13,7 @@ from latentsync.options import Options
 from latentsync.service.app import create_app
 from latentsync.service.core import Service
 from latentsync.service.front import Front
-from latentsync.service.settings import MODEL_PATH, Settings
+from latentsync.service.settings import MODEL_PATH, ServiceSettings
 from latentsync.service.tables import Key, Task
 from latentsync.service.worker import Run, Worker
 from tests.documented import DocumentedClient
@@ -97,7 +97,9 @@ class House:
 
 @contextmanager
 def house(data: Path, *, needs_key: bool = True, **settings: Any) -> Iterator[House]:
-    with Service.open(Settings(data=data, public_url=BASE, **settings), decides=True) as service:
+    with Service.open(
+        ServiceSettings(data=data, public_url=BASE, **settings), decides=True
+    ) as service:
         app = create_app(service, needs_key=needs_key)
         client = DocumentedClient(app, base_url=BASE, raise_server_exceptions=False)
         yield House(service, client)

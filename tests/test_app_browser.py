@@ -19,7 +19,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 
-from latentsync.evaluation.clips import Pair, Pairs
+from latentsync.evaluation.clips import Pair, PairedFiles
 from latentsync.evaluation.measures import METRICS
 from latentsync.evaluation.metric import Figure
 from latentsync.evaluation.page import as_html
@@ -428,7 +428,7 @@ def test_a_wide_table_of_the_evaluation_uses_the_window(browser, tmp_path):
         clips=(ClipResult(pair, 100, dict.fromkeys(names, 1.23456)),),
         means={name: Mean(1.23456, 1.0, 2.0, 1) for name in names},
         missing={},
-        pairs=Pairs((pair,)),
+        pairs=PairedFiles((pair,)),
         detector="builtin",
     )
     (tmp_path / "report.html").write_text(as_html(found))

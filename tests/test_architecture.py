@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_room(path):
         if library in ONLY:
             assert path.as_posix().startswith(ONLY[library]), f"{path} imports {library}"
     for node in nodes:
-        if isinstance(node, ast.FunctionDef) and room(path) != "training":
+        if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
             options = len(node.args.args) + len(node.args.kwonlyargs)
             assert length - options <= MAX_FUNCTION, f"{path}:{node.lineno} {node.name} is long"
@@ -89,6 +90,15 @@ def test_the_ground_floor_can_be_taken_in_at_a_glance():
     rooms = {room(path) for path in FILES}
     assert rooms == set(RANK)
     assert len(rooms - {"__init__", "__main__"}) <= 13
+
+
+def test_a_class_name_exists_once():
+    homes = defaultdict(list)
+    for path in FILES:
+        for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(path.as_posix())
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
 
 
 def test_the_public_interface():

@@ -11,7 +11,7 @@ import torch
 from latentsync.diffusion import weights
 from latentsync.diffusion.generator import Network, Work
 from latentsync.diffusion.ray import scheduler
-from latentsync.diffusion.ray.scheduler import DEPTH, Lost, Spread
+from latentsync.diffusion.ray.scheduler import DEPTH, Spread, WorkerLost
 from latentsync.diffusion.ray.session import library, replicas_that_fit
 from latentsync.errors import BackendUnavailable, Cancelled, LatentSyncError
 from latentsync.pipeline.lipsync import LipSync
@@ -65,7 +65,7 @@ class Crew:
 
     def take(self, ticket):
         if ticket in self.lost:
-            raise Lost("its machine was switched off")
+            raise WorkerLost("its machine was switched off")
         return self.tickets[ticket][1]()
 
     def forget(self, tickets):

@@ -14,7 +14,7 @@ from latentsync.diffusion.generator import Network, Work, ready_nets
 from latentsync.diffusion.ray import engine as module
 from latentsync.diffusion.ray import session
 from latentsync.diffusion.ray.engine import RUNS_KEPT, Replica, replicas
-from latentsync.diffusion.ray.scheduler import Lost
+from latentsync.diffusion.ray.scheduler import WorkerLost
 from latentsync.diffusion.ray.session import cluster, library, replicas_that_fit
 from latentsync.errors import BackendUnavailable, LatentSyncError, OptionError, WeightsMissing
 from latentsync.options import Options
@@ -283,9 +283,9 @@ def test_none_that_is_ready_in_time(ray, model):
 @pytest.mark.parametrize(
     ("raised", "kind", "said"),
     [
-        (Errors.RayActorError("it died\nmore"), Lost, "^it died$"),
-        (Errors.ObjectLostError("gone"), Lost, "gone"),
-        (Errors.NodeDiedError("node"), Lost, "node"),
+        (Errors.RayActorError("it died\nmore"), WorkerLost, "^it died$"),
+        (Errors.ObjectLostError("gone"), WorkerLost, "gone"),
+        (Errors.NodeDiedError("node"), WorkerLost, "node"),
         (Errors.RayTaskError(LatentSyncError("too little memory")), LatentSyncError, "^too little"),
         (
             Errors.RayTaskError(ValueError("shape\nmore")),

@@ -12,8 +12,8 @@ from latentsync.faces import align
 from latentsync.faces.mask import keep_mask
 from latentsync.media import AudioReader
 from latentsync.training import dataset
-from latentsync.training.batches import WHOLE, Ahead, Part
-from latentsync.training.clip_cache import Clip, Preparer
+from latentsync.training.batches import WHOLE, Ahead, BatchPart
+from latentsync.training.clip_cache import CachedClip, Preparer
 from latentsync.training.crops import pictures
 from latentsync.training.dataset import ClipWindows, prepare, window_and_reference
 from tests.clips import babble
@@ -125,7 +125,7 @@ def test_a_few_bad_clips_are_skipped_and_many_are_an_error(tmp_path, make, monke
     told = []
     clips = prepare(files_of(*[good] * 19, broken), make(), told.append)
     assert len(clips) == 19
-    assert all(isinstance(one, Clip) for one in clips)
+    assert all(isinstance(one, CachedClip) for one in clips)
     assert (told[-1].stage, told[-1].done, told[-1].total) == ("prepare", 20, 20)
     with pytest.raises(TrainingError, match=r"2 of 3 .* more than 5%: broken.mp4 .*silent.mp4"):
         prepare(files_of(good, broken, silent), make())
@@ -206,7 +206,7 @@ def test_crops_are_cut_in_full_precision_whatever_the_nets_compute_in(windows):
 def test_parts_of_a_batch_are_the_batch(windows):
     whole, *parts = (
         windows.draw(4, 16, torch.Generator().manual_seed(1), part)
-        for part in (Part(0, 1), Part(0, 2), Part(1, 2))
+        for part in (BatchPart(0, 1), BatchPart(0, 2), BatchPart(1, 2))
     )
     assert torch.equal(torch.cat([part.clean for part in parts]), whole.clean)
     assert torch.equal(torch.cat([part.mel for part in parts]), whole.mel)
@@ -222,7 +222,7 @@ def test_windows_drawn_ahead_are_those_that_would_be_drawn(windows):
 
     ahead = Ahead(Watched())
     for seed in (5, 6, 7, 3):  # the last one out of turn
-        for part in (Part(0, 2), Part(1, 2)):
+        for part in (BatchPart(0, 2), BatchPart(1, 2)):
             one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
             found, wanted = ahead.draw(2, 16, one, part), draw(2, 16, other, part)
             assert torch.equal(found.clean, wanted.clean)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from latentsync.cli.evaluate import evaluate as command
 from latentsync.errors import Cancelled, MediaError, OptionError, OutputError
 from latentsync.evaluation import clips, measures, page, runner, speaking, sync
-from latentsync.evaluation.clips import Clip, Pair, find_pairs
+from latentsync.evaluation.clips import EvaluatedClip, Pair, find_pairs
 from latentsync.evaluation.frechet import Moments
 from latentsync.evaluation.metric import Setup
 from latentsync.evaluation.page import as_html, write_report
@@ -238,10 +238,10 @@ class Means(measures._Frechet):
 def test_a_figure_of_the_whole_set(monkeypatch, clip, tmp_path):
     monkeypatch.setitem(measures.METRICS, "fid", Means)
     other = write_clip(tmp_path / "other.mp4", [0 * one for one in pictures()], size=SIZE)
-    pairs = clips.Pairs((Pair("one", clip, clip), Pair("two", clip, clip)))
+    pairs = clips.PairedFiles((Pair("one", clip, clip), Pair("two", clip, clip)))
     same = evaluate(pairs, ["fid"]).means["fid_frame"]
     assert (same.mean, same.count, same.low) == (pytest.approx(0, abs=1e-6), 12, None)
-    pairs = clips.Pairs((Pair("one", clip, clip), Pair("two", other, clip)))
+    pairs = clips.PairedFiles((Pair("one", clip, clip), Pair("two", other, clip)))
     found = evaluate(pairs, ["fid"])
     assert found.means["fid_face"].mean > 100
     assert "12 samples" in as_text(found)
@@ -264,7 +264,7 @@ def test_windows_of_fvd_are_unbroken(kind):
 
 
 def opened(path, detector):
-    clip = Clip.open(Pair(path.name, path, None), detector, Reporter())
+    clip = EvaluatedClip.open(Pair(path.name, path, None), detector, Reporter())
     for _ in clip.moments():
         pass
     return clip
@@ -309,7 +309,7 @@ def test_sync_on_the_published_geometry_is_the_mean_of_its_tracks(monkeypatch, d
     monkeypatch.setattr(sync, "load_eval_syncnet", lambda path, _: path)
     monkeypatch.setattr(speaking.published, "load_s3fd", lambda path, _: path)
     monkeypatch.setattr(speaking.published, "sync_conf", scores)
-    metric = speaking.Sync(Setup(tmp_path, "cpu", detector))
+    metric = speaking.SyncConfidence(Setup(tmp_path, "cpu", detector))
     metric.begin(clip)
     assert metric.end() == {"sync_conf": 6, "sync_dist": 7.5, "sync_offset": -1.5}
     net, boxes, shown, sound = given

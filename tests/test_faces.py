@@ -19,7 +19,7 @@ from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, 
 from latentsync.faces import Builtin, FaceFilter, InsightFace, YuNet, create, track
 from latentsync.faces.detectors.base import nearest
 from latentsync.faces.detectors.builtin import FEW, _box, _last_crop
-from latentsync.faces.detectors.frame_view import View
+from latentsync.faces.detectors.frame_view import FrameView
 from latentsync.faces.detectors.landmarks import ANCHORS, COUNT, MIRRORED, REFERENCE, cut, upright
 from latentsync.faces.detectors.scrfd import LANDMARK_FILE, SCRFD_FILE
 from latentsync.faces.detectors.yunet import YUNET_FILE, points_from_eyes
@@ -183,14 +183,14 @@ def test_a_crop_is_the_same_of_an_array_and_of_a_picture(aspect: Fraction, scale
     """From its own pixels or the small picture, wherever it lies, and with square pixels."""
     rgb = ramp(1440, 1080)
     frame = watched(rgb, aspect)
-    view, half = View(frame), 32 * scale
+    view, half = FrameView(frame), 32 * scale
     assert (view.width, view.height, view.aspect) == (1440, 1080, pytest.approx(float(aspect)))
     for x, y in ((700, 500), (10, 1070), (1435, 8)):
         crop = np.array([[1 / half, 0.1 / half, -x / half], [-0.1 / half, 1 / half, -y / half]])
         crop[:, 2] = -crop[:, :2] @ (x, y)
         pictures = [
             cut(*one.under(crop, (-1, -1, 1, 1), 64)).astype(int)[..., :2]
-            for one in (View(rgb), view)
+            for one in (FrameView(rgb), view)
         ]
         assert np.abs(pictures[0] - pictures[1]).mean() < 1.5
     assert getattr(frame, "pixels", 0) < (0.15 if scale < 9 else 0.001) * 1440 * 1080
@@ -198,7 +198,7 @@ def test_a_crop_is_the_same_of_an_array_and_of_a_picture(aspect: Fraction, scale
 
 def test_a_part_tells_where_it_lies() -> None:
     frame = watched(ramp(1440, 1080), Fraction(4, 3))
-    view, near = View(frame), Box(400, 301, 500, 401)
+    view, near = FrameView(frame), Box(400, 301, 500, 401)
     for part in (view.around(near), view.around(near).shrunk(64), view.small(300)):
         height, width = part.pixels.shape[:2]
         for column, row in ((0, 0), (width - 1, height - 1)):
@@ -211,12 +211,12 @@ def test_a_part_tells_where_it_lies() -> None:
 
 def test_a_face_is_read_once_however_often_it_is_looked_at() -> None:
     frame = watched(ramp(1440, 1080))
-    view = View(frame)
+    view = FrameView(frame)
     for shift in (0, 4, -7):
         low = np.array([600.0 + shift, 500])
         view.part(low, low + 160)
     assert frame.pixels < 1.8 * 160**2
-    assert View(ramp(64, 48)).part(np.zeros(2), np.ones(2)).pixels.shape == (48, 64, 3)
+    assert FrameView(ramp(64, 48)).part(np.zeros(2), np.ones(2)).pixels.shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("aspect", [Fraction(1), Fraction(4, 3), Fraction(2)])
@@ -785,20 +785,22 @@ def test_landmarks_are_those_that_are_drawn() -> None:
 def test_the_net_doubts_what_a_cascade_takes_for_a_face(portrait: Frame) -> None:
     """Wherever it is told to look where there is none."""
     squares = np.array([[x, y, 90] for x in range(60, 480, 60) for y in range(300, 480, 60)], float)
-    boxes, scores, _ = Builtin()._look(View(portrait), squares)
+    boxes, scores, _ = Builtin()._look(FrameView(portrait), squares)
     assert len(boxes) == len(scores)
     assert (scores < 0.5).all()
 
 
 def test_the_last_look_forgets_where_the_first_was(portrait: Frame) -> None:
     squares = np.array([[226, 115, 120], [220, 110, 110], [230, 120, 135]], float)
-    points = [Builtin()._look(View(portrait), square[None])[2][0, ANCHORS] for square in squares]
+    points = [
+        Builtin()._look(FrameView(portrait), square[None])[2][0, ANCHORS] for square in squares
+    ]
     assert np.ptp(points, axis=0).max() < 0.03 * APART
 
 
 def test_squares_around_one_face_give_one_face(portrait: Frame) -> None:
     around = np.array([[226, 115, 120], [220, 110, 110], [230, 120, 135]], float)
-    _, scores, points = Builtin()._look(View(portrait), around)
+    _, scores, points = Builtin()._look(FrameView(portrait), around)
     assert len(scores) == len(points) == 1
 
 

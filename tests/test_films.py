@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latentsync import LipSync, faces
-from latentsync.faces import FaceChoice, Scene, Track, look
+from latentsync.faces import FaceChoice, PointTrack, Scene, look
 from latentsync.media import VideoFrame
 from tests.clips import babble, raw_frames, write_clip, write_picture, write_sound
 from tests.footage.films import FILMS, HEIGHT, SIDES, WIDTH, Film, film
@@ -28,7 +28,7 @@ def scene_of(drawn: Film, *choices: FaceChoice, every: int = 1) -> Scene:
     return look(frames, detector, [*choices, faces.LARGEST], detect_every=every)
 
 
-def redrawn(track: Track, drawn: Film) -> Counter[str]:
+def redrawn(track: PointTrack, drawn: Film) -> Counter[str]:
     """Frames in which each person is redrawn; "?" where nobody is."""
     count: Counter[str] = Counter()
     for points, found, seen in zip(track.points, track.found, drawn.faces, strict=True):

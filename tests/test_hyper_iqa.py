@@ -16,7 +16,14 @@ from latentsync.errors import WeightsMismatch, WeightsMissing
 from latentsync.evaluation.nets.hyper_iqa import JUDGE, SIDE, Backbone, HyperIQA
 from latentsync.media import VideoReader
 from latentsync.runtime.checkpoints import filled
-from latentsync.training.preparation import Settings, prepare, quality, runner, settings, summary
+from latentsync.training.preparation import (
+    PreparationSettings,
+    prepare,
+    quality,
+    runner,
+    settings,
+    summary,
+)
 from latentsync.training.preparation.quality import hyper_iqa, load_hyper_iqa
 from latentsync.training.preparation.steps import Sharpness
 from tests import tiny
@@ -221,7 +228,7 @@ def weights(tmp_path):
 
 def wish(weights, **more):
     facts = {"quality": "auto", "min_quality": 0, "weights": weights.parents[1]}
-    return Settings(**{**vars(EASY), **facts, **more})
+    return PreparationSettings(**{**vars(EASY), **facts, **more})
 
 
 def test_clips_are_chosen_by_hyper_iqa(raw, weights, net, tmp_path, caplog):

@@ -8,7 +8,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from latentsync.errors import OptionError
 from latentsync.evaluation.pictures import (
-    Flicker,
+    FlickerAccumulator,
     flicker,
     mouth_box,
     mouth_picture,
@@ -160,7 +160,7 @@ def test_parts_of_a_curve_pool_to_the_whole():
 
 def test_flicker_streams():
     a, b = clip(3, noise=6), clip(4)
-    found = Flicker()
+    found = FlickerAccumulator()
     with pytest.raises(OptionError, match="2 or more"):
         _ = found.value
     for pair in zip(a, b, strict=True):

@@ -16,7 +16,7 @@ from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.training import dataset
 from latentsync.training.clip_cache import Preparer
 from latentsync.training.clips import find_clips
-from latentsync.training.preparation import Settings, prepare, runner, steps
+from latentsync.training.preparation import PreparationSettings, prepare, runner, steps
 from latentsync.training.preparation.clip import clip_name
 from latentsync.training.preparation.quality import sharpness
 from latentsync.training.preparation.steps import Segments, Shots, Sync
@@ -95,7 +95,7 @@ def test_large_faces_are_scaled_down_no_further_than_crops_need(raw, tmp_path, s
 
 def test_the_published_form_holds_the_crops(raw, tmp_path, stub):  # noqa: ARG001
     clip(raw / "a.mp4")
-    settings = Settings(**{**vars(EASY), "form": "aligned"})
+    settings = PreparationSettings(**{**vars(EASY), "form": "aligned"})
     prepare(raw, tmp_path / "out", settings, workers=0)
     (line,) = lines(tmp_path / "out", "index.jsonl")
     assert (line["width"], line["height"]) == (256, 256)
@@ -204,7 +204,7 @@ def test_small_and_blurred_faces(raw, tmp_path, stub):  # noqa: ARG001
         ({"min_face": 100}, "face too small"),
         ({"min_sharpness": 5e3}, "blurred"),
     ):
-        prepare(raw, tmp_path / "out", Settings(**{**vars(EASY), **wish}), workers=0)
+        prepare(raw, tmp_path / "out", PreparationSettings(**{**vars(EASY), **wish}), workers=0)
         assert left_out(tmp_path / "out")["a.mp4"][1] == reason
         assert list((tmp_path / "out/clips").iterdir()) == []
 
@@ -287,7 +287,7 @@ def test_sound_is_moved_until_it_fits(raw, tmp_path, stub, monkeypatch, ahead):
     weights.parent.mkdir()
     weights.touch()
     wish = {"weights": tmp_path, "sync": "auto", "min_confidence": 0.3, "max_seconds": 3}
-    settings = Settings(**{**vars(EASY), **wish})
+    settings = PreparationSettings(**{**vars(EASY), **wish})
     prepare(raw, tmp_path / "out", settings, workers=0)
     (line,) = lines(tmp_path / "out", "index.jsonl")
     assert line["sync"]["offset"] == ahead
@@ -306,14 +306,14 @@ def test_sound_is_moved_until_it_fits(raw, tmp_path, stub, monkeypatch, ahead):
         ({"min_confidence": 50}, "low sync confidence"),
         ({"min_seconds": 2.4}, "too short once in sync"),
     ):
-        prepare(raw, tmp_path / "out", Settings(**{**vars(settings), **wish}), workers=0)
+        prepare(raw, tmp_path / "out", PreparationSettings(**{**vars(settings), **wish}), workers=0)
         assert left_out(tmp_path / "out") == {"a.mp4": ("sync", reason)}
 
 
 def test_without_syncnet_it_is_said_once_and_nothing_is_claimed(raw, tmp_path, stub, caplog):  # noqa: ARG001
     clip(raw / "a.mp4")
     clip(raw / "b.mp4")
-    settings = Settings(**{**vars(EASY), "sync": "auto", "weights": tmp_path})
+    settings = PreparationSettings(**{**vars(EASY), "sync": "auto", "weights": tmp_path})
     prepare(raw, tmp_path / "out", settings, workers=0)
     assert caplog.text.count("lip-sync is not measured") == 1
     assert [line["sync"] for line in lines(tmp_path / "out", "index.jsonl")] == [None, None]

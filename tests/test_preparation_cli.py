@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from latentsync.cli.prepare import prepare
 from latentsync.errors import OptionError
 from latentsync.training import preparation
-from latentsync.training.preparation import Settings, Tally
+from latentsync.training.preparation import FileCounts, PreparationSettings
 
 app = typer.Typer()
 app.command()(prepare)
@@ -20,7 +20,7 @@ def asked(monkeypatch):
     calls = []
 
     def run(raw, output, settings, *, workers, progress):
-        tally = Tally(3, 3, 2, 90.0, {"face: no face": 1})
+        tally = FileCounts(3, 3, 2, 90.0, {"face: no face": 1})
         progress(tally)
         calls.append((raw, output, settings, workers))
         return tally
@@ -31,7 +31,7 @@ def asked(monkeypatch):
 
 def test_defaults(asked):
     result = CliRunner().invoke(app, ["raw", "-o", "out"])
-    assert asked == [(Path("raw"), Path("out"), Settings(), 1)]
+    assert asked == [(Path("raw"), Path("out"), PreparationSettings(), 1)]
     assert result.output == "2 clips, 1.5 min; face: no face 1, of 3 files, in out\n"
 
 
@@ -42,7 +42,7 @@ def test_options(asked):
         "--quality laplacian --min-quality 50 --min-sharpness 3 --weights w --device cpu"
     )
     assert CliRunner().invoke(app, words.split()).exit_code == 0
-    settings = Settings(
+    settings = PreparationSettings(
         size=512, form="aligned", min_seconds=4, max_seconds=8, detector="builtin", min_face=90,
         sync="none", min_confidence=2, max_offset=9, quality="laplacian", min_quality=50,
         min_sharpness=3, weights=Path("w"), device="cpu",

@@ -10,7 +10,14 @@ import pytest
 from latentsync import faces
 from latentsync.errors import InputError, OptionError, OutputError
 from latentsync.runtime.disk_cache import file_digest
-from latentsync.training.preparation import Settings, journal, prepare, runner, work, workers
+from latentsync.training.preparation import (
+    PreparationSettings,
+    journal,
+    prepare,
+    runner,
+    work,
+    workers,
+)
 from latentsync.training.preparation.journal import Journal
 from tests.prepared import EASY, clip, left_out, lines, tree
 from tests.stubs import StubDetector
@@ -93,7 +100,7 @@ def test_what_changed_is_done_again(once, raw, worked_on):
     assert [line["source"] for line in lines(once, "index.jsonl")] == ["a.mp4", "b.mp4"]
     assert {path.name[0] for path in (once / "clips").iterdir()} == {"a", "b"}
     worked_on.clear()
-    prepare(raw, once, Settings(**{**vars(EASY), "min_face": 41}), workers=0)
+    prepare(raw, once, PreparationSettings(**{**vars(EASY), "min_face": 41}), workers=0)
     assert worked_on == ["a.mp4", "b.mp4", "d.mp4"]
 
 
@@ -168,7 +175,9 @@ def test_records_of_an_earlier_version_are_made_up(once, raw, worked_on):
 @pytest.mark.usefixtures("obeys_sigint")
 def test_an_ended_run_with_other_settings_spoils_nothing(once, raw, monkeypatch):
     before = tree(once)
-    other = Settings(**{**vars(EASY), "form": "aligned"})  # whose clips have the same names
+    other = PreparationSettings(
+        **{**vars(EASY), "form": "aligned"}
+    )  # whose clips have the same names
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "_keep", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
@@ -310,7 +319,7 @@ def test_one_run_at_a_time(raw, tmp_path, stub):  # noqa: ARG001
 )  # fmt: skip
 def test_options_out_of_range(wish):
     with pytest.raises(OptionError):
-        Settings(**wish)
+        PreparationSettings(**wish)
 
 
 def test_a_folder_among_the_clips_is_somebody_s_own(tmp_path):

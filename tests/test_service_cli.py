@@ -14,7 +14,7 @@ from latentsync.cli import serve
 from latentsync.errors import InputError, OptionError, OutputError
 from latentsync.service.core import Service
 from latentsync.service.keys import Keys
-from latentsync.service.settings import Settings
+from latentsync.service.settings import ServiceSettings
 from latentsync.service.tables import Database
 
 ROOT = Path(__file__).parent.parent
@@ -203,4 +203,4 @@ def test_the_defaults_are_those_of_settings():
     }
     for name in ("data", "model", "max_upload_bytes", "max_stored_bytes", "max_seconds",
                  "keep_hours", "upload_hours", "url_hours", "lease_seconds"):  # fmt: skip
-        assert command[of_command.get(name, name)] == getattr(Settings, name), name
+        assert command[of_command.get(name, name)] == getattr(ServiceSettings, name), name

@@ -12,7 +12,7 @@ import pytest
 
 from latentsync.errors import BackendUnavailable
 from latentsync.service import supervisor
-from latentsync.service.settings import Settings
+from latentsync.service.settings import ServiceSettings
 from latentsync.service.supervisor import Supervisor
 
 
@@ -73,7 +73,7 @@ def scratch(tmp_path):
 
 
 def supervised(scratch, slots=1):
-    return Supervisor(Settings(), slots, scratch, loader=lambda _: None)
+    return Supervisor(ServiceSettings(), slots, scratch, loader=lambda _: None)
 
 
 def pauses_of(one, monkeypatch, number):
@@ -216,7 +216,7 @@ def begun(settings, works, scratch, loader=lambda _: "run"):
 
 
 def test_a_worker_stops_on_a_signal(works, parent, signals, tmp_path):
-    settings = Settings(data=tmp_path)
+    settings = ServiceSettings(data=tmp_path)
     thread = begun(settings, works, tmp_path)
     assert set(signals) == {signal.SIGTERM, signal.SIGINT}
     signals[signal.SIGTERM](signal.SIGTERM, None)
@@ -228,7 +228,7 @@ def test_a_worker_stops_on_a_signal(works, parent, signals, tmp_path):
 
 
 def test_a_worker_stops_when_its_supervisor_is_gone(works, parent, signals, tmp_path):
-    thread = begun(Settings(data=tmp_path), works, tmp_path)
+    thread = begun(ServiceSettings(data=tmp_path), works, tmp_path)
     parent.set()
     thread.join()
     assert signals
@@ -239,7 +239,7 @@ def test_a_worker_that_can_not_begin_says_why_in_a_line(parent, signals, tmp_pat
         raise BackendUnavailable("no model here; download it")
 
     with pytest.raises(SystemExit) as ended:
-        supervisor._work(Settings(data=tmp_path), nothing_there, 3, tmp_path, logging.INFO)
+        supervisor._work(ServiceSettings(data=tmp_path), nothing_there, 3, tmp_path, logging.INFO)
     assert ended.value.code == 1
     assert "worker 3 can't work: no model here; download it" in caplog.text
     assert not any(record.exc_info for record in caplog.records)

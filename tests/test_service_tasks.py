@@ -11,7 +11,7 @@ from sqlalchemy import select, text, update
 
 from latentsync.errors import InputError, OptionError
 from latentsync.service.keys import Buckets, Keys
-from latentsync.service.settings import Settings
+from latentsync.service.settings import ServiceSettings
 from latentsync.service.tables import Database, Delivery, Key, Setting, Task
 from latentsync.service.tasks import Conflict, Tasks, TooMany
 from tests.service_process import postgres
@@ -340,7 +340,7 @@ def test_sqlite_is_for_its_owners_eyes(tmp_path, umask):
     before = os.umask(umask)
     try:
         data = tmp_path / "data"
-        opened = Database(Settings(data=data).database_url)
+        opened = Database(ServiceSettings(data=data).database_url)
         with opened.writing() as session:
             session.add(Setting(name="x", value="y"))
         beside = {path.name: path.stat().st_mode & 0o777 for path in data.iterdir()}

@@ -24,7 +24,7 @@ from latentsync.runtime import devices
 from latentsync.service import worker
 from latentsync.service.fetching import FetchRefused
 from latentsync.service.housekeeping import Housekeeping
-from latentsync.service.settings import Settings
+from latentsync.service.settings import ServiceSettings
 from latentsync.service.signing import check_webhook
 from latentsync.service.tables import Delivery, File, Task
 from latentsync.service.webhooks import MAX_TRIES, Webhooks
@@ -529,7 +529,7 @@ def test_kernels_are_made_where_they_are_worth_it(monkeypatch, device, asked, co
     given = []
     monkeypatch.setattr(devices, "choose", lambda *_: (torch.device(device), torch.float32))
     monkeypatch.setattr(LipSync, "load", lambda *_, **facts: given.append(facts["compile"]))
-    load(Settings(compile=asked))
+    load(ServiceSettings(compile=asked))
     assert given == [compiled]
 
 
@@ -543,10 +543,10 @@ def test_without_a_compiler_a_gpu_works_unless_kernels_were_asked_for(monkeypatc
 
     monkeypatch.setattr(devices, "choose", lambda *_: (torch.device("cuda"), torch.float32))
     monkeypatch.setattr(LipSync, "load", loaded)
-    load(Settings())
+    load(ServiceSettings())
     assert given == [True, False]
     with pytest.raises(BackendUnavailable, match="no compiler"):
-        load(Settings(compile=True))
+        load(ServiceSettings(compile=True))
 
 
 def test_a_failed_task_names_the_field_that_was_wrong(home, monkeypatch):

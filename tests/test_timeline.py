@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from latentsync.pipeline.timeline import (
     GROUP,
+    AudioSpan,
     Timeline,
-    Voice,
     lay_out,
     new_shots,
     passed_through,
@@ -70,16 +70,16 @@ def test_a_bounce_moves_one_frame_at_a_time(output, available):
 )
 def test_modes(mode, longer, shorter):
     begins = np.arange(5)
-    laid = lay_out(begins, TICK, Voice(6 * TICK), mode)
+    laid = lay_out(begins, TICK, AudioSpan(6 * TICK), mode)
     assert laid.source.tolist() == longer
     assert laid.speaks.all()
-    laid = lay_out(begins, TICK, Voice(2 * TICK), mode)
+    laid = lay_out(begins, TICK, AudioSpan(2 * TICK), mode)
     assert laid.source.tolist() == shorter
     assert laid.speaks.tolist() == [True, True, False, False][: len(shorter)]
 
 
 def test_before_and_after_the_voice_nobody_speaks():
-    laid = lay_out(np.arange(9), TICK, Voice(3 * TICK, 2 * TICK, Fraction(1, 50)))
+    laid = lay_out(np.arange(9), TICK, AudioSpan(3 * TICK, 2 * TICK, Fraction(1, 50)))
     assert laid.source.tolist() == [0, 1, 2, 3, 4, 5]  # half a frame is shown whole
     assert laid.speaks.tolist() == [False, False, True, True, True, False]
     assert laid.seconds == 6 * TICK
@@ -98,7 +98,7 @@ def test_any_cadence_lasts_as_long_as_it_should(lasts, voice, lead_in, lead_out,
     clip, whole = int(begins[-1]) * tick, lead_in + voice + lead_out
     expected = {"cut_off": min(clip, whole), "silence": max(clip, whole)}.get(mode, whole)
 
-    laid = lay_out(begins, tick, Voice(voice, lead_in, lead_out), mode)
+    laid = lay_out(begins, tick, AudioSpan(voice, lead_in, lead_out), mode)
 
     shown = np.diff(laid.begins)
     assert len(laid.source) == len(shown) == len(laid.speaks)
@@ -112,7 +112,7 @@ def test_any_cadence_lasts_as_long_as_it_should(lasts, voice, lead_in, lead_out,
 
 
 def test_only_what_is_shown_is_looked_at():
-    voice = Voice(Fraction(3), Fraction(1), Fraction(1, 2))
+    voice = AudioSpan(Fraction(3), Fraction(1), Fraction(1, 2))
     assert voice.clip_needed("bounce") == Fraction(9, 2)
     assert voice.clip_needed("remap") is None
     assert voice.clip_needed("silence") is None

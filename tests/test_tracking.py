@@ -11,7 +11,7 @@ import pytest
 
 from latentsync import faces
 from latentsync.errors import NoFaceFound, OptionError
-from latentsync.faces import LARGEST, FaceChoice, Lost, Track, align, follow, look
+from latentsync.faces import LARGEST, FaceChoice, Gap, PointTrack, align, follow, look
 from latentsync.faces.tracking.embedding import Patch
 from latentsync.faces.tracking.linker import LINGERS, Linker
 from latentsync.faces.tracking.tracker import Watch
@@ -102,12 +102,12 @@ class Cast:
         self.index += frame is not self.last
         self.last = frame
 
-    def track(self, choice: str = "largest", **options) -> Track:
+    def track(self, choice: str = "largest", **options) -> PointTrack:
         (track,) = follow(self.frames(), self, FaceChoice.parse(choice), **options)
         return track
 
 
-def noses(track: Track) -> list[float | None]:
+def noses(track: PointTrack) -> list[float | None]:
     """x of the nose in each frame, None where nobody is found."""
     return [
         round(float(x), 2) if found else None
@@ -145,7 +145,7 @@ def test_two_who_cross_keep_their_tracks(colour: tuple[int, int, int]) -> None:
     left, right = follow(cast.frames(), cast, FaceChoice.parse("all"))
     assert noses(left) == [b for _, b in ways]
     assert noses(right) == [None if abs(i - 20) < 6 else a for i, (a, _) in enumerate(ways)]
-    assert right.reasons == (Lost(15, 26, "only other faces"),)
+    assert right.reasons == (Gap(15, 26, "only other faces"),)
 
 
 def test_twins_who_pass_fast_are_told_by_where_they_go() -> None:
@@ -232,14 +232,14 @@ def test_all_of_two_shots() -> None:
     first, second = follow(cast.frames(), cast, FaceChoice.parse("all"))
     assert noses(first) == [200] * 10 + [100] * 10
     assert noses(second) == [60] * 10 + [None] * 10
-    assert second.reasons == (Lost(10, 20, "nobody in this shot is meant"),)
+    assert second.reasons == (Gap(10, 20, "nobody in this shot is meant"),)
 
 
 def test_a_clip_without_faces() -> None:
     for choice in ("largest", "left", "all"):
         track = Cast([[]] * 6).track(choice)
         assert not track.found.any()
-        assert track.reasons == (Lost(0, 6, "no face in this shot"),)
+        assert track.reasons == (Gap(0, 6, "no face in this shot"),)
     assert Cast([]).track().points.shape == (0, 3, 2)
 
 
@@ -269,7 +269,7 @@ def test_the_person_in_a_picture(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         red = Seeing(script, backgrounds=backgrounds).track(portrait(tmp_path / "a.png", RED))
     assert noses(red) == [60] * 6 + [None] * 6 + [250] * 6
-    assert red.reasons == (Lost(6, 12, "nobody in this shot is like the picture"),)
+    assert red.reasons == (Gap(6, 12, "nobody in this shot is like the picture"),)
     assert "compared by lightness and colour" in caplog.text
     blue = Seeing(script, backgrounds=backgrounds).track(portrait(tmp_path / "b.png", BLUE))
     assert noses(blue) == [250] * 12 + [80] * 6
@@ -332,7 +332,7 @@ def test_the_patch_follows_one_person_over_cuts() -> None:
     assert [shot.taken for shot in track.shots] == [(1,), (None,), (1,), (0,)]
     assert [shot.start for shot in track.shots] == [0, 8, 16, 24]
     assert track.shots[0].faces == ((250, 120), (60, 120))  # the most prominent first
-    assert track.reasons == (Lost(8, 16, "nobody in this shot is meant"),)
+    assert track.reasons == (Gap(8, 16, "nobody in this shot is meant"),)
 
 
 @pytest.mark.parametrize("sides", [("left", "right"), ("right", "left"), ("60,120", "250,120")])
@@ -346,7 +346,7 @@ def test_who_is_alone_in_a_shot_is_one_speaker_and_not_two(sides: tuple[str, str
     red, blue = (found[side] for side in (sides if sides[0] != "right" else sides[::-1]))
     assert noses(red) == [60] * 8 + [None] * 6 + [150] * 6
     assert noses(blue) == [250] * 8 + [160] * 6 + [None] * 6
-    assert blue.reasons == (Lost(14, 20, "nobody in this shot is meant"),)
+    assert blue.reasons == (Gap(14, 20, "nobody in this shot is meant"),)
 
 
 def test_two_speakers_who_are_one_person_are_told_to_be() -> None:
@@ -381,7 +381,7 @@ def test_who_may_be_the_chosen_person_is_left_untouched(
     script: list[list[Actor]] = [[(60, 120, 70, RED)]] * 8 + [[(100, 120, 70, GREEN)]] * 8
     track = Likened(script, backgrounds=[120] * 8 + [30] * 8).track("60,120")
     assert noses(track) == [60] * 8 + [100 if taken else None] * 8
-    assert track.reasons == (() if taken else (Lost(8, 16, why),))
+    assert track.reasons == (() if taken else (Gap(8, 16, why),))
 
 
 def test_who_is_like_another_even_more_is_not_taken() -> None:
@@ -413,7 +413,7 @@ def test_nothing_crosses_a_cut() -> None:
     track = cast.track()
     assert np.flatnonzero(track.cut).tolist() == [9]
     assert np.flatnonzero(~track.found).tolist() == [8, 9, 10]
-    assert track.reasons == (Lost(8, 9, "no face"), Lost(9, 11, "no face"))
+    assert track.reasons == (Gap(8, 9, "no face"), Gap(9, 11, "no face"))
     assert not track.interpolated.any()
     whole = Cast(script).track()
     assert whole.found.all()
@@ -641,16 +641,16 @@ def test_short_gaps_between_close_places_are_filled(gap: int, move: int, filled:
         rounded = Cast(script).track(rounded=True).points
         np.testing.assert_array_equal(rounded, np.round(rounded))
     else:
-        assert track.reasons == (Lost(6, 6 + gap, "no face"),)
+        assert track.reasons == (Gap(6, 6 + gap, "no face"),)
         assert (track.points[6 : 6 + gap] == 0).all()
 
 
 def test_reasons() -> None:
     shrinking: list[list[Actor]] = [[(160, 120, w, RED)] for w in walk(60, 40, 20)] + [[]] * 10
     leaving: list[list[Actor]] = [[(x, 120, 60, RED)] for x in walk(160, 34, 20)] + [[]] * 10
-    assert Cast(shrinking).track().reasons == (Lost(20, 30, "too small"),)
-    assert Cast(leaving).track().reasons == (Lost(20, 30, "at the frame's edge"),)
-    assert Cast([[]] * 7 + shrinking[:9]).track().reasons == (Lost(0, 7, "no face"),)
+    assert Cast(shrinking).track().reasons == (Gap(20, 30, "too small"),)
+    assert Cast(leaving).track().reasons == (Gap(20, 30, "at the frame's edge"),)
+    assert Cast([[]] * 7 + shrinking[:9]).track().reasons == (Gap(0, 7, "no face"),)
 
 
 def test_progress_and_memory() -> None:
@@ -751,7 +751,7 @@ def test_a_box_is_lost_and_found_again() -> None:
     (track,) = follow(scene, Cast([]), FaceChoice.parse(f"{x},{y},72,84"))
     assert np.flatnonzero(track.cut).tolist() == [12, 24]
     assert np.flatnonzero(~track.found).tolist() == list(range(12, 24))
-    assert track.reasons == (Lost(12, 24, "nothing like the box's content"),)
+    assert track.reasons == (Gap(12, 24, "nothing like the box's content"),)
     (late,) = follow(scene, Cast([]), FaceChoice.parse(f"{x + 3.3 * 26},{y + 1.2 * 26},72,84@1.04"))
     assert [why for *_, why in late.reasons] == ["before the box's time"] * 2
     assert np.flatnonzero(~late.found).tolist() == list(range(24))

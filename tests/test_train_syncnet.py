@@ -20,8 +20,8 @@ from latentsync.evaluation.nets.syncnet import (
     cosine_loss,
     stacked,
 )
-from latentsync.training.batches import WHOLE, Part
-from latentsync.training.clip_cache import Clip, Preparer
+from latentsync.training.batches import WHOLE, BatchPart
+from latentsync.training.clip_cache import CachedClip, Preparer
 from latentsync.training.clips import ClipFile, find_clips
 from latentsync.training.crops import pictures
 from latentsync.training.dataset import fingerprint, prepare
@@ -29,7 +29,7 @@ from latentsync.training.loop import fit
 from latentsync.training.main import train_syncnet
 from latentsync.training.pixel_losses import load_pixel_losses
 from latentsync.training.presets import SYNCNET_RUNS, SyncNetTrainConfig
-from latentsync.training.tasks.syncnet import ClipPairs, Pairs, SyncNetTask, contrast_loss
+from latentsync.training.tasks.syncnet import ClipPairs, SyncNetTask, WindowPairs, contrast_loss
 from tests.stubs import TINY, StubDetector, tiny_nets
 from tests.training_run import files_of, rows
 
@@ -95,10 +95,10 @@ def test_both_windows_are_of_one_clip_and_share_no_frame(tmp_path, monkeypatch, 
         assert frames == 16
         return torch.full((1, 1, 1), 100.0 * clip.first + start)
 
-    monkeypatch.setattr(Clip, "latents", latents)
-    monkeypatch.setattr(Clip, "mel", mel)
+    monkeypatch.setattr(CachedClip, "latents", latents)
+    monkeypatch.setattr(CachedClip, "mel", mel)
     file = ClipFile(tmp_path, "", "", "")
-    clips = [Clip(file, tmp_path, first, frames) for first in range(2)]
+    clips = [CachedClip(file, tmp_path, first, frames) for first in range(2)]
     pairs = ClipPairs(clips).draw(400, torch.Generator().manual_seed(0))
     seen, heard = pairs.seen[:, :, 0, 0, 0, 0], pairs.mel[:, :, 0, 0, 0]
     assert seen.shape == (400, 2)
@@ -138,7 +138,7 @@ def test_parts_of_a_batch_are_the_batch(clips):
     windows = ClipPairs(clips)
     whole, *parts = (
         windows.draw(4, torch.Generator().manual_seed(1), part)
-        for part in (WHOLE, Part(0, 2), Part(1, 2))
+        for part in (WHOLE, BatchPart(0, 2), BatchPart(1, 2))
     )
     for name in ("seen", "mel"):
         assert torch.equal(torch.cat([getattr(one, name) for one in parts]), getattr(whole, name))
@@ -159,7 +159,7 @@ class Gestures:
                 seen[i, window, :, :, 4 * half : 4 * half + 4] += 1
                 mel[i, window, :, 40 * half : 40 * half + 40] += 2
         mine = part.of(count)
-        return Pairs(seen[mine], mel[mine])
+        return WindowPairs(seen[mine], mel[mine])
 
 
 def test_it_learns_what_belongs_together(tmp_path):

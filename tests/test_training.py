@@ -14,7 +14,7 @@ from latentsync.diffusion import sampling
 from latentsync.diffusion.unet import UNet, UNetConfig
 from latentsync.diffusion.vae import VAE, VAEConfig
 from latentsync.errors import Cancelled, InputError, TrainingError
-from latentsync.training.crops import Person
+from latentsync.training.crops import SpeakerWindows
 from latentsync.training.loop import fit
 from latentsync.training.plots import draw_curves
 from latentsync.training.presets import TrainConfig, UNetTrainConfig
@@ -154,7 +154,7 @@ def person(seed, windows=2, frames=3):
     at = np.arange(windows)[:, None] * 10 + np.arange(frames)
     wave = rng.normal(0, 0.1, 16000 * 2).astype(np.float32)
     mouths = rng.random((windows, frames, 3), np.float32)
-    return Person((colour + noise).astype(np.uint8), at, mouths, wave)
+    return SpeakerWindows((colour + noise).astype(np.uint8), at, mouths, wave)
 
 
 def small_vae(**changes):
@@ -165,7 +165,7 @@ def small_vae(**changes):
 def test_a_person_comes_back_from_its_file(tmp_path):
     one = person(0)
     one.save(tmp_path / "one.npz")
-    back = Person.load(tmp_path / "one.npz")
+    back = SpeakerWindows.load(tmp_path / "one.npz")
     assert np.array_equal(one.pixels, back.pixels)
     assert np.array_equal(one.frames, back.frames)
     np.testing.assert_allclose(one.wave, back.wave, atol=1 / 32767)

@@ -11,7 +11,7 @@ import pytest
 from latentsync.errors import Cancelled, InputError
 from latentsync.runtime.disk_cache import file_digest
 from latentsync.training import clips as clip_files
-from latentsync.training.clip_cache import Clip
+from latentsync.training.clip_cache import CachedClip
 from latentsync.training.clips import ClipFile, find_clips, identified
 from latentsync.training.dataset import split
 
@@ -159,7 +159,7 @@ def test_names_that_are_no_text_are_remembered(tmp_path, read):
 
 def clips_of(*people, each=1, source=None):
     return [
-        Clip(
+        CachedClip(
             ClipFile(Path(f"{person}/{i}"), f"{person} {i}", person, source or f"{person}/{i}"),
             Path(), 0, 48,
         )
@@ -193,7 +193,7 @@ def test_nobody_who_is_held_out_is_trained_on():
 
 def test_copies_are_on_one_side():
     clips = clips_of(*map(str, range(60)))
-    copy = Clip(ClipFile(Path("copy"), clips[0].file.digest, "else", "else"), Path(), 0, 48)
+    copy = CachedClip(ClipFile(Path("copy"), clips[0].file.digest, "else", "else"), Path(), 0, 48)
     shown, held = split([*clips, copy])
     assert names(held)[:2] == ["0/0", "copy"]
     assert "copy" not in names(shown)
@@ -201,7 +201,7 @@ def test_copies_are_on_one_side():
 
 def test_of_a_few_people_footage_is_held_out_and_said(caplog):
     clips = [
-        Clip(ClipFile(Path(f"{p}{s}{i}"), f"{p}{s}{i}", p, f"{p}{s}"), Path(), 0, 48)
+        CachedClip(ClipFile(Path(f"{p}{s}{i}"), f"{p}{s}{i}", p, f"{p}{s}"), Path(), 0, 48)
         for p in "ab" for s in range(15) for i in range(2)
     ]  # fmt: skip
     shown, held = split(clips)

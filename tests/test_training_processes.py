@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentsync.training.distributed import Fleet, accelerated
+from latentsync.training.distributed import ProcessGroup, accelerated
 from latentsync.training.loop import fit
 from latentsync.training.presets import TrainConfig
 from tests.training_process import RUN
@@ -89,13 +89,13 @@ def test_two_processes_do_what_one_does(given, whole, tmp_path):
 
 def test_the_scaler_of_float16_is_kept():
     fleets = [
-        Fleet(SimpleNamespace(scaler=scaler, process_index=0, num_processes=1))
+        ProcessGroup(SimpleNamespace(scaler=scaler, process_index=0, num_processes=1))
         for scaler in (torch.amp.GradScaler("cpu", init_scale=8.0), torch.amp.GradScaler("cpu"))
     ]
     assert fleets[0].state()["scale"] == 8
     fleets[1].load_state(fleets[0].state())
     assert fleets[1].state() == fleets[0].state()
-    assert Fleet().state() == {}
+    assert ProcessGroup().state() == {}
     fleets[1].load_state({})  # a checkpoint of a run without one
 
 

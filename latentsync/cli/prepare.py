@@ -9,7 +9,7 @@ from latentsync.cli.common import Device, Weights, path_argument
 from latentsync.cli.progress_bars import bars
 
 if TYPE_CHECKING:
-    from latentsync.training.preparation import Tally
+    from latentsync.training.preparation import FileCounts
 
 __all__ = ["prepare"]
 
@@ -54,20 +54,24 @@ def prepare(
     OUTPUT gets clips/ (for `train unet --data OUTPUT`), index.jsonl,
     rejected.jsonl and summary.html.
     """
-    from latentsync.training.preparation import Settings
+    from latentsync.training.preparation import PreparationSettings
     from latentsync.training.preparation import prepare as run
 
-    given = {name: value for name, value in locals().items() if name in Settings.__annotations__}
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name in PreparationSettings.__annotations__
+    }
     with bars("files") as drawn:
         task = drawn.add_task("preparing", total=None)
 
-        def show(tally: "Tally") -> None:
+        def show(tally: "FileCounts") -> None:
             drawn.update(task, completed=tally.files, total=tally.total, description=_counts(tally))
 
-        tally = run(raw, output, Settings(**given), workers=workers, progress=show)
+        tally = run(raw, output, PreparationSettings(**given), workers=workers, progress=show)
     typer.echo(f"{_counts(tally)}, of {tally.files} files, in {output}")
 
 
-def _counts(tally: "Tally") -> str:
+def _counts(tally: "FileCounts") -> str:
     left_out = "".join(f"; {reason} {count}" for reason, count in tally.rejected.items())
     return f"{tally.clips} clips, {tally.seconds / 60:.1f} min{left_out}"

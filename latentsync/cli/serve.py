@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from latentsync.service.core import Service
-    from latentsync.service.settings import Settings
+    from latentsync.service.settings import ServiceSettings
 
 __all__ = ["keys", "serve", "work"]
 
@@ -130,7 +130,7 @@ def serve(
     Make keys with `latentsync keys create NAME`. What clients can ask is at
     /docs. `--workers 0` only takes tasks; `latentsync work` elsewhere does them.
     """
-    from latentsync.service.settings import Settings
+    from latentsync.service.settings import ServiceSettings
 
     given = {"min_replicas": min_replicas, "max_replicas": max_replicas}
     check_engine(engine, **given, ray_address=ray_address)
@@ -140,7 +140,7 @@ def serve(
         raise OptionError(
             f"on {host} answers can't tell where this is; give --public-url http://NAME:{port}"
         )
-    settings = Settings(
+    settings = ServiceSettings(
         data=data.resolve(),  # replicas of Ray have a working folder of their own
         database=database,
         storage=storage,
@@ -180,7 +180,7 @@ def _processes(service: "Service", *, workers: int) -> Iterator[None]:
 
 
 def _serve(
-    settings: "Settings",
+    settings: "ServiceSettings",
     host: str,
     port: int,
     working: "Callable[[Service], AbstractContextManager[None]]",
@@ -271,12 +271,12 @@ def work(
     Its limits are those that `latentsync serve` was given.
     """
     with _installed():
-        from latentsync.service.settings import Settings
+        from latentsync.service.settings import ServiceSettings
         from latentsync.service.supervisor import Supervisor
 
     if not database or not storage:
         raise OptionError("give --database and --storage, the same as those of `latentsync serve`")
-    settings = Settings(
+    settings = ServiceSettings(
         database=database,
         storage=storage,
         model=model,
@@ -345,9 +345,9 @@ def revoke(
 def _opened(data: Path, database: str) -> "Iterator[Service]":
     with _installed():
         from latentsync.service.core import Service
-        from latentsync.service.settings import Settings
+        from latentsync.service.settings import ServiceSettings
 
-    with Service.open(Settings(data=data, database=database)) as service:
+    with Service.open(ServiceSettings(data=data, database=database)) as service:
         yield service
 
 
@@ -361,7 +361,7 @@ def _installed(what: str = "the task API", extra: str = "serve") -> Iterator[Non
         ) from error
 
 
-def _where(settings: "Settings") -> str:
+def _where(settings: "ServiceSettings") -> str:
     if settings.database:
         return " --database ..."
     return "" if settings.data == Path("latentsync-data") else f" --data {settings.data}"

@@ -147,7 +147,7 @@ class Network:
         options: Options,
         times: IntArray,
         reporter: Reporter | None = None,
-        known: disk_cache.Latents | None = None,
+        known: disk_cache.LatentCache | None = None,
     ) -> None:
         self._nets, self._options, self._known = nets, options, known
         self._reporter = reporter or Reporter()

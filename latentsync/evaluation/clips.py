@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from latentsync import faces
 from latentsync.errors import MediaError, NoFaceFound, OptionError
 from latentsync.evaluation.ruler import CROP
-from latentsync.evaluation.runs import Run
+from latentsync.evaluation.runs import ReportedRun
 from latentsync.faces import LARGEST, FaceChoice, align
 from latentsync.media import AudioReader, VideoFrame, VideoReader
 from latentsync.options import Options
@@ -29,7 +29,7 @@ from latentsync.pipeline.frame_source import FPS, Pace
 from latentsync.runtime.progress import Reporter
 from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
-__all__ = ["Clip", "Moment", "Pair", "Pairs", "find_pairs"]
+__all__ = ["EvaluatedClip", "Moment", "Pair", "PairedFiles", "find_pairs"]
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
 STALE_SECONDS = 0.2  # by which an output and what its report tells of may differ
@@ -42,11 +42,11 @@ class Pair:
     name: str  # of the output, below the folder that was given
     output: Path
     reference: Path | None
-    run: Run | None = None  # that made it, by its own report
+    run: ReportedRun | None = None  # that made it, by its own report
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedFiles:
     """What there is to compare, and what was left over."""
 
     pairs: tuple[Pair, ...]
@@ -54,7 +54,7 @@ class Pairs:
     unmatched_references: tuple[str, ...] = ()
 
 
-def find_pairs(outputs: Sequence[Path], reference: Path | None = None) -> Pairs:
+def find_pairs(outputs: Sequence[Path], reference: Path | None = None) -> PairedFiles:
     """Hold outputs against references of the same relative name, whatever their suffixes.
 
     Args:
@@ -71,16 +71,16 @@ def find_pairs(outputs: Sequence[Path], reference: Path | None = None) -> Pairs:
         raise OptionError(
             f"no clip in {said}; give clips ({', '.join(sorted(SUFFIXES))}) or a folder of them"
         )
-    runs = {path: Run.of(path) for _, path in found}
+    runs = {path: ReportedRun.of(path) for _, path in found}
     if reference is None:
-        return Pairs(tuple(_by_report(name, path, runs[path]) for name, path in found))
+        return PairedFiles(tuple(_by_report(name, path, runs[path]) for name, path in found))
     if reference.is_file():
-        return Pairs(tuple(Pair(name, path, reference, runs[path]) for name, path in found))
+        return PairedFiles(tuple(Pair(name, path, reference, runs[path]) for name, path in found))
     there: dict[str, tuple[str, Path]] = {}
     for name, path in _clips(reference):
         there.setdefault(_stem(name), (name, path))
     matched = {_stem(name) for name, _ in found if _stem(name) in there}
-    return Pairs(
+    return PairedFiles(
         tuple(
             Pair(name, path, there.get(_stem(name), (name, None))[1], runs[path])
             for name, path in found
@@ -104,7 +104,7 @@ def _stem(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _by_report(name: str, path: Path, run: Run | None) -> Pair:
+def _by_report(name: str, path: Path, run: ReportedRun | None) -> Pair:
     """The output beside the clip that its report names as its source, if that is there."""
     return Pair(name, path, run.source if run and run.has_source() else None, run)
 
@@ -189,7 +189,7 @@ class Beside:
 
 
 @dataclass
-class Clip:
+class EvaluatedClip:
     """One output with its reference and the face's track; frames stream by, none is kept."""
 
     pair: Pair
@@ -208,7 +208,7 @@ class Clip:
     @classmethod
     def open(
         cls, pair: Pair, detector: faces.Detector, reporter: Reporter, face: str | None = None
-    ) -> "Clip":
+    ) -> "EvaluatedClip":
         """Open both files and find the face, in a first pass over the reference.
 
         Args:
@@ -251,7 +251,7 @@ class Clip:
             made.no_face = "no frame with the face has a mouth that was drawn, says its report"
         return made
 
-    def _lay_beside(self, run: Run, own: IntArray, reference: Path) -> None:
+    def _lay_beside(self, run: ReportedRun, own: IntArray, reference: Path) -> None:
         """Find the reference's frame for each of the output's, if the reference is the source."""
         assert run.shown is not None
         assert self.reference is not None
@@ -309,7 +309,7 @@ class Clip:
             )
         return FaceTrack(track.affine, found)
 
-    def _choose(self, run: Run | None, face: str | None) -> None:
+    def _choose(self, run: ReportedRun | None, face: str | None) -> None:
         """Whose face is measured."""
         drawn = run.faces if run else ()
         self.chosen = bool(face or drawn)
@@ -386,7 +386,7 @@ class Clip:
             )
 
 
-def _own_frames(run: Run, output: VideoReader) -> IntArray:
+def _own_frames(run: ReportedRun, output: VideoReader) -> IntArray:
     """(n,) which frame of the file is shown at each of the output's frames, 25 a second."""
     assert run.shown is not None
     if not run.own_pace:

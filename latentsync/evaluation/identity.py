@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from latentsync.errors import OptionError, WeightsMismatch
 from latentsync.faces import Shown
-from latentsync.faces.detectors.frame_view import View
+from latentsync.faces.detectors.frame_view import FrameView
 from latentsync.faces.detectors.landmarks import ANCHORS, REFERENCE, similarity
 from latentsync.runtime.devices import onnx_session
 from latentsync.types import Face, FloatArray
@@ -58,7 +58,7 @@ class ArcFace:
     def embed(self, frame: Shown, face: Face) -> FloatArray:
         """(d,) float32 of length 1: the cosine of two says how alike their faces are."""
         affine = similarity(face.points.astype(np.float64), self._goal)
-        pixels, affine = View(frame).under(affine, (0, 0, SIDE, SIDE), SIDE)
+        pixels, affine = FrameView(frame).under(affine, (0, 0, SIDE, SIDE), SIDE)
         crop = cv2.warpAffine(pixels, affine, (SIDE, SIDE))
         tensor = (crop.transpose(2, 0, 1)[None].astype(np.float32) - 127.5) / 127.5
         vector = np.asarray(self._session.run(None, {self._input: tensor})[0], np.float32).ravel()

@@ -13,14 +13,20 @@ from numpy.typing import NDArray
 
 from latentsync.errors import InputError, OptionError
 from latentsync.evaluation import features, identity, landmarks, pictures
-from latentsync.evaluation.clips import Clip, Moment
+from latentsync.evaluation.clips import EvaluatedClip, Moment
 from latentsync.evaluation.frechet import Moments, frechet_distance
 from latentsync.evaluation.metric import Figure, Metric, Setup
 from latentsync.evaluation.nets import loading
 from latentsync.evaluation.nets.lpips import LPIPS
 from latentsync.evaluation.pictures import compared
 from latentsync.evaluation.ruler import CROP
-from latentsync.evaluation.speaking import Lips, Stable, Sync, SyncLocal, why_no_truth
+from latentsync.evaluation.speaking import (
+    LipMetrics,
+    Stable,
+    SyncConfidence,
+    SyncLocal,
+    why_no_truth,
+)
 from latentsync.faces.align import face_of
 from latentsync.runtime.devices import is_cuda
 from latentsync.types import Box, Face, FloatArray, Frame
@@ -60,7 +66,7 @@ class _Batched(Metric):
 
     batch: ClassVar[int]
 
-    def begin(self, clip: Clip) -> None:
+    def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
         self._pending = {region: _Pending() for region in REGIONS}
 
@@ -249,7 +255,7 @@ class Lmd(_OfFace):
         super().__init__(setup)
         self.detector = landmarks.mouth_finder(setup.detector)
 
-    def begin(self, clip: Clip) -> None:
+    def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
         if why := why_no_truth(clip):
             raise InputError(why)
@@ -262,7 +268,7 @@ class Lmd(_OfFace):
         return {"lmd": distance, "lmd_norm": distance / (bottom - top)}
 
 
-class Identity(_OfFace):
+class IdentitySimilarity(_OfFace):
     figures = (Figure("identity", "", "higher", "ArcFace's cosine to the reference's face"),)
 
     def __init__(self, setup: Setup) -> None:
@@ -282,9 +288,9 @@ class Flicker(Metric):
     )
     needs_face = True
 
-    def begin(self, clip: Clip) -> None:
+    def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
-        self.sum = pictures.Flicker()
+        self.sum = pictures.FlickerAccumulator()
 
     def update(self, moment: Moment) -> None:
         if moment.affine is not None:
@@ -302,12 +308,12 @@ METRICS: dict[str, type[Metric]] = {
     "fvd": Fvd,
     "fvd_videomae": FvdVideoMae,
     "lmd": Lmd,
-    "identity": Identity,
+    "identity": IdentitySimilarity,
     "flicker": Flicker,
-    "sync": Sync,
+    "sync": SyncConfidence,
     "sync_local": SyncLocal,
     "stable": Stable,
-    "lips": Lips,
+    "lips": LipMetrics,
 }
 """By the names that `--metrics` takes, in the order in which they are reported."""
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from latentsync.errors import InputError
-from latentsync.evaluation.clips import Clip, Moment
+from latentsync.evaluation.clips import EvaluatedClip, Moment
 from latentsync.faces import Detector
 
 __all__ = ["NEEDS_REFERENCE", "Figure", "Metric", "Setup"]
@@ -51,7 +51,7 @@ class Metric:
         """Load it. Raises WeightsError or BackendUnavailable where something it needs is absent."""
         self.setup = setup
 
-    def begin(self, clip: Clip) -> None:
+    def begin(self, clip: EvaluatedClip) -> None:
         """Look at the next clip. Raises InputError where it lacks a face that is needed."""
         if self.needs_face and clip.track is None:
             raise InputError(clip.no_face)

@@ -16,7 +16,7 @@ from latentsync.faces.mask import keep_mask
 from latentsync.types import Box, Frame
 
 __all__ = [
-    "Flicker",
+    "FlickerAccumulator",
     "compared",
     "flicker",
     "mouth_box",
@@ -161,13 +161,13 @@ def flicker(crops: Stack, reference: Stack) -> float:
         OptionError: the stacks are of different shapes, are not square, or hold one frame only.
     """
     a, b = compared(crops, reference)
-    found = Flicker()
+    found = FlickerAccumulator()
     for pair in zip(a, b, strict=True):
         found.add(*pair)
     return found.value
 
 
-class Flicker:
+class FlickerAccumulator:
     """`flicker` of crops that stream by; what is held is two crops and two maps of their size."""
 
     def __init__(self) -> None:

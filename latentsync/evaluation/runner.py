@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 
 from latentsync import faces
 from latentsync.errors import Cancelled, LatentSyncError, OptionError
-from latentsync.evaluation.clips import Clip, Moment, Pair, Pairs
+from latentsync.evaluation.clips import EvaluatedClip, Moment, Pair, PairedFiles
 from latentsync.evaluation.measures import METRICS
 from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
 from latentsync.evaluation.pictures import sheet
@@ -71,7 +71,7 @@ class Evaluation:
     clips: tuple[ClipResult, ...]
     means: dict[str, Mean]
     missing: dict[str, str]  # figure -> why no clip has one
-    pairs: Pairs
+    pairs: PairedFiles
     detector: str  # described
 
 
@@ -95,7 +95,7 @@ def names_of(text: Iterable[str]) -> tuple[str, ...]:
 
 
 def evaluate(
-    pairs: Pairs,
+    pairs: PairedFiles,
     metrics: Sequence[str],
     *,
     weights: Path | str | None = None,
@@ -187,7 +187,7 @@ def _measured(
 ) -> ClipResult:
     result = ClipResult(pair, missing=dict(missing))
     try:
-        clip = Clip.open(pair, detector, reporter, face)
+        clip = EvaluatedClip.open(pair, detector, reporter, face)
         _see(clip, metrics, result)
         result.worst = _worst(result.curves)
         if result.worst and clip.reference:
@@ -200,7 +200,7 @@ def _measured(
     return result
 
 
-def _see(clip: Clip, metrics: Sequence[Metric], result: ClipResult) -> None:
+def _see(clip: EvaluatedClip, metrics: Sequence[Metric], result: ClipResult) -> None:
     """Let a clip pass all metrics, once."""
     usable = [one for one in metrics if clip.reference or not one.needs_reference]
     for metric in metrics:

@@ -12,11 +12,11 @@ from latentsync.pipeline import timeline
 from latentsync.pipeline.report import report_path
 from latentsync.types import IntArray, SyncMode
 
-__all__ = ["Run"]
+__all__ = ["ReportedRun"]
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """One run, as far as it matters for judging its output."""
 
     source: Path  # the clip, also where it is no longer there
@@ -27,7 +27,7 @@ class Run:
     own_pace: bool = False  # frames are those of the clip's own rate; else 25 a second
 
     @classmethod
-    def of(cls, output: Path) -> "Run | None":
+    def of(cls, output: Path) -> "ReportedRun | None":
         """Read the report of an output; None where there is none that names a source.
 
         A report of an earlier version, or one that somebody changed, may lack the rest.
@@ -44,7 +44,7 @@ class Run:
             return cls(source)
 
     @classmethod
-    def _whole(cls, source: Path, report: Mapping[str, Any]) -> "Run":
+    def _whole(cls, source: Path, report: Mapping[str, Any]) -> "ReportedRun":
         options = report["options"]
         mode, counts = options["sync_mode"], (int(report["frames"]), int(report["source_frames"]))
         if mode not in get_args(SyncMode) or min(counts) < 1:

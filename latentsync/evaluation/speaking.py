@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentsync.errors import MediaError
 from latentsync.evaluation import features, lips, published, sync
-from latentsync.evaluation.clips import Clip, Moment
+from latentsync.evaluation.clips import EvaluatedClip, Moment
 from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
 from latentsync.evaluation.nets import loading, syncnet_mel
 from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
@@ -20,7 +20,7 @@ from latentsync.faces.align import face_of
 from latentsync.media import AudioReader
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["Lips", "Stable", "Sync", "SyncLocal", "loudness_of", "why_no_truth"]
+__all__ = ["LipMetrics", "Stable", "SyncConfidence", "SyncLocal", "loudness_of", "why_no_truth"]
 
 SYNCNET_FILE, S3FD_FILE = "auxiliary/syncnet_v2.model", "auxiliary/sfd_face.pth"
 
@@ -32,7 +32,7 @@ MOSTLY = 0.5  # of the frames: in so many a box lies around a face to be that fa
 MAX_LAG = 12  # frames by which a mouth may come late or early
 
 
-class Sync(Metric):
+class SyncConfidence(Metric):
     """On the published geometry, in two passes: all faces that S3FD follows, or the chosen one."""
 
     needs_reference = False
@@ -144,7 +144,7 @@ class Stable(Metric):
             start += 2 * len(one)
 
 
-class Lips(Metric):
+class LipMetrics(Metric):
     """What needs no weights from elsewhere; the ruler reads drawn faces, and no others."""
 
     needs_reference, needs_face = False, True
@@ -159,7 +159,7 @@ class Lips(Metric):
         super().__init__(setup)
         self.ruler = Ruler.load(setup.weights)
 
-    def begin(self, clip: Clip) -> None:
+    def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
         self.loudness = loudness_of(clip.sound())
         self.no_truth = why_no_truth(clip)
@@ -199,7 +199,7 @@ def _syncnet(setup: Setup) -> EvalSyncNet:
     return sync.load_eval_syncnet(setup.weights / SYNCNET_FILE, setup.device)
 
 
-def _wave(clip: Clip) -> FloatArray:
+def _wave(clip: EvaluatedClip) -> FloatArray:
     """(n,) at 16 kHz: 230 MB an hour."""
     chunks = [np.empty(0, np.float32), *clip.sound().chunks(SAMPLE_RATE)]
     return np.concatenate(chunks).astype(np.float32)
@@ -220,7 +220,7 @@ def _levels(chunks: Iterator[FloatArray]) -> Iterator[float]:
         rest = rest[whole:]
 
 
-def why_no_truth(clip: Clip) -> str:
+def why_no_truth(clip: EvaluatedClip) -> str:
     """Why the reference's mouth is not the truth for the output's; "" where it is.
 
     It is where both say the same at the same time. A reference is heard where its frames are shown.
@@ -230,7 +230,7 @@ def why_no_truth(clip: Clip) -> str:
     return clip.no_truth
 
 
-def _why_no_truth(clip: Clip) -> str:
+def _why_no_truth(clip: EvaluatedClip) -> str:
     if clip.pair.reference is None:
         return NEEDS_REFERENCE
     levels = []

@@ -27,7 +27,7 @@ from latentsync.faces.detectors.frame_view import Shown
 from latentsync.faces.detectors.scrfd import InsightFace
 from latentsync.faces.detectors.yunet import YuNet
 from latentsync.faces.tracking.choice import LARGEST, FaceChoice
-from latentsync.faces.tracking.selection import Lost, Scene, Track, runs
+from latentsync.faces.tracking.selection import Gap, PointTrack, Scene, runs
 from latentsync.faces.tracking.tracker import follow, look, no_face
 from latentsync.types import ProgressCallback
 
@@ -39,11 +39,11 @@ __all__ = [
     "Detector",
     "FaceChoice",
     "FaceFilter",
+    "Gap",
     "InsightFace",
-    "Lost",
+    "PointTrack",
     "Scene",
     "Shown",
-    "Track",
     "YuNet",
     "create",
     "follow",
@@ -98,7 +98,7 @@ def track(
     rounded: bool = False,
     total: int | None = None,
     progress: ProgressCallback | None = None,
-) -> Track:
+) -> PointTrack:
     """The largest face of every frame, each frame by itself: `follow` as published."""
     (found,) = follow(
         frames,

@@ -25,7 +25,7 @@ from latentsync.types import Box, Face, FaceTrack, FloatArray, Frame
 __all__ = [
     "BOX_CENTRE",
     "HALF_BOX",
-    "View",
+    "CropView",
     "crop_size",
     "cut_face",
     "face_box",
@@ -63,7 +63,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class View:
+class CropView:
     """A picture of a face, cut out of a frame."""
 
     matrix: Array  # (3, 3) frame px -> px of it
@@ -74,10 +74,10 @@ class View:
         """Px of it for one of the frame."""
         return _zoom(self.matrix)
 
-    def enlarged(self, width: int, height: int) -> "View":
+    def enlarged(self, width: int, height: int) -> "CropView":
         """The same picture at another size."""
         grown = _stretch(width / self.size[0], height / self.size[1])
-        return View(grown @ self.matrix, (width, height))
+        return CropView(grown @ self.matrix, (width, height))
 
     def box(self, frame: Size) -> Box:
         """`face_box` of it: the part of a frame that it shows."""
@@ -87,28 +87,28 @@ class View:
         """(height, width, 3) uint8 of a frame's pixels in `box`; beyond them their edge goes on."""
         return warped(region, self.matrix @ _shift(box), self.size)
 
-    def onto(self, other: "View") -> Array:
+    def onto(self, other: "CropView") -> Array:
         """(3, 3) float64: px of this -> px of the other."""
         return np.asarray(other.matrix @ np.linalg.inv(self.matrix), np.float64)
 
 
-def square(affine: FloatArray, resolution: int, side: int | None = None) -> View:
+def square(affine: FloatArray, resolution: int, side: int | None = None) -> CropView:
     """The network's crop, which is drawn out in width; `side` px instead of `resolution`."""
-    crop = View(_onto_square(affine, resolution), (resolution, resolution))
+    crop = CropView(_onto_square(affine, resolution), (resolution, resolution))
     return crop if side is None else crop.enlarged(side, side)
 
 
-def upright(affine: FloatArray, resolution: int) -> View:
+def upright(affine: FloatArray, resolution: int) -> CropView:
     """The crop as the face is, 3 wide and 4 high."""
-    return View(np.vstack([affine, [0, 0, 1]]), crop_size(resolution))
+    return CropView(np.vstack([affine, [0, 0, 1]]), crop_size(resolution))
 
 
-def portrait(affine: FloatArray, resolution: int, side: int) -> View:
+def portrait(affine: FloatArray, resolution: int, side: int) -> CropView:
     """The face with hair and chin, `side` px, in FFHQ's layout, which restoration nets know."""
     left, top, width = (part * resolution / 256 * SCALE_AT_256 for part in PORTRAIT)
     scale = side / width
     place = np.array([[scale, 0, -scale * left], [0, scale, -scale * top], [0, 0, 1]])
-    return View(place @ np.vstack([affine, [0, 0, 1]]), (side, side))
+    return CropView(place @ np.vstack([affine, [0, 0, 1]]), (side, side))
 
 
 def warped(picture: Frame, matrix: Array, size: Size) -> Frame:

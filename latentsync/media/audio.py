@@ -26,7 +26,7 @@ from latentsync.media.container import (
 )
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.timestamps import clock_restarts
-from latentsync.media.tracks import AUTO, ONLY, SILENT, Track, sound_streams, taken
+from latentsync.media.tracks import AUTO, ONLY, SILENT, AudioTrack, sound_streams, taken
 from latentsync.types import FloatArray
 
 __all__ = ["AudioReader", "Sound", "mix", "pulled", "sound_stream", "tolerance", "trimmed"]
@@ -55,7 +55,7 @@ class Sound:
     origin: Fraction  # s in the file's own time, where ours begins
     limits: Limits = DEFAULT_LIMITS
     copied: bool | None = None  # whether an output takes its packets as they are; None: undecided
-    track: Track = ONLY
+    track: AudioTrack = ONLY
 
     def __str__(self) -> str:
         return f"{self.track}, {self.codec}, {self.sample_rate} Hz, {self.layout}"
@@ -262,7 +262,7 @@ def tolerance(container: InputContainer) -> float:
     return _JOINED if clock_restarts(container) else _JITTER
 
 
-def sound_stream(container: InputContainer, track: Track) -> AudioStream:
+def sound_stream(container: InputContainer, track: AudioTrack) -> AudioStream:
     """The stream of a track, in its file opened again."""
     return sound_streams(container)[track.number - 1]
 

@@ -34,7 +34,7 @@ class Crop(NamedTuple):
     bottom: int
 
 
-class Span(NamedTuple):
+class FileElement(NamedTuple):
     """An element of a file: its kind, and the bytes [start, stop) of its content."""
 
     kind: int | bytes
@@ -90,11 +90,11 @@ def _graph(raw: RawFrame, crop: Crop) -> Graph:
 
 
 def _find(
-    elements: Callable[[BinaryIO, int, int], Iterator[Span]],
+    elements: Callable[[BinaryIO, int, int], Iterator[FileElement]],
     file: BinaryIO,
-    within: Span,
+    within: FileElement,
     *path: int | bytes,
-) -> Iterator[Span]:
+) -> Iterator[FileElement]:
     """The elements at a path of kinds."""
     for one in islice(elements(file, within.start, within.stop), _MOST_ELEMENTS):
         if one.kind == path[0]:
@@ -114,7 +114,7 @@ def _read(file: BinaryIO, start: int, stop: int) -> bytes:
 
 def _of_mp4(file: BinaryIO, size: int) -> Iterator[Crop | None]:
     """Of each track with pictures."""
-    for track in _find(_boxes, file, Span(b"", 0, size), b"moov", b"trak"):
+    for track in _find(_boxes, file, FileElement(b"", 0, size), b"moov", b"trak"):
         handlers = _find(_boxes, file, track, b"mdia", b"hdlr")
         if b"vide" not in [_read(file, one.start, one.stop)[8:12] for one in handlers]:
             continue
@@ -123,7 +123,7 @@ def _of_mp4(file: BinaryIO, size: int) -> Iterator[Crop | None]:
             for entry in islice(_boxes(file, table.start + 8, table.stop), 1):
                 head = _read(file, entry.start + 24, entry.start + 28).ljust(4, b"\0")
                 size_of = struct.unpack(">2H", head)
-                inside = Span(b"", entry.start + _ENTRY_FIELDS, entry.stop)
+                inside = FileElement(b"", entry.start + _ENTRY_FIELDS, entry.stop)
                 for clap in _find(_boxes, file, inside, b"clap"):
                     crop = _clap(_read(file, clap.start, clap.stop), *size_of)
         yield crop
@@ -141,7 +141,7 @@ def _clap(data: bytes, width: int, height: int) -> Crop | None:
     return Crop(*map(int, (left, top, width - wide - left, height - high - top)))
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[Span]:
+def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[FileElement]:
     while end - start >= 8 and len(head := _read(file, start, start + 16)) >= 8:
         length, begin = int.from_bytes(head[:4]), 8
         if length == 1:  # too long for 32 bits
@@ -149,7 +149,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[Span]:
         stop = end if length == 0 else min(end, start + length)
         if stop < start + begin:
             return
-        yield Span(head[4:8], start + begin, stop)
+        yield FileElement(head[4:8], start + begin, stop)
         start = stop
 
 
@@ -158,7 +158,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[Span]:
 
 def _of_matroska(file: BinaryIO, size: int) -> Iterator[Crop | None]:
     """Of each track with pictures."""
-    for track in _find(_elements, file, Span(0, 0, size), _SEGMENT, _TRACKS, _TRACK):
+    for track in _find(_elements, file, FileElement(0, 0, size), _SEGMENT, _TRACKS, _TRACK):
         kinds = [_read(file, *one[1:]) for one in _find(_elements, file, track, _TRACK_TYPE)]
         if b"\x01" not in kinds:
             continue
@@ -169,7 +169,7 @@ def _of_matroska(file: BinaryIO, size: int) -> Iterator[Crop | None]:
         yield Crop(*sides)
 
 
-def _elements(file: BinaryIO, start: int, end: int) -> Iterator[Span]:
+def _elements(file: BinaryIO, start: int, end: int) -> Iterator[FileElement]:
     """EBML: a kind and a size of 1 to 8 bytes each, as many as the first byte has leading zeros."""
     while start < end:
         head = _read(file, start, start + 16)
@@ -183,5 +183,5 @@ def _elements(file: BinaryIO, start: int, end: int) -> Iterator[Span]:
         stop = end if unknown else min(end, begin + length)
         if kind == _CLUSTER:  # pictures from here on; what is told of them comes before
             return
-        yield Span(kind, begin, stop)
+        yield FileElement(kind, begin, stop)
         start = stop

@@ -43,8 +43,8 @@ __all__ = [
     "ConstantRate",
     "Decoder",
     "EachFrame",
-    "Span",
-    "Tally",
+    "FrameCounts",
+    "FrameSpan",
     "decoded",
     "form_of",
     "picture_stream",
@@ -60,7 +60,7 @@ _MOST_LEADING = 32  # frames that come out before a key frame, and lean on other
 _SEEK_BACK_SECONDS = (0, 1, 4, 16, 64)  # tried in turn until a key frame before the target is met
 
 
-class Span(NamedTuple):
+class FrameSpan(NamedTuple):
     """A source frame and the indices [start, stop) that show it."""
 
     start: int
@@ -69,7 +69,7 @@ class Span(NamedTuple):
 
 
 @dataclass
-class Tally:
+class FrameCounts:
     """What became of the frames decoded so far."""
 
     decoded: int = 0
@@ -141,7 +141,7 @@ class Decoder:
     ) -> None:
         self._path, self._origin, self._limits, self._damage = path, origin, limits, damage
         self._map = seek_map
-        self.tally = Tally()
+        self.tally = FrameCounts()
         self._open()
 
     def __enter__(self) -> Self:
@@ -178,11 +178,11 @@ class Decoder:
             self.tally.add(shown=True)
             yield held
 
-    def spans(self, clock: Clock) -> Iterator[Span]:
+    def spans(self, clock: Clock) -> Iterator[FrameSpan]:
         """All spans from the start."""
         return self._spans(clock, self._frames(self._packets()))
 
-    def spans_from(self, clock: Clock, index: int) -> Iterator[Span]:
+    def spans_from(self, clock: Clock, index: int) -> Iterator[FrameSpan]:
         """Spans from the one that shows `index` on, the very ones that `spans` would give."""
         index = max(index, 0)
         frames = self._frames_from(clock, index)
@@ -262,18 +262,18 @@ class Decoder:
                 return chain([first], frames)
         return None
 
-    def _spans(self, clock: Clock, frames: Iterator[RawFrame]) -> Iterator[Span]:
+    def _spans(self, clock: Clock, frames: Iterator[RawFrame]) -> Iterator[FrameSpan]:
         shown_from, held, end = 0, None, 0
         for raw in frames:
             at = clock.index(ticks(raw))
             if held is not None:
                 if self.tally.add(shown=at > shown_from, rising=ticks(raw) > ticks(held)):
-                    yield Span(shown_from, at, held)
+                    yield FrameSpan(shown_from, at, held)
                 at = max(at, shown_from)
             shown_from, held = at, raw
             end = clock.after(shown_from, _end(raw))
         if held is not None and self.tally.add(shown=end > shown_from or shown_from == 0):
-            yield Span(shown_from, max(end, shown_from + 1), held)
+            yield FrameSpan(shown_from, max(end, shown_from + 1), held)
 
 
 def _frames_after_key(timed: Iterator[RawFrame], start: int | None) -> Iterator[RawFrame]:

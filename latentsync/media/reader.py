@@ -17,8 +17,8 @@ from latentsync.media.decoder import (
     Clock,
     Decoder,
     EachFrame,
-    Span,
-    Tally,
+    FrameCounts,
+    FrameSpan,
     decoded,
     form_of,
     picture_stream,
@@ -109,7 +109,7 @@ class VideoReader:
         self._lengths: array[int] = array("q", [0])
         self._form = form_of(look.raw)
         self._changes = set[tuple[int, int, str]]()  # that were told of
-        self._tallies = [Tally()]
+        self._tallies = [FrameCounts()]
         self._seen = 0  # frames of `frames()` that there were
         self._still = self._upright(look.raw) if self.info.is_image else None
 
@@ -195,11 +195,11 @@ class VideoReader:
         return self._times
 
     @property
-    def tally(self) -> Tally:
+    def tally(self) -> FrameCounts:
         """What became of the frames decoded, in the longest reading in order so far."""
         return max(self._tallies, key=lambda tally: tally.decoded)
 
-    def _count(self, tally: Tally) -> None:
+    def _count(self, tally: FrameCounts) -> None:
         self._tallies = [self.tally, tally]
 
     def _check_some(self, frames: int) -> None:
@@ -237,7 +237,7 @@ class VideoReader:
                 kept.append((span.start, span.stop, self._upright(span.raw)))
             yield next(frame for start, _, frame in reversed(kept) if start <= index)
 
-    def _again(self, decoder: Decoder, clock: Clock, index: int, seen: int) -> Iterator[Span]:
+    def _again(self, decoder: Decoder, clock: Clock, index: int, seen: int) -> Iterator[FrameSpan]:
         """Spans from `index` on, read from the start; the last stays if there were more before.
 
         Where a clip is damaged it is chance which frames the decoder's threads rescue.
@@ -247,7 +247,7 @@ class VideoReader:
             if last.stop > index:
                 yield last
         if last is not None and last.stop <= index < seen:
-            yield Span(last.start, seen, last.raw)
+            yield FrameSpan(last.start, seen, last.raw)
 
     def _upright(self, raw: RawFrame) -> VideoFrame:
         size = self.info.width, self.info.height

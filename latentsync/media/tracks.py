@@ -18,7 +18,7 @@ __all__ = [
     "AUTO",
     "ONLY",
     "SILENT",
-    "Track",
+    "AudioTrack",
     "language_code",
     "quicktime_code",
     "sound_streams",
@@ -55,7 +55,7 @@ _CODES = {pair[:-3]: pair[-3:] for pair in (_TWO_AND_THREE + _B_AND_T).split()}
 
 
 @dataclass(frozen=True)
-class Track:
+class AudioTrack:
     """One sound track of a file."""
 
     number: int  # from 1, among the file's sound tracks
@@ -67,7 +67,7 @@ class Track:
         return f"{named} ({self.language})" if self.language else named
 
 
-ONLY = Track(1, 1)
+ONLY = AudioTrack(1, 1)
 
 
 def quicktime_code(code: str) -> str:
@@ -87,7 +87,7 @@ def sound_streams(container: InputContainer) -> list[AudioStream]:
     return [stream for stream in container.streams.audio if stream.codec_context is not None]
 
 
-def taken(path: Path, limits: Limits, wanted: str | int) -> Track:
+def taken(path: Path, limits: Limits, wanted: str | int) -> AudioTrack:
     """The track with the number or in the language `wanted`, the first of those.
 
     "auto" is FFmpeg's choice (the one marked as default, then the one of most channels), unless
@@ -101,7 +101,7 @@ def taken(path: Path, limits: Limits, wanted: str | int) -> Track:
         if not streams:
             raise MediaError(f"{shown(path)} has no sound: give a file with a sound stream")
         codes = [language_code(stream.metadata.get("language", "")) for stream in streams]
-        tracks = [Track(n, len(streams), code) for n, code in enumerate(codes, 1)]
+        tracks = [AudioTrack(n, len(streams), code) for n, code in enumerate(codes, 1)]
         if wanted != AUTO:
             return _named(tracks, str(wanted), shown(path))
         best = container.streams.best("audio")
@@ -122,7 +122,7 @@ def taken(path: Path, limits: Limits, wanted: str | int) -> Track:
     return track
 
 
-def _named(tracks: list[Track], wanted: str, name: str) -> Track:
+def _named(tracks: list[AudioTrack], wanted: str, name: str) -> AudioTrack:
     if wanted.isdecimal() and 1 <= int(wanted) <= len(tracks):
         return tracks[int(wanted) - 1]
     code = language_code(wanted)

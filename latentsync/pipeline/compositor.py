@@ -34,15 +34,15 @@ from latentsync.runtime.frame_cache import Kept
 from latentsync.runtime.progress import Reporter
 from latentsync.types import Box, FaceTrack, FloatArray, Frame, IntArray, Segment
 
-__all__ = ["Group", "Painter", "Picture", "Role"]
+__all__ = ["Group", "PaintablePicture", "Painter", "Role"]
 
 CROP_BYTES = 640 * 2**20  # of frames that will be shown again: at 512 px, half a minute
 
 
-class Picture(types.Picture, Protocol):
+class PaintablePicture(types.Picture, Protocol):
     """A frame that can be looked at and painted on: `media.VideoFrame`."""
 
-    def pasted(self, box: Box, rgb: Frame, weight: Frame | None = None) -> "Picture": ...
+    def pasted(self, box: Box, rgb: Frame, weight: Frame | None = None) -> "PaintablePicture": ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Group:
     """A segment's frames, on their way through the network."""
 
     segment: Segment
-    shown: list[Picture]
+    shown: list[PaintablePicture]
     keep: int  # of its last frames, how many the next segment gives
     crops: Tensor | None  # (f, R, R, 3) uint8; None: nobody speaks
 
@@ -106,14 +106,16 @@ class Painter:
         self._share = share if options.paste == "mouth" else None
         self._crops: Kept[Tensor] = Kept(role.times, CROP_BYTES)
 
-    def cut(self, pictures: Generator[Picture, None, None]) -> Generator[Group, None, None]:
+    def cut(
+        self, pictures: Generator[PaintablePicture, None, None]
+    ) -> Generator[Group, None, None]:
         """The run's frames, in the order of the output, in groups, with the face cut out.
 
         Here and below, who is closed closes what comes before it.
         """
         with closing(pictures):
             plan = self._role.plan
-            held: list[Picture] = []  # what the next group shares
+            held: list[PaintablePicture] = []  # what the next group shares
             for segment, after in zip(plan, [*plan[1:], None], strict=True):
                 shown = held + list(islice(pictures, len(segment) - len(held)))
                 keep = after.shared if after else 0
@@ -158,7 +160,7 @@ class Painter:
 
     def paste(
         self, drawn: Generator[tuple[Group, Tensor | None], None, None]
-    ) -> Generator[Picture, None, None]:
+    ) -> Generator[PaintablePicture, None, None]:
         """The run's frames, in order, speaking."""
         with closing(drawn):
             for group, faces in drawn:
@@ -215,7 +217,7 @@ class Painter:
             return frame != last + 1
         return bool(timeline.new_shots(np.array([shown, source]), cut)[1])
 
-    def _crop(self, index: int, picture: Picture) -> Tensor:
+    def _crop(self, index: int, picture: PaintablePicture) -> Tensor:
         """(R, R, 3) uint8: the face, cut out of its frame."""
         crop = self._crops.get(index)
         if crop is None:
@@ -231,7 +233,9 @@ class Painter:
         self._crops.shown(index, crop)
         return crop
 
-    def _pasted(self, picture: Picture, group: Group, place: int, face: Tensor) -> Picture:
+    def _pasted(
+        self, picture: PaintablePicture, group: Group, place: int, face: Tensor
+    ) -> PaintablePicture:
         segment = group.segment
         affine: FloatArray = self._role.track.affine[segment.source[place]]
         frame = (picture.width, picture.height)

@@ -213,7 +213,7 @@ def _look(
     fps: Fraction,
     total: int | None,
     reporter: Reporter,
-) -> list[faces.Track]:
+) -> list[faces.PointTrack]:
     rounded = options.landmarks == "rounded"
     if options.follow == "frame" and len(choices) > 1:
         raise OptionError("follow is 'frame', which knows one face; speakers want follow 'person'")
@@ -253,7 +253,7 @@ def _pictures(
         yield frame.rgb() if whole else frame
 
 
-def _check_apart(found: Sequence[faces.Track], choices: Sequence[FaceChoice]) -> None:
+def _check_apart(found: Sequence[faces.PointTrack], choices: Sequence[FaceChoice]) -> None:
     for (one, first), (other, second) in combinations(zip(found, choices, strict=True), 2):
         both = one.found & other.found
         if both.any() and np.abs(one.points[both] - other.points[both]).max() < ALIKE:
@@ -263,7 +263,7 @@ def _check_apart(found: Sequence[faces.Track], choices: Sequence[FaceChoice]) ->
             )
 
 
-def _placed(face: faces.Track, options: Options, resolution: int, fps: float) -> FaceTrack:
+def _placed(face: faces.PointTrack, options: Options, resolution: int, fps: float) -> FaceTrack:
     steadied = face.cut, options.smooth
     track = align.face_track(
         face.points, face.found, resolution, *steadied, pixel_aspect=face.pixel_aspect

@@ -54,7 +54,7 @@ from latentsync.pipeline.report import comment, report_path, write_report
 from latentsync.pipeline.speakers import Speakers
 from latentsync.runtime.checkpoints import root
 from latentsync.runtime.devices import choose, is_cuda, peak_memory
-from latentsync.runtime.disk_cache import Cache, ClipCache, Latents, net_digest
+from latentsync.runtime.disk_cache import Cache, ClipCache, LatentCache, net_digest
 from latentsync.runtime.prefetch import ahead
 from latentsync.runtime.progress import Reporter
 from latentsync.types import (
@@ -401,7 +401,7 @@ class LipSync:
             pace = "25" if clip.info.is_image else f"{options.fps} {options.conversion}"
             yield ClipCache(cache, clip.path, {"pace": pace})
 
-    def _latents(self, known: ClipCache | None, role: Role) -> Latents | None:
+    def _latents(self, known: ClipCache | None, role: Role) -> LatentCache | None:
         """Of one face; the pictures they are made of follow from the clip and the face's place."""
         if known is None:
             return None

@@ -20,7 +20,7 @@ from latentsync.media import AudioReader, Limits, Sound, decided, first_shown, m
 from latentsync.options import Options
 from latentsync.pipeline import timeline
 from latentsync.pipeline.frame_source import FPS
-from latentsync.pipeline.timeline import Timeline, Voice
+from latentsync.pipeline.timeline import AudioSpan, Timeline
 
 __all__ = ["Speakers", "heard", "length", "span", "speakers"]
 
@@ -129,7 +129,7 @@ def _same(path: Path | str, other: Path | str) -> bool:
 
 
 def heard(
-    sound: AudioReader, speech: SpeechFeatures, shown: Timeline, voice: Voice, options: Options
+    sound: AudioReader, speech: SpeechFeatures, shown: Timeline, voice: AudioSpan, options: Options
 ) -> tuple[SpeechFeatures, NDArray[np.bool_]]:
     """What a face hears beside the output's frames, and in which of them it speaks, (n,).
 
@@ -163,9 +163,9 @@ def heard(
     return speech, speaks
 
 
-def span(longest: Fraction, frames: int, options: Options) -> Voice:
+def span(longest: Fraction, frames: int, options: Options) -> AudioSpan:
     """All voices together, `frames` long at 25 fps, and the time around them."""
-    return Voice(
+    return AudioSpan(
         seconds=frames / FPS if options.length == "published" else longest,
         after=Fraction(options.lead_in).limit_denominator(1000),
         then=Fraction(options.lead_out).limit_denominator(1000),

@@ -17,8 +17,8 @@ from latentsync.types import IntArray, Segment, SyncMode
 
 __all__ = [
     "GROUP",
+    "AudioSpan",
     "Timeline",
-    "Voice",
     "fading",
     "lay_out",
     "new_shots",
@@ -33,7 +33,7 @@ MIN_STRENGTH = 0.05  # of a drawn mouth; with less, which nobody sees, the frame
 
 
 @dataclass(frozen=True)
-class Voice:
+class AudioSpan:
     """How long it sounds, and for how long nobody speaks around it."""
 
     seconds: Fraction
@@ -85,7 +85,9 @@ def source_frames(output: int, available: int, mode: SyncMode = "bounce") -> Int
     return np.resize(_round(available, mode), output)
 
 
-def lay_out(begins: IntArray, tick: Fraction, voice: Voice, mode: SyncMode = "bounce") -> Timeline:
+def lay_out(
+    begins: IntArray, tick: Fraction, voice: AudioSpan, mode: SyncMode = "bounce"
+) -> Timeline:
     """Lay the clip out beside the voice.
 
         mode       voice longer than the clip     voice shorter

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from latentsync.errors import OutputError
 from latentsync.types import FaceTrack, FloatArray, ShotFaces
 
-__all__ = ["Cache", "ClipCache", "Latents", "digest", "file_digest", "net_digest"]
+__all__ = ["Cache", "ClipCache", "LatentCache", "digest", "file_digest", "net_digest"]
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,9 @@ class ClipCache:
         """The tracks that follow from `facts`, made if they aren't known."""
         return self._cache.tracks(digest({**self._clip, **facts}), make)
 
-    def latents(self, facts: Mapping[str, Any], affine: FloatArray, like: Tensor) -> "Latents":
+    def latents(self, facts: Mapping[str, Any], affine: FloatArray, like: Tensor) -> "LatentCache":
         """Of a face in all frames, by the weights and precision that `facts` name."""
-        return Latents(self._cache, digest({**self._clip, **facts}), affine, like)
+        return LatentCache(self._cache, digest({**self._clip, **facts}), affine, like)
 
 
 class Cache:
@@ -118,7 +118,7 @@ class Cache:
             log.warning("cache folder %s can't be written (%s)", self.folder, error)
 
 
-class Latents:
+class LatentCache:
     """The masked and the reference latents of a clip's frames, by number and place of the face.
 
     Args:

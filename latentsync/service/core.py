@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from latentsync.service.files import Files
 from latentsync.service.keys import Keys
-from latentsync.service.settings import AGREED, Settings
+from latentsync.service.settings import AGREED, ServiceSettings
 from latentsync.service.storage import open_storage
 from latentsync.service.tables import Database, Setting
 from latentsync.service.tasks import Tasks
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Service:
     """An open database and storage, and what is kept in them."""
 
-    settings: Settings
+    settings: ServiceSettings
     database: Database
     keys: Keys
     tasks: Tasks
@@ -30,7 +30,7 @@ class Service:
 
     @classmethod
     @contextmanager
-    def open(cls, settings: Settings, *, decides: bool = False) -> Iterator["Service"]:
+    def open(cls, settings: ServiceSettings, *, decides: bool = False) -> Iterator["Service"]:
         """Raises InputError where the database or the storage can't be used.
 
         Args:
@@ -59,7 +59,7 @@ class Service:
         return replace(self, settings=settings, files=files)
 
 
-def _decide(database: Database, settings: Settings) -> None:
+def _decide(database: Database, settings: ServiceSettings) -> None:
     """Write what all processes must agree on, and log what was otherwise before."""
     with database.alone() as session:
         for name in AGREED:

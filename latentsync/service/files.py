@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from latentsync.errors import InputError, OutputError
 from latentsync.service.expiry import sweep
 from latentsync.service.keys import LOCAL
-from latentsync.service.settings import HOUR, Settings
+from latentsync.service.settings import HOUR, ServiceSettings
 from latentsync.service.storage import NotStored, Storage, is_key
 from latentsync.service.tables import UNFINISHED, Database, File, Key, Task
 from latentsync.service.tasks import TooMany
@@ -37,7 +37,7 @@ class ShareFull(OutputError):
 class Files:
     """The files of a database and its storage."""
 
-    def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
+    def __init__(self, database: Database, storage: Storage, settings: ServiceSettings) -> None:
         self._database, self.storage, self._settings = database, storage, settings
 
     def reserve_upload(self, key_id: str, given: str, size: int, content_type: str) -> File:

@@ -16,7 +16,7 @@ from latentsync.diffusion.ray.session import cluster, replicas_that_fit
 from latentsync.errors import OptionError
 from latentsync.service.core import Service
 from latentsync.service.outages import Outage
-from latentsync.service.settings import Settings
+from latentsync.service.settings import ServiceSettings
 from latentsync.service.worker import Run, Worker, load
 
 __all__ = ["IDLE_SECONDS", "Fleet", "ServingReplica", "serving", "wanted"]
@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 class ServingReplica:
     """An actor: a model, and the worker loop of the task API around it."""
 
-    def __init__(self, settings: Settings, loader: Callable[[Settings], Run], name: str) -> None:
+    def __init__(
+        self, settings: ServiceSettings, loader: Callable[[ServiceSettings], Run], name: str
+    ) -> None:
         self._settings, self._loader, self._name = settings, loader, name
         self._stopping, self._leaving = threading.Event(), threading.Event()
 
@@ -84,12 +86,12 @@ class Fleet:
     def __init__(
         self,
         ray: ModuleType,
-        settings: Settings,
+        settings: ServiceSettings,
         counts: Callable[[], dict[str, int]],
         *,
         least: int,
         most: int,
-        loader: Callable[[Settings], Run] = load,
+        loader: Callable[[ServiceSettings], Run] = load,
     ) -> None:
         takes, _ = replicas_that_fit(ray, settings.device)
         self._actor = ray.remote(ServingReplica).options(

@@ -16,7 +16,7 @@ from pydantic import (
 
 from latentsync.errors import Asker, OptionError
 from latentsync.options import RESTORERS, Options
-from latentsync.service.settings import Settings
+from latentsync.service.settings import ServiceSettings
 
 __all__ = [
     "DESCRIPTIONS",
@@ -165,7 +165,7 @@ DESCRIPTIONS = {
 """What is said of fields, by their names."""
 
 
-def options_of(asked: dict[str, Any], settings: Settings) -> Options:
+def options_of(asked: dict[str, Any], settings: ServiceSettings) -> Options:
     """What a task's `input` asks of a run, within what the service allows.
 
     Raises:

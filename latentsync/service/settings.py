@@ -10,7 +10,7 @@ from sqlalchemy import URL
 from latentsync.errors import OptionError, OutputError
 from latentsync.runtime.files import private_folder
 
-__all__ = ["AGREED", "HOUR", "MODEL_PATH", "Settings", "make_private", "process_folder"]
+__all__ = ["AGREED", "HOUR", "MODEL_PATH", "ServiceSettings", "make_private", "process_folder"]
 
 HOUR = 3600.0  # s
 MODEL_PATH = "bytedance/lipsync/audio-to-video"  # the hosted model whose requests are understood
@@ -32,7 +32,7 @@ AGREED = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServiceSettings:
     """Of one service.
 
     Raises:

@@ -16,7 +16,7 @@ from pathlib import Path
 from latentsync.errors import LatentSyncError
 from latentsync.service.core import Service
 from latentsync.service.outages import Backoff
-from latentsync.service.settings import Settings, make_private, process_folder
+from latentsync.service.settings import ServiceSettings, make_private, process_folder
 from latentsync.service.worker import Run, Worker, load
 
 __all__ = ["Supervisor"]
@@ -37,10 +37,10 @@ class Supervisor:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: ServiceSettings,
         workers: int,
         scratch: Path,
-        loader: Callable[[Settings], Run] = load,
+        loader: Callable[[ServiceSettings], Run] = load,
     ) -> None:
         self._settings, self._scratch, self._loader = settings, scratch, loader
         self._stopping, self._opened = threading.Event(), ExitStack()
@@ -103,7 +103,11 @@ class Supervisor:
 
 
 def _work(
-    settings: Settings, loader: Callable[[Settings], Run], slot: int, scratch: Path, level: int
+    settings: ServiceSettings,
+    loader: Callable[[ServiceSettings], Run],
+    slot: int,
+    scratch: Path,
+    level: int,
 ) -> None:
     """A worker process."""
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")

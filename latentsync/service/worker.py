@@ -24,7 +24,7 @@ from latentsync.service.fetching import Bounds, FetchError, FetchRefused, fetch
 from latentsync.service.files import StorageFull
 from latentsync.service.outages import Backoff, Outage, is_full
 from latentsync.service.requests import asker, options_of
-from latentsync.service.settings import HOUR, Settings
+from latentsync.service.settings import HOUR, ServiceSettings
 from latentsync.service.storage import NotStored
 from latentsync.service.tables import Task
 
@@ -45,7 +45,7 @@ Settled = TypeVar("Settled")
 log = logging.getLogger(__name__)
 
 
-def load(settings: Settings) -> Run:
+def load(settings: ServiceSettings) -> Run:
     """The real one: a model, loaded now, with kernels of its own where they are worth it."""
     from latentsync.pipeline.lipsync import LipSync
     from latentsync.runtime.devices import choose, is_cuda

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from latentsync.diffusion.sampling import Latents
 
-__all__ = ["WHOLE", "Ahead", "Batch", "Part", "Windows"]
+__all__ = ["WHOLE", "Ahead", "Batch", "BatchPart", "Windows"]
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """One of `count` equal parts of a batch; all of them together are what one process draws."""
 
     index: int
@@ -25,7 +25,7 @@ class Part:
         return slice(self.index * size, (self.index + 1) * size)
 
 
-WHOLE = Part(0, 1)
+WHOLE = BatchPart(0, 1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Windows(Protocol):
         ...
 
     def draw(
-        self, count: int, frames: int, generator: torch.Generator, part: Part = WHOLE
+        self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
         """A part of `count` windows by chance; the generator moves on as for all of them."""
         ...
@@ -73,14 +73,14 @@ class Ahead:
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
         self._thread = ThreadPoolExecutor(1)
-        self._drawn: dict[tuple[int, Part], Future[tuple[Batch, Tensor]]] = {}
+        self._drawn: dict[tuple[int, BatchPart], Future[tuple[Batch, Tensor]]] = {}
 
     @property
     def latent_side(self) -> int:
         return self._windows.latent_side
 
     def draw(
-        self, count: int, frames: int, generator: torch.Generator, part: Part = WHOLE
+        self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
         def drawn(seed: int) -> tuple[Batch, Tensor]:
             own = torch.Generator().manual_seed(seed)

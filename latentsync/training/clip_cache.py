@@ -52,7 +52,7 @@ from latentsync.training.clips import ClipFile
 from latentsync.training.crops import Pixels, pictures
 from latentsync.types import FaceTrack, FloatArray, Frame
 
-__all__ = ["FPS", "SHORTEST", "Clip", "Preparer", "swept"]
+__all__ = ["FPS", "SHORTEST", "CachedClip", "Preparer", "swept"]
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ OLD_WORK = re.compile(r"\.[0-9a-f]{32}\.(\d+)")  # and what it was making, with 
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class CachedClip:
     """One clip's prepared stretch, n frames with a face in each; nothing of it is in memory."""
 
     file: ClipFile
@@ -177,7 +177,7 @@ class Preparer:
         key = sha256(f"{self.settings} {file.digest}".encode()).hexdigest()[:32]
         return self.cache / key[:2] / key
 
-    def clip(self, file: ClipFile) -> Clip | str:
+    def clip(self, file: ClipFile) -> CachedClip | str:
         """The clip, prepared now or earlier; or in words why it can't be used.
 
         A reason that begins with "too short" is no fault of the clip.
@@ -197,7 +197,7 @@ class Preparer:
                     f"the cache {self.cache} can't be written ({error.strerror or error}); make "
                     "room, or name another place with --cache; what is in it stays"
                 ) from error
-        return facts["unusable"] or Clip(
+        return facts["unusable"] or CachedClip(
             file, folder, facts["first"], facts["frames"], facts["tokens"], facts["first_token"]
         )
 

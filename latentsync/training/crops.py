@@ -11,14 +11,14 @@ from torch import Tensor
 
 from latentsync.types import FloatArray, IntArray
 
-__all__ = ["Person", "Pixels", "pictures"]
+__all__ = ["Pixels", "SpeakerWindows", "pictures"]
 
 Pixels = NDArray[np.uint8]
 """Crops, (n, R, R, 3) RGB."""
 
 
 @dataclass(frozen=True)
-class Person:
+class SpeakerWindows:
     """Windows of one clip of one person, and its sound."""
 
     pixels: NDArray[np.uint8]  # (windows, frames, R, R, 3) RGB
@@ -40,7 +40,7 @@ class Person:
         temporary.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> "Person":
+    def load(cls, path: Path) -> "SpeakerWindows":
         with np.load(path) as file:
             wave = file["wave"].astype(np.float32) / 32767
             return cls(file["pixels"], file["frames"], file["mouths"], wave)

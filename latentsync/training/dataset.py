@@ -8,8 +8,8 @@ import torch
 
 from latentsync.diffusion import sampling
 from latentsync.errors import Cancelled, TrainingError
-from latentsync.training.batches import WHOLE, Batch, Part
-from latentsync.training.clip_cache import FPS, SHORTEST, Clip, Preparer
+from latentsync.training.batches import WHOLE, Batch, BatchPart
+from latentsync.training.clip_cache import FPS, SHORTEST, CachedClip, Preparer
 from latentsync.training.clips import ClipFile
 from latentsync.training.crops import pictures
 from latentsync.types import Progress, ProgressCallback
@@ -31,7 +31,7 @@ def prepare(
     cancel: Callable[[], bool] | None = None,
     *,
     frames: int = 16,
-) -> list[Clip]:
+) -> list[CachedClip]:
     """The usable clips of a data set; those too short are left out, as published.
 
     Args:
@@ -47,9 +47,9 @@ def prepare(
     shortest = max(SHORTEST, 3 * frames)
     for done, file in enumerate(files, 1):
         found = preparer.clip(file)
-        if isinstance(found, Clip) and len(found) >= shortest:
+        if isinstance(found, CachedClip) and len(found) >= shortest:
             clips.append(found)
-        elif isinstance(found, Clip) or found.startswith("too short"):
+        elif isinstance(found, CachedClip) or found.startswith("too short"):
             short += 1
         else:
             bad.append(f"{file.path.name} ({found})")
@@ -78,12 +78,14 @@ def prepare(
     return clips
 
 
-def fingerprint(clips: Sequence[Clip]) -> str:
+def fingerprint(clips: Sequence[CachedClip]) -> str:
     """Names these clips in this order, by what is in them."""
     return sha256("".join(clip.file.digest for clip in clips).encode()).hexdigest()
 
 
-def split(clips: Sequence[Clip], held_out: int | None = None) -> tuple[list[Clip], list[Clip]]:
+def split(
+    clips: Sequence[CachedClip], held_out: int | None = None
+) -> tuple[list[CachedClip], list[CachedClip]]:
     """For training, and held out: other people where that can be, else other footage or clips.
 
     Whole groups of clips are held out, evenly spread over the folder: of one person or folder of
@@ -115,7 +117,9 @@ def split(clips: Sequence[Clip], held_out: int | None = None) -> tuple[list[Clip
     return everything, everything[:1]
 
 
-def _groups(clips: Sequence[Clip], name: Callable[[Clip], object]) -> list[list[Clip]]:
+def _groups(
+    clips: Sequence[CachedClip], name: Callable[[CachedClip], object]
+) -> list[list[CachedClip]]:
     """Clips that have a name in common, or that are copies of one that has."""
     leaders: dict[object, object] = {}
 
@@ -126,18 +130,20 @@ def _groups(clips: Sequence[Clip], name: Callable[[Clip], object]) -> list[list[
 
     for clip in clips:
         leaders[leader((clip.file.digest,))] = leader(name(clip))
-    groups: dict[object, list[Clip]] = {}
+    groups: dict[object, list[CachedClip]] = {}
     for clip in clips:
         groups.setdefault(leader(name(clip)), []).append(clip)
     return list(groups.values())
 
 
-def _chosen(groups: Sequence[list[Clip]], clips: int, held_out: int | None) -> list[Clip]:
+def _chosen(
+    groups: Sequence[list[CachedClip]], clips: int, held_out: int | None
+) -> list[CachedClip]:
     """The clips of some groups, about as many as wanted, no more than a tenth at once."""
     wanted = held_out or -(-clips // HELD_OUT)
     largest = max(1, wanted, clips // LARGEST_SHARE)
     every = clips / wanted if held_out else HELD_OUT
-    held: list[Clip] = []
+    held: list[CachedClip] = []
     seen = 0
     for group in groups:
         if len(held) * every <= seen and len(group) <= largest and len(held) < wanted:
@@ -146,7 +152,9 @@ def _chosen(groups: Sequence[list[Clip]], clips: int, held_out: int | None) -> l
     return held
 
 
-def _say_what_is_held_out(kind: str, left: Sequence[Clip], held: Sequence[Clip]) -> None:
+def _say_what_is_held_out(
+    kind: str, left: Sequence[CachedClip], held: Sequence[CachedClip]
+) -> None:
     known = {clip.file.people for clip in left}
     shared = sum(clip.file.people in known for clip in held)
     if shared:
@@ -168,7 +176,7 @@ class ClipWindows:
         pixels: px, side of the crops that losses on pixels want; None: there are none.
     """
 
-    def __init__(self, clips: Sequence[Clip], pixels: int | None = None) -> None:
+    def __init__(self, clips: Sequence[CachedClip], pixels: int | None = None) -> None:
         self._clips, self._pixels = clips, pixels
 
     @property
@@ -176,7 +184,7 @@ class ClipWindows:
         return self._clips[0].latents(0, 1).masked.shape[-1]
 
     def draw(
-        self, count: int, frames: int, generator: torch.Generator, part: Part = WHOLE
+        self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
         """See `batches.Windows`; at most 16 frames."""
         numbers = torch.randint(len(self._clips), (count,), generator=generator)[part.of(count)]

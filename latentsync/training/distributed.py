@@ -12,7 +12,7 @@ from latentsync.errors import BackendUnavailable
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Fleet", "accelerated"]
+__all__ = ["ProcessGroup", "accelerated"]
 
 PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}  # accelerate's names
 
@@ -34,7 +34,7 @@ def accelerated(precision: str, *, cpu: bool = False) -> "Accelerator":
     return Accelerator(mixed_precision=name, cpu=cpu)
 
 
-class Fleet:
+class ProcessGroup:
     """What the loop asks of its devices; without an accelerator, one of them in full precision.
 
     Every process holds all weights and takes its part of each batch; the mean of their gradients

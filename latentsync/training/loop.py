@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from latentsync.errors import Cancelled, OptionError, TrainingError
-from latentsync.training.batches import Part
+from latentsync.training.batches import BatchPart
 from latentsync.training.checkpoint import (
     Facts,
     check_same,
@@ -29,21 +29,21 @@ from latentsync.training.checkpoint import (
     write_checkpoint,
     write_rows,
 )
-from latentsync.training.distributed import Fleet
+from latentsync.training.distributed import ProcessGroup
 from latentsync.training.presets import TrainConfig
 from latentsync.types import Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["DivisibleTask", "Task", "fit"]
+__all__ = ["DivisibleTask", "TrainingTask", "fit"]
 
 log = logging.getLogger(__name__)
 
 BETA1 = 0.9  # of AdamW
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What is trained."""
 
     @property
@@ -65,16 +65,16 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class DivisibleTask(Task, Protocol):
+class DivisibleTask(TrainingTask, Protocol):
     """A task whose batch can be taken in parts."""
 
-    def part_losses(self, generator: torch.Generator, part: Part) -> Mapping[str, Tensor]:
+    def part_losses(self, generator: torch.Generator, part: BatchPart) -> Mapping[str, Tensor]:
         """As `losses`, of one part; the generator is at the same place for each."""
         ...
 
 
 def fit(
-    task: Task,
+    task: TrainingTask,
     config: TrainConfig,
     folder: Path,
     *,
@@ -104,170 +104,237 @@ def fit(
         OutputError: a file can't be written; the last checkpoint stays.
         TrainingError: a loss is not finite, or the checkpoint or table there is damaged.
     """
-    # -- What is trained -----------------------------------------------------------------------
-    fleet = Fleet(accelerator)
-    parts = fleet.count * config.accumulate
-    if parts > 1 and (config.batch % parts or not isinstance(task, DivisibleTask)):
-        raise OptionError(
-            f"a batch of {config.batch} can't be taken in {parts} equal parts ({fleet.count} "
-            f"processes, {config.accumulate} each); give a batch that is a multiple of it"
-        )
-    net = task.net.train()
-    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    optimiser = fleet.optimiser(
-        torch.optim.AdamW(
-            trained.values(),
-            config.learning_rate,
-            betas=(BETA1, config.beta2),
-            weight_decay=config.weight_decay,
-        )
-    )
-    average = {name: p.detach().clone() for name, p in trained.items()}
-    first, counted, before = 0, 0, 0.0
-    sums: dict[str, float] = {}
+    processes = ProcessGroup(accelerator)
+    run = _Run(task, config, folder, facts or {}, processes)
+    first = run.resume()
+    if run.metrics.steps:  # perhaps a validation that was cancelled
+        if not run.tell(first):
+            raise Cancelled(f"{config.name} stopped after step {first}; it goes on from there")
+        if not run.metrics.steps:
+            run.save(first)
+    for done in range(first + 1, config.steps + 1):
+        run.metrics.add(run.step(done - 1))
+        last = done == config.steps
+        finished = run.tell(done)
+        stopped = processes.any(cancel is not None and cancel()) and not last
+        if done % config.checkpoint_every == 0 or last or stopped or not finished:
+            run.save(done)
+        if progress is not None and processes.main:
+            progress(Progress(config.name, done, config.steps))
+        if stopped or not finished:
+            raise Cancelled(f"{config.name} stopped after step {done}; it goes on from there")
+    run.average.give()
+    return run.net.eval()
 
-    # -- Going on from a checkpoint ------------------------------------------------------------
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, table = folder / f"{config.name}.checkpoint.pt", folder / f"{config.name}.csv"
-    if fleet.main:
-        swept(checkpoint)
-        swept(table)
-    saved = read_checkpoint(checkpoint, table, config)
-    if saved is not None:
-        check_same(checkpoint, saved, config, facts or {})
+
+class _Run:
+    """What a run holds beside its task: optimiser, average, figures, and what is on disk of it."""
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        config: TrainConfig,
+        folder: Path,
+        facts: Facts,
+        processes: ProcessGroup,
+    ) -> None:
+        parts = processes.count * config.accumulate
+        if parts > 1 and (config.batch % parts or not isinstance(task, DivisibleTask)):
+            raise OptionError(
+                f"a batch of {config.batch} can't be taken in {parts} equal parts "
+                f"({processes.count} processes, {config.accumulate} each); give a batch that is a "
+                "multiple of it"
+            )
+        self.task, self.config, self.facts, self.processes = task, config, facts, processes
+        self.net = task.net.train()
+        self.trained = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
+        self.optimiser = processes.optimiser(
+            torch.optim.AdamW(
+                self.trained.values(),
+                config.learning_rate,
+                betas=(BETA1, config.beta2),
+                weight_decay=config.weight_decay,
+            )
+        )
+        self.average = _Average(self.trained)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = folder / f"{config.name}.checkpoint.pt"
+        self.metrics = _Metrics(folder / f"{config.name}.csv")
+        self._earlier, self._started = 0.0, time.monotonic()  # seconds of earlier starts; of this
+        self._revision = _revision()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without the time between its starts."""
+        return self._earlier + time.monotonic() - self._started
+
+    def resume(self) -> int:
+        """Take up the checkpoint; return the steps that are done."""
+        if self.processes.main:
+            swept(self.checkpoint)
+            swept(self.metrics.table)
+        saved = read_checkpoint(self.checkpoint, self.metrics.table, self.config)
+        if saved is None:
+            return 0
+        check_same(self.checkpoint, saved, self.config, self.facts)
         try:
-            net.load_state_dict(saved["net"])
-            optimiser.load_state_dict(saved["optimiser"])
-            average = {name: saved["average"][name].to(p) for name, p in trained.items()}
+            self.net.load_state_dict(saved["net"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.average.load(saved["average"])
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].strip()[:200]
             raise OptionError(
-                f"{checkpoint} holds another net than this run's ({reason}); start from the same "
-                "model to go on, or give another folder"
+                f"{self.checkpoint} holds another net than this run's ({reason}); start from the "
+                "same model to go on, or give another folder"
             ) from error
-        first, before = saved["step"], saved.get("seconds", 0.0)
-        fleet.load_state(saved.get("scaler", {}))
-        sums, counted = saved.get("sums", {}), saved.get("counted", 0)
+        self._earlier = saved.get("seconds", 0.0)
+        self.processes.load_state(saved.get("scaler", {}))
         if "rng" in saved:
             torch.set_rng_state(saved["rng"])
-        log.info("%s goes on from step %d", config.name, first)
-    del saved  # gigabytes
-    rows = [row for row in read_rows(table) if int(row["step"]) <= first] if first else []
-    revision, started = _revision(), time.monotonic()
+        done: int = saved["step"]
+        self.metrics.load(saved.get("sums", {}), saved.get("counted", 0), done)
+        log.info("%s goes on from step %d", self.config.name, done)
+        return done
 
-    def keep(step: int) -> None:
-        state = {
-            "config": asdict(config),
-            "facts": dict(facts or {}),
-            "step": step,
-            "net": net.state_dict(),
-            "average": average,
-            "optimiser": optimiser.state_dict(),
-            "scaler": fleet.state(),
-            "rng": torch.get_rng_state(),  # all chance is of (seed, step); if a layer has its own
-            "sums": sums,
-            "counted": counted,
-            "seconds": before + time.monotonic() - started,
-            "revision": revision,
-        }
-        write_checkpoint(checkpoint, state, config.keep_checkpoints)
-
-    def told(done: int) -> bool:
-        """Write a row of figures where one is due; False where the validation was cancelled."""
-        nonlocal sums, counted
-        if not counted or (done % config.log_every and done < config.steps):
-            return True
-        row: dict[str, float] = {"step": done} | {k: v / counted for k, v in sums.items()}
-        row["learning_rate"] = _learning_rate(config, done - 1)
-        row["seconds"] = before + time.monotonic() - started
-        if done % config.validate_every == 0 or done == config.steps:
-            net.eval()
-            cut = False
-            try:
-                with averaged(trained, average), torch.no_grad(), fleet.autocast():
-                    row |= task.validate()
-            except Cancelled:
-                cut = True
-            net.train()
-            if fleet.any(cut):
-                return False
-        rows.append(row)
-        if fleet.main:
-            write_rows(table, rows)
-        log.info("%s %s", config.name, "  ".join(f"{k} {v:.4g}" for k, v in row.items()))
-        sums, counted = {}, 0
-        return True
-
-    if first and counted:  # perhaps a validation that was cancelled
-        if not told(first):
-            raise Cancelled(f"{config.name} stopped after step {first}; it goes on from there")
-        if fleet.main and not counted:
-            keep(first)
-    for step in range(first, config.steps):
-        # -- One step --------------------------------------------------------------------------
-        for group in optimiser.param_groups:
+    def step(self, step: int) -> dict[str, float]:
+        """Learn from one batch; return its losses and the length of its gradient."""
+        config, processes = self.config, self.processes
+        for group in self.optimiser.param_groups:
             group["lr"] = _learning_rate(config, step)
-        optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         shares: list[Mapping[str, Tensor]] = []
         for i in range(config.accumulate):
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            with fleet.autocast():
-                if isinstance(task, DivisibleTask) and parts > 1:
-                    part = Part(fleet.rank * config.accumulate + i, parts)
-                    share = task.part_losses(generator, part)
-                else:
-                    share = task.losses(generator)
-            fleet.backward(torch.stack(list(share.values())).sum() / config.accumulate)
+            with processes.autocast():
+                share = self._losses(step, i)
+            processes.backward(torch.stack(list(share.values())).sum() / config.accumulate)
             shares.append({name: value.detach() for name, value in share.items()})
-        losses = {name: torch.stack([one[name] for one in shares]).mean() for name in shares[0]}
-        losses = fleet.mean(losses)
+        losses = processes.mean(
+            {name: torch.stack([one[name] for one in shares]).mean() for name in shares[0]}
+        )
         if not all(torch.isfinite(value) for value in losses.values()):
             named = ", ".join(f"{k} {v.item():g}" for k, v in losses.items())
             raise TrainingError(
                 f"{config.name}: step {step} gave {named}; try a lower learning rate than "
                 f"{config.learning_rate:g}, or look at the data of this step"
             )
-        norm = fleet.clip(trained.values(), config.clip_norm)
-        optimiser.step()
-        decay = min(config.ema_decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                average[name].lerp_(parameter, 1 - decay)
+        norm = processes.clip(self.trained.values(), config.clip_norm)
+        self.optimiser.step()
+        self.average.update(min(config.ema_decay, (step + 1) / (step + 10)))
+        return {name: value.item() for name, value in (*losses.items(), ("gradient_norm", norm))}
 
-        # -- Figures, and what is kept -----------------------------------------------------------
-        for key, value in (*losses.items(), ("gradient_norm", norm)):
-            sums[key] = sums.get(key, 0.0) + value.item()
-        counted += 1
-        done = step + 1
-        last = done == config.steps
-        finished = told(done)
-        stopped = fleet.any(cancel is not None and cancel()) and not last
-        if fleet.main and (done % config.checkpoint_every == 0 or last or stopped or not finished):
-            keep(done)
-        if progress is not None and fleet.main:
-            progress(Progress(config.name, done, config.steps))
-        if stopped or not finished:
-            raise Cancelled(f"{config.name} stopped after step {done}; it goes on from there")
+    def _losses(self, step: int, part: int) -> Mapping[str, Tensor]:
+        """Of this process' share of a batch, or of a part of it."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        each, count = self.config.accumulate, self.processes.count
+        if each * count > 1 and isinstance(self.task, DivisibleTask):
+            one = BatchPart(self.processes.rank * each + part, each * count)
+            return self.task.part_losses(generator, one)
+        return self.task.losses(generator)
 
-    # -- The result: the average ---------------------------------------------------------------
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(average[name])
-    return net.eval()
+    def tell(self, done: int) -> bool:
+        """Write a row of figures where one is due; False where the validation was cancelled."""
+        config = self.config
+        if not self.metrics.steps or (done % config.log_every and done < config.steps):
+            return True
+        row = {"step": done, **self.metrics.means()}
+        row |= {"learning_rate": _learning_rate(config, done - 1), "seconds": self.seconds}
+        if done % config.validate_every == 0 or done == config.steps:
+            self.net.eval()
+            cut = False
+            try:
+                with self.average.shown(), torch.no_grad(), self.processes.autocast():
+                    row |= self.task.validate()
+            except Cancelled:
+                cut = True
+            self.net.train()
+            if self.processes.any(cut):
+                return False
+        self.metrics.write(row, to_disk=self.processes.main)
+        log.info("%s %s", config.name, "  ".join(f"{k} {v:.4g}" for k, v in row.items()))
+        return True
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint, in the one process that does."""
+        if not self.processes.main:
+            return
+        state = {
+            "config": asdict(self.config),
+            "facts": dict(self.facts),
+            "step": step,
+            "net": self.net.state_dict(),
+            "average": self.average.values,
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.processes.state(),
+            "rng": torch.get_rng_state(),  # all chance is of (seed, step); if a layer has its own
+            "sums": self.metrics.sums,
+            "counted": self.metrics.steps,
+            "seconds": self.seconds,
+            "revision": self._revision,
+        }
+        write_checkpoint(self.checkpoint, state, self.config.keep_checkpoints)
 
 
-@contextmanager
-def averaged(trained: Mapping[str, nn.Parameter], average: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within, the parameters hold their averages."""
-    own = {name: p.detach().clone() for name, p in trained.items()}
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(average[name])
+class _Average:
+    """The exponential moving average of the trained parameters."""
+
+    def __init__(self, trained: Mapping[str, nn.Parameter]) -> None:
+        self._trained = trained
+        self.values = {name: p.detach().clone() for name, p in trained.items()}
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        self.values = {name: values[name].to(p) for name, p in self._trained.items()}
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        for name, parameter in self._trained.items():
+            self.values[name].lerp_(parameter, 1 - decay)
+
+    @torch.no_grad()
+    def give(self) -> None:
+        """Put the averages into the parameters."""
+        for name, parameter in self._trained.items():
+            parameter.copy_(self.values[name])
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Put the averages into the parameters for this block."""
+        own = {name: p.detach().clone() for name, p in self._trained.items()}
+        self.give()
         try:
             yield
         finally:
-            for name, parameter in trained.items():
-                parameter.copy_(own[name])
+            with torch.no_grad():
+                for name, parameter in self._trained.items():
+                    parameter.copy_(own[name])
+
+
+class _Metrics:
+    """Sums of the steps since the last row, and the table of all rows."""
+
+    def __init__(self, table: Path) -> None:
+        self.table = table
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+        self._rows: list[dict[str, float]] = []
+
+    def load(self, sums: dict[str, float], steps: int, done: int) -> None:
+        """Go on with these sums, and with the table's rows up to step `done`."""
+        self.sums, self.steps = sums, steps
+        self._rows = [row for row in read_rows(self.table) if int(row["step"]) <= done]
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.steps for name, value in self.sums.items()}
+
+    def write(self, row: dict[str, float], *, to_disk: bool) -> None:
+        self._rows.append(row)
+        if to_disk:
+            write_rows(self.table, self._rows)
+        self.sums, self.steps = {}, 0
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:

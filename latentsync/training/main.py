@@ -5,9 +5,9 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,7 @@ from latentsync.runtime.devices import is_cuda
 from latentsync.runtime.files import locked, replacing
 from latentsync.training.batches import Ahead
 from latentsync.training.checkpoint import Facts
-from latentsync.training.clip_cache import Clip, Preparer, swept
+from latentsync.training.clip_cache import CachedClip, Preparer, swept
 from latentsync.training.clips import ClipFile, find_clips, identified
 from latentsync.training.dataset import ClipWindows, fingerprint, prepare, split
 from latentsync.training.distributed import accelerated
@@ -47,6 +47,7 @@ Show = Callable[[Nets, faces.Detector, Path, Path, Path, Cancel], dict[str, floa
 """Nets as they are, detector, the clips that give the face and the voice, the mp4 to write, and
 what tells to stop -> figures of it."""
 
+HALF = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by accelerate's names
 FIGURES = "figures.json"  # of the best validation so far, beside what was kept of it
 Shared = TypeVar("Shared")
 
@@ -87,30 +88,19 @@ def train_unet(
             damaged.
         WeightsError, OptionError, BackendUnavailable: something it needs is not there.
     """
-    # -- Where, and in which precision -------------------------------------------------------------
     paths = find_clips(data)
     accelerator = accelerated(run.precision, cpu=cpu)
-    device = accelerator.device
-    main = accelerator.is_main_process
+    device, main = accelerator.device, accelerator.is_main_process
     torch.manual_seed(run.seed)
     with _held(output, accelerator):
         # -- The nets: one is trained, the others are frozen ---------------------------------------
         nets = start(init, run, weights_folder)
         side = nets.config.resolution
-        begun_with = (str(init), weights_key(nets.unet))
         for net in (nets.unet, nets.vae, nets.speech):
             net.to(device)
-        half = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        judges = load_pixel_losses(
-            nets.vae,
-            run,
-            weights_folder,
-            side=side,
-            syncnet_file=syncnet_file,
-            syncnet_config=syncnet_config,
-            device=device,
-            dtype=half[accelerator.mixed_precision],
-        )
+        sync: dict[str, Any] = {"syncnet_file": syncnet_file, "syncnet_config": syncnet_config}
+        place = {"device": device, "dtype": HALF[accelerator.mixed_precision]}
+        judges = load_pixel_losses(nets.vae, run, weights_folder, side=side, **sync, **place)
 
         # -- The clips -----------------------------------------------------------------------------
         preparer = _preparer(nets, detector, weights_folder, device, cache or output / "cache")
@@ -118,54 +108,54 @@ def train_unet(
         seen, held = split(clips, held_out)
         log.info("%d clips to train on, %d to validate on", len(seen), len(held))
 
-        # -- The run -------------------------------------------------------------------------------
-        def look(found: Mapping[str, float]) -> dict[str, float]:
-            """At a validation: the model as it is, and what it makes of a face and a voice."""
-            _export(nets, output / "model")
-            if _is_best(found["noise_right"], output / "best" / FIGURES):
-                _export(nets, output / "best", found)
-            if show is None:
-                return {}
-            face = min(held, key=len)
-            voice = min((one for one in clips if one is not face), key=len, default=face)
-            film = _next_film(output / "validation")
-            try:
-                with torch.autocast("cpu", enabled=False):  # a run's geometry is float32 and there
-                    return show(
-                        nets, preparer.detector, face.path, voice.path, film, cancel or _never
-                    )
-            except Cancelled:
-                raise
-            except LatentSyncError as error:  # days of training are worth more than a clip
-                log.warning("no figures of a validation clip: %s", error)
-                return {}
-
+        # -- The run, and the result ---------------------------------------------------------------
+        windows = ClipWindows(seen, pixels=side if judges and judges.sees_pixels else None)
+        keep = _Keeper(nets, preparer.detector, clips, held, output, show, cancel or _never)
         task = UNetTask(
-            nets.unet,
-            Ahead(ClipWindows(seen, pixels=side if judges and judges.sees_pixels else None)),
-            ClipWindows(held),
-            side,
-            run,
+            *(nets.unet, Ahead(windows), ClipWindows(held), side, run),
             pixel_losses=judges,
-            show=look if main else None,
+            show=keep if main else None,
             cancel=cancel,
         )
-        facts = {"--init": begun_with, **_facts(clips, held, preparer), **_judged_by(judges)}
-        fit(
-            task,
-            run,
-            output,
-            facts=facts,
-            progress=progress,
-            cancel=cancel,
-            accelerator=accelerator,
-        )
-
-        # -- The result ----------------------------------------------------------------------------
+        facts = {"--init": (str(init), weights_key(nets.unet)), **_judged_by(judges)}
+        facts |= _facts(clips, held, preparer)
+        ways = {"progress": progress, "cancel": cancel, "accelerator": accelerator}
+        fit(task, run, output, facts=facts, **ways)
         if main:
             _export(nets, output / "model")
             _draw(output, run.name)
     return output / "model"
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """At a validation: writes the model as it is, and what it makes of a face and a voice."""
+
+    nets: Nets
+    detector: faces.Detector
+    clips: Sequence[CachedClip]
+    held: Sequence[CachedClip]
+    output: Path
+    show: Show | None
+    cancel: Cancel
+
+    def __call__(self, found: Mapping[str, float]) -> dict[str, float]:
+        _export(self.nets, self.output / "model")
+        if _is_best(found["noise_right"], self.output / "best" / FIGURES):
+            _export(self.nets, self.output / "best", found)
+        if self.show is None:
+            return {}
+        face = min(self.held, key=len)
+        voice = min((one for one in self.clips if one is not face), key=len, default=face)
+        film = _next_film(self.output / "validation")
+        try:
+            with torch.autocast("cpu", enabled=False):  # a run's geometry is float32, and so there
+                return self.show(self.nets, self.detector, face.path, voice.path, film, self.cancel)
+        except Cancelled:
+            raise
+        except LatentSyncError as error:  # days of training are worth more than a clip
+            log.warning("no figures of a validation clip: %s", error)
+            return {}
 
 
 def train_syncnet(
@@ -295,7 +285,7 @@ def _prepared(
     frames: int,
     progress: ProgressCallback | None,
     cancel: Callable[[], bool] | None,
-) -> list[Clip]:
+) -> list[CachedClip]:
     """Each process prepares its share; then the first one, which finds it all done, judges."""
     main = accelerator.is_main_process
     files: list[ClipFile] = []
@@ -313,7 +303,7 @@ def _prepared(
 
 
 def _facts(
-    clips: Sequence[Clip], held: Sequence[Clip], preparer: Preparer
+    clips: Sequence[CachedClip], held: Sequence[CachedClip], preparer: Preparer
 ) -> dict[str, tuple[str, str]]:
     """What a run goes on with only; see `checkpoint.Facts`."""
     return {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentsync.diffusion.generator import Network, Work, ready_nets
-from latentsync.diffusion.ray.scheduler import START_SECONDS, Lost, Spread
+from latentsync.diffusion.ray.scheduler import START_SECONDS, Spread, WorkerLost
 from latentsync.diffusion.ray.session import cluster, replicas_that_fit
 from latentsync.diffusion.weights import Nets
 from latentsync.errors import BackendUnavailable, LatentSyncError, OptionError
@@ -173,7 +173,7 @@ def _taken(ray: ModuleType, ticket: Any) -> Any:  # noqa: ANN401
     try:
         return ray.get(ticket)
     except (errors.RayActorError, errors.ObjectLostError, errors.NodeDiedError) as error:
-        raise Lost(str(error).splitlines()[0]) from error
+        raise WorkerLost(str(error).splitlines()[0]) from error
     except errors.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, LatentSyncError):

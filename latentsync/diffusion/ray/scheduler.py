@@ -14,7 +14,7 @@ from latentsync.diffusion.generator import Work
 from latentsync.errors import BackendUnavailable, LatentSyncError
 from latentsync.runtime.progress import Reporter
 
-__all__ = ["DEPTH", "START_SECONDS", "Crew", "Lost", "Spread"]
+__all__ = ["DEPTH", "START_SECONDS", "Crew", "Spread", "WorkerLost"]
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ START_SECONDS = 600.0  # in which one replica must be there: starting Python and
 Ticket = Any  # a promise, hashable
 
 
-class Lost(Exception):
+class WorkerLost(Exception):
     """A replica, or what it had drawn, is gone: its process or its machine ended."""
 
 
@@ -66,7 +66,7 @@ class _Place:
 
 
 @dataclass
-class _State:
+class _WorkerState:
     """Who does what."""
 
     line: deque[_Place] = field(default_factory=deque)  # in the order of the output
@@ -98,7 +98,7 @@ class Spread:
             BackendUnavailable: no replica came up.
             LatentSyncError: a replica's own, or a work ended several of them.
         """
-        state = _State()
+        state = _WorkerState()
         for replica in range(len(self._crew)):
             state.starting[self._crew.start(replica)] = replica
         with closing(works):
@@ -108,7 +108,7 @@ class Spread:
                 self._crew.forget([*state.out, *state.starting])
 
     def _in_order(
-        self, works: Generator[Work | None, None, None], state: _State
+        self, works: Generator[Work | None, None, None], state: _WorkerState
     ) -> Generator[Tensor | None, None, None]:
         more = True
         while more or state.line:
@@ -128,7 +128,7 @@ class Spread:
                 with self._reporter.timed("network"):
                     self._look(state, LOOK_EVERY)
 
-    def _look(self, state: _State, seconds: float) -> None:
+    def _look(self, state: _WorkerState, seconds: float) -> None:
         """Hand out what waits, and take in what is done after so long at most."""
         self._reporter.check()
         now = time.monotonic()
@@ -148,7 +148,7 @@ class Spread:
             )
         self._hand_out(state)
 
-    def _hand_out(self, state: _State) -> None:
+    def _hand_out(self, state: _WorkerState) -> None:
         """To whom has the least to do, and none more than DEPTH."""
         while state.waiting:
             has = dict.fromkeys(sorted(state.ready), 0)
@@ -161,11 +161,11 @@ class Spread:
             assert place.work is not None
             state.out[self._crew.send(free, place.work)] = free, place
 
-    def _begun(self, state: _State, ticket: Ticket) -> None:
+    def _begun(self, state: _WorkerState, ticket: Ticket) -> None:
         replica = state.starting.pop(ticket)
         try:
             kind = self._crew.take(ticket)
-        except Lost:
+        except WorkerLost:
             state.resting[replica] = time.monotonic() + PAUSE
             return
         state.kind = state.kind or kind
@@ -176,19 +176,19 @@ class Spread:
             )
         state.ready.add(replica)
 
-    def _drawn(self, state: _State, ticket: Ticket) -> None:
+    def _drawn(self, state: _WorkerState, ticket: Ticket) -> None:
         if ticket not in state.out:
             return  # it went with its replica, just now
         replica, place = state.out[ticket]
         try:
             place.faces = self._crew.take(ticket)
-        except Lost as error:
+        except WorkerLost as error:
             self._lost(state, replica, error)
         else:
             del state.out[ticket]
             place.work = None
 
-    def _lost(self, state: _State, replica: int, error: Lost) -> None:
+    def _lost(self, state: _WorkerState, replica: int, error: WorkerLost) -> None:
         """All it had goes to others, before what wasn't handed out yet."""
         had = [ticket for ticket, (one, _) in state.out.items() if one == replica]
         places = [state.out.pop(ticket)[1] for ticket in had]

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
-from latentsync.faces.detectors.frame_view import Array, Part, Shown, View
+from latentsync.faces.detectors.frame_view import Array, FrameView, Shown, ViewRegion
 from latentsync.types import Box, Face
 
 __all__ = [
@@ -127,12 +127,12 @@ class InPictures(ABC):
     search_side: int  # px, longest side of a picture that is searched
 
     @abstractmethod
-    def _find(self, part: Part, filters: FaceFilter, rounded: bool) -> list[Face]:
+    def _find(self, part: ViewRegion, filters: FaceFilter, rounded: bool) -> list[Face]:
         """The acceptable faces of a picture, in px of the frame it is a part of."""
 
     def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
         """As in `Detector`."""
-        view = View(frame)
+        view = FrameView(frame)
         if near is None:
             return self._find(view.small(self.search_side), self.filters, rounded)
         part = view.around(near).shrunk(self.search_side)
@@ -142,7 +142,7 @@ class InPictures(ABC):
         self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
     ) -> list[Face | None]:
         """As in `Detector`."""
-        view = View(frame)
+        view = FrameView(frame)
         return [nearest(self._find(_about(view, one), self.filters, rounded), one) for one in faces]
 
 
@@ -164,7 +164,7 @@ def face(box: Array, score: float, points: Array, rounded: bool) -> Face:
     return Face((left, top, right, bottom), float(score), points.astype(np.float32))
 
 
-def _about(view: View, seen: Face) -> Part:
+def _about(view: FrameView, seen: Face) -> ViewRegion:
     """What is to be searched for a face that was there a frame ago."""
     near = Box(*(round(edge) for edge in seen.box))
     shrink = 2 * max(near.width, near.height) / FOLLOW_SIDE

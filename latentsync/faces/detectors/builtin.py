@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from latentsync.faces.detectors.base import PUBLISHED, FaceFilter, face
-from latentsync.faces.detectors.frame_view import Array, Shown, View
+from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
 from latentsync.faces.detectors.landmarks import ANCHORS, FILE, MOUTH, Landmarks, upright
 from latentsync.types import Box, Face
 
@@ -68,7 +68,7 @@ class Builtin:
         )
 
     def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
-        filters, view = self.filters.lenient() if near else self.filters, View(frame)
+        filters, view = self.filters.lenient() if near else self.filters, FrameView(frame)
         if not filters.fits(view.width, view.height):
             return []
         # Near a face that was there the net needs no cascade to lead it, nor to agree.
@@ -85,7 +85,7 @@ class Builtin:
     ) -> list[Face | None]:
         if not faces:
             return []
-        view, before = View(frame), np.stack([one.points for one in faces])
+        view, before = FrameView(frame), np.stack([one.points for one in faces])
         points, _ = self._landmarks.look(view, np.stack([_last_crop(one) for one in faces]))
         moved = np.linalg.norm(points[:, ANCHORS] - before, axis=2).max(axis=1)
         leapt = (moved > LEAP * np.linalg.norm(before[:, 1] - before[:, 0], axis=1)).any()
@@ -98,12 +98,12 @@ class Builtin:
 
     def mouth(self, frame: Shown, seen: Face) -> Array:
         """Six points (6, 2) of a face's mouth, in px: corners, then edges of the lips downwards."""
-        view = View(frame)
+        view = FrameView(frame)
         points, _ = self._landmarks.look(view, _last_crop(seen)[None])
         _, _, points = self._closer(view, points, ROUNDS)
         return np.asarray(points[0, MOUTH])
 
-    def _search(self, view: View) -> Iterator[tuple[Array, Array]]:
+    def _search(self, view: FrameView) -> Iterator[tuple[Array, Array]]:
         """Squares (n, 3) that may hold a face, centre x, y and side in px; try by try.
 
         And how well the cascade's windows agree on each, (n,): 1 says nothing.
@@ -129,7 +129,7 @@ class Builtin:
                 yield (squares - [SEARCH_BORDER, SEARCH_BORDER, 0]) / scale, agreement
 
     def _look(
-        self, view: View, squares: Array, agreement: Array | None = None
+        self, view: FrameView, squares: Array, agreement: Array | None = None
     ) -> tuple[Array, Array, Array]:
         """Boxes (n, 4), scores (n,) and points (n, 12, 2) of what is in squares, each face once."""
         half, below = SQUARE_TO_CROP
@@ -144,7 +144,7 @@ class Builtin:
         once = _distinct(boxes, scores)
         return boxes[once], scores[once], points[once]
 
-    def _closer(self, view: View, points: Array, rounds: int) -> tuple[Array, Array, Array]:
+    def _closer(self, view: FrameView, points: Array, rounds: int) -> tuple[Array, Array, Array]:
         """Boxes, scores and points as `_look`'s, each round's crops by the points before."""
         for _ in range(rounds):
             crops = np.stack([upright(p) for p in points])

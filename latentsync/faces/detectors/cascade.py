@@ -7,7 +7,7 @@ import numpy as np
 
 from latentsync.errors import WeightsMismatch, WeightsMissing
 from latentsync.faces.detectors.base import PUBLISHED, FaceFilter, InPictures, face, points_in
-from latentsync.faces.detectors.frame_view import Part
+from latentsync.faces.detectors.frame_view import ViewRegion
 from latentsync.types import Face
 
 __all__ = ["CascadeFile"]
@@ -46,7 +46,7 @@ class CascadeFile(InPictures):
             f"side <= {SEARCH_SIDE} px, on the CPU; {self.filters})"
         )
 
-    def _find(self, part: Part, filters: FaceFilter, rounded: bool) -> list[Face]:
+    def _find(self, part: ViewRegion, filters: FaceFilter, rounded: bool) -> list[Face]:
         if not filters.fits(*part.size):
             return []
         grey = cv2.cvtColor(part.pixels, cv2.COLOR_RGB2GRAY)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from latentsync.media import even_box
 from latentsync.types import Box, Frame, Picture
 
-__all__ = ["Part", "Shown", "View"]
+__all__ = ["FrameView", "Shown", "ViewRegion"]
 
 Array = NDArray[np.float64]
 Shown = Frame | Picture
@@ -22,7 +22,7 @@ PARTS_HELD = 4  # of a frame, so that each face is read once however often it is
 GROWN = 0.125  # of a part's size: more of it than was asked for, so that a closer look finds it too
 
 
-class Part(NamedTuple):
+class ViewRegion(NamedTuple):
     """Some pixels of a view, at its scale or smaller."""
 
     pixels: Frame
@@ -43,31 +43,33 @@ class Part(NamedTuple):
         """The same where (0, 0) is the centre of the first pixel, in both."""
         return self.out(places) + (self.step - 1) / 2
 
-    def cut(self, box: Box) -> "Part":
+    def cut(self, box: Box) -> "ViewRegion":
         """What of it lies in a box of the view's px."""
         edges = (np.array([[box.left, box.top], [box.right, box.bottom]]) - self.corner) / self.step
         height, width = self.pixels.shape[:2]
         (left, top), (right, bottom) = np.clip(np.round(edges).astype(int), 0, (width, height))
         pixels = np.ascontiguousarray(self.pixels[top:bottom, left:right])
-        return Part(pixels, self.out(np.array([left, top])), self.step)
+        return ViewRegion(pixels, self.out(np.array([left, top])), self.step)
 
-    def shrunk(self, side: int) -> "Part":
+    def shrunk(self, side: int) -> "ViewRegion":
         """The same with at most `side` px on its longest side."""
         height, width = self.pixels.shape[:2]
         scale = min(1.0, side / max(width, height, 1))
         return self if scale == 1 else self.sized(_scaled(width, scale), _scaled(height, scale))
 
-    def sized(self, width: int, height: int) -> "Part":
+    def sized(self, width: int, height: int) -> "ViewRegion":
         """The same in so many pixels."""
         before = np.array(self.pixels.shape[1::-1])
         if (width, height) == tuple(before):
             return self
         method = cv2.INTER_AREA if height < before[1] or width < before[0] else cv2.INTER_LINEAR
         pixels = cv2.resize(self.pixels, (width, height), interpolation=method)
-        return Part(np.asarray(pixels, np.uint8), self.corner, self.step * before / (width, height))
+        return ViewRegion(
+            np.asarray(pixels, np.uint8), self.corner, self.step * before / (width, height)
+        )
 
 
-class View:
+class FrameView:
     """One frame. Its px are square: those of the frame, but x times the pixels' aspect.
 
     Of a `Picture` only the parts that are asked for are made, from its small version where that
@@ -83,23 +85,23 @@ class View:
         else:
             self.aspect = float(frame.pixel_aspect)
             self.width, self.height = _scaled(frame.width, self.aspect), frame.height
-        self._small: dict[int, Part] = {}
-        self._held: dict[Box, Part] = {}  # the last parts, by where they are
+        self._small: dict[int, ViewRegion] = {}
+        self._held: dict[Box, ViewRegion] = {}  # the last parts, by where they are
 
     @cached_property
-    def whole(self) -> Part | None:
+    def whole(self) -> ViewRegion | None:
         """All pixels, where they are there already."""
         if not isinstance(self._frame, np.ndarray):
             return None
-        return Part(self._frame, np.zeros(2), np.ones(2))
+        return ViewRegion(self._frame, np.zeros(2), np.ones(2))
 
-    def small(self, side: int) -> Part:
+    def small(self, side: int) -> ViewRegion:
         """All of it, with at most `side` px on its longest side."""
         if side not in self._small:
             self._small[side] = self.whole.shrunk(side) if self.whole else self._thumbnail(side)
         return self._small[side]
 
-    def part(self, low: Array, high: Array, shrink: float = 1.0) -> Part:
+    def part(self, low: Array, high: Array, shrink: float = 1.0) -> ViewRegion:
         """What lies between two places (2,), or beside the view the px that are nearest.
 
         It may be more of the view than that. `shrink` is how many px of the view will make one of
@@ -120,7 +122,7 @@ class View:
         self._held[box] = self._fetched(box)
         return self._held[box]
 
-    def around(self, near: Box, shrink: float = 1.0) -> Part:
+    def around(self, near: Box, shrink: float = 1.0) -> ViewRegion:
         """What lies in a box twice as wide and high as `near`; `shrink` as in `part`."""
         low, high = np.array([near.left, near.top]), np.array([near.right, near.bottom])
         margin = (high - low) // 2
@@ -154,22 +156,22 @@ class View:
         last = np.maximum(np.minimum(np.ceil(high), size), first + 1).astype(int)
         return Box(*first.tolist(), *last.tolist())
 
-    def _fetched(self, box: Box) -> Part:
+    def _fetched(self, box: Box) -> ViewRegion:
         assert not isinstance(self._frame, np.ndarray)
         edges = (box.left / self.aspect, box.top, box.right / self.aspect, box.bottom)
         region = even_box(edges, width=self._frame.width, height=self._frame.height)
         assert region
         stretch = np.array([self.aspect, 1.0])
-        part = Part(self._frame.rgb(region), stretch * (region.left, region.top), stretch)
+        part = ViewRegion(self._frame.rgb(region), stretch * (region.left, region.top), stretch)
         return part.sized(_scaled(region.width, self.aspect), region.height)
 
-    def _thumbnail(self, side: int) -> Part:
+    def _thumbnail(self, side: int) -> ViewRegion:
         assert not isinstance(self._frame, np.ndarray)
         scale = min(1.0, side / max(self.width, self.height))
         stored = max(self._frame.width, self._frame.height)
         pixels = self._frame.thumbnail(_scaled(stored, scale))
         size = np.array([self._frame.width * self.aspect, self._frame.height])
-        part = Part(pixels, np.zeros(2), size / pixels.shape[1::-1])
+        part = ViewRegion(pixels, np.zeros(2), size / pixels.shape[1::-1])
         return part.sized(_scaled(pixels.shape[1], self.aspect), pixels.shape[0])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from latentsync.errors import BackendUnavailable
 from latentsync.faces.detectors.base import PUBLISHED, FaceFilter, existing, face, mismatch
-from latentsync.faces.detectors.frame_view import Array, Shown, View
+from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
 from latentsync.faces.detectors.landmarks import similarity
 from latentsync.runtime.devices import GPU_PROVIDER, onnx_providers
 from latentsync.types import Box, Face, FloatArray
@@ -72,7 +72,7 @@ class InsightFace:
         return f"insightface ({PACK} at {SCRFD_SIDE}x{SCRFD_SIDE} on {providers}; {self.filters})"
 
     def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
-        filters, view = self.filters.lenient() if near else self.filters, View(frame)
+        filters, view = self.filters.lenient() if near else self.filters, FrameView(frame)
         # A whole array is shrunk by insightface, as published.
         part = view.around(near) if near else view.whole or view.small(SCRFD_SIDE)
         if not filters.fits(*part.size):
@@ -91,10 +91,10 @@ class InsightFace:
     ) -> list[Face | None]:
         """By the 106 points alone, in the box that the face had: these say nothing of how sure
         they are, so their shape must be what it was, and the box goes where they go."""
-        view = View(frame)
+        view = FrameView(frame)
         return [self._moved(view, one, rounded) for one in faces]
 
-    def _moved(self, view: View, seen: Face, rounded: bool) -> Face | None:
+    def _moved(self, view: FrameView, seen: Face, rounded: bool) -> Face | None:
         before = seen.points.astype(np.float64)
         points = self._points(view, np.array(seen.box, np.float32), rounded)
         way = similarity(before, points)
@@ -111,15 +111,15 @@ class InsightFace:
 
     def mouth(self, frame: Shown, seen: Face) -> Array:
         """The 20 points (20, 2) of a face's mouth, in px; the face is where its box is."""
-        return self._marks(View(frame), np.array(seen.box, np.float32))[MOUTH]
+        return self._marks(FrameView(frame), np.array(seen.box, np.float32))[MOUTH]
 
-    def _points(self, view: View, box: FloatArray, rounded: bool) -> Array:
+    def _points(self, view: FrameView, box: FloatArray, rounded: bool) -> Array:
         marks = self._marks(view, box)
         marks = np.round(marks) if rounded else marks
         groups = (LEFT_BROW, RIGHT_BROW, NOSE_BASE)
         return np.stack([marks[list(group)].mean(axis=0) for group in groups])
 
-    def _marks(self, view: View, box: FloatArray) -> Array:
+    def _marks(self, view: FrameView, box: FloatArray) -> Array:
         """The 106 points (106, 2) of the face in a box."""
         from insightface.app.common import Face as Found
 

@@ -13,7 +13,7 @@ from latentsync.faces.detectors.base import (
     face,
     mismatch,
 )
-from latentsync.faces.detectors.frame_view import Array, Part
+from latentsync.faces.detectors.frame_view import Array, ViewRegion
 from latentsync.types import Face
 
 __all__ = ["YUNET_FILE", "YuNet", "points_from_eyes"]
@@ -52,7 +52,7 @@ class YuNet(InPictures):
     def describe(self) -> str:
         return f"yunet (longest side <= {self.search_side} px, on the CPU; {self.filters})"
 
-    def _find(self, part: Part, filters: FaceFilter, rounded: bool) -> list[Face]:
+    def _find(self, part: ViewRegion, filters: FaceFilter, rounded: bool) -> list[Face]:
         if not filters.fits(*part.size):
             return []
         height, width = part.pixels.shape[:2]

@@ -115,7 +115,7 @@ class Upscaler:
         region = self._region(affine)
         return torch.from_numpy(region + self._drawn - region * self._drawn)
 
-    def _view(self, affine: FloatArray) -> align.View:
+    def _view(self, affine: FloatArray) -> align.CropView:
         """What the net sees."""
         if self._restorer.side is not None:
             return align.portrait(affine, self.resolution, self._restorer.side)
@@ -130,7 +130,9 @@ class Upscaler:
                 f"{self._restorer.name}; free some, use batch 1, or a smaller net"
             ) from error
 
-    def _with_mouth(self, seen: Frame, view: align.View, affine: FloatArray, drawn: Frame) -> Frame:
+    def _with_mouth(
+        self, seen: Frame, view: align.CropView, affine: FloatArray, drawn: Frame
+    ) -> Frame:
         """The net's picture with the drawn mouth in it."""
         both = np.dstack([drawn, self._over])
         onto = align.square(affine, self.resolution).onto(view)
@@ -154,7 +156,7 @@ class Upscaler:
         return np.asarray(cv2.blendLinear(restored, plain, region, below), np.uint8)
 
 
-def _shown(view: align.View, picture: Picture) -> Frame:
+def _shown(view: align.CropView, picture: Picture) -> Frame:
     box = view.box((picture.width, picture.height))
     return view.cut(picture.rgb(box), box)
 

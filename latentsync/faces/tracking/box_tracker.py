@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import OptionError
-from latentsync.faces.detectors.frame_view import Array, Shown, View
+from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
 from latentsync.faces.tracking.shots import Cut
 from latentsync.types import FloatArray, Frame
 
@@ -33,7 +33,7 @@ BEFORE_SECONDS = 10  # of the shot that are kept, to follow the box back from it
 
 
 @dataclass
-class _State:
+class _TemplateState:
     """What is sought, and where it was: in px of the shrunk frame."""
 
     first: Grey
@@ -58,7 +58,7 @@ class BoxFollower:
     fps: float = 25
     boxes: dict[int, Array] = field(default_factory=dict)  # frame -> its edges, in square px
     _colours: FloatArray | None = None  # of what was in it
-    _state: _State | None = None
+    _state: _TemplateState | None = None
     _before: deque[tuple[int, Grey]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class BoxFollower:
         """The clip's next frame, and whether a new shot begins with it."""
         for mixed in range(index - cut.dissolve, index) if cut else ():
             self.boxes.pop(mixed, None)
-        view = View(frame)
+        view = FrameView(frame)
         box, longest = self._squared(view), max(view.width, view.height)
         small = view.small(min(FRAME_SIDE, round(longest * PATCH_SIDE / box[2:].max())))
         grey, scale = cv2.cvtColor(small.pixels, cv2.COLOR_RGB2GRAY), 1 / np.tile(small.step, 2)
@@ -102,10 +102,10 @@ class BoxFollower:
         self._state.box = None
         self.boxes.pop(index, None)
 
-    def _squared(self, view: View) -> Array:
+    def _squared(self, view: FrameView) -> Array:
         return np.array(self.box) * (view.aspect, 1, view.aspect, 1)
 
-    def _check(self, view: View) -> None:
+    def _check(self, view: FrameView) -> None:
         width, height = round(view.width / view.aspect), view.height
         left, top, wide, high = self.box
         right, bottom = left + wide, top + high
@@ -144,13 +144,13 @@ def _apart(colours: FloatArray, others: FloatArray) -> float:
     return float(np.abs(colours - others).mean())
 
 
-def _begin(grey: Grey, box: Array) -> _State:
+def _begin(grey: Grey, box: Array) -> _TemplateState:
     shape = np.maximum(4, np.round(box[2:])).astype(int)
     first = _view(grey, box, shape)
-    return _State(first, first.astype(np.float32), box)
+    return _TemplateState(first, first.astype(np.float32), box)
 
 
-def _step(state: _State, grey: Grey, first_box: Array) -> None:
+def _step(state: _TemplateState, grey: Grey, first_box: Array) -> None:
     """Find the box in the next frame."""
     if state.box is None:
         everywhere = np.array([0.0, 0.0, grey.shape[1], grey.shape[0]])

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from latentsync.errors import WeightsMismatch, WeightsMissing
 from latentsync.faces.align import BOX_HEIGHT, BOX_WIDTH, TEMPLATE
-from latentsync.faces.detectors.frame_view import Array, Shown, View
+from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
 from latentsync.faces.detectors.landmarks import similarity
 from latentsync.types import Face, FloatArray
 
@@ -93,7 +93,7 @@ def cells(frame: Shown, points: FloatArray) -> FloatArray:
     shrink = 1 / np.sqrt(max(1e-6, abs(np.linalg.det(affine[:, :2]))))  # px of the frame for one
     factor = int(np.clip(np.ceil(shrink), 1, MAX_OVERSAMPLE))
     width, height = (int(side) for side in size * factor)
-    pixels, affine = View(frame).under(affine * factor, (0, 0, width, height), width)
+    pixels, affine = FrameView(frame).under(affine * factor, (0, 0, width, height), width)
     large = cv2.warpAffine(pixels, affine, (width, height), borderMode=cv2.BORDER_REPLICATE)
     small = cv2.resize(large, (COLUMNS, ROWS), interpolation=cv2.INTER_AREA)[:KEPT_ROWS]
     lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).astype(np.float32)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.faces.detectors.base import Array
-from latentsync.faces.detectors.frame_view import Shown, View
+from latentsync.faces.detectors.frame_view import FrameView, Shown
 from latentsync.faces.tracking.embedding import COLUMNS, KEPT_ROWS, Embedder, alike, cells
 from latentsync.types import Box, Face, FloatArray
 
-__all__ = ["Linker", "Person", "apart", "stayed"]
+__all__ = ["Linker", "Tracklet", "apart", "stayed"]
 
 # Sizes are the square root of a face's area; distances are counted in them.
 REACH = 0.4  # how far a face may be from where it was expected a frame after it was seen
@@ -44,7 +44,7 @@ STEADY = 0.5  # share of the speed so far in the new one
 ROW = 11  # numbers a sighting: three points, the box, whether no face was larger
 
 
-class Person:
+class Tracklet:
     """One face through one shot: where it was seen, and what it looks like."""
 
     def __init__(self, shot: int, index: int, look: FloatArray) -> None:
@@ -129,7 +129,7 @@ class Person:
         """Cosine of what it looks like and `look`."""
         return float(self.look @ look)
 
-    def parted(self) -> "Person | None":
+    def parted(self) -> "Tracklet | None":
         """Who has taken its place, if somebody has: their frames are no longer this person's.
 
         So ends a dissolve between two faces at one place, where the room is the same.
@@ -137,7 +137,7 @@ class Person:
         if len(self._unlike) < CHANGED or self.known_until == np.inf:
             return None
         (start, look), *later = self._unlike
-        new = Person(self.shot, start, look)
+        new = Tracklet(self.shot, start, look)
         at = int(np.searchsorted(self.frames, start))
         new._frames, new._rows = self._frames[at:], self._rows[at * ROW :]
         new._looks += later
@@ -164,7 +164,7 @@ class Person:
             self._looks = before
             self._average()
 
-    def take(self, other: "Person") -> bool:
+    def take(self, other: "Tracklet") -> bool:
         """Be the other one too, unless both were in one frame."""
         if set(self._frames) & set(other._frames):
             return False
@@ -184,10 +184,10 @@ class Linker:
     """Takes each frame's faces in turn; the people are in `people`."""
 
     def __init__(self, embedder: Embedder) -> None:
-        self.people: list[Person] = []
+        self.people: list[Tracklet] = []
         self._embedder = embedder
-        self._here: list[Person] = []  # of this shot
-        self._lately: list[Person] = []  # those of them who were seen a moment ago
+        self._here: list[Tracklet] = []  # of this shot
+        self._lately: list[Tracklet] = []  # those of them who were seen a moment ago
         self._shot = 0
 
     def end_shot(self, stop: float = np.inf) -> None:
@@ -209,7 +209,7 @@ class Linker:
         linked = self._by_place(index, faces, looks) or self._jerked(index, faces, looks)
         lately = [*self._lately]
         for j, face in enumerate(faces):
-            person = linked.get(j) or Person(self._shot, index, looks[j])
+            person = linked.get(j) or Tracklet(self._shot, index, looks[j])
             if j not in linked:
                 self._here.append(person)
                 self._lately.append(person)
@@ -225,7 +225,7 @@ class Linker:
                     self._lately = [p for p in self._lately if p is not person] + [new]
         self._here = [person for person in self._here if len(person)]
 
-    def missing(self, index: int, frame_size: tuple[int, int]) -> list[tuple[Person, Box]]:
+    def missing(self, index: int, frame_size: tuple[int, int]) -> list[tuple[Tracklet, Box]]:
         """Who isn't in this frame but was in many up to a moment ago, and where to look again.
 
         The largest first; `frame_size` is width and height, px.
@@ -242,7 +242,12 @@ class Linker:
         return sorted(found, key=lambda one: -one[1].width * one[1].height)
 
     def add_second(
-        self, index: int, frame: Shown, person: Person, faces: Sequence[Face], seen: Sequence[Face]
+        self,
+        index: int,
+        frame: Shown,
+        person: Tracklet,
+        faces: Sequence[Face],
+        seen: Sequence[Face],
     ) -> Face | None:
         """The one of the faces found near a missing person's place that is theirs, if any.
 
@@ -258,7 +263,7 @@ class Linker:
         person.see(index, face, looks.picture(best))
         return face
 
-    def _by_place(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Person]:
+    def _by_place(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Tracklet]:
         """Which faces are people who were about there a moment ago: face -> person."""
         lately = self._lately
         close = np.array(
@@ -272,7 +277,7 @@ class Linker:
             costs[i, j] = self._cost(lately[i], index, faces[j], looks, j, sure=sure)
         return {int(j): lately[i] for i, j in _cheapest(costs)}
 
-    def _jerked(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Person]:
+    def _jerked(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Tracklet]:
         """The only face, if it is the only one of the frame before though all has jumped."""
         before = [p for p in self._lately if p.last == index - 1]
         if len(faces) != 1 or len(before) != 1:
@@ -282,7 +287,7 @@ class Linker:
         return {0: person} if near and looks.continues(person, 0) else {}
 
     def _cost(
-        self, person: Person, index: int, face: Face, looks: "_Looks", j: int, *, sure: bool
+        self, person: Tracklet, index: int, face: Face, looks: "_Looks", j: int, *, sure: bool
     ) -> float:
         """How little a face is where, and as, a person should be; infinite: it is another's."""
         if not _within_reach(person, index, face):
@@ -297,9 +302,9 @@ class Linker:
         least = self._embedder.same if sure else other
         return beside + LIKENESS * (1 - like) if like >= least else np.inf
 
-    def _joined(self) -> list[Person]:
-        """The shot's people; who left and came back is one, told by looks: see `Person.take`."""
-        joined: list[Person] = []
+    def _joined(self) -> list[Tracklet]:
+        """The shot's people; who left and came back is one, told by looks: see `Tracklet.take`."""
+        joined: list[Tracklet] = []
         for person in self._here:
             look = person.look
             alike = [other for other in joined if other.like(look) >= self._embedder.same]
@@ -327,7 +332,7 @@ class _Looks:
     def cut_off(self, j: int) -> bool:
         """Whether a face reaches beyond the frame's edge."""
         left, top, right, bottom = self._faces[j].box
-        view = View(self._frame)
+        view = FrameView(self._frame)
         return left < 0 or top < 0 or right > view.width or bottom > view.height
 
     def picture(self, j: int) -> FloatArray:
@@ -336,7 +341,7 @@ class _Looks:
             self._pictures[j] = _picture(self._frame, self._faces[j])
         return self._pictures[j]
 
-    def continues(self, person: Person, j: int) -> bool:
+    def continues(self, person: Tracklet, j: int) -> bool:
         """Whether a face's picture is what a person's was, or what is at their place is.
 
         The latter holds where only the landmarks have moved.
@@ -348,7 +353,7 @@ class _Looks:
             for now in (self.picture(j), _picture(self._frame, face))
         )
 
-    def covered(self, person: Person, j: int) -> bool:
+    def covered(self, person: Tracklet, j: int) -> bool:
         """Whether a graphic has come over a face, or gone from it, since the frame before."""
         assert person.latest
         before, now = person.latest[1], self.picture(j)
@@ -384,7 +389,7 @@ def _turn(face: Face) -> float:
     return float(beside @ along) / max(1e-6, float(along @ along))
 
 
-def _within_reach(person: Person, index: int, face: Face) -> bool:
+def _within_reach(person: Tracklet, index: int, face: Face) -> bool:
     reach = min(REACH_MOST, REACH + REACH_GROWS * (index - person.last - 1))
     return _near(face, person.expected(index), reach, GROWS_MOST)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentsync.faces.tracking.embedding import Embedder
-from latentsync.faces.tracking.linker import Person
+from latentsync.faces.tracking.linker import Tracklet
 from latentsync.types import FloatArray
 
 __all__ = ["Taken", "recognise"]
@@ -18,14 +18,14 @@ MARGIN = 0.03  # by how much the likeness to the chosen person must exceed that 
 class Taken:
     """Who is taken in one shot."""
 
-    person: Person | None
+    person: Tracklet | None
     doubt: bool = False  # nobody is taken, but somebody there may be the chosen person
 
 
 def recognise(
-    shots: Sequence[Sequence[Person]],
+    shots: Sequence[Sequence[Tracklet]],
     looks: Sequence[FloatArray],
-    chosen: Mapping[int, Person],
+    chosen: Mapping[int, Tracklet],
     others: Sequence[FloatArray],
     embedder: Embedder,
 ) -> list[Taken]:
@@ -62,11 +62,11 @@ def recognise(
 
 
 def _surest(
-    people: Sequence[Person],
+    people: Sequence[Tracklet],
     looks: Sequence[FloatArray],
     others: Sequence[FloatArray],
     same: float,
-) -> tuple[float, Person] | None:
+) -> tuple[float, Tracklet] | None:
     """The likeness of who is surely the chosen person, and who that is; None: nobody surely is."""
     scores = [_most(person, looks) for person in people]
     best = int(np.argmax(scores))
@@ -77,17 +77,17 @@ def _surest(
 
 
 def _maybe(
-    person: Person, looks: Sequence[FloatArray], others: Sequence[FloatArray], other: float
+    person: Tracklet, looks: Sequence[FloatArray], others: Sequence[FloatArray], other: float
 ) -> bool:
     """Whether somebody may be the chosen person."""
     score = _most(person, looks)
     return score >= other and score > _most(person, others) - MARGIN
 
 
-def _most(person: Person, looks: Sequence[FloatArray]) -> float:
+def _most(person: Tracklet, looks: Sequence[FloatArray]) -> float:
     return max((person.like(look) for look in looks), default=-1.0)
 
 
-def _together(one: Person, other: Person) -> bool:
+def _together(one: Tracklet, other: Tracklet) -> bool:
     """Whether two people are seen in one frame."""
     return one is not other and bool(np.isin(one.frames, other.frames, assume_unique=True).any())

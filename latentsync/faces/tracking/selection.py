@@ -12,11 +12,11 @@ from latentsync.errors import OptionError
 from latentsync.faces.detectors.base import Array, FaceFilter, points_in
 from latentsync.faces.tracking.choice import FaceChoice
 from latentsync.faces.tracking.embedding import Embedder
-from latentsync.faces.tracking.linker import Person
+from latentsync.faces.tracking.linker import Tracklet
 from latentsync.faces.tracking.recognition import Taken, recognise
 from latentsync.types import FloatArray, ShotFaces
 
-__all__ = ["Lost", "Scene", "Track", "runs"]
+__all__ = ["Gap", "PointTrack", "Scene", "runs"]
 
 Flags = NDArray[np.bool_]
 Frames = NDArray[np.int64]  # (k,) frame numbers
@@ -31,7 +31,7 @@ SHRINKING = 1.1  # times the smallest size: below that a face is lost for being 
 DISSOLVE = "one shot goes over into the next"
 
 
-class Lost(NamedTuple):
+class Gap(NamedTuple):
     """Frames [start, stop) without the face, and why, in words."""
 
     start: int
@@ -40,14 +40,14 @@ class Lost(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Track:
+class PointTrack:
     """One face through a clip."""
 
     points: FloatArray  # (n, 3, 2) x, y in square px, as in `Face`; zeros where it isn't found
     found: Flags  # (n,)
     interpolated: Flags  # (n,) found only by what is before and after
     cut: Flags  # (n,) a new shot begins here; never at frame 0
-    reasons: tuple[Lost, ...]  # of all frames that aren't found, in order
+    reasons: tuple[Gap, ...]  # of all frames that aren't found, in order
     pixel_aspect: float = 1.0  # the frame's own x is that of the points divided by it
     shots: tuple[ShotFaces, ...] = ()  # who was found in each, and who is taken
 
@@ -60,7 +60,7 @@ class Scene:
     mixed: Flags  # (n,) in a dissolve
     size: tuple[int, int]  # square px, width and height of a frame
     pixel_aspect: float  # width / height of the frame's own pixels
-    people: Sequence[Person]  # of all shots, in order
+    people: Sequence[Tracklet]  # of all shots, in order
     faces: Frames  # (n,) how many were seen in each frame
     fps: float
     rounded: bool  # points on whole pixels
@@ -69,7 +69,7 @@ class Scene:
     references: dict[FaceChoice, FloatArray]  # what the people of reference pictures look like
     boxes: dict[FaceChoice, dict[int, Array]]  # frame -> where a followed box is
 
-    def tracks(self, choice: FaceChoice) -> list[Track]:
+    def tracks(self, choice: FaceChoice) -> list[PointTrack]:
         """The track of the chosen face, or for `all` one of each; see `follow`."""
         if choice.kind != "all":
             return self.speakers([choice])
@@ -81,7 +81,7 @@ class Scene:
             for i in range(most)
         ]
 
-    def speakers(self, choices: Sequence[FaceChoice]) -> list[Track]:
+    def speakers(self, choices: Sequence[FaceChoice]) -> list[PointTrack]:
         """A track for each of several choices, none of them `all`."""
         meant = {choice: self._meant(choice) for choice in choices if choice.kind != "box"}
         return [
@@ -93,7 +93,7 @@ class Scene:
 
     # choose
 
-    def _meant(self, choice: FaceChoice) -> Person | None:
+    def _meant(self, choice: FaceChoice) -> Tracklet | None:
         """Who is meant, in the shot in which that is plainest; None where only looks tell.
 
         For a point that is its own shot. Of the others it is whom the rule picks in most frames,
@@ -115,7 +115,7 @@ class Scene:
             default=None,
         )
 
-    def _cast(self, choice: FaceChoice, meant: Mapping[FaceChoice, Person | None]) -> list[Taken]:
+    def _cast(self, choice: FaceChoice, meant: Mapping[FaceChoice, Tracklet | None]) -> list[Taken]:
         """Who is taken in each shot; `meant` are this choice's person and the other speakers'."""
         person = meant[choice]
         looks = [person.look] if person else []
@@ -131,7 +131,7 @@ class Scene:
         chosen = {person.shot: person} if person else {}
         return recognise(self._shots(), looks, chosen, others, self.embedder)
 
-    def _pick(self, choice: FaceChoice, people: list[Person]) -> Person:
+    def _pick(self, choice: FaceChoice, people: list[Tracklet]) -> Tracklet:
         """Who of a shot's people a rule picks."""
         often = [p for p in people if len(p) >= OFTEN * max(map(len, people))]
         match choice.kind:
@@ -143,7 +143,7 @@ class Scene:
                 return min(often, key=lambda p: abs(_middle(p)[0] - self.size[0] / 2))
         return max(people, key=_prominence)
 
-    def _at_point(self, choice: FaceChoice, people: list[Person]) -> Person:
+    def _at_point(self, choice: FaceChoice, people: list[Tracklet]) -> Tracklet:
         """Who is at the point when the point is meant, or was last, or will be first."""
         index = round(choice.seconds * self.fps)
         point, beside, there, away = self._squared(choice), [], [], []
@@ -169,9 +169,9 @@ class Scene:
         """The point x, y in square px."""
         return np.array(choice.place) * (self.pixel_aspect, 1)
 
-    def _shots(self) -> list[list[Person]]:
+    def _shots(self) -> list[list[Tracklet]]:
         """The people of each shot."""
-        shots: list[list[Person]] = [[] for _ in self._borders()]
+        shots: list[list[Tracklet]] = [[] for _ in self._borders()]
         for person in self.people:
             shots[person.shot].append(person)
         return shots
@@ -190,7 +190,7 @@ class Scene:
             )
         return int(self.cut[: index + 1].sum())
 
-    def _lasting(self) -> list[list[Person]]:
+    def _lasting(self) -> list[list[Tracklet]]:
         """Who is seen in more than a few frames of each shot, the most prominent first."""
         return [
             sorted(
@@ -203,19 +203,19 @@ class Scene:
 
     # fill
 
-    def _track(self, cast: Sequence[Taken], choice: FaceChoice) -> Track:
+    def _track(self, cast: Sequence[Taken], choice: FaceChoice) -> PointTrack:
         seen = [taken.person for taken in cast if taken.person]
         frames = np.concatenate([np.zeros(0, np.int64), *(p.frames for p in seen)])
         points = np.concatenate([np.zeros((0, 3, 2), np.float32), *(p.points for p in seen)])
         track = self._filled(frames, points)
         lost = [
-            Lost(a, b, self._why(cast[shot], choice, border, a, b))
+            Gap(a, b, self._why(cast[shot], choice, border, a, b))
             for shot, border in enumerate(self._borders())
             for a, b in self._gaps(track, border)
         ]
         return replace(track, reasons=tuple(lost), shots=self._report(cast))
 
-    def _gaps(self, track: Track, shot: tuple[int, int]) -> list[tuple[int, int]]:
+    def _gaps(self, track: PointTrack, shot: tuple[int, int]) -> list[tuple[int, int]]:
         """Where the face is lost within a shot; a dissolve at its end is a gap of its own."""
         lost = runs(~track.found & ~self.mixed, *shot) + runs(~track.found & self.mixed, *shot)
         return sorted(lost)
@@ -232,12 +232,12 @@ class Scene:
             shots.append(ShotFaces(start, stop, faces, (whose,)))
         return tuple(shots)
 
-    def _place(self, person: Person) -> tuple[int, int]:
+    def _place(self, person: Tracklet) -> tuple[int, int]:
         """x, y in px of the frame: its place on average."""
         x, y = _middle(person) / (self.pixel_aspect, 1)
         return round(x), round(y)
 
-    def _box_track(self, choice: FaceChoice) -> Track:
+    def _box_track(self, choice: FaceChoice) -> PointTrack:
         self._shot_of(choice)
         boxes = self.boxes[choice]
         frames = np.array(sorted(boxes), np.int64)
@@ -248,10 +248,10 @@ class Scene:
         for border in self._borders():
             for a, b in self._gaps(track, border):
                 why = "before the box's time" if b <= drawn else "nothing like the box's content"
-                lost.append(Lost(a, b, DISSOLVE if self.mixed[a] else why))
+                lost.append(Gap(a, b, DISSOLVE if self.mixed[a] else why))
         return replace(track, reasons=tuple(lost))
 
-    def _filled(self, frames: Frames, points: FloatArray) -> Track:
+    def _filled(self, frames: Frames, points: FloatArray) -> PointTrack:
         """The track with short gaps between close places filled along a straight line."""
         n = len(self.cut)
         everywhere, found, between = np.zeros((n, 3, 2), np.float32), *np.zeros((2, n), bool)
@@ -265,7 +265,7 @@ class Scene:
             filled = p + share * (q - p)
             everywhere[a + 1 : b] = np.round(filled) if self.rounded else filled
             between[a + 1 : b] = True
-        return Track(everywhere, found | between, between, self.cut, (), self.pixel_aspect)
+        return PointTrack(everywhere, found | between, between, self.cut, (), self.pixel_aspect)
 
     def _why(
         self,
@@ -302,12 +302,12 @@ def runs(flags: Flags, start: int, stop: int) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _prominence(person: Person) -> tuple[int, float]:
+def _prominence(person: Tracklet) -> tuple[int, float]:
     """Who would be published: the largest in most frames; of equals, the larger on the whole."""
     sides = person.boxes[:, 2:] - person.boxes[:, :2]
     return person.largest, float(sides.prod(axis=1).sum())
 
 
-def _middle(person: Person) -> Array:
+def _middle(person: Tracklet) -> Array:
     """x, y of its place on average."""
     return (person.boxes[:, :2] + person.boxes[:, 2:]).mean(axis=0).astype(np.float64) / 2

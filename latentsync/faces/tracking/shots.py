@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.faces.detectors.frame_view import Shown, View
+from latentsync.faces.detectors.frame_view import FrameView, Shown
 
 __all__ = ["Cut", "with_cuts"]
 
@@ -220,7 +220,7 @@ def _correlation(one: Thumbnail, other: Thumbnail) -> float:
 
 def _thumbnail(frame: Shown) -> Thumbnail:
     """Few pixels of the frame, averaged."""
-    view = View(frame)
+    view = FrameView(frame)
     longest = max(view.width, view.height)
     few = view.small(longest // math.ceil(longest / SIDE)).pixels  # by a whole step, which is fast
     small = cv2.resize(few, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)

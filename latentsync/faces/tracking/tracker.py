@@ -17,12 +17,12 @@ import numpy as np
 
 from latentsync.errors import NoFaceFound, option_name, with_option
 from latentsync.faces.detectors.base import PUBLISHED, Detector
-from latentsync.faces.detectors.frame_view import Shown, View
+from latentsync.faces.detectors.frame_view import FrameView, Shown
 from latentsync.faces.tracking.box_tracker import BoxFollower
 from latentsync.faces.tracking.choice import FaceChoice
 from latentsync.faces.tracking.embedding import Embedder, Patch
-from latentsync.faces.tracking.linker import Linker, Person, apart, stayed
-from latentsync.faces.tracking.selection import Lost, Scene, Track, runs
+from latentsync.faces.tracking.linker import Linker, Tracklet, apart, stayed
+from latentsync.faces.tracking.selection import Gap, PointTrack, Scene, runs
 from latentsync.faces.tracking.shots import Cut, with_cuts
 from latentsync.media import VideoReader
 from latentsync.types import Face, FloatArray, Progress, ProgressCallback
@@ -43,7 +43,7 @@ def follow(
     fps: float = 25,
     detect_every: int = 1,
     progress: ProgressCallback | None = None,
-) -> list[Track]:
+) -> list[PointTrack]:
     """The chosen face of a clip, or for `all` each of them, that of the largest first.
 
     Args:
@@ -109,14 +109,14 @@ def look(
     detecting = any(choice.kind != "box" for choice in choices)
     cuts: list[Cut | None] = []
     faces_seen: list[int] = []
-    view = View(np.zeros((0, 0, 3), np.uint8))
+    view = FrameView(np.zeros((0, 0, 3), np.uint8))
     for index, (frame, cut) in enumerate(with_cuts(frames)):
         if detecting:
             faces_seen.append(watch.see(index, frame, cut=cut))
         for follower in boxes.values():
             follower.see(index, frame, cut=cut)
         cuts.append(cut)
-        view = View(frame)
+        view = FrameView(frame)
         if progress:
             progress(Progress("detect", index + 1, total))
     mixed = np.zeros(len(cuts), bool)
@@ -164,14 +164,14 @@ def _published(
     rounded: bool,
     total: int | None,
     progress: ProgressCallback | None,
-) -> Track:
+) -> PointTrack:
     """The largest face of every frame, each frame by itself."""
     nothing, aspect = np.full((3, 2), np.nan, np.float32), 1.0
 
     def largest() -> Iterator[FloatArray]:
         nonlocal aspect
         for done, frame in enumerate(frames, start=1):
-            aspect = View(frame).aspect
+            aspect = FrameView(frame).aspect
             faces = detector.detect(frame, rounded=rounded)
             yield faces[0].points if faces else nothing
             if progress:
@@ -181,8 +181,8 @@ def _published(
     found = ~np.isnan(points[:, 0, 0])
     points[~found] = 0
     no = np.zeros_like(found)
-    reasons = tuple(Lost(start, stop, "no face") for start, stop in runs(~found, 0, len(found)))
-    return Track(points, found, no, no, reasons, aspect)
+    reasons = tuple(Gap(start, stop, "no face") for start, stop in runs(~found, 0, len(found)))
+    return PointTrack(points, found, no, no, reasons, aspect)
 
 
 def no_face(detector: Detector, frames: int, choice: FaceChoice, fps: float = 25) -> str:
@@ -234,7 +234,7 @@ class Watch:
             seen = self._detector.detect(frame, rounded=self._rounded)
             self._next_search = index + self._every
         self._linker.add(index, frame, seen)
-        view = View(frame)
+        view = FrameView(frame)
         missing = self._linker.missing(index, (view.width, view.height))
         for person, near in missing[:SECOND_LOOKS]:
             again = self._detector.detect(frame, rounded=self._rounded, near=near)
@@ -245,7 +245,7 @@ class Watch:
         self._last = seen
         return len(seen)
 
-    def people(self) -> list[Person]:
+    def people(self) -> list[Tracklet]:
         """Of all shots; after the last frame."""
         self._linker.end_shot()
         return self._linker.people

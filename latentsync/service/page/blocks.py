@@ -38,7 +38,7 @@ from latentsync.service.page import look
 from latentsync.service.page.choices import choices_shown
 from latentsync.service.page.form import options_of
 from latentsync.service.page.measure import DARK, LIGHT, Curves, drawn
-from latentsync.service.page.run import Desk, Given, Run, Shown
+from latentsync.service.page.run import Desk, Given, PageRun, Shown
 from latentsync.types import Frame, Progress, Result
 
 __all__ = ["mount"]
@@ -273,7 +273,7 @@ class Visits:
             return {self.told.cancel: gr.update(interactive=False)}
         return {self.told.state: CANCELLED, **self._idle()}
 
-    async def _watched(self, run: Run) -> AsyncIterator[News]:
+    async def _watched(self, run: PageRun) -> AsyncIterator[News]:
         yield self._begun()
         last = Shown(Progress("wait", 0, None))
         async for now in run.watched():
@@ -310,7 +310,7 @@ class Visits:
             news[told.both] = gr.update(visible=True)
         return news
 
-    async def _ended(self, run: Run, last: Shown, now: Shown) -> News:
+    async def _ended(self, run: PageRun, last: Shown, now: Shown) -> News:
         asker = self._asker(run)
         if isinstance(now.error, Cancelled):
             return {self.told.state: CANCELLED, **self._idle()}
@@ -338,7 +338,7 @@ class Visits:
             self.told.spoken: gr.update(visible=True),
         }
 
-    def _asker(self, run: Run | None = None) -> Asker:
+    def _asker(self, run: PageRun | None = None) -> Asker:
         """What a visitor calls things: as the page does."""
         face, voice, *chosen = (component.label for component in self.given)
         labels = dict(zip(self.names, chosen, strict=True)) | ({HOST: ""} if self.at_host else {})

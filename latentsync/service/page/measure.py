@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import BackendUnavailable, InputError, WeightsMissing
-from latentsync.evaluation.clips import Clip, Moment, Pair
+from latentsync.evaluation.clips import EvaluatedClip, Moment, Pair
 from latentsync.evaluation.metric import Metric, Setup
 from latentsync.evaluation.pictures import mouth_picture
-from latentsync.evaluation.speaking import Lips, SyncLocal, loudness_of
+from latentsync.evaluation.speaking import LipMetrics, SyncLocal, loudness_of
 from latentsync.options import Options
 from latentsync.pipeline.frame_source import FPS
 from latentsync.pipeline.lipsync import LipSync
@@ -51,7 +51,7 @@ class Motion(Metric):
     figures = ()
     needs_reference, needs_face = False, True
 
-    def begin(self, clip: Clip) -> None:
+    def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
         self._before: NDArray[np.float32] | None = None
 
@@ -83,7 +83,7 @@ def measure(
     if options.face != Options.face:
         raise InputError(f"only the {Options.face} face is measured")
     reporter = Reporter(cancelled=cancelled)
-    clip = Clip.open(Pair(result.path.name, result.path, None), lipsync.detector, reporter)
+    clip = EvaluatedClip.open(Pair(result.path.name, result.path, None), lipsync.detector, reporter)
     metrics = _metrics(lipsync)
     for metric in metrics:
         metric.begin(clip)
@@ -102,7 +102,7 @@ def measure(
 def _metrics(lipsync: LipSync) -> list[Metric]:
     setup = Setup(lipsync.folder, str(lipsync.device), lipsync.detector)
     drawn_faces = lipsync.nets.config.name == "demo"
-    metrics: list[Metric] = [Lips(setup) if drawn_faces else Motion(setup)]
+    metrics: list[Metric] = [LipMetrics(setup) if drawn_faces else Motion(setup)]
     with suppress(WeightsMissing):
         metrics.append(SyncLocal(setup))
     return metrics

@@ -20,7 +20,7 @@ from latentsync.runtime.scratch import temporary_folder
 from latentsync.service.page.measure import Curves, measure
 from latentsync.types import Frame, Progress, Result
 
-__all__ = ["Desk", "Given", "Run", "Shown"]
+__all__ = ["Desk", "Given", "PageRun", "Shown"]
 
 LOOK_SECONDS = 0.25  # from one look at a run to the next
 UNWATCHED_SECONDS = 60.0  # after which a run is given up: its page was closed, not loaded anew
@@ -50,7 +50,7 @@ class Shown:
     ended: bool = False
 
 
-class Run:
+class PageRun:
     """One run, from the moment it is asked for. `now` is replaced as it goes on."""
 
     def __init__(self, desk: "Desk", given: Given, options: Options) -> None:
@@ -146,11 +146,11 @@ class Desk:
     def __init__(self, load: Callable[[], LipSync]) -> None:
         self.lipsync = cache(load)
         self.closed = threading.Event()  # set: everything that runs is given up
-        self._runs: dict[str, Run] = {}  # in the order in which they were asked for
+        self._runs: dict[str, PageRun] = {}  # in the order in which they were asked for
         self._pool = ThreadPoolExecutor(1, "latentsync-page")
         self._lock = threading.Lock()
 
-    def begin(self, name: str, given: Given, options: Options) -> Run:
+    def begin(self, name: str, given: Given, options: Options) -> PageRun:
         """A run of that name, which waits for its turn.
 
         Raises:
@@ -163,15 +163,15 @@ class Desk:
                 raise InputError(f"{MAX_WAITING} runs wait here already; try again in a while")
             if name in self._runs:
                 raise InputError("this run was begun before; load the page anew")
-            run = self._runs[name] = Run(self, given, options)
+            run = self._runs[name] = PageRun(self, given, options)
         self._pool.submit(run.work)
         return run
 
-    def find(self, name: str) -> Run | None:
+    def find(self, name: str) -> PageRun | None:
         """The run of that name, which whoever began it knows."""
         return self._runs.get(name)
 
-    def before(self, waiting: Run) -> int:
+    def before(self, waiting: PageRun) -> int:
         """How many runs come before this one."""
         with self._lock:
             runs = list(self._runs.values())

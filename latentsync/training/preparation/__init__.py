@@ -10,7 +10,7 @@ runner.py     all of a folder
 summary.py    a page that shows what became of it
 """
 
-from latentsync.training.preparation.runner import Tally, prepare
-from latentsync.training.preparation.settings import Settings
+from latentsync.training.preparation.runner import FileCounts, prepare
+from latentsync.training.preparation.settings import PreparationSettings
 
-__all__ = ["Settings", "Tally", "prepare"]
+__all__ = ["FileCounts", "PreparationSettings", "prepare"]

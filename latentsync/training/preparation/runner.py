@@ -8,12 +8,12 @@ from pathlib import Path
 
 from latentsync.errors import Cancelled, InputError, OptionError, OutputError
 from latentsync.training.preparation.journal import Counts, Journal
-from latentsync.training.preparation.settings import Settings
+from latentsync.training.preparation.settings import PreparationSettings
 from latentsync.training.preparation.summary import write_summary
 from latentsync.training.preparation.work import Source
 from latentsync.training.preparation.workers import Finished, here, in_processes
 
-__all__ = ["SUFFIXES", "Tally", "find_sources", "prepare"]
+__all__ = ["SUFFIXES", "FileCounts", "find_sources", "prepare"]
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
 TELL_EVERY = 0.2  # seconds
@@ -22,7 +22,7 @@ WRITE_SHARE = 20  # so many times as long as the last one took, at least
 
 
 @dataclass(frozen=True)
-class Tally:
+class FileCounts:
     """How far a run is, files of earlier runs included."""
 
     files: int  # done
@@ -32,7 +32,7 @@ class Tally:
     rejected: dict[str, int]  # "step: reason" -> how many stretches, or files
 
     @classmethod
-    def of(cls, counts: Counts, total: int) -> "Tally":
+    def of(cls, counts: Counts, total: int) -> "FileCounts":
         rejected = {reason: count for reason, count in counts.rejected.items() if count}
         return cls(
             counts.files, total, counts.clips, counts.seconds, dict(sorted(rejected.items()))
@@ -42,12 +42,12 @@ class Tally:
 def prepare(
     raw: Path | str,
     output: Path | str,
-    settings: Settings | None = None,
+    settings: PreparationSettings | None = None,
     *,
     workers: int = 1,
-    progress: Callable[[Tally], None] | None = None,
+    progress: Callable[[FileCounts], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
-) -> Tally:
+) -> FileCounts:
     """Choose from a folder of clips what can be trained on; called again, it goes on where it was.
 
     Whatever ends it, finished files stay and are not worked on again, unless they or the settings
@@ -57,7 +57,7 @@ def prepare(
     Args:
         raw: is searched for videos, also below; links to folders are not followed.
         output: gets clips/, index.jsonl, rejected.jsonl and summary.html.
-        settings: default `Settings()`.
+        settings: default `PreparationSettings()`.
         workers: processes, which change nothing in the result; 0: in this one, one by one.
         progress: hears of each file.
         cancelled: asked many times a second, with workers 0 between files.
@@ -74,7 +74,7 @@ def prepare(
         raise OptionError(f"workers is {workers}; it must be 0 or more")
     _check_apart(raw, output)
     sources = find_sources(raw)
-    settings = (settings or Settings()).settled()
+    settings = (settings or PreparationSettings()).settled()
     tools = settings.tools(output / ".prepare" / "work" / "here")
     with Journal(output, settings.signature(tools)) as journal:
 
@@ -85,7 +85,7 @@ def prepare(
 
         def tell() -> None:
             if progress:
-                progress(Tally.of(journal.counts, len(sources)))
+                progress(FileCounts.of(journal.counts, len(sources)))
 
         todo = journal.take(sources)
         if workers == 0:
@@ -97,7 +97,7 @@ def prepare(
         journal.sweep()
         write_summary(output, journal.records(), settings)
         tell()
-        return Tally.of(journal.counts, len(sources))
+        return FileCounts.of(journal.counts, len(sources))
 
 
 def _record(

@@ -25,7 +25,7 @@ from latentsync.training.preparation.steps import (
 )
 from latentsync.training.preparation.stretch import FPS, Named, Step, Tools
 
-__all__ = ["QualityBy", "Settings", "SyncBy"]
+__all__ = ["PreparationSettings", "QualityBy", "SyncBy"]
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ SYNCNET, HYPER_IQA = "auxiliary/syncnet_v2.model", "auxiliary/koniq_pretrained.p
 
 
 @dataclass(frozen=True)
-class Settings:
+class PreparationSettings:
     """Everything but the sources that the output depends on.
 
     Raises:
@@ -101,7 +101,7 @@ class Settings:
         wanted = self.quality == "hyperiqa" or (self.quality == "auto" and path.is_file())
         return path if wanted else None
 
-    def settled(self) -> "Settings":
+    def settled(self) -> "PreparationSettings":
         """With what "auto" stands for now, so that files that come or go change nothing any more.
 
         Says in the log what can't be measured.

@@ -15,7 +15,7 @@ import numpy as np
 from latentsync.faces import align
 from latentsync.media import VideoReader
 from latentsync.training.preparation.journal import Record, write_file
-from latentsync.training.preparation.settings import Settings
+from latentsync.training.preparation.settings import PreparationSettings
 from latentsync.training.preparation.steps import LOW_CONFIDENCE
 from latentsync.training.preparation.stretch import Named
 from latentsync.types import Frame
@@ -55,7 +55,7 @@ td.number {{ text-align: right; }}
 """
 
 
-def write_summary(output: Path, records: Sequence[Record], settings: Settings) -> None:
+def write_summary(output: Path, records: Sequence[Record], settings: PreparationSettings) -> None:
     """OUTPUT/summary.html, which needs no other file; without matplotlib it has no plots."""
     clips = [line for record in records for line in record["clips"]]
     rejected = [line for record in records for line in record["rejected"]]
@@ -77,7 +77,7 @@ def write_summary(output: Path, records: Sequence[Record], settings: Settings) -
 
 
 def left_after(
-    looked_at: float, rejected: Sequence[dict[str, Any]], settings: Settings
+    looked_at: float, rejected: Sequence[dict[str, Any]], settings: PreparationSettings
 ) -> dict[str, float]:
     """Seconds that are left after each step, by its name, of so many that could be decoded."""
     lost: dict[str, float] = defaultdict(float)
@@ -94,7 +94,7 @@ def _plots(
     records: Sequence[Record],
     clips: Sequence[dict[str, Any]],
     rejected: Sequence[dict[str, Any]],
-    settings: Settings,
+    settings: PreparationSettings,
 ) -> str:
     try:
         from matplotlib.figure import Figure
@@ -146,7 +146,7 @@ def _reasons(rejected: Sequence[dict[str, Any]]) -> str:
     return _table(("step", "reason", "times", "length", "for example"), rows)
 
 
-def _steps(settings: Settings) -> str:
+def _steps(settings: PreparationSettings) -> str:
     steps: list[Named] = [*settings.steps(), settings.write()]
     rows = [
         (step.name, step.version, ", ".join(f"{k} {v}" for k, v in vars(step).items()))
@@ -155,7 +155,7 @@ def _steps(settings: Settings) -> str:
     return _table(("step", "version", "parameters"), rows)
 
 
-def _faces(output: Path, clips: Sequence[dict[str, Any]], settings: Settings) -> str:
+def _faces(output: Path, clips: Sequence[dict[str, Any]], settings: PreparationSettings) -> str:
     """The face in the middle of some clips, evenly chosen, in the order of the index."""
     if not clips:
         return "<p>None.</p>"
@@ -171,7 +171,7 @@ def _faces(output: Path, clips: Sequence[dict[str, Any]], settings: Settings) ->
     return _image(data.tobytes(), "jpeg", "faces of the clips")
 
 
-def _face(output: Path, line: dict[str, Any], settings: Settings) -> Frame:
+def _face(output: Path, line: dict[str, Any], settings: PreparationSettings) -> Frame:
     path, middle = output / line["clip"], line["frames"] // 2
     with VideoReader(path) as reader:
         frame = next(reader.frames([middle]))

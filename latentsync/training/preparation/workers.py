@@ -22,7 +22,7 @@ import cv2
 import torch
 
 from latentsync.errors import LatentSyncError, OutputError
-from latentsync.training.preparation.settings import Settings
+from latentsync.training.preparation.settings import PreparationSettings
 from latentsync.training.preparation.stretch import Tools
 from latentsync.training.preparation.work import Outcome, Source, examine, failed
 
@@ -39,7 +39,7 @@ class _Worker(NamedTuple):
     folder: Path
 
 
-def here(sources: Iterable[Source], settings: Settings, tools: Tools) -> Finished:
+def here(sources: Iterable[Source], settings: PreparationSettings, tools: Tools) -> Finished:
     """One file after the other, in this process."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
     _take_one_thread()
@@ -53,7 +53,7 @@ def here(sources: Iterable[Source], settings: Settings, tools: Tools) -> Finishe
 
 def in_processes(
     sources: Iterable[Source],
-    settings: Settings,
+    settings: PreparationSettings,
     folder: Path,
     workers: int,
     check: Callable[[], None],
@@ -65,7 +65,7 @@ def in_processes(
         check: called many times a second; raises to stop.
 
     Raises:
-        LatentSyncError: as `examine` and `Settings.tools`.
+        LatentSyncError: as `examine` and `PreparationSettings.tools`.
     """
     queue, folders = iter(sources), (folder / str(number) for number in count())
     busy: dict[Connection, tuple[_Worker, Source]] = {}
@@ -98,7 +98,7 @@ def in_processes(
             pipe.close()
 
 
-def _started(settings: Settings, folder: Path) -> tuple[Connection, _Worker]:
+def _started(settings: PreparationSettings, folder: Path) -> tuple[Connection, _Worker]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, settings, folder), daemon=True)
@@ -133,7 +133,7 @@ def _answer(pipe: Connection, worker: _Worker, source: Source) -> Outcome:
     return answer
 
 
-def _serve(pipe: Connection, settings: Settings, folder: Path) -> None:
+def _serve(pipe: Connection, settings: PreparationSettings, folder: Path) -> None:
     """A worker's life."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _take_one_thread()
@@ -160,7 +160,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _examined(source: Source, settings: Settings, tools: Tools) -> Outcome:
+def _examined(source: Source, settings: PreparationSettings, tools: Tools) -> Outcome:
     shutil.rmtree(tools.folder, ignore_errors=True)  # what the file before left
     try:
         tools.folder.mkdir()

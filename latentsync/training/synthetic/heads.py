@@ -28,7 +28,7 @@ from latentsync.training.synthetic.geometry import (
 )
 from latentsync.training.synthetic.hair import paint_back_hair, paint_beard, paint_brows, paint_hair
 from latentsync.training.synthetic.identity import Identity
-from latentsync.training.synthetic.mouth import Lips, Mouth, interior, lips, rest_outline
+from latentsync.training.synthetic.mouth import Mouth, PosedMouth, interior, lips, rest_outline
 from latentsync.training.synthetic.room import BODY_BOX, ROOM_BOX, paint_body, paint_room
 from latentsync.training.synthetic.skin import paint_ears, paint_skin
 from latentsync.types import FloatArray, Frame
@@ -124,7 +124,7 @@ def _body_follow(pose: Pose) -> Affine:
 def _head_layer(
     identity: Identity,
     pose: Pose,
-    shape: Lips,
+    shape: PosedMouth,
     paintings: _Paintings,
     to_pixels: Affine,
     size: tuple[int, int],
@@ -178,7 +178,11 @@ def _over_rgba(texture: Frame, layer: Frame, canvas: Canvas, identity: Identity)
 
 
 def _mouth_window(
-    identity: Identity, pose: Pose, shape: Lips, to_pixels: Affine, box: tuple[int, int, int, int]
+    identity: Identity,
+    pose: Pose,
+    shape: PosedMouth,
+    to_pixels: Affine,
+    box: tuple[int, int, int, int],
 ) -> tuple[slice, slice]:
     """Rows and columns, from the box's corner, that hold the whole opening."""
     wide = shape.half_width + 0.06

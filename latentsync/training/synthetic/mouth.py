@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latentsync.training.synthetic.identity import Identity
 from latentsync.types import FloatArray
 
-__all__ = ["Lips", "Mouth", "interior", "lips", "rest_line", "rest_outline"]
+__all__ = ["Mouth", "PosedMouth", "interior", "lips", "rest_line", "rest_outline"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def rest_outline(identity: Identity, x: NDArray[np.floating]) -> tuple[FloatArra
 
 
 @dataclass(frozen=True)
-class Lips:
+class PosedMouth:
     """A mouth of one person at one moment, ready to be asked about points of the moved face."""
 
     identity: Identity
@@ -118,11 +118,11 @@ class Lips:
         return float(np.interp(rest_y, source, y))
 
 
-def lips(identity: Identity, mouth: Mouth) -> Lips:
+def lips(identity: Identity, mouth: Mouth) -> PosedMouth:
     """The mouth of this person in this moment."""
     pull = 1 + 0.18 * mouth.wide - 0.4 * mouth.round - 0.08 * mouth.open * (1 - mouth.round)
     gap = identity.reach * mouth.open * (1 - 0.12 * mouth.round)
-    shape = Lips(identity, mouth, gap, 0.42 * gap, pull, identity.mouth_width * pull)
+    shape = PosedMouth(identity, mouth, gap, 0.42 * gap, pull, identity.mouth_width * pull)
     # The pull fades with the distance, so the corner is where the painting's corner shows.
     x = np.linspace(0.05, 0.8, 400, dtype=np.float32)
     edge, _ = shape.edges(x)
@@ -136,7 +136,7 @@ def _soft(distance: FloatArray, pixel: float) -> FloatArray:
 
 
 def interior(
-    shape: Lips, x: FloatArray, y: FloatArray, pixel: float
+    shape: PosedMouth, x: FloatArray, y: FloatArray, pixel: float
 ) -> tuple[FloatArray, FloatArray]:
     """What shows between the lips: colour (..., 3) in 0..255, and coverage (...) in 0..1.
 
@@ -173,7 +173,7 @@ def interior(
 
 
 def _teeth(
-    shape: Lips, x: FloatArray, y: FloatArray, u: FloatArray, colour: FloatArray, pixel: float
+    shape: PosedMouth, x: FloatArray, y: FloatArray, u: FloatArray, colour: FloatArray, pixel: float
 ) -> FloatArray:
     """Paint the upper row, which stays with the skull, and the lower, which goes with the jaw."""
     identity = shape.identity

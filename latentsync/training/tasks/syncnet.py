@@ -17,13 +17,13 @@ from torch import Tensor
 
 from latentsync.errors import Cancelled
 from latentsync.evaluation.nets.syncnet import StableSyncNet, accuracies, cosine_loss, stacked
-from latentsync.training.batches import WHOLE, Part
-from latentsync.training.clip_cache import Clip
+from latentsync.training.batches import WHOLE, BatchPart
+from latentsync.training.clip_cache import CachedClip
 from latentsync.training.crops import pictures
 from latentsync.training.dataset import window_and_reference
 from latentsync.training.presets import SyncNetTrainConfig
 
-__all__ = ["ClipPairs", "PairWindows", "Pairs", "SyncNetTask", "contrast_loss"]
+__all__ = ["ClipPairs", "PairWindows", "SyncNetTask", "WindowPairs", "contrast_loss"]
 
 TEMPERATURE = 0.05  # of cosines
 VALIDATION_CLIPS = 128  # drawn, two windows of each
@@ -31,7 +31,7 @@ VALIDATION_PARTS = 16  # memory
 
 
 @dataclass(frozen=True)
-class Pairs:
+class WindowPairs:
     """Two windows of f frames, without a common one, of each of b clips; and their sounds."""
 
     seen: Tensor  # (b, 2, 3, f, R, R) in [-1, 1], or (b, 2, 4, f, h, w) latents
@@ -41,7 +41,7 @@ class Pairs:
 class PairWindows(Protocol):
     """What pairs are drawn from."""
 
-    def draw(self, count: int, generator: torch.Generator, part: Part = WHOLE) -> Pairs:
+    def draw(self, count: int, generator: torch.Generator, part: BatchPart = WHOLE) -> WindowPairs:
         """A part of the pairs of `count` clips by chance."""
         ...
 
@@ -56,11 +56,11 @@ class ClipPairs:
     """
 
     def __init__(
-        self, clips: Sequence[Clip], pixels: int | None = None, *, frames: int = 16
+        self, clips: Sequence[CachedClip], pixels: int | None = None, *, frames: int = 16
     ) -> None:
         self._clips, self._pixels, self._frames = clips, pixels, frames
 
-    def draw(self, count: int, generator: torch.Generator, part: Part = WHOLE) -> Pairs:
+    def draw(self, count: int, generator: torch.Generator, part: BatchPart = WHOLE) -> WindowPairs:
         """See `PairWindows`."""
         mine = part.of(count)
         numbers = torch.randint(len(self._clips), (count,), generator=generator)[mine]
@@ -74,9 +74,9 @@ class ClipPairs:
         with ThreadPoolExecutor() as pool:  # decoding takes most of a step
             drawn = pool.map(self._window, *zip(*windows, strict=True))
             seen, mel = (torch.stack(each) for each in zip(*drawn, strict=True))
-        return Pairs(seen.transpose(1, 2).unflatten(0, (-1, 2)), mel.unflatten(0, (-1, 2)))
+        return WindowPairs(seen.transpose(1, 2).unflatten(0, (-1, 2)), mel.unflatten(0, (-1, 2)))
 
-    def _window(self, clip: Clip, start: int) -> tuple[Tensor, Tensor]:
+    def _window(self, clip: CachedClip, start: int) -> tuple[Tensor, Tensor]:
         """(f, c, h, w) and (1, 80, columns)."""
         stop = start + self._frames
         if self._pixels:
@@ -116,7 +116,7 @@ class SyncNetTask:
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         return self.part_losses(generator, WHOLE)
 
-    def part_losses(self, generator: torch.Generator, part: Part) -> dict[str, Tensor]:
+    def part_losses(self, generator: torch.Generator, part: BatchPart) -> dict[str, Tensor]:
         """Of one part of the batch; their mean over all parts is that of the whole batch.
 
         But for the contrast, which compares what is in one part.
@@ -140,7 +140,7 @@ class SyncNetTask:
             Cancelled: `cancel` said so.
         """
         cosines, truth = [], []
-        for part in (Part(i, VALIDATION_PARTS) for i in range(VALIDATION_PARTS)):
+        for part in (BatchPart(i, VALIDATION_PARTS) for i in range(VALIDATION_PARTS)):
             if self._cancel and self._cancel():
                 raise Cancelled("the validation was stopped")
             generator = torch.Generator().manual_seed(0)
@@ -154,7 +154,7 @@ class SyncNetTask:
             self._keep(found)
         return found
 
-    def _embedded(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    def _embedded(self, pairs: WindowPairs) -> tuple[Tensor, Tensor, Tensor]:
         """Two times (4 b, width), and (4 b,) whether they belong together."""
         shown = stacked(pairs.seen.flatten(0, 1).to(self._device), self.net.config)
         visual, audio = self.net(shown, pairs.mel.flatten(0, 1).to(self._device))

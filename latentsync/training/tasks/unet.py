@@ -13,8 +13,8 @@ from latentsync.diffusion.unet import UNet
 from latentsync.diffusion.vae import VAE
 from latentsync.errors import Cancelled
 from latentsync.faces.mask import keep_mask
-from latentsync.training.batches import WHOLE, Batch, Part, Windows
-from latentsync.training.crops import Person, pictures
+from latentsync.training.batches import WHOLE, Batch, BatchPart, Windows
+from latentsync.training.crops import SpeakerWindows, pictures
 from latentsync.training.pixel_losses import PixelLosses
 from latentsync.training.presets import UNetTrainConfig
 
@@ -41,7 +41,7 @@ class Prepared:
         return self.clean.shape[-1]
 
     def draw(
-        self, count: int, frames: int, generator: torch.Generator, part: Part = WHOLE
+        self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
         """Windows by chance, each with a reference out of another window of the same person."""
         whole, mine = self.clean.shape[1], part.of(count)
@@ -69,7 +69,7 @@ class Prepared:
         )
 
 
-def look(vae: VAE, people: Sequence[Person]) -> dict[str, Tensor]:
+def look(vae: VAE, people: Sequence[SpeakerWindows]) -> dict[str, Tensor]:
     """`Prepared.clean`, `.masked` and `.person` by name."""
     mask = torch.from_numpy(keep_mask(people[0].pixels.shape[-2]))
     clean, masked, person = [], [], []
@@ -86,7 +86,7 @@ def look(vae: VAE, people: Sequence[Person]) -> dict[str, Tensor]:
     }
 
 
-def hear(encoder: SpeechEncoder, people: Sequence[Person]) -> dict[str, Tensor]:
+def hear(encoder: SpeechEncoder, people: Sequence[SpeakerWindows]) -> dict[str, Tensor]:
     """`Prepared.speech` by name: what is heard at each frame of each window."""
     speech = []
     for one in people:
@@ -144,7 +144,7 @@ class UNetTask:
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         return self.part_losses(generator, WHOLE)
 
-    def part_losses(self, generator: torch.Generator, part: Part) -> dict[str, Tensor]:
+    def part_losses(self, generator: torch.Generator, part: BatchPart) -> dict[str, Tensor]:
         """Of one part of the batch; their mean over all parts is that of the whole batch."""
         count = self._config.batch
         batch = self._draw(self._train, count, generator, part)
@@ -172,7 +172,7 @@ class UNetTask:
         """
         parts = VALIDATION_WINDOWS // 2 if self._config.frames > 1 else 1  # memory
         found = {"noise_right": 0.0, "noise_wrong": 0.0}
-        for part in (Part(i, parts) for i in range(parts)):
+        for part in (BatchPart(i, parts) for i in range(parts)):
             generator = torch.Generator().manual_seed(0)
             batch = self._draw(self._held_out, VALIDATION_WINDOWS, generator, part)
             timesteps = torch.full((len(batch.clean),), VALIDATION_TIMESTEP, device=self._device)
@@ -185,7 +185,7 @@ class UNetTask:
         return found | (self._show(found) if self._show else {})
 
     def _draw(
-        self, data: Windows, count: int, generator: torch.Generator, part: Part = WHOLE
+        self, data: Windows, count: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
         return data.draw(count, self._config.frames, generator, part).to(self._device)
 
@@ -195,7 +195,7 @@ class UNetTask:
         speech: Tensor,
         timesteps: Tensor,
         generator: torch.Generator,
-        part: Part,
+        part: BatchPart,
     ) -> _Guess:
         """What the net makes of a part of a batch; noise is drawn on the CPU for all of it."""
         size, *window = batch.clean.shape
