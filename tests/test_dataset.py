@@ -12,7 +12,7 @@ from latentsync.faces import align
 from latentsync.faces.mask import keep_mask
 from latentsync.media import AudioReader
 from latentsync.training import dataset
-from latentsync.training.batches import WHOLE, Ahead, BatchPart
+from latentsync.training.batches import WHOLE, BatchPart, Prefetched
 from latentsync.training.clip_cache import CachedClip, Preparer
 from latentsync.training.crops import pictures
 from latentsync.training.dataset import ClipWindows, prepare, window_and_reference
@@ -220,7 +220,7 @@ def test_windows_drawn_ahead_are_those_that_would_be_drawn(windows):
             seeds.append(generator.initial_seed())
             return draw(count, frames, generator, part)
 
-    ahead = Ahead(Watched())
+    ahead = Prefetched(Watched())
     for seed in (5, 6, 7, 3):  # the last one out of turn
         for part in (BatchPart(0, 2), BatchPart(1, 2)):
             one, other = (torch.Generator().manual_seed(seed) for _ in range(2))

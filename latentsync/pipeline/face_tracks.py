@@ -15,7 +15,7 @@ from latentsync.faces import FaceChoice, align
 from latentsync.faces.head_pose import nose_places, turned_away, yaw
 from latentsync.options import Options
 from latentsync.runtime.disk_cache import ClipCache, file_digest
-from latentsync.runtime.prefetch import ahead
+from latentsync.runtime.prefetch import prefetch
 from latentsync.runtime.progress import Reporter
 from latentsync.types import FaceTrack, ShotFaces
 
@@ -219,7 +219,7 @@ def _look(
         raise OptionError("follow is 'frame', which knows one face; speakers want follow 'person'")
     whole = options.follow == "frame"  # as published: the detector shrinks RGB frames itself
     pictures = _pictures(clip, at_most, whole=whole)
-    with_stop = ahead(pictures, FRAMES_AHEAD)
+    with_stop = prefetch(pictures, FRAMES_AHEAD)
     if whole:
         return faces.follow(
             with_stop,

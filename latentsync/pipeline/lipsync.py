@@ -55,7 +55,7 @@ from latentsync.pipeline.speakers import Speakers
 from latentsync.runtime.checkpoints import root
 from latentsync.runtime.devices import choose, is_cuda, peak_memory
 from latentsync.runtime.disk_cache import Cache, ClipCache, LatentCache, net_digest
-from latentsync.runtime.prefetch import ahead
+from latentsync.runtime.prefetch import prefetch
 from latentsync.runtime.progress import Reporter
 from latentsync.types import (
     FaceTrack,
@@ -372,9 +372,9 @@ class LipSync:
             extra = self.occluder, self.restorer(options)
             side = self.nets.config.resolution
             painter = Painter(draw, side, role, options, reporter, *extra)
-            groups = ahead(painter.cut(pictures), draw.batch)
-            drawn = ahead(painter.speak(groups))
-            pictures = ahead(painter.paste(drawn), PASTED_AHEAD)
+            groups = prefetch(painter.cut(pictures), draw.batch)
+            drawn = prefetch(painter.speak(groups))
+            pictures = prefetch(painter.paste(drawn), PASTED_AHEAD)
         reporter.step("generate", 0, first[-1].stop)
         with closing(pictures):
             for done, picture in enumerate(pictures, start=1):

@@ -33,7 +33,7 @@ from latentsync.options import Options
 from latentsync.pipeline import timeline
 from latentsync.pipeline.face_tracks import cast
 from latentsync.pipeline.frame_source import Pace
-from latentsync.runtime.prefetch import ahead
+from latentsync.runtime.prefetch import prefetch
 from latentsync.runtime.progress import Reporter
 from latentsync.types import FaceTrack, Progress, ProgressCallback
 
@@ -194,12 +194,12 @@ def _pictures(
     reporter: Reporter,
 ) -> Pictures:
     """The output's frames; what is read, restored and written runs side by side."""
-    pictures = ahead(reporter.each("decode", pace.frames(range(frames))))
+    pictures = prefetch(reporter.each("decode", pace.frames(range(frames))))
     if not tracks:
         pictures = _enlarged(pictures, restorer, reporter)
     for track in tracks:
         pictures = _restored(pictures, track, restorer, options, reporter)
-    return ahead(pictures)
+    return prefetch(pictures)
 
 
 def _enlarged(pictures: Pictures, restorer: Restorer, reporter: Reporter) -> Pictures:

@@ -7,7 +7,7 @@ from contextvars import ContextVar, copy_context
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
-__all__ = ["abandoned", "ahead"]
+__all__ = ["consumer_gone", "prefetch"]
 
 LOOK_EVERY = 0.05  # seconds, between two looks whether nobody wants any more
 
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 _abandoned: ContextVar[Callable[[], bool]] = ContextVar("_abandoned", default=lambda: False)
 
 
-def abandoned() -> bool:
+def consumer_gone() -> bool:
     """Whether nobody wants any more of what this thread makes.
 
     The stages before one that ended are abandoned; those after it are not, they have its items to
@@ -25,11 +25,11 @@ def abandoned() -> bool:
     return _abandoned.get()()
 
 
-def ahead(items: Generator[Item, None, None], size: int = 1) -> Generator[Item, None, None]:
+def prefetch(items: Generator[Item, None, None], size: int = 1) -> Generator[Item, None, None]:
     """The items, made in a thread of their own, up to `size` of them before they are asked for.
 
     What is raised there is raised here, after the items that came before it. When no more are
-    wanted (the generator is closed, or something is thrown into it), the thread is `abandoned`,
+    wanted (the generator is closed, or something is thrown into it), the thread is `consumer_gone`,
     stops at its next item, and `items` is closed there.
     """
     queue: Queue[Item | _End] = Queue(size)

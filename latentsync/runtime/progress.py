@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import TypeVar
 
 from latentsync.errors import Cancelled
-from latentsync.runtime.prefetch import abandoned
+from latentsync.runtime.prefetch import consumer_gone
 from latentsync.types import Frame, Progress, ProgressCallback
 
 __all__ = ["Reporter", "interruptible"]
@@ -47,7 +47,7 @@ class Reporter:
 
     def check(self) -> None:
         """Raise Cancelled when the caller wants to stop, or a stage after this one has ended."""
-        if abandoned() or (self._cancelled and self._cancelled()):
+        if consumer_gone() or (self._cancelled and self._cancelled()):
             raise Cancelled(f"cancelled at frame {self._at.done} of stage {self._at.stage!r}")
 
     def step(self, stage: str, done: int, total: int | None) -> None:

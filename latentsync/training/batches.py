@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentsync.diffusion.sampling import Latents
 
-__all__ = ["WHOLE", "Ahead", "Batch", "BatchPart", "Windows"]
+__all__ = ["WHOLE", "Batch", "BatchPart", "Prefetched", "Windows"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Windows(Protocol):
         ...
 
 
-class Ahead:
+class Prefetched:
     """The same windows, drawn while the step before is computed.
 
     That can be because chance is a function of the generator's seed, which goes up by one a step;

@@ -20,7 +20,7 @@ from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig
 from latentsync.runtime import checkpoints
 from latentsync.runtime.devices import is_cuda
 from latentsync.runtime.files import locked, replacing
-from latentsync.training.batches import Ahead
+from latentsync.training.batches import Prefetched
 from latentsync.training.checkpoint import Facts
 from latentsync.training.clip_cache import CachedClip, Preparer, swept
 from latentsync.training.clips import ClipFile, find_clips, identified
@@ -112,7 +112,7 @@ def train_unet(
         windows = ClipWindows(seen, pixels=side if judges and judges.sees_pixels else None)
         keep = _Keeper(nets, preparer.detector, clips, held, output, show, cancel or _never)
         task = UNetTask(
-            *(nets.unet, Ahead(windows), ClipWindows(held), side, run),
+            *(nets.unet, Prefetched(windows), ClipWindows(held), side, run),
             pixel_losses=judges,
             show=keep if main else None,
             cancel=cancel,
