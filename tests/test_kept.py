@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from latentsync.runtime.frame_cache import Kept
+from latentsync.runtime.frame_cache import FrameCache
 
 ONE = torch.zeros(10, dtype=torch.uint8)  # 10 bytes
 
 
 def play(source, room):
     """How often each frame had to be made, and the most bytes that were kept."""
-    kept = Kept(np.bincount(source), room)
+    kept = FrameCache(np.bincount(source), room)
     made, most = [0] * (max(source) + 1), 0
     for index in source:
         value = kept.get(index)

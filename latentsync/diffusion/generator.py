@@ -22,7 +22,7 @@ from latentsync.errors import LatentSyncError, OptionError
 from latentsync.faces.mask import keep_mask
 from latentsync.options import Options
 from latentsync.runtime import devices, disk_cache
-from latentsync.runtime.frame_cache import Kept
+from latentsync.runtime.frame_cache import FrameCache
 from latentsync.runtime.progress import Reporter
 from latentsync.types import IntArray
 
@@ -157,7 +157,7 @@ class Network:
         self._noise = draw(nets.vae.latent_shape(side)).to(self._like)
         self._draw = draw if options.vae_posterior == "sample" else None
         self._mask = torch.from_numpy(keep_mask(side)).to(self._like)
-        self._latents: Kept[Tensor] = Kept(times, 0 if self._draw else LATENT_BYTES)
+        self._latents: FrameCache[Tensor] = FrameCache(times, 0 if self._draw else LATENT_BYTES)
         self._seam = sampling.Seam(0, 0, [])
         self.batch = (options.batch or usual_batch(nets)) if independent(options) else 1
 

@@ -30,7 +30,7 @@ from latentsync.faces.outline import outline_share
 from latentsync.faces.restoration.restoration import Restorer, Upscaler
 from latentsync.options import Options
 from latentsync.pipeline import timeline
-from latentsync.runtime.frame_cache import Kept
+from latentsync.runtime.frame_cache import FrameCache
 from latentsync.runtime.progress import Reporter
 from latentsync.types import Box, FaceTrack, FloatArray, Frame, IntArray, Segment
 
@@ -104,7 +104,7 @@ class Painter:
         self._hole = 1 - torch.from_numpy(keep_mask(self._side))
         share = torch.from_numpy(paste_share(self._side))
         self._share = share if options.paste == "mouth" else None
-        self._crops: Kept[Tensor] = Kept(role.times, CROP_BYTES)
+        self._crops: FrameCache[Tensor] = FrameCache(role.times, CROP_BYTES)
 
     def cut(
         self, pictures: Generator[PaintablePicture, None, None]

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from latentsync.types import IntArray
 
-__all__ = ["Kept"]
+__all__ = ["FrameCache"]
 
 Value = TypeVar("Value", bound=Tensor)
 
 
-class Kept(Generic[Value]):
+class FrameCache(Generic[Value]):
     """Tensors by the number of their source frame, each until it has been shown for the last time.
 
     When the room is full nothing more is kept: of a clip that plays to and fro or again and again,
