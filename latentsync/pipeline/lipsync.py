@@ -51,7 +51,7 @@ from latentsync.pipeline.compositor import Painter, Role
 from latentsync.pipeline.face_tracks import Clip
 from latentsync.pipeline.frame_source import FPS, Pace, frames_to_look_at
 from latentsync.pipeline.report import comment, report_path, write_report
-from latentsync.pipeline.speakers import Speakers
+from latentsync.pipeline.speakers import SpeakerAssignment
 from latentsync.runtime.checkpoints import root
 from latentsync.runtime.devices import choose, is_cuda, peak_memory
 from latentsync.runtime.disk_cache import Cache, ClipCache, LatentCache, net_digest
@@ -202,7 +202,7 @@ class LipSync:
     def _run(
         self,
         clip: VideoReader,
-        speakers: Speakers,
+        speakers: SpeakerAssignment,
         output: Path,
         options: Options,
         reporter: Reporter,
@@ -213,7 +213,7 @@ class LipSync:
             speeches = [self.listen(sound, options) for sound in speakers.sounds]
         longest = max(map(len, speeches))
         log.info("%d frames; %s", longest, options.changes())
-        voice = voices.span(speakers.seconds, longest, options)
+        voice = voices.audio_span(speakers.seconds, longest, options)
         with reporter.timed("read"):
             pace = Pace.of(clip, options.fps, options.conversion)
         with reporter.timed("detect"):
@@ -234,7 +234,7 @@ class LipSync:
         shown = timeline.lay_out(begins, pace.tick, voice, options.sync_mode)
         with reporter.timed("speech"):
             heard = [
-                voices.heard(sound, speech, shown, voice, options)
+                voices.align_speech(sound, speech, shown, voice, options)
                 for sound, speech in zip(speakers.sounds, speeches, strict=True)
             ]
         if len(heard) == 1:  # one voice, also of several faces
@@ -419,7 +419,7 @@ class LipSync:
         roles: Sequence[Role],
         shown: timeline.Timeline,
         options: Options,
-        speakers: Speakers,
+        speakers: SpeakerAssignment,
         reporter: Reporter,
     ) -> Result:
         frames, tracks = len(shown.source), [role.track for role in roles]
@@ -482,10 +482,10 @@ def _plan(
     )
 
 
-def _seconds_used(speakers: Speakers, options: Options) -> float | None:
+def _seconds_used(speakers: SpeakerAssignment, options: Options) -> float | None:
     """How much of a clip will be looked at, at most."""
     exact = replace(options, length="exact")
-    needed = voices.span(speakers.seconds, 0, exact).clip_needed(options.sync_mode)
+    needed = voices.audio_span(speakers.seconds, 0, exact).clip_needed(options.sync_mode)
     return None if needed is None else float(needed) + 1  # the published length is 2 frames longer
 
 

@@ -22,7 +22,7 @@ from latentsync.pipeline import timeline
 from latentsync.pipeline.frame_source import FPS
 from latentsync.pipeline.timeline import AudioSpan, Timeline
 
-__all__ = ["Speakers", "heard", "length", "span", "speakers"]
+__all__ = ["SpeakerAssignment", "align_speech", "audio_span", "length", "speakers"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ LAST_WORD = Fraction(1, 5)  # s after a sound's end in which a mouth that goes o
 
 
 @dataclass(frozen=True)
-class Speakers:
+class SpeakerAssignment:
     """The faces that speak, each with its sound, and the sound of the output."""
 
     choices: tuple[FaceChoice, ...]
@@ -69,7 +69,7 @@ def speakers(
     options: Options,
     limits: Limits,
     video: Path | str,
-) -> Iterator[Speakers]:
+) -> Iterator[SpeakerAssignment]:
     """Look at the sounds; where there are several, their sum is a temporary file.
 
     The clip's own keeps its place beside the pictures: what sounds before the first is left out.
@@ -105,12 +105,14 @@ def speakers(
                 ", or choose another of its tracks" if sound.sound.track.of > 1 else "",
             )
     if not several:
-        yield Speakers(choices, sounds, decided(sounds[0].sound, sounds[0].uniform))
+        yield SpeakerAssignment(choices, sounds, decided(sounds[0].sound, sounds[0].uniform))
         return
     with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
         together = Path(folder, "voices.flac")
         mix([sound.sound for sound in sounds], together)
-        yield Speakers(choices, sounds, _in_one_language(Sound.of(together, limits), sounds))
+        yield SpeakerAssignment(
+            choices, sounds, _in_one_language(Sound.of(together, limits), sounds)
+        )
 
 
 def _in_one_language(together: Sound, sounds: Sequence[AudioReader]) -> Sound:
@@ -128,7 +130,7 @@ def _same(path: Path | str, other: Path | str) -> bool:
         return False
 
 
-def heard(
+def align_speech(
     sound: AudioReader, speech: SpeechFeatures, shown: Timeline, voice: AudioSpan, options: Options
 ) -> tuple[SpeechFeatures, NDArray[np.bool_]]:
     """What a face hears beside the output's frames, and in which of them it speaks, (n,).
@@ -163,7 +165,7 @@ def heard(
     return speech, speaks
 
 
-def span(longest: Fraction, frames: int, options: Options) -> AudioSpan:
+def audio_span(longest: Fraction, frames: int, options: Options) -> AudioSpan:
     """All voices together, `frames` long at 25 fps, and the time around them."""
     return AudioSpan(
         seconds=frames / FPS if options.length == "published" else longest,
