@@ -8,7 +8,7 @@ import pytest
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.options import Options
-from latentsync.pipeline.frame_source import FPS, Pace, converted
+from latentsync.pipeline.frame_source import FPS, FrameSource, converted
 from tests.clips import (
     babble,
     early,
@@ -205,7 +205,7 @@ RATES = [10, 12, 15, 24, Fraction(24000, 1001), 25, Fraction(30000, 1001), 30, 4
 @pytest.mark.parametrize("rate", RATES, ids=str)
 def test_a_clip_is_converted_as_by_ffmpegs_command(tmp_path, rate):
     clip = write_clip(tmp_path / "clip.mp4", 60, size=SIZE, fps=rate)
-    pace = Pace.of(VideoReader(clip), "25", "published")
+    pace = FrameSource.of(VideoReader(clip), "25", "published")
     shown = [number_of(frame.rgb()) for frame in pace.frames()]
     assert shown == by_command(clip, tmp_path)
     some = [*range(len(shown) - 1, 0, -3), 0, 1]
@@ -219,7 +219,7 @@ def test_a_clip_of_varying_rate_is_converted_as_by_ffmpegs_command(tmp_path, reo
     steps = [33, 33, 34, 200, 17, 16, 17, 17, 100, 40, 40, 5, 5, 5, 5, 60, 330, 33, 33, 34]
     times = [Fraction(sum(steps[:i]), 1000) for i in range(len(steps) + 1)]
     clip = write_clip(tmp_path / "clip.mp4", len(times), size=SIZE, times=times, bf=str(reordered))
-    pace = Pace.of(VideoReader(clip), "25", "published")
+    pace = FrameSource.of(VideoReader(clip), "25", "published")
     assert [number_of(frame.rgb()) for frame in pace.frames()] == by_command(clip, tmp_path)
 
 

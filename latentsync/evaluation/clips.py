@@ -25,7 +25,7 @@ from latentsync.faces import LARGEST, FaceChoice, align
 from latentsync.media import AudioReader, VideoFrame, VideoReader
 from latentsync.options import Options
 from latentsync.pipeline.face_tracks import cast
-from latentsync.pipeline.frame_source import FPS, Pace
+from latentsync.pipeline.frame_source import FPS, FrameSource
 from latentsync.runtime.progress import Reporter
 from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
@@ -272,12 +272,12 @@ class EvaluatedClip:
 
     def _find(self, detector: faces.Detector, at_most: int | None) -> FaceTrack:
         """The face in each of the output's frames; NoFaceFound where it is in none."""
-        looked: Pace | VideoReader = self.reference or self.output
+        looked: FrameSource | VideoReader = self.reference or self.output
         fps, beside = FPS, self.beside
         if beside:
             at_most = int(beside.numbers.max()) + 1
         if beside and beside.own_pace and self.reference:
-            looked = Pace.of(self.reference, "source")
+            looked = FrameSource.of(self.reference, "source")
             fps = looked.fps
         (track, *_) = cast(
             looked,

@@ -12,13 +12,13 @@ import numpy as np
 from latentsync.media import VideoReader
 from latentsync.types import IntArray, VideoInfo
 
-__all__ = ["FPS", "Pace", "converted"]
+__all__ = ["FPS", "FrameSource", "converted"]
 
 FPS = Fraction(25)  # the rate the published nets were trained at
 
 
 @dataclass(frozen=True)
-class Pace:
+class FrameSource:
     """A clip's frames by number, and when each begins.
 
     At the clip's own pace, 50 and 60 frames a second are treated as any other: each frame hears
@@ -36,7 +36,7 @@ class Pace:
         clip: VideoReader,
         fps: Literal["25", "source"],
         conversion: Literal["exact", "published"] = "exact",
-    ) -> "Pace":
+    ) -> "FrameSource":
         """The pace of a clip; a still picture has 25 frames a second always.
 
         Args:
@@ -108,7 +108,7 @@ def converted(times: Sequence[Fraction], durations: Sequence[Fraction], fps: Fra
     return numbers
 
 
-def frames_to_look_at(clip: VideoInfo, pace: Pace, at_most: int | None) -> int | None:
+def frames_to_look_at(clip: VideoInfo, pace: FrameSource, at_most: int | None) -> int | None:
     """How many frames pass 1 will see; None where only reading to the end will tell."""
     if clip.is_image:
         return 1

@@ -49,7 +49,7 @@ from latentsync.pipeline import face_tracks, timeline
 from latentsync.pipeline import speakers as voices
 from latentsync.pipeline.compositor import Painter, Role
 from latentsync.pipeline.face_tracks import Clip
-from latentsync.pipeline.frame_source import FPS, Pace, frames_to_look_at
+from latentsync.pipeline.frame_source import FPS, FrameSource, frames_to_look_at
 from latentsync.pipeline.report import comment, report_path, write_report
 from latentsync.pipeline.speakers import SpeakerAssignment
 from latentsync.runtime.checkpoints import root
@@ -215,7 +215,7 @@ class LipSync:
         log.info("%d frames; %s", longest, options.changes())
         voice = voices.audio_span(speakers.seconds, longest, options)
         with reporter.timed("read"):
-            pace = Pace.of(clip, options.fps, options.conversion)
+            pace = FrameSource.of(clip, options.fps, options.conversion)
         with reporter.timed("detect"):
             wanted = pace.frames_in(voice.clip_needed(options.sync_mode))
             total = frames_to_look_at(clip.info, pace, wanted)
@@ -265,7 +265,7 @@ class LipSync:
         output: Path,
         sound: Sound,
         sound_at: Fraction,
-        pace: Pace,
+        pace: FrameSource,
         options: Options,
         kept: Carried,
     ) -> VideoWriter:

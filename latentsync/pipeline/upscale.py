@@ -32,7 +32,7 @@ from latentsync.media import (
 from latentsync.options import Options
 from latentsync.pipeline import timeline
 from latentsync.pipeline.face_tracks import cast
-from latentsync.pipeline.frame_source import Pace
+from latentsync.pipeline.frame_source import FrameSource
 from latentsync.runtime.prefetch import prefetch
 from latentsync.runtime.progress import Reporter
 from latentsync.types import FaceTrack, Progress, ProgressCallback
@@ -100,7 +100,7 @@ def upscale_clip(
         size = clip.info.width * scale, clip.info.height * scale
         width, height = output_size(*size, codec=options.codec, max_side=options.max_side)
         with reporter.timed("read"):
-            pace = Pace.of(clip, options.fps)
+            pace = FrameSource.of(clip, options.fps)
             assert pace.own is not None  # only a picture has none
             times = [int(begin) * pace.tick for begin in pace.own]
         frames = len(times) - 1
@@ -148,7 +148,7 @@ def _writer(
     output: Path,
     sound: Sound | None,
     kept: Carried,
-    pace: Pace,
+    pace: FrameSource,
     restorer: Restorer,
     options: Options,
     limits: Limits,
@@ -169,7 +169,7 @@ def _writer(
 
 
 def _tracks(
-    pace: Pace, frames: int, detector: faces.Detector, options: Options, reporter: Reporter
+    pace: FrameSource, frames: int, detector: faces.Detector, options: Options, reporter: Reporter
 ) -> list[FaceTrack]:
     with reporter.timed("detect"):
         return cast(
@@ -186,7 +186,7 @@ def _tracks(
 
 
 def _pictures(
-    pace: Pace,
+    pace: FrameSource,
     frames: int,
     tracks: list[FaceTrack],
     restorer: Restorer,
