@@ -43,7 +43,7 @@ from latentsync.faces.mask import paste_share
 from latentsync.media import VideoFrame, VideoReader, VideoWriter
 from latentsync.options import Options, Preset
 from latentsync.pipeline import timeline
-from latentsync.pipeline.compositor import Role
+from latentsync.pipeline.compositor import SpeakingFace
 from latentsync.types import Face, FaceTrack, FloatArray, Frame
 
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080), "4K": (3840, 2160)}
@@ -151,7 +151,7 @@ def bare(clip: Path, output: Path, options: Options) -> None:
 
 def whole(model: LipSync, track: FaceTrack, clip: Path, output: Path, options: Options) -> None:
     plan = timeline.segments(np.arange(len(track)), track.found)
-    role: Any = Role(track, plan, Silence())
+    role: Any = SpeakingFace(track, plan, Silence())
     with VideoWriter(output, crf=options.crf, preset=options.preset) as writer:
         for frame in model.generate(VideoReader(clip), [role], options):
             writer.write(frame)

@@ -16,7 +16,7 @@ from latentsync.diffusion.vae import VAE
 from latentsync.diffusion.weights import Nets
 from latentsync.options import Options
 from latentsync.pipeline import timeline
-from latentsync.pipeline.compositor import Role
+from latentsync.pipeline.compositor import SpeakingFace
 from latentsync.pipeline.lipsync import FPS, LipSync
 from latentsync.types import Face
 from tests.golden.golden_rule import image, landmarks106, wave
@@ -145,7 +145,9 @@ def test_frames_are_the_published_ones(case, monkeypatch):
 
     frames = [
         f.array
-        for f in lipsync.generate(clip, [Role(track, plan, speech)], replace(options, seed=1))
+        for f in lipsync.generate(
+            clip, [SpeakingFace(track, plan, speech)], replace(options, seed=1)
+        )
     ]
 
     assert next(draws, None) is None  # every published draw was used, in order

@@ -24,7 +24,7 @@ from latentsync.evaluation.runs import ReportedRun
 from latentsync.faces import LARGEST, FaceChoice, align
 from latentsync.media import AudioReader, VideoFrame, VideoReader
 from latentsync.options import Options
-from latentsync.pipeline.face_tracks import cast
+from latentsync.pipeline.face_tracks import find_face_tracks
 from latentsync.pipeline.frame_source import FPS, FrameSource
 from latentsync.runtime.progress import Reporter
 from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
@@ -279,7 +279,7 @@ class EvaluatedClip:
         if beside and beside.own_pace and self.reference:
             looked = FrameSource.of(self.reference, "source")
             fps = looked.fps
-        (track, *_) = cast(
+        (track, *_) = find_face_tracks(
             looked,
             at_most,
             detector,

@@ -34,7 +34,7 @@ from latentsync.runtime.frame_cache import FrameCache
 from latentsync.runtime.progress import Reporter
 from latentsync.types import Box, FaceTrack, FloatArray, Frame, IntArray, Segment
 
-__all__ = ["Group", "PaintablePicture", "Painter", "Role"]
+__all__ = ["Group", "PaintablePicture", "Painter", "SpeakingFace"]
 
 CROP_BYTES = 640 * 2**20  # of frames that will be shown again: at 512 px, half a minute
 
@@ -46,7 +46,7 @@ class PaintablePicture(types.Picture, Protocol):
 
 
 @dataclass(frozen=True)
-class Role:
+class SpeakingFace:
     """One face of a run: where it is, when it speaks, and what it hears."""
 
     track: FaceTrack
@@ -90,7 +90,7 @@ class Painter:
         self,
         draw: Drawing,
         side: int,
-        role: Role,
+        role: SpeakingFace,
         options: Options,
         reporter: Reporter,
         occluder: Occluder | None = None,

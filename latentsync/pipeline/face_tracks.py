@@ -19,7 +19,7 @@ from latentsync.runtime.prefetch import prefetch
 from latentsync.runtime.progress import Reporter
 from latentsync.types import FaceTrack, ShotFaces
 
-__all__ = ["Clip", "cast", "cuts", "faces_at", "faces_found", "lost", "shots", "told"]
+__all__ = ["Clip", "cuts", "faces_at", "faces_found", "find_face_tracks", "lost", "shots", "told"]
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Clip(Protocol):
     def frames(self, indices: Iterable[int] | None = None) -> Iterator[Any]: ...
 
 
-def cast(
+def find_face_tracks(
     clip: Clip,
     at_most: int | None,
     detector: faces.Detector,

@@ -47,7 +47,7 @@ from latentsync.media import (
 from latentsync.options import MAX_SEED, Options
 from latentsync.pipeline import face_tracks, timeline
 from latentsync.pipeline import speakers as voices
-from latentsync.pipeline.compositor import Painter, Role
+from latentsync.pipeline.compositor import Painter, SpeakingFace
 from latentsync.pipeline.face_tracks import Clip
 from latentsync.pipeline.frame_source import FPS, FrameSource, frames_to_look_at
 from latentsync.pipeline.report import comment, report_path, write_report
@@ -240,7 +240,7 @@ class LipSync:
         if len(heard) == 1:  # one voice, also of several faces
             heard *= len(tracks)
         roles = [
-            Role(track, _plan(shown, track, speaks, options), speech)
+            SpeakingFace(track, _plan(shown, track, speaks, options), speech)
             for track, (speech, speaks) in zip(tracks, heard, strict=True)
         ]
         kept = carried(clip.path, speakers.read(), pace.fps, _limits(options))
@@ -338,7 +338,7 @@ class LipSync:
         `choices` are `options.face`, unless there are several speakers; the rest, and the errors,
         as in `casting.cast`.
         """
-        return face_tracks.cast(
+        return face_tracks.find_face_tracks(
             clip,
             at_most,
             self.detector,
@@ -354,7 +354,7 @@ class LipSync:
     def generate(
         self,
         clip: Clip,
-        roles: Sequence[Role],
+        roles: Sequence[SpeakingFace],
         options: Options,
         reporter: Reporter | None = None,
         known: ClipCache | None = None,
@@ -382,7 +382,7 @@ class LipSync:
                 reporter.step("generate", done, first[-1].stop)
 
     def _drawing(
-        self, role: Role, options: Options, reporter: Reporter, known: ClipCache | None
+        self, role: SpeakingFace, options: Options, reporter: Reporter, known: ClipCache | None
     ) -> Drawing:
         """Draws one face: here, or by the engine if there is one, and groups can be parted."""
         if self.engine is not None:
@@ -401,7 +401,7 @@ class LipSync:
             pace = "25" if clip.info.is_image else f"{options.fps} {options.conversion}"
             yield ClipCache(cache, clip.path, {"pace": pace})
 
-    def _latents(self, known: ClipCache | None, role: Role) -> LatentCache | None:
+    def _latents(self, known: ClipCache | None, role: SpeakingFace) -> LatentCache | None:
         """Of one face; the pictures they are made of follow from the clip and the face's place."""
         if known is None:
             return None
@@ -416,7 +416,7 @@ class LipSync:
         self,
         path: Path,
         clip: VideoInfo,
-        roles: Sequence[Role],
+        roles: Sequence[SpeakingFace],
         shown: timeline.Timeline,
         options: Options,
         speakers: SpeakerAssignment,

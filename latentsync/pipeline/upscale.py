@@ -31,7 +31,7 @@ from latentsync.media import (
 )
 from latentsync.options import Options
 from latentsync.pipeline import timeline
-from latentsync.pipeline.face_tracks import cast
+from latentsync.pipeline.face_tracks import find_face_tracks
 from latentsync.pipeline.frame_source import FrameSource
 from latentsync.runtime.prefetch import prefetch
 from latentsync.runtime.progress import Reporter
@@ -172,7 +172,7 @@ def _tracks(
     pace: FrameSource, frames: int, detector: faces.Detector, options: Options, reporter: Reporter
 ) -> list[FaceTrack]:
     with reporter.timed("detect"):
-        return cast(
+        return find_face_tracks(
             pace,
             frames,
             detector,
