@@ -31,7 +31,7 @@ from latentsync.faces import align
 from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.options import Options
 from latentsync.pipeline import timeline
-from latentsync.pipeline.compositor import Painter
+from latentsync.pipeline.compositor import Compositor
 from latentsync.pipeline.lipsync import LipSync
 from latentsync.runtime.progress import Reporter
 from latentsync.types import Progress, Result
@@ -462,7 +462,7 @@ def test_an_error_is_told_while_frames_made_before_it_are_still_written(
     lipsync, clip, voice, out, monkeypatch
 ):
     pasted, ended = [], threading.Event()
-    whole, paste = Painter._pasted, Painter.paste
+    whole, paste = Compositor._pasted, Compositor.paste
 
     def broken(*given):
         pasted.append(True)
@@ -480,8 +480,8 @@ def test_an_error_is_told_while_frames_made_before_it_are_still_written(
         if progress.stage == "generate" and progress.done == 1:
             assert ended.wait(30)
 
-    monkeypatch.setattr(Painter, "_pasted", broken)
-    monkeypatch.setattr(Painter, "paste", watched)
+    monkeypatch.setattr(Compositor, "_pasted", broken)
+    monkeypatch.setattr(Compositor, "paste", watched)
     with pytest.raises(MediaError, match="no colours"):
         lipsync.run(clip, voice, out, progress=wait)
 

@@ -34,7 +34,7 @@ from latentsync.runtime.frame_cache import FrameCache
 from latentsync.runtime.progress import Reporter
 from latentsync.types import Box, FaceTrack, FloatArray, Frame, IntArray, Segment
 
-__all__ = ["Group", "PaintablePicture", "Painter", "SpeakingFace"]
+__all__ = ["Compositor", "Group", "PaintablePicture", "SpeakingFace"]
 
 CROP_BYTES = 640 * 2**20  # of frames that will be shown again: at 512 px, half a minute
 
@@ -75,7 +75,7 @@ class Group:
         return slice(0, len(self.shown) - self.keep)
 
 
-class Painter:
+class Compositor:
     """Paints one face through one run, by one call's options.
 
     A source frame that is shown again (a turn, a loop, a still picture) is cut out once, as long as

@@ -47,7 +47,7 @@ from latentsync.media import (
 from latentsync.options import MAX_SEED, Options
 from latentsync.pipeline import face_tracks, timeline
 from latentsync.pipeline import speakers as voices
-from latentsync.pipeline.compositor import Painter, SpeakingFace
+from latentsync.pipeline.compositor import Compositor, SpeakingFace
 from latentsync.pipeline.face_tracks import Clip
 from latentsync.pipeline.frame_source import FPS, FrameSource, frames_to_look_at
 from latentsync.pipeline.report import comment, report_path, write_report
@@ -371,7 +371,7 @@ class LipSync:
             draw = self._drawing(role, options, reporter, known)
             extra = self.occluder, self.restorer(options)
             side = self.nets.config.resolution
-            painter = Painter(draw, side, role, options, reporter, *extra)
+            painter = Compositor(draw, side, role, options, reporter, *extra)
             groups = prefetch(painter.cut(pictures), draw.batch)
             drawn = prefetch(painter.speak(groups))
             pictures = prefetch(painter.paste(drawn), PASTED_AHEAD)
