@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentsync.diffusion import weights
-from latentsync.diffusion.generator import Network, Work
+from latentsync.diffusion.generator import CropBatch, Network
 from latentsync.diffusion.ray import scheduler
 from latentsync.diffusion.ray.scheduler import DEPTH, Spread, WorkerLost
 from latentsync.diffusion.ray.session import library, replicas_that_fit
@@ -21,7 +21,7 @@ from tests.stubs import StubDetector, numbered_clip, tiny_lipsync, tiny_nets
 
 
 def work(number):
-    return Work(
+    return CropBatch(
         crops=torch.full((1, 2, 4, 4, 3), number, dtype=torch.uint8),
         speech=torch.zeros(1, 2, 1, 1),
         source=np.array([number, number]),

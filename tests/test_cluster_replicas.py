@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from latentsync.diffusion import weights
-from latentsync.diffusion.generator import Network, Work, ready_nets
+from latentsync.diffusion.generator import CropBatch, Network, ready_nets
 from latentsync.diffusion.ray import engine as module
 from latentsync.diffusion.ray import session
 from latentsync.diffusion.ray.engine import RUNS_KEPT, Replica, replicas
@@ -319,7 +319,7 @@ def test_a_replica_keeps_what_it_knows_of_a_few_runs(monkeypatch):
     nets, made = tiny_nets(), []
     replica = Replica("tiny", {"device": "cpu"}, torch.get_num_threads())
     of = (Options(steps=1, seed=1), np.ones(4, int))
-    work = Work(torch.zeros(1), torch.zeros(1), np.zeros(1, int), 0, 1)
+    work = CropBatch(torch.zeros(1), torch.zeros(1), np.zeros(1, int), 0, 1)
     first = replica.draw("run 0", of, work)
     assert replica.draw("run 0", of, work) == first
     for number in range(1, RUNS_KEPT):

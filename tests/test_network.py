@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.diffusion.generator import Network, Work, in_range
+from latentsync.diffusion.generator import CropBatch, Network, to_float
 from latentsync.faces.mask import keep_mask
 from latentsync.options import Options
 from tests.clips import babble, write_sound
@@ -43,7 +43,7 @@ def check(nets, work, sample):
     keep = torch.from_numpy(keep_mask(SIDE))
     for crops, channels in zip(work.crops, sample.transpose(1, 2), strict=True):
         noisy, mask, masked, reference = parts(channels)
-        for index, crop in enumerate(in_range(crops)):
+        for index, crop in enumerate(to_float(crops)):
             whole, holed = nets.vae.encode(crop[None]), nets.vae.encode((crop * keep)[None])
             torch.testing.assert_close(reference[index], whole[0], atol=1e-4, rtol=0)
             torch.testing.assert_close(masked[index], holed[0], atol=1e-4, rtol=0)
@@ -86,7 +86,7 @@ def test_a_frame_shown_again_has_the_latents_of_its_own_crop():
     nets.unet.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     for order in orders:
         speech = torch.zeros(1, 4, 20, TINY.whisper.n_audio_state)
-        work = Work(pictures[order][None], speech, np.array(order), 0, 4)
+        work = CropBatch(pictures[order][None], speech, np.array(order), 0, 4)
         network.drawn(work)
         with torch.inference_mode():
             check(nets, work, inputs[-1])

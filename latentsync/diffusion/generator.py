@@ -1,7 +1,7 @@
 """What of a run needs the big nets: crops of a face and its speech in, crops that speak out.
 
 Everything else of a run is on either side of it, so this may also happen on other machines:
-`Drawing` is what a painter asks for, `Network` does it here, an `Engine` anywhere else.
+`CropGenerator` is what a painter asks for, `Network` does it here, an `Engine` anywhere else.
 """
 
 import logging
@@ -27,14 +27,14 @@ from latentsync.runtime.progress import Reporter
 from latentsync.types import IntArray
 
 __all__ = [
-    "Drawing",
+    "CropBatch",
+    "CropGenerator",
     "Engine",
     "Network",
-    "Work",
-    "in_range",
-    "levels",
+    "default_batch_size",
     "ready_nets",
-    "usual_batch",
+    "to_float",
+    "to_uint8",
 ]
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ MOST_GROUPS = 4  # at once, unless asked for more: their frames, at 4K 0.8 GB, w
 
 
 @dataclass(frozen=True)
-class Work:
+class CropBatch:
     """Neighbouring groups of frames, g of f frames each, that the network sees at once."""
 
     crops: Tensor  # (g, f, R, R, 3) uint8
@@ -57,15 +57,15 @@ class Work:
     keep: int = 0  # of the last frames, how many the next group gives
 
 
-class Drawing(Protocol):
+class CropGenerator(Protocol):
     """Lets the network draw one face of one run, some groups at a time."""
 
     @property
     def batch(self) -> int:
-        """Groups of one `Work`."""
+        """Groups of one `CropBatch`."""
 
     def __call__(
-        self, works: Generator[Work | None, None, None]
+        self, works: Generator[CropBatch | None, None, None]
     ) -> Generator[Tensor | None, None, None]:
         """The crops of each work, in order, (g, f, R, R, 3) uint8 on the CPU; None of None.
 
@@ -79,8 +79,8 @@ class Drawing(Protocol):
 class Engine(Protocol):
     """Draws somewhere else than in this process: `latentsync.diffusion.ray`."""
 
-    def drawing(self, options: Options, times: IntArray, reporter: Reporter) -> Drawing:
-        """Of one face of one run of `independent` groups; the arguments are those of `Network`."""
+    def drawing(self, options: Options, times: IntArray, reporter: Reporter) -> CropGenerator:
+        """Of one face of a run, if `is_order_independent`; the arguments are `Network`'s."""
 
     @property
     def device(self) -> str:
@@ -91,7 +91,7 @@ class Engine(Protocol):
         """In which precision."""
 
 
-def independent(options: Options) -> bool:
+def is_order_independent(options: Options) -> bool:
     """Whether every group comes out the same wherever and in whichever order it is drawn."""
     return not options.overlap and options.vae_posterior == "mean"
 
@@ -122,7 +122,12 @@ def ready_nets(
     if compile:
         side = nets.vae.latent_shape(nets.config.resolution)[1]
         like = nets.unet.conv_in.weight
-        rows = {1, 2, usual_batch(nets), 2 * usual_batch(nets)}  # with guidance twice as many
+        rows = {
+            1,
+            2,
+            default_batch_size(nets),
+            2 * default_batch_size(nets),
+        }  # with guidance twice as many
         calls = (memory.unet_call(nets.config.unet, side, like, n) for n in sorted(rows))
         devices.compile_for(nets.unet, *calls)
     return nets
@@ -159,12 +164,14 @@ class Network:
         self._mask = torch.from_numpy(keep_mask(side)).to(self._like)
         self._latents: FrameCache[Tensor] = FrameCache(times, 0 if self._draw else LATENT_BYTES)
         self._seam = sampling.Seam(0, 0, [])
-        self.batch = (options.batch or usual_batch(nets)) if independent(options) else 1
+        self.batch = (
+            (options.batch or default_batch_size(nets)) if is_order_independent(options) else 1
+        )
 
     def __call__(
-        self, works: Generator[Work | None, None, None]
+        self, works: Generator[CropBatch | None, None, None]
     ) -> Generator[Tensor | None, None, None]:
-        """As `Drawing` says."""
+        """As `CropGenerator` says."""
         for work in works:
             if work is None:
                 yield None
@@ -176,8 +183,8 @@ class Network:
             del faces
 
     @torch.inference_mode()
-    def drawn(self, work: Work) -> Tensor:
-        """The crops of one work, as `Drawing` says."""
+    def drawn(self, work: CropBatch) -> Tensor:
+        """The crops of one work, as `CropGenerator` says."""
         try:
             return self._drawn(work)
         except torch.OutOfMemoryError as error:
@@ -188,8 +195,8 @@ class Network:
                 "dtype float16, or the smaller model v1.5"
             ) from error
 
-    def _drawn(self, work: Work) -> Tensor:
-        pixels = in_range(work.crops.to(self._like.device)).to(self._like)
+    def _drawn(self, work: CropBatch) -> Tensor:
+        pixels = to_float(work.crops.to(self._like.device)).to(self._like)
         latents = self._encoded(work, pixels)
         self._seam = sampling.Seam(work.shared, work.keep, self._seam.steps)
         denoised = sampling.denoise(
@@ -211,10 +218,10 @@ class Network:
                 f"frames {work.start}-{work.stop - 1} came out not finite in "
                 f"{self._noise.dtype}; use dtype float32, and check the weights"
             )
-        faces = faces if self._options.resampling == "published" else levels(faces)
+        faces = faces if self._options.resampling == "published" else to_uint8(faces)
         return faces.cpu().unflatten(0, work.crops.shape[:2])
 
-    def _encoded(self, work: Work, pixels: Tensor) -> sampling.Latents:
+    def _encoded(self, work: CropBatch, pixels: Tensor) -> sampling.Latents:
         """Of (g, f, 4, h, w)."""
         flat, groups = pixels.flatten(0, 1), (len(pixels), -1)
         if self._draw is not None:
@@ -243,7 +250,7 @@ class Network:
         return found
 
 
-def usual_batch(nets: Nets) -> int:
+def default_batch_size(nets: Nets) -> int:
     """How many groups the network sees at once: what memory allows, and 1 on a CPU."""
     like = nets.unet.conv_in.weight
     if like.device.type == "cpu":
@@ -253,12 +260,12 @@ def usual_batch(nets: Nets) -> int:
     return min(fitting, MOST_GROUPS)
 
 
-def in_range(crops: Tensor) -> Tensor:
+def to_float(crops: Tensor) -> Tensor:
     """(..., R, R, 3) uint8 -> (..., 3, R, R) float32 in [-1, 1]."""
     return crops.movedim(-1, -3).contiguous().float().div_(127.5).sub_(1)
 
 
-def levels(faces: Tensor) -> Tensor:
+def to_uint8(faces: Tensor) -> Tensor:
     """(..., 3, R, R) about [-1, 1] -> (..., R, R, 3) uint8, contiguous."""
     rounded = faces.mul(127.5).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return rounded.movedim(-3, -1).contiguous()

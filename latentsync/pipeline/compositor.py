@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from latentsync import types
 from latentsync.audio.whisper import SpeechFeatures
-from latentsync.diffusion.generator import Drawing, Work, in_range, levels
+from latentsync.diffusion.generator import CropBatch, CropGenerator, to_float, to_uint8
 from latentsync.faces import align, align_published
 from latentsync.faces.colour import match_colour, mouth_ring
 from latentsync.faces.mask import keep_mask, paste_share
@@ -88,7 +88,7 @@ class Compositor:
 
     def __init__(
         self,
-        draw: Drawing,
+        draw: CropGenerator,
         side: int,
         role: SpeakingFace,
         options: Options,
@@ -138,11 +138,11 @@ class Compositor:
         a restorer they are larger, and of the frames that no other group gives.
 
         Raises:
-            LatentSyncError: as `Drawing` says.
+            LatentSyncError: as `CropGenerator` says.
         """
         given: deque[list[Group]] = deque()  # to the network, and not yet come back
 
-        def works() -> Generator[Work | None, None, None]:
+        def works() -> Generator[CropBatch | None, None, None]:
             for batch in self._batches(self._reporter.each("wait", groups)):
                 given.append(batch)
                 yield self._work(batch)
@@ -154,7 +154,7 @@ class Compositor:
                     yield from ((group, None) for group in batch)
                     continue
                 last = faces[-1][-1]
-                self._reporter.show((levels(last) if self._as_published else last).numpy())
+                self._reporter.show((to_uint8(last) if self._as_published else last).numpy())
                 yield from map(self._upscaled, batch, faces)
                 del batch, faces, last  # else they would be held while the next are drawn
 
@@ -178,7 +178,7 @@ class Compositor:
             while batch := list(islice(alike, self._draw.batch)):
                 yield batch
 
-    def _work(self, batch: list[Group]) -> Work | None:
+    def _work(self, batch: list[Group]) -> CropBatch | None:
         """What the network needs of a batch; None where nobody speaks."""
         crops = [group.crops for group in batch if group.crops is not None]
         if not crops:
@@ -186,7 +186,7 @@ class Compositor:
         segments = [group.segment for group in batch]
         with self._reporter.timed("speech"):  # the encoder runs where a window is first needed
             heard = torch.stack([self._role.speech[one.start : one.stop] for one in segments])
-        return Work(
+        return CropBatch(
             crops=torch.stack(crops),
             speech=heard,
             source=np.concatenate([one.source for one in segments]),
@@ -248,7 +248,7 @@ class Compositor:
         if strength < 1:
             share = strength * (torch.ones(self._side, self._side) if share is None else share)
         if self._occluder is not None and group.crops is not None:
-            seen = self._occluder.visible(in_range(group.crops[place])[None])[0]
+            seen = self._occluder.visible(to_float(group.crops[place])[None])[0]
             if share is not None and share.shape != seen.shape:
                 seen = interpolate(seen[None, None], share.shape, mode="bilinear")[0, 0]
             share = seen if share is None else seen * share
@@ -276,11 +276,11 @@ class Compositor:
         """A drawn crop, in the colours of its face where that is asked."""
         if not self._options.color_match or group.crops is None:
             return face
-        pair = (face if self._as_published else in_range(face), in_range(group.crops[place]))
+        pair = (face if self._as_published else to_float(face), to_float(group.crops[place]))
         ring = self._within(self._ring, int(group.segment.source[place]))
         assert ring is not None
         matched = match_colour(*pair, ring, self._hole)
-        return matched if self._as_published else levels(matched)
+        return matched if self._as_published else to_uint8(matched)
 
     @property
     def _as_published(self) -> bool:

@@ -26,7 +26,13 @@ from numpy.typing import NDArray
 from latentsync import faces
 from latentsync.audio import mel
 from latentsync.audio.whisper import SpeechFeatures
-from latentsync.diffusion.generator import Drawing, Engine, Network, independent, ready_nets
+from latentsync.diffusion.generator import (
+    CropGenerator,
+    Engine,
+    Network,
+    is_order_independent,
+    ready_nets,
+)
 from latentsync.diffusion.weights import Nets, Offload
 from latentsync.faces import FaceChoice
 from latentsync.faces.occlusion import Occluder, OnnxOccluder
@@ -383,10 +389,10 @@ class LipSync:
 
     def _drawing(
         self, role: SpeakingFace, options: Options, reporter: Reporter, known: ClipCache | None
-    ) -> Drawing:
+    ) -> CropGenerator:
         """Draws one face: here, or by the engine if there is one, and groups can be parted."""
         if self.engine is not None:
-            if independent(options):
+            if is_order_independent(options):
                 return self.engine.drawing(options, role.times, reporter)
             log.warning("groups depend on each other (overlap, or a sampled posterior): drawn here")
         return Network(self.nets, options, role.times, reporter, self._latents(known, role))

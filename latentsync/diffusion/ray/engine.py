@@ -12,7 +12,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from latentsync.diffusion.generator import Network, Work, ready_nets
+from latentsync.diffusion.generator import CropBatch, Network, ready_nets
 from latentsync.diffusion.ray.scheduler import START_SECONDS, Spread, WorkerLost
 from latentsync.diffusion.ray.session import cluster, replicas_that_fit
 from latentsync.diffusion.weights import Nets
@@ -47,7 +47,7 @@ class Replica:
         weight = self._nets.unet.conv_in.weight
         return f"{weight.device.type} {str(weight.dtype).removeprefix('torch.')}"
 
-    def draw(self, run: str, of: tuple[Options, IntArray], work: Work) -> Tensor:
+    def draw(self, run: str, of: tuple[Options, IntArray], work: CropBatch) -> Tensor:
         """One work of a run; `of` are the options, and the times, of `Network`."""
         self.ready()
         assert self._nets is not None
@@ -91,7 +91,7 @@ class _Crew:
     def start(self, replica: int) -> Any:  # noqa: ANN401 - here and below, as in Crew
         return self._actors[replica].ready.remote()
 
-    def send(self, replica: int, work: Work) -> Any:  # noqa: ANN401
+    def send(self, replica: int, work: CropBatch) -> Any:  # noqa: ANN401
         return self._actors[replica].draw.remote(self._run, self._of, work)
 
     def wait(self, tickets: Sequence[Any], seconds: float) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from latentsync.diffusion.generator import Work
+from latentsync.diffusion.generator import CropBatch
 from latentsync.errors import BackendUnavailable, LatentSyncError
 from latentsync.runtime.progress import Reporter
 
@@ -39,7 +39,7 @@ class Crew(Protocol):
     def start(self, replica: int) -> Ticket:
         """Ask it to be ready, for the first time or after it was lost: str, device and dtype."""
 
-    def send(self, replica: int, work: Work) -> Ticket:
+    def send(self, replica: int, work: CropBatch) -> Ticket:
         """Let it draw, after what it was sent before."""
 
     def wait(self, tickets: Sequence[Ticket], seconds: float) -> list[Ticket]:
@@ -56,7 +56,7 @@ class Crew(Protocol):
 class _Place:
     """One work in the line."""
 
-    work: Work | None
+    work: CropBatch | None
     faces: Tensor | None = None
     losses: int = 0
 
@@ -90,7 +90,7 @@ class Spread:
         self._crew, self.batch, self._reporter = crew, batch, reporter
 
     def __call__(
-        self, works: Generator[Work | None, None, None]
+        self, works: Generator[CropBatch | None, None, None]
     ) -> Generator[Tensor | None, None, None]:
         """As `Drawing` says.
 
@@ -108,7 +108,7 @@ class Spread:
                 self._crew.forget([*state.out, *state.starting])
 
     def _in_order(
-        self, works: Generator[Work | None, None, None], state: _WorkerState
+        self, works: Generator[CropBatch | None, None, None], state: _WorkerState
     ) -> Generator[Tensor | None, None, None]:
         more = True
         while more or state.line:
