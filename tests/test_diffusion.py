@@ -235,7 +235,7 @@ def test_a_batch_has_no_seam(unet):
     with pytest.raises(AssertionError, match="seam"):
         sampling.denoise(
             unet, torch.zeros(4, 8, 8), torch.ones(64, 64), both, torch.zeros(2, 3, 50, 384),
-            Effort(steps=1), guidance_scale=1.0, seam=sampling.Seam(0, 1, []),
+            Effort(steps=1), guidance_scale=1.0, seam=sampling.GroupOverlap(0, 1, []),
         )  # fmt: skip
 
 
@@ -263,7 +263,7 @@ def test_nothing_in_the_loop_waits_for_the_device(sampler):
     crossings = []
     for steps in (2, 5):
         effort = Effort(steps, sampler, cache_interval=2, guidance_stop=0.5)
-        seam = sampling.Seam(1, 1, list(torch.zeros(5, 1, 4, 1, 8, 8, device="meta")))
+        seam = sampling.GroupOverlap(1, 1, list(torch.zeros(5, 1, 4, 1, 8, 8, device="meta")))
         with Crossings() as seen:
             sampling.denoise(unet, noise, mask, both, speech, effort, guidance_scale=1.5, seam=seam)
         crossings.append(seen.count)
@@ -351,7 +351,7 @@ def test_scaling_is_undone_by_decoding(vae):
 
 def test_a_seam_blends_what_two_groups_share_at_every_step():
     before = [torch.full((1, 4, 3, 2, 2), float(step)) for step in (1, 2)]
-    seam = sampling.Seam(shared=3, keep=2, steps=list(before))
+    seam = sampling.GroupOverlap(shared=3, keep=2, steps=list(before))
     for step in range(2):
         x = seam.blended(step, torch.full((1, 4, 8, 2, 2), 10.0))
         own, other = 10.0, float(step + 1)
@@ -363,4 +363,4 @@ def test_a_seam_blends_what_two_groups_share_at_every_step():
 
 def test_without_a_seam_nothing_changes():
     x = torch.rand(1, 4, 8, 2, 2)
-    assert sampling.Seam(0, 0, []).blended(0, x) is x
+    assert sampling.GroupOverlap(0, 0, []).blended(0, x) is x

@@ -163,7 +163,7 @@ class Network:
         self._draw = draw if options.vae_posterior == "sample" else None
         self._mask = torch.from_numpy(keep_mask(side)).to(self._like)
         self._latents: FrameCache[Tensor] = FrameCache(times, 0 if self._draw else LATENT_BYTES)
-        self._seam = sampling.Seam(0, 0, [])
+        self._seam = sampling.GroupOverlap(0, 0, [])
         self.batch = (
             (options.batch or default_batch_size(nets)) if is_order_independent(options) else 1
         )
@@ -198,7 +198,7 @@ class Network:
     def _drawn(self, work: CropBatch) -> Tensor:
         pixels = to_float(work.crops.to(self._like.device)).to(self._like)
         latents = self._encoded(work, pixels)
-        self._seam = sampling.Seam(work.shared, work.keep, self._seam.steps)
+        self._seam = sampling.GroupOverlap(work.shared, work.keep, self._seam.steps)
         denoised = sampling.denoise(
             self._nets.unet,
             self._noise,

@@ -25,8 +25,8 @@ from latentsync.options import Effort
 __all__ = [
     "TIMESTEPS",
     "Draw",
+    "GroupOverlap",
     "Latents",
-    "Seam",
     "add_noise",
     "alpha_bar",
     "decode",
@@ -57,7 +57,7 @@ class Latents:
 
 
 @dataclass
-class Seam:
+class GroupOverlap:
     """Carries what neighbouring groups share from one to the next: a few frames' latents.
 
     At every step the first frames of a group are blended with the last ones of the group before,
@@ -131,7 +131,7 @@ def denoise(
     *,
     guidance_scale: float,
     before_step: Callable[[], None] | None = None,
-    seam: "Seam | None" = None,
+    seam: "GroupOverlap | None" = None,
 ) -> Tensor:
     """From one noise map, shared by all frames, to latents that speak.
 
