@@ -39,7 +39,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentsync.evaluation import pictures
-from latentsync.faces.restoration.deflicker import Steady
+from latentsync.faces.restoration.deflicker import TemporalSmoother
 from latentsync.runtime.devices import peak_memory
 from latentsync.runtime.downloads import SETS
 from latentsync.training.synthetic import Identity, Mouth, crop_affine, draw_crop, draw_motion
@@ -106,8 +106,8 @@ def _field(rng: np.random.Generator, rms: float, smooth: float) -> NDArray[np.fl
 def ways(net: Stack, plain: Stack) -> Iterator[tuple[str, Stack]]:
     """What the steadier makes of the net's crops, by its stability; last without the flow."""
     for stability in STABILITIES:
-        yield f"{stability:g}", Steady(stability)(net, plain, fresh=True)
-    steady = Steady(1.0)
+        yield f"{stability:g}", TemporalSmoother(stability)(net, plain, fresh=True)
+    steady = TemporalSmoother(1.0)
     steady._flow = _NoFlow()  # type: ignore[assignment]
     yield WITHOUT_FLOW, steady(net, plain, fresh=True)
 
@@ -162,7 +162,7 @@ def table(people: int) -> dict[str, dict[str, Figures]]:
             for way, made in ways(net, plain):
                 found.setdefault(way, {}).setdefault(move, []).append(measure(made, truth, plain))
             started = time.process_time()
-            Steady(1.0)(net[:16], plain[:16], fresh=True)
+            TemporalSmoother(1.0)(net[:16], plain[:16], fresh=True)
             spent += (time.process_time() - started) / 16
     spent *= 1000 / len(MOVES) / people
     print(f"{people} people, {FRAMES} frames each; steadying: {spent:.0f} ms a frame of one core\n")

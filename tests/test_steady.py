@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latentsync.evaluation import pictures
-from latentsync.faces.restoration.deflicker import Steady
+from latentsync.faces.restoration.deflicker import TemporalSmoother
 
 SIDE, FRAMES = 96, 12
 
@@ -28,7 +28,7 @@ def noisy(stack, levels, seed):
 
 
 def steady(stability, restored, plain):
-    return Steady(stability)(restored, plain, fresh=True)
+    return TemporalSmoother(stability)(restored, plain, fresh=True)
 
 
 def apart(a, b):
@@ -89,7 +89,7 @@ def test_a_slow_change_is_followed():
 
 def test_groups_are_one_stream(still):
     _, plain, restored = still
-    whole, parts = Steady(0.7), Steady(0.7)
+    whole, parts = TemporalSmoother(0.7), TemporalSmoother(0.7)
     expected = whole(restored, plain, fresh=True)
     made = [parts(restored[i : i + 5], plain[i : i + 5], fresh=i == 0) for i in (0, 5, 10)]
     assert np.array_equal(np.concatenate(made), expected)
@@ -97,7 +97,7 @@ def test_groups_are_one_stream(still):
 
 def test_a_fresh_start_forgets(still):
     _, plain, restored = still
-    used = Steady(1)
+    used = TemporalSmoother(1)
     used(restored[:6], plain[:6], fresh=True)
     again = used(restored[6:], plain[6:], fresh=True)
     assert np.array_equal(again, steady(1, restored[6:], plain[6:]))

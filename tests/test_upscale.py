@@ -18,7 +18,7 @@ from latentsync.errors import LatentSyncError, MediaError, OptionError, WeightsM
 from latentsync.faces import align
 from latentsync.faces.mask import keep_mask, restored_share
 from latentsync.faces.restoration import nets, restoration
-from latentsync.faces.restoration.restoration import OVERLAP, TILE, Upscaler, enlarged
+from latentsync.faces.restoration.restoration import OVERLAP, TILE, FaceRestorer, enlarged
 from latentsync.media import AudioReader, VideoFrame, VideoReader, probe
 from latentsync.options import Options
 from latentsync.pipeline import lipsync as pipeline
@@ -95,7 +95,7 @@ def soft(side):
 
 def pasted(frame, restorer, at, *, drawn=None, **options):
     chosen = Options(sr_stability=0, **options)
-    upscaler = Upscaler(restorer, SIDE, chosen, mouths=drawn is not None)
+    upscaler = FaceRestorer(restorer, SIDE, chosen, mouths=drawn is not None)
     drawn = None if drawn is None else torch.from_numpy(drawn)[None]
     (crop,) = upscaler([frame], at[None], drawn)
     size = frame.width, frame.height
@@ -166,7 +166,7 @@ def test_the_ratio_is_of_the_crop_that_is_pasted(tmp_path, voice, monkeypatch, r
 def test_each_frame_is_restored_once_in_its_place(tmp_path, monkeypatch):
     """Over several groups and a stretch without a face."""
     seen = []
-    call = Upscaler.__call__
+    call = FaceRestorer.__call__
 
     def spy(self, pictures, affines, drawn=None, *, fresh=True):
         numbers = [number_of(one.rgb()) for one in pictures]
@@ -174,7 +174,7 @@ def test_each_frame_is_restored_once_in_its_place(tmp_path, monkeypatch):
         seen.append((fresh, numbers))
         return call(self, pictures, affines, drawn, fresh=fresh)
 
-    monkeypatch.setattr(Upscaler, "__call__", spy)
+    monkeypatch.setattr(FaceRestorer, "__call__", spy)
     clip, out = numbered_clip(tmp_path / "clip.mp4", 40), tmp_path / "out.mp4"
     voice = write_sound(tmp_path / "voice.wav", babble(1.6))
     result = run(
@@ -203,7 +203,7 @@ def test_a_new_shot_is_fresh(tmp_path, monkeypatch):
             seen.append((len(restored), fresh))
             return super().__call__(restored, plain, fresh=fresh)
 
-    monkeypatch.setattr(restoration, "Steady", Spy)
+    monkeypatch.setattr(restoration, "TemporalSmoother", Spy)
     one, other = picture(0, 128, 112), 255 - picture(0, 128, 112)
     lipsync, voice = tiny_lipsync(), write_sound(tmp_path / "voice.wav", babble(0.8))
     for shots, fresh in (([one] * 20, False), ([one] * 10 + [other] * 10, True)):
@@ -262,13 +262,13 @@ def test_the_mouth_of_the_network_is_what_the_net_restores():
 def test_of_a_face_larger_than_the_net_sees_only_the_mouth_is_restored(width, around):
     """The frame shows its eyes better than they would come back: brows 28.7 px apart are equal."""
     at = affine(width / 60)
-    upscaler = Upscaler(Stub(), SIDE, Options(sr_stability=0))
+    upscaler = FaceRestorer(Stub(), SIDE, Options(sr_stability=0))
     eyes, mouth = (int(y * upscaler.side) for y in (0.3, 0.65))
     middle = upscaler.side // 2
     share = upscaler.share(at)
     assert share[mouth, middle] == 1
     assert share[eyes, middle] == pytest.approx(around, abs=0.03)
-    alone = Upscaler(Stub(), SIDE, Options(sr_stability=0), mouths=False)
+    alone = FaceRestorer(Stub(), SIDE, Options(sr_stability=0), mouths=False)
     assert alone.share(at)[eyes, middle] == 1
 
 

@@ -27,7 +27,7 @@ from latentsync.faces.colour import match_colour, mouth_ring
 from latentsync.faces.mask import keep_mask, paste_share
 from latentsync.faces.occlusion import Occluder
 from latentsync.faces.outline import outline_share
-from latentsync.faces.restoration.restoration import Restorer, Upscaler
+from latentsync.faces.restoration.restoration import FaceRestorer, Restorer
 from latentsync.options import Options
 from latentsync.pipeline import timeline
 from latentsync.runtime.frame_cache import FrameCache
@@ -98,7 +98,7 @@ class Compositor:
     ) -> None:
         self._draw, self._side, self._role = draw, side, role
         self._options, self._reporter, self._occluder = options, reporter, occluder
-        self._upscaler = Upscaler(restorer, self._side, options) if restorer else None
+        self._upscaler = FaceRestorer(restorer, self._side, options) if restorer else None
         self._before = (-2, -1)  # the output frame restored last, and its source frame
         self._ring = torch.from_numpy(mouth_ring(self._side))
         self._hole = 1 - torch.from_numpy(keep_mask(self._side))

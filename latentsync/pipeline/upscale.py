@@ -13,7 +13,7 @@ import numpy as np
 from latentsync import faces
 from latentsync.errors import MediaError, OptionError
 from latentsync.faces import FaceChoice, align
-from latentsync.faces.restoration.restoration import Restorer, Upscaler, enlarged
+from latentsync.faces.restoration.restoration import FaceRestorer, Restorer, enlarged
 from latentsync.media import (
     Carried,
     Colour,
@@ -227,7 +227,7 @@ def _restored(
     reporter: Reporter,
 ) -> Pictures:
     """The frames with one face of theirs restored, where it is found."""
-    upscaler = Upscaler(restorer, RESOLUTION, options, mouths=False)
+    upscaler = FaceRestorer(restorer, RESOLUTION, options, mouths=False)
     numbers = np.arange(len(track))
     cut = np.zeros(len(track), bool) if track.cut is None else track.cut
     last = -2  # the frame restored last

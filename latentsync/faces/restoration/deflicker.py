@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from latentsync.types import FloatArray
 
-__all__ = ["Steady"]
+__all__ = ["TemporalSmoother"]
 
 Stack = NDArray[np.uint8]
 
@@ -26,7 +26,7 @@ CHANGED = 2.0  # grey levels of the smoothed crop that halve what is kept of the
 SHARPLY = 4  # how fast it falls around that
 
 
-class Steady:
+class TemporalSmoother:
     """Steadies the restored crops of one face through one clip.
 
     Args:

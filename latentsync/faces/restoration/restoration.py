@@ -15,11 +15,11 @@ from torch import Tensor
 from latentsync.errors import LatentSyncError
 from latentsync.faces import align
 from latentsync.faces.mask import paste_share, restored_share
-from latentsync.faces.restoration.deflicker import Steady
+from latentsync.faces.restoration.deflicker import TemporalSmoother
 from latentsync.options import Options
 from latentsync.types import FloatArray, Frame, Picture
 
-__all__ = ["Restorer", "Upscaler", "enlarged"]
+__all__ = ["FaceRestorer", "Restorer", "enlarged"]
 
 TILE, OVERLAP = 320, 32  # px that a piece of a frame gives, and that it sees beyond them
 LEAST = 1 / 64  # weight of the plain crop, where neither is laid on and only rounding will show it
@@ -39,7 +39,7 @@ class Restorer(Protocol):
         ...
 
 
-class Upscaler:
+class FaceRestorer:
     """Restores one face through one run, as crops of `sr_ratio` times the network's resolution.
 
     What is restored is the face from the brows to the chin. Where the frame shows it larger than
@@ -64,7 +64,7 @@ class Upscaler:
         self._drawn = laid(self.side) if mouths else np.zeros_like(self._face)
         over = 255 * laid(resolution) * align.soft_edge(resolution)
         self._over = over.astype(np.uint8)
-        self._steady = Steady(options.sr_stability)
+        self._steady = TemporalSmoother(options.sr_stability)
 
     def __call__(
         self,
