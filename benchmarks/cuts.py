@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentsync.faces.tracking.shots import with_cuts
+from latentsync.faces.tracking.shots import detect_shots
 from latentsync.media import VideoFrame, VideoReader, VideoWriter
 from latentsync.training.synthetic import Identity, Mouth, draw, draw_motion
 from latentsync.types import Frame
@@ -91,7 +91,7 @@ def film() -> dict[str, list[Shot]]:
 
 
 def own(path: Path) -> list[int]:
-    return [i for i, (_, cut) in enumerate(with_cuts(VideoReader(path).frames())) if cut]
+    return [i for i, (_, cut) in enumerate(detect_shots(VideoReader(path).frames())) if cut]
 
 
 def decoding(path: Path) -> None:

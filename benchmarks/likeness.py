@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from latentsync.faces import Builtin
-from latentsync.faces.tracking.embedding import Patch, alike
+from latentsync.faces.tracking.embedding import PatchEmbedding, alike
 from latentsync.media import VideoReader
 from latentsync.training.synthetic.looks import draw_looks
 from latentsync.types import Face, FloatArray, Frame
@@ -29,7 +29,7 @@ LIGHTS = 8
 def drawn(people: int) -> dict[str, FloatArray]:
     """Likeness of pairs, by what kind of pair it is."""
     cells, rooms = draw_looks(SEED, people)
-    looks = alike(Patch().project(cells).mean(axis=2))  # (people, set-ups, n)
+    looks = alike(PatchEmbedding().project(cells).mean(axis=2))  # (people, set-ups, n)
     cosines = np.einsum("isd,jtd->isjt", looks, looks)
     same_room = rooms[:, :, None, None] == rooms[None, None]
     person = np.arange(people)
@@ -45,7 +45,7 @@ def drawn(people: int) -> dict[str, FloatArray]:
 
 
 def filmed(folder: Path) -> dict[str, FloatArray]:
-    patch, detector = Patch(), Builtin()
+    patch, detector = PatchEmbedding(), Builtin()
     looks, relit = {}, {}
     for path in sorted(folder.glob("*.mp4")):
         found: list[tuple[Frame, Face]] = []
@@ -91,7 +91,7 @@ def in_light(rgb: Frame, number: int) -> Frame:
 
 
 def table(pairs: dict[str, FloatArray]) -> None:
-    same, other = Patch.same, Patch.other
+    same, other = PatchEmbedding.same, PatchEmbedding.other
     print(f"\n| pairs | number | least | 1 % | median | 99 % | most | >= {same} | < {other} |")
     print("| --- |" + " --- |" * 8)
     for name, cosines in pairs.items():

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from latentsync.faces.tracking.shots import with_cuts
+from latentsync.faces.tracking.shots import detect_shots
 from latentsync.media import VideoFrame
 from latentsync.training.synthetic import Identity, Mouth, Pose, draw
 from latentsync.types import Frame
@@ -16,7 +16,7 @@ def rooms() -> list[Frame]:
 
 
 def cuts(frames: list[Frame]) -> list[int]:
-    seen = list(with_cuts(iter(frames)))
+    seen = list(detect_shots(iter(frames)))
     assert [id(frame) for frame, _ in seen] == [id(frame) for frame in frames]
     return [i for i, (_, cut) in enumerate(seen) if cut]
 
@@ -37,7 +37,7 @@ def test_cuts_and_what_is_none() -> None:
     pan = [wide[0][:, x : x + 128] for x in range(0, 800, 50)]
     assert cuts([a] * 5 + pan + [pan[-1]] * 5) == []
     pictures = [*map(VideoFrame.from_rgb, [a] * 9 + [b] * 9)]
-    assert [i for i, (_, cut) in enumerate(with_cuts(pictures)) if cut] == [9]
+    assert [i for i, (_, cut) in enumerate(detect_shots(pictures)) if cut] == [9]
     smooth = cv2.resize(np.random.default_rng(6).integers(0, 256, (3, 16, 3), np.uint8), (1600, 96))
     for moved in (7, 9):  # px a frame; every fifth frame is left out
         steps = [2 * moved if i % 5 == 4 else moved for i in range(25)]
@@ -68,9 +68,9 @@ def test_two_shots_with_black_between_them() -> None:
 def test_a_dissolve_says_in_how_many_frames_both_shots_are_seen(length: int, most: int) -> None:
     """A very long one is seen by its last part."""
     a, b = (room[:, :128] for room in rooms()[:2])
-    (cut,) = [cut for _, cut in with_cuts([a] * 20 + mixed(a, b, length) + [b] * 20) if cut]
+    (cut,) = [cut for _, cut in detect_shots([a] * 20 + mixed(a, b, length) + [b] * 20) if cut]
     assert 0.8 * most - 1 <= cut.dissolve <= most
-    (hard,) = [cut for _, cut in with_cuts([a] * 9 + [b] * 9) if cut]
+    (hard,) = [cut for _, cut in detect_shots([a] * 9 + [b] * 9) if cut]
     assert hard.dissolve == 0
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latentsync import LipSync, faces
-from latentsync.faces import FaceChoice, PointTrack, Scene, look
+from latentsync.faces import FaceChoice, PointTrack, TrackSelection, look
 from latentsync.media import VideoFrame
 from tests.clips import babble, raw_frames, write_clip, write_picture, write_sound
 from tests.footage.films import FILMS, HEIGHT, SIDES, WIDTH, Film, film
@@ -22,7 +22,7 @@ FAST = tuple(replace(shot, frames=6) for shot in SIDES)
 LEAST = {"dissolves": 0.15, "three": 0.3, "four": 0.3}
 
 
-def scene_of(drawn: Film, *choices: FaceChoice, every: int = 1) -> Scene:
+def scene_of(drawn: Film, *choices: FaceChoice, every: int = 1) -> TrackSelection:
     detector = faces.create("builtin", root=Path("none"))
     frames = (VideoFrame.from_rgb(frame) for frame in drawn.frames)
     return look(frames, detector, [*choices, faces.LARGEST], detect_every=every)
@@ -43,7 +43,7 @@ def redrawn(track: PointTrack, drawn: Film) -> Counter[str]:
     return count
 
 
-def places(drawn: Film, scene: Scene) -> list[tuple[str, str]]:
+def places(drawn: Film, scene: TrackSelection) -> list[tuple[str, str]]:
     """Who, and a point on them: in the first and in the last frame in which they are found."""
     found = []
     for person in scene.people:

@@ -9,8 +9,8 @@ import pytest
 
 from latentsync.cli.generate import _summary
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.faces.tracking.embedding import CELLS, Patch, alike
-from latentsync.faces.tracking.linker import LOOK_EVERY, Linker
+from latentsync.faces.tracking.embedding import CELLS, PatchEmbedding, alike
+from latentsync.faces.tracking.linker import LOOK_EVERY, TrackAssociator
 from latentsync.training.synthetic.looks import draw_looks
 from latentsync.training.tasks.likeness import fit_projection
 from latentsync.types import Face, FaceTrack, ShotFaces
@@ -69,11 +69,11 @@ def test_a_track_cut_short_has_the_shots_of_its_frames():
 def test_a_person_is_known_again_in_another_room():
     """Drawn afresh: nearer to themselves in another room than to anybody in any."""
     cells, _ = draw_looks(3, 3, rooms=2, setups=1, looks=2)
-    looks = alike(Patch().project(cells).mean(axis=2))
+    looks = alike(PatchEmbedding().project(cells).mean(axis=2))
     cosines = np.einsum("isd,jtd->isjt", looks, looks)
     same = [cosines[i, 0, i, 1] for i in range(3)]
     others = [cosines[i, :, j].max() for i in range(3) for j in range(i)]
-    assert min(same) > Patch.other > max(others)
+    assert min(same) > PatchEmbedding.other > max(others)
 
 
 def test_the_projection_keeps_what_differs_between_people_alone():
@@ -92,12 +92,12 @@ def test_a_projection_that_is_missing_or_damaged(tmp_path):
     face = Face((0, 0, 60, 80), 1.0, np.float32([[15, 15], [45, 15], [30, 40]]))
     frame = np.zeros((90, 90, 3), np.uint8)
     with pytest.raises(WeightsMissing, match=r"none\.safetensors is missing.*train_likeness"):
-        Patch(tmp_path / "none.safetensors").embed(frame, face)
+        PatchEmbedding(tmp_path / "none.safetensors").embed(frame, face)
     for data in (b"no tensors", b""):
         (tmp_path / "bad.safetensors").write_bytes(data)
         with pytest.raises(WeightsMismatch, match=r"bad\.safetensors does not hold"):
-            Patch(tmp_path / "bad.safetensors").embed(frame, face)
-    assert Patch().embed(frame, face).shape < (CELLS,)
+            PatchEmbedding(tmp_path / "bad.safetensors").embed(frame, face)
+    assert PatchEmbedding().embed(frame, face).shape < (CELLS,)
 
 
 # One place, two people
@@ -115,7 +115,7 @@ class Looking:
 
 def linked(greys):
     """The frames of each person that a linker makes of one face at one place."""
-    linker = Linker(Looking())
+    linker = TrackAssociator(Looking())
     face = Face((20, 20, 80, 100), 1.0, np.float32([[35, 40], [65, 40], [50, 65]]))
     for index, grey in enumerate(greys):
         linker.add(index, np.full((120, 100, 3), grey, np.uint8), [face])

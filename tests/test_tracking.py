@@ -12,9 +12,9 @@ import pytest
 from latentsync import faces
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.faces import LARGEST, FaceChoice, Gap, PointTrack, align, follow, look
-from latentsync.faces.tracking.embedding import Patch
-from latentsync.faces.tracking.linker import LINGERS, Linker
-from latentsync.faces.tracking.tracker import Watch
+from latentsync.faces.tracking.embedding import PatchEmbedding
+from latentsync.faces.tracking.linker import LINGERS, TrackAssociator
+from latentsync.faces.tracking.tracker import FrameWatcher
 from latentsync.media import Colour, VideoFrame
 from latentsync.training.synthetic import Identity, Mouth, Pose, draw, draw_motion
 from latentsync.types import Box, Face, Frame, Progress
@@ -543,7 +543,7 @@ def _searched_after(script: list[list[Actor]], followed: list) -> list[int]:
     cast = Cast(script)
     faces = [None if place is None else face_of((*place, RED)) for place in followed]
     cast.follow = lambda *_, **__: faces  # type: ignore[method-assign]
-    watch = Watch(cast, Linker(Patch()), 50, rounded=False)
+    watch = FrameWatcher(cast, TrackAssociator(PatchEmbedding()), 50, rounded=False)
     for index, frame in enumerate(cast.frames()):
         watch.see(index, frame, cut=None)
     return cast.searched[1:]
@@ -828,11 +828,11 @@ def test_a_graphic_over_a_faces_rim_makes_it_nobody_else(part: str) -> None:
 
 
 def test_looks_tell_people_apart() -> None:
-    patch = Patch()
+    patch = PatchEmbedding()
     looks = [
         patch.embed(paint([actor]), face_of(actor))
         for actor in ((100, 120, 60, RED), (200, 100, 80, RED), (100, 120, 60, BLUE))
     ]
-    assert looks[0] @ looks[1] > Patch.same
-    assert looks[0] @ looks[2] < Patch.other
+    assert looks[0] @ looks[1] > PatchEmbedding.same
+    assert looks[0] @ looks[2] < PatchEmbedding.other
     assert np.linalg.norm(looks[0]) == pytest.approx(1)

@@ -28,7 +28,7 @@ from latentsync.evaluation.sync import (
     running_median,
     sync_confidence,
 )
-from latentsync.faces.tracking.shots import with_cuts
+from latentsync.faces.tracking.shots import detect_shots
 from latentsync.media import VideoFrame, VideoReader
 from latentsync.runtime import checkpoints
 from latentsync.types import FloatArray, Frame
@@ -90,7 +90,7 @@ def sync_conf(
         NoFaceFound: no face of 100 px is there for more than 50 frames, or none that is wanted.
     """
     found, cuts, size = [], [], np.ones(4)
-    for i, (frame, cut) in enumerate(with_cuts(clip.frames())):
+    for i, (frame, cut) in enumerate(detect_shots(clip.frames())):
         check()
         assert isinstance(frame, VideoFrame)
         found.append(detect_boxes(detector, frame.rgb(), float(frame.pixel_aspect)))

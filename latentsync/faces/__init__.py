@@ -27,7 +27,7 @@ from latentsync.faces.detectors.frame_view import Shown
 from latentsync.faces.detectors.scrfd import InsightFace
 from latentsync.faces.detectors.yunet import YuNet
 from latentsync.faces.tracking.choice import LARGEST, FaceChoice
-from latentsync.faces.tracking.selection import Gap, PointTrack, Scene, runs
+from latentsync.faces.tracking.selection import Gap, PointTrack, TrackSelection, runs
 from latentsync.faces.tracking.tracker import follow, look, no_face
 from latentsync.types import ProgressCallback
 
@@ -42,8 +42,8 @@ __all__ = [
     "Gap",
     "InsightFace",
     "PointTrack",
-    "Scene",
     "Shown",
+    "TrackSelection",
     "YuNet",
     "create",
     "follow",

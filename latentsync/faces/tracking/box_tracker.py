@@ -12,7 +12,7 @@ from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
 from latentsync.faces.tracking.shots import Cut
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["BoxFollower"]
+__all__ = ["TemplateTracker"]
 
 Grey = NDArray[np.uint8]  # (h, w)
 
@@ -43,7 +43,7 @@ class _TemplateState:
 
 
 @dataclass
-class BoxFollower:
+class TemplateTracker:
     """Follows one box; frames come in order, and `boxes` says where it was in which of them.
 
     Its picture is sought by normalised correlation about its last place, a little larger and

@@ -15,7 +15,7 @@ from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
 from latentsync.faces.detectors.landmarks import similarity
 from latentsync.types import Face, FloatArray
 
-__all__ = ["CELLS", "FILE", "Embedder", "Patch", "alike", "cells"]
+__all__ = ["CELLS", "FILE", "Embedder", "PatchEmbedding", "alike", "cells"]
 
 COLUMNS, ROWS = 12, 15  # cells around the face
 KEPT_ROWS = 12  # of them: what is below the chin may be covered by a lower third
@@ -33,7 +33,7 @@ FILE = Path(__file__).resolve().parents[3] / "weights" / "demo" / "likeness.safe
 class Embedder(Protocol):
     """What turns a face into a vector of length 1; the cosine of two says how alike they are.
 
-    A detector that has these members is asked; for the others there is `Patch`.
+    A detector that has these members is asked; for the others there is `PatchEmbedding`.
     """
 
     same: float  # a cosine from which on two are one person, wherever they are
@@ -42,7 +42,7 @@ class Embedder(Protocol):
     def embed(self, frame: Shown, face: Face) -> FloatArray: ...
 
 
-class Patch:
+class PatchEmbedding:
     """Lightness and colour of 12 x 12 cells of the aligned face, with hair, projected.
 
     The projection keeps what differs between people and drops what differs between two looks at one

@@ -15,7 +15,7 @@ from latentsync.faces.detectors.frame_view import FrameView, Shown
 from latentsync.faces.tracking.embedding import COLUMNS, KEPT_ROWS, Embedder, alike, cells
 from latentsync.types import Box, Face, FloatArray
 
-__all__ = ["Linker", "Tracklet", "apart", "stayed"]
+__all__ = ["TrackAssociator", "Tracklet", "apart", "stayed"]
 
 # Sizes are the square root of a face's area; distances are counted in them.
 REACH = 0.4  # how far a face may be from where it was expected a frame after it was seen
@@ -180,7 +180,7 @@ class Tracklet:
         self.look = alike(np.mean([look for _, look in self._looks], axis=0))
 
 
-class Linker:
+class TrackAssociator:
     """Takes each frame's faces in turn; the people are in `people`."""
 
     def __init__(self, embedder: Embedder) -> None:

@@ -16,7 +16,7 @@ from latentsync.faces.tracking.linker import Tracklet
 from latentsync.faces.tracking.recognition import Taken, recognise
 from latentsync.types import FloatArray, ShotFaces
 
-__all__ = ["Gap", "PointTrack", "Scene", "runs"]
+__all__ = ["Gap", "PointTrack", "TrackSelection", "runs"]
 
 Flags = NDArray[np.bool_]
 Frames = NDArray[np.int64]  # (k,) frame numbers
@@ -53,7 +53,7 @@ class PointTrack:
 
 
 @dataclass(frozen=True)
-class Scene:
+class TrackSelection:
     """All people of a clip, and all that choosing among them takes; made by `look`."""
 
     cut: Flags  # (n,)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from latentsync.faces.detectors.frame_view import FrameView, Shown
 
-__all__ = ["Cut", "with_cuts"]
+__all__ = ["Cut", "detect_shots"]
 
 Thumbnail = NDArray[np.float32]  # (pixels,) grey levels
 
@@ -55,7 +55,7 @@ class Cut:
     dissolve: int = 0  # frames before it in which both shots are seen
 
 
-def with_cuts(frames: Iterable[Shown]) -> Iterator[tuple[Shown, Cut | None]]:
+def detect_shots(frames: Iterable[Shown]) -> Iterator[tuple[Shown, Cut | None]]:
     """Every frame, and a `Cut` where it is the first of a new shot; three frames late.
 
     A cut is a step from one frame to the next that is large, and larger by far than the three

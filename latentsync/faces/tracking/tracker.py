@@ -6,7 +6,7 @@
     fill      short gaps, and say of the others why they are there (scene.py)
 
 Looking and linking know nothing of the choice, so a choice about a late frame holds for the early
-ones, and `Scene.tracks` may be asked for several choices after one look.
+ones, and `TrackSelection.tracks` may be asked for several choices after one look.
 """
 
 import logging
@@ -18,16 +18,16 @@ import numpy as np
 from latentsync.errors import NoFaceFound, option_name, with_option
 from latentsync.faces.detectors.base import PUBLISHED, Detector
 from latentsync.faces.detectors.frame_view import FrameView, Shown
-from latentsync.faces.tracking.box_tracker import BoxFollower
+from latentsync.faces.tracking.box_tracker import TemplateTracker
 from latentsync.faces.tracking.choice import FaceChoice
-from latentsync.faces.tracking.embedding import Embedder, Patch
-from latentsync.faces.tracking.linker import Linker, Tracklet, apart, stayed
-from latentsync.faces.tracking.selection import Gap, PointTrack, Scene, runs
-from latentsync.faces.tracking.shots import Cut, with_cuts
+from latentsync.faces.tracking.embedding import Embedder, PatchEmbedding
+from latentsync.faces.tracking.linker import TrackAssociator, Tracklet, apart, stayed
+from latentsync.faces.tracking.selection import Gap, PointTrack, TrackSelection, runs
+from latentsync.faces.tracking.shots import Cut, detect_shots
 from latentsync.media import VideoReader
 from latentsync.types import Face, FloatArray, Progress, ProgressCallback
 
-__all__ = ["Watch", "follow", "look", "no_face"]
+__all__ = ["FrameWatcher", "follow", "look", "no_face"]
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def follow(
             second look, nothing filled.
         total: how many frames there will be, for `progress`, where that is known.
         fps: frames a second, for the time in `choice`.
-        detect_every: the whole frame is searched in one of so many, see `Watch`.
+        detect_every: the whole frame is searched in one of so many, see `FrameWatcher`.
         progress: hears of stage "detect" after each frame, and may raise to stop.
 
     Returns:
@@ -91,26 +91,26 @@ def look(
     fps: float = 25,
     detect_every: int = 1,
     progress: ProgressCallback | None = None,
-) -> Scene:
+) -> TrackSelection:
     """Look at every frame of a clip once, for all `choices`; arguments and errors as in `follow`.
 
     A detector is asked only where a choice needs one: boxes are followed without.
     """
-    embedder = detector if isinstance(detector, Embedder) else Patch()
+    embedder = detector if isinstance(detector, Embedder) else PatchEmbedding()
     references = {
         choice: _reference(choice, detector, embedder) for choice in choices if choice.picture
     }
     boxes = {
-        choice: BoxFollower(choice.place, round(choice.seconds * fps), fps)
+        choice: TemplateTracker(choice.place, round(choice.seconds * fps), fps)
         for choice in choices
         if choice.kind == "box"
     }
-    watch = Watch(detector, Linker(embedder), detect_every, rounded=rounded)
+    watch = FrameWatcher(detector, TrackAssociator(embedder), detect_every, rounded=rounded)
     detecting = any(choice.kind != "box" for choice in choices)
     cuts: list[Cut | None] = []
     faces_seen: list[int] = []
     view = FrameView(np.zeros((0, 0, 3), np.uint8))
-    for index, (frame, cut) in enumerate(with_cuts(frames)):
+    for index, (frame, cut) in enumerate(detect_shots(frames)):
         if detecting:
             faces_seen.append(watch.see(index, frame, cut=cut))
         for follower in boxes.values():
@@ -122,7 +122,7 @@ def look(
     mixed = np.zeros(len(cuts), bool)
     for index, one in enumerate(cuts):
         mixed[index - one.dissolve if one else index : index] = True
-    return Scene(
+    return TrackSelection(
         cut=np.array([one is not None for one in cuts], bool),
         mixed=mixed,
         size=(view.width, view.height),
@@ -148,7 +148,7 @@ def _reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> Fl
             f"no face in the reference picture {choice.picture} by {detector.describe()}; give "
             "one in which the face is larger or more frontal, or choose the face by a point x,y"
         )
-    if isinstance(embedder, Patch):
+    if isinstance(embedder, PatchEmbedding):
         log.info(
             "%s is compared by lightness and colour of the aligned face, as %s knows no people "
             "apart: take a picture from the clip itself, or choose by a point",
@@ -211,7 +211,7 @@ SECOND_LOOKS = 2  # a frame, at most: a crowd that leaves must not cost more tha
 TANGLED = 0.5  # of their size: closer than this, two faces that are followed may be one
 
 
-class Watch:
+class FrameWatcher:
     """Hands each frame's faces to a linker; who was there a moment ago is looked for once more.
 
     The whole frame is searched in one of `every`, at a cut, where a face that is followed isn't
@@ -219,7 +219,9 @@ class Watch:
     so who is new there is seen up to `every` - 1 frames late.
     """
 
-    def __init__(self, detector: Detector, linker: Linker, every: int, *, rounded: bool) -> None:
+    def __init__(
+        self, detector: Detector, linker: TrackAssociator, every: int, *, rounded: bool
+    ) -> None:
         self._detector, self._linker, self._every = detector, linker, every
         self._rounded = rounded
         self._last: list[Face] = []

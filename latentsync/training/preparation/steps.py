@@ -27,7 +27,7 @@ from latentsync import faces
 from latentsync.errors import MediaError, OutputError
 from latentsync.evaluation.sync import SyncScore, face_crops, sync_confidence
 from latentsync.faces import align
-from latentsync.faces.tracking.shots import with_cuts
+from latentsync.faces.tracking.shots import detect_shots
 from latentsync.media import AudioReader, VideoReader
 from latentsync.training.preparation.quality import hyper_iqa, sharpness
 from latentsync.training.preparation.stretch import (
@@ -74,7 +74,7 @@ class Decode:
             if reader.info.is_image:
                 yield Rejected("a still picture")
                 return
-            cuts = [cut is not None for _, cut in with_cuts(reader.frames())]
+            cuts = [cut is not None for _, cut in detect_shots(reader.frames())]
         if told:
             # Nothing of where: with several decoding threads it is chance which frames are rescued.
             yield Rejected("damaged or cut short")
