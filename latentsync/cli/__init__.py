@@ -27,7 +27,7 @@ from latentsync.cli.common import (
     path_argument,
     print_json,
 )
-from latentsync.cli.progress_bars import bars, console, shown_on, transfer_bars
+from latentsync.cli.progress_bars import bars, console, progress_callback, transfer_bars
 from latentsync.errors import (
     HOST,
     Asker,
@@ -249,7 +249,7 @@ def synthesise(
             size=_size(size),
             languages=chosen or LANGUAGES,
             workers=workers,
-            progress=shown_on(drawn),
+            progress=progress_callback(drawn),
         )
     typer.echo(f"{len(paths)} clips, {len(paths) * seconds:.1f} s in all, in {output}")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from latentsync.cli.common import Device, Weights, path_argument, path_option
-from latentsync.cli.progress_bars import bars, shown_on
+from latentsync.cli.progress_bars import bars, progress_callback
 from latentsync.errors import MediaError, OptionError
 from latentsync.runtime.progress import interruptible
 
@@ -93,7 +93,7 @@ def evaluate(
         run = partial(
             measure, pairs, names, weights=weights, device=device, detector=detector, face=face
         )
-        found = interruptible(lambda stop: run(progress=shown_on(drawn), cancelled=stop))
+        found = interruptible(lambda stop: run(progress=progress_callback(drawn), cancelled=stop))
     written = write_report(found, report) if report else ()
     errors = [clip.error for clip in found.clips if clip.error]
     if len(errors) == len(found.clips):

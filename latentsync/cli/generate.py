@@ -38,7 +38,7 @@ from latentsync.cli.common import (
     print_json,
     restoring_option,
 )
-from latentsync.cli.progress_bars import bars, shown_on
+from latentsync.cli.progress_bars import bars, progress_callback
 from latentsync.errors import OptionError
 from latentsync.runtime.progress import interruptible
 from latentsync.types import Result
@@ -291,7 +291,9 @@ def generate(
     lipsync = LipSync.load(model, detector=detector, occluder=occluder, compile=here, **how)
     crew = _engine(engine, model, replicas, ray_address, how | {"compile": compile_})
     with crew as lipsync.engine, bars() as drawn:
-        run = partial(lipsync.run, video, voices, output, options=options, progress=shown_on(drawn))
+        run = partial(
+            lipsync.run, video, voices, output, options=options, progress=progress_callback(drawn)
+        )
         result = interruptible(lambda cancelled: run(cancelled=cancelled))
     if as_json:
         print_json(result)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from latentsync.types import Progress, ProgressCallback
 
-__all__ = ["bars", "console", "shown_on", "transfer_bars"]
+__all__ = ["bars", "console", "progress_callback", "transfer_bars"]
 
 console = Console(stderr=True)
 
@@ -62,7 +62,7 @@ def _drawn(*columns: ProgressColumn) -> Bars:
     )
 
 
-def shown_on(drawn: Bars) -> ProgressCallback:
+def progress_callback(drawn: Bars) -> ProgressCallback:
     """A callback that moves a bar for each stage."""
     tasks = {}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 import typer
 
 from latentsync.cli.common import ModelsDetector, Weights, machine_option
-from latentsync.cli.progress_bars import bars, shown_on
+from latentsync.cli.progress_bars import bars, progress_callback
 from latentsync.errors import Cancelled, OptionError, WeightsMissing
 
 if TYPE_CHECKING:
@@ -211,7 +211,9 @@ def _trained(training: Callable[..., Path], *arguments: object, **options: objec
     """Run it with bars and a way to stop, and tell what it wrote."""
     try:
         with bars("steps") as drawn, _stopping() as asked:
-            result = training(*arguments, **options, progress=shown_on(drawn), cancel=asked)
+            result = training(
+                *arguments, **options, progress=progress_callback(drawn), cancel=asked
+            )
     except WeightsMissing as error:
         # The advice is for commands that have `--model`; what it fetches may be a judge's, too.
         raise WeightsMissing(

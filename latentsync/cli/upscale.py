@@ -26,7 +26,7 @@ from latentsync.cli.common import (
     path_option,
     print_json,
 )
-from latentsync.cli.progress_bars import bars, shown_on
+from latentsync.cli.progress_bars import bars, progress_callback
 from latentsync.errors import OptionError
 from latentsync.runtime.progress import interruptible
 
@@ -97,7 +97,13 @@ def upscale(
     finder = None if whole_frame else faces.create(detector, root=folder / "auxiliary", gpu=gpu)
     with bars() as drawn:
         run = partial(
-            upscale_clip, video, output, net, finder, options=options, progress=shown_on(drawn)
+            upscale_clip,
+            video,
+            output,
+            net,
+            finder,
+            options=options,
+            progress=progress_callback(drawn),
         )
         result = interruptible(lambda cancelled: run(cancelled=cancelled))
     if as_json:

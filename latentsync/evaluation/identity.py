@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import OptionError, WeightsMismatch
-from latentsync.faces import Shown
+from latentsync.faces import FrameLike
 from latentsync.faces.detectors.frame_view import FrameView
 from latentsync.faces.detectors.landmarks import ANCHORS, REFERENCE, similarity
 from latentsync.runtime.devices import onnx_session
@@ -55,7 +55,7 @@ class ArcFace:
         onto = similarity(REFERENCE[PUPILS_AND_NOSE], PLACES)
         self._goal = REFERENCE[ANCHORS] @ onto[:, :2].T + onto[:, 2]
 
-    def embed(self, frame: Shown, face: Face) -> FloatArray:
+    def embed(self, frame: FrameLike, face: Face) -> FloatArray:
         """(d,) float32 of length 1: the cosine of two says how alike their faces are."""
         affine = similarity(face.points.astype(np.float64), self._goal)
         pixels, affine = FrameView(frame).under(affine, (0, 0, SIDE, SIDE), SIDE)

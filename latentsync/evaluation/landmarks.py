@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import OptionError
-from latentsync.faces import Shown
+from latentsync.faces import FrameLike
 from latentsync.types import Face
 
 __all__ = ["MouthFinder", "landmark_distance", "mouth_finder"]
@@ -23,7 +23,7 @@ Points = NDArray[np.floating]
 class MouthFinder(Protocol):
     """A detector that also knows landmarks of the mouth."""
 
-    def mouth(self, frame: Shown, seen: Face) -> Array:
+    def mouth(self, frame: FrameLike, seen: Face) -> Array:
         """(p, 2) x, y in px of the frame, of a face that it saw or that `region.face_of` gave."""
         ...
 

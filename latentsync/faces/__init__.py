@@ -23,7 +23,7 @@ from latentsync.errors import OptionError, option_name
 from latentsync.faces.detectors.base import PUBLISHED, Detector, FaceFilter
 from latentsync.faces.detectors.builtin import Builtin
 from latentsync.faces.detectors.cascade import CascadeFile
-from latentsync.faces.detectors.frame_view import Shown
+from latentsync.faces.detectors.frame_view import FrameLike
 from latentsync.faces.detectors.scrfd import InsightFace
 from latentsync.faces.detectors.yunet import YuNet
 from latentsync.faces.tracking.choice import LARGEST, FaceChoice
@@ -39,10 +39,10 @@ __all__ = [
     "Detector",
     "FaceChoice",
     "FaceFilter",
+    "FrameLike",
     "Gap",
     "InsightFace",
     "PointTrack",
-    "Shown",
     "TrackSelection",
     "YuNet",
     "create",
@@ -92,7 +92,7 @@ def create(
 
 
 def track(
-    frames: Iterable[Shown],
+    frames: Iterable[FrameLike],
     detector: Detector,
     *,
     rounded: bool = False,

@@ -21,7 +21,7 @@ from latentsync.media.container import (
     decode,
     demux,
     open_media,
-    shown,
+    quote_path,
     video_stream,
 )
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
@@ -78,11 +78,11 @@ class Sound:
             stream = sound_stream(container, chosen)
             claimed = None if clock_restarts(container) else stream.duration
             if claimed is not None and stream.time_base is not None:
-                limits.check_seconds(shown(path), float(claimed * stream.time_base))
+                limits.check_seconds(quote_path(path), float(claimed * stream.time_base))
             first = next(_decoded(container, stream), None)
             if first is None:
                 raise MediaError(
-                    f"{shown(path)} has a sound stream without a single sample:"
+                    f"{quote_path(path)} has a sound stream without a single sample:"
                     " give a file with sound in it"
                 )
             pictures = video_stream(container)
@@ -121,7 +121,9 @@ class Sound:
             stream = sound_stream(container, self.track)
             for frame in _decoded(container, stream):
                 # Before the graph sees it, which would fill a gap of any length with silence.
-                self.limits.check_seconds(shown(self.path), float(_seconds(frame) - self.origin))
+                self.limits.check_seconds(
+                    quote_path(self.path), float(_seconds(frame) - self.origin)
+                )
                 now = frame.sample_rate, frame.layout.name, frame.format.name
                 if graph is None or now != spec:
                     for out in _drained(graph):
@@ -144,7 +146,9 @@ class Sound:
         kinds = set()
         with open_media(self.path, self.limits) as container:
             for frame in _decoded(container, sound_stream(container, self.track)):
-                self.limits.check_seconds(shown(self.path), float(_seconds(frame) - self.origin))
+                self.limits.check_seconds(
+                    quote_path(self.path), float(_seconds(frame) - self.origin)
+                )
                 kinds.add((frame.sample_rate, frame.layout.name))
         return len(kinds) <= 1
 
@@ -160,7 +164,8 @@ class Sound:
             return _graph(given, wanted, block, start, tolerance)
         except av.FFmpegError as error:
             raise MediaError(
-                f"{shown(self.path)} has sound that can't be converted ({given[0]} Hz, {given[1]}:"
+                f"{quote_path(self.path)} has sound that can't be converted ({given[0]} Hz, "
+                f"{given[1]}:"
                 f" {error.strerror}): give it as mono or stereo, at 48000 Hz for example"
             ) from error
 
@@ -227,7 +232,7 @@ class AudioReader:
             return None
         logger.warning(
             "the two channels of %s cancel each other out: the %s one is heard alone",
-            *(shown(self.path), _SIDES[louder]),
+            *(quote_path(self.path), _SIDES[louder]),
         )
         return louder
 
@@ -387,7 +392,7 @@ def mix(sounds: Sequence[Sound], output: Path) -> None:
             container.mux(stream.encode(None))
     except OSError as error:  # PyAV's own are OSErrors where the disk is the reason
         raise OutputError(
-            f"the voices can't be summed in {shown(output)} ({error.strerror}): "
+            f"the voices can't be summed in {quote_path(output)} ({error.strerror}): "
             f"check the free space there{with_option(HOST, ' (TMPDIR)')}"
         ) from error
 

@@ -38,8 +38,8 @@ __all__ = [
     "frame_rate",
     "open_media",
     "probe",
+    "quote_path",
     "refused_address",
-    "shown",
     "video_stream",
 ]
 
@@ -67,7 +67,7 @@ class _Nameless:
             return -1
 
 
-def shown(path: Path | str) -> str:
+def quote_path(path: Path | str) -> str:
     """A path as messages show it: quoted, in one line, whatever characters it holds."""
     return repr(str(path))
 
@@ -82,7 +82,7 @@ def refused_address(path: Path | str) -> str | None:
         return None
     address = text if "://" in text else text.replace(":/", "://", 1)
     return (
-        f"{shown(address)} is an address, and only files of this machine are read and written:"
+        f"{quote_path(address)} is an address, and only files of this machine are read and written:"
         " give a file's name"
     )
 
@@ -105,17 +105,18 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
     try:
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
-            raise MediaError(f"{shown(path)} {what}: give a video, picture or sound file")
-        limits.check_bytes(shown(path), size := path.stat().st_size)
+            raise MediaError(f"{quote_path(path)} {what}: give a video, picture or sound file")
+        limits.check_bytes(quote_path(path), size := path.stat().st_size)
         if not size:
-            raise MediaError(f"{shown(path)} is empty, of 0 bytes: write or copy it again")
+            raise MediaError(f"{quote_path(path)} is empty, of 0 bytes: write or copy it again")
         with path.open("rb") as file:
-            limits.check_samples(shown(path), claimed_samples(file, size), size)
-            limits.check_notes(shown(path), unpacked_notes(file, MOST_NOTES))
+            limits.check_samples(quote_path(path), claimed_samples(file, size), size)
+            limits.check_notes(quote_path(path), unpacked_notes(file, MOST_NOTES))
             file.seek(0)
             if _is_moving_webp(head := file.read(_HEAD)):
                 raise MediaError(
-                    f"{shown(path)} is a moving WebP, which can't be read: convert it to GIF or mp4"
+                    f"{quote_path(path)} is a moving WebP, which can't be read: "
+                    "convert it to GIF or mp4"
                 )
             file.seek(0)
             seen = av.open(_Nameless(file), "r", options=options, metadata_errors="replace")
@@ -129,16 +130,19 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
             metadata_errors="replace",
         )
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{shown(path)} {_not_read(head, error)}") from error
+        raise MediaError(f"{quote_path(path)} {_not_read(head, error)}") from error
     if any(one.disposition & Disposition.dependent for one in container.streams.video):
         container.close()
         raise MediaError(
-            f"{shown(path)} is a photograph in tiles (HEIC, as phones take them), which can't be"
+            f"{quote_path(path)} is a photograph in tiles (HEIC, as phones take them), "
+            "which can't be"
             " read: save it as JPEG or PNG"
         )
     stream = video_stream(container)
     if stream is not None:
-        limits.check_pixels(shown(path), stream.codec_context.width, stream.codec_context.height)
+        limits.check_pixels(
+            quote_path(path), stream.codec_context.width, stream.codec_context.height
+        )
         stream.codec_context.options = bound
         # Else libavcodec cuts less off the left than the stream says, to keep rows aligned.
         stream.codec_context.flags |= CodecFlags.unaligned
@@ -187,7 +191,7 @@ class Damage:
     """Tells in the log what is wrong with a file: each thing once, however often it is read."""
 
     def __init__(self, path: Path | str, level: int = logging.WARNING) -> None:
-        self._name, self._level = shown(path), level
+        self._name, self._level = quote_path(path), level
         self._told: set[str] = set()
 
     def tell(self, what: str, *values: object) -> None:
@@ -312,7 +316,7 @@ def probe(path: Path | str) -> MediaFacts:
     with open_media(path) as container:
         video, audio = video_stream(container), audio_stream(container)
         if video is None and audio is None:
-            raise MediaError(f"{shown(path)} holds neither pictures nor sound")
+            raise MediaError(f"{quote_path(path)} holds neither pictures nor sound")
         duration = container.duration
         return MediaFacts(
             path=Path(path),

@@ -31,7 +31,7 @@ from latentsync.media.container import (
     demux,
     frame_rate,
     open_media,
-    shown,
+    quote_path,
     video_stream,
 )
 from latentsync.media.crop import Crop, crop_of, cropped
@@ -210,7 +210,7 @@ class Decoder:
         if whole > seconds + 1:
             logger.warning(
                 "%s claims %.1f s of pictures but holds %.1f s: it may be damaged or cut short",
-                *(shown(self._path), whole, seconds),
+                *(quote_path(self._path), whole, seconds),
             )
 
     def _packets(self) -> Iterator[Packet[Stream]]:
@@ -230,7 +230,7 @@ class Decoder:
         decoded = _decoded(packets, damage, self._crop)
         for raw in best_effort(decoded, self._stream, self._map, by_dts=by_dts):
             seconds = float((ticks(raw) + raw.duration - self._origin) * self.unit)
-            self._limits.check_seconds(shown(self._path), seconds)
+            self._limits.check_seconds(quote_path(self._path), seconds)
             yield raw
 
     def _frames_from(self, clock: Clock, index: int) -> Iterator[RawFrame] | None:
@@ -384,7 +384,7 @@ def picture_stream(container: InputContainer, path: Path) -> VideoStream:
     """The stream with the pictures; MediaError when there is none."""
     stream = video_stream(container)
     if stream is None:
-        raise MediaError(f"{shown(path)} holds no pictures: give a video or a still picture")
+        raise MediaError(f"{quote_path(path)} holds no pictures: give a video or a still picture")
     return stream
 
 

@@ -14,7 +14,7 @@ from av.stream import Stream
 
 from latentsync.errors import MediaError
 from latentsync.media.audio import Sound, sound_stream, tolerance, trimmed
-from latentsync.media.container import demux, open_media, shown
+from latentsync.media.container import demux, open_media, quote_path
 
 __all__ = ["SoundFeed", "decided", "sound_feed"]
 
@@ -65,7 +65,7 @@ def _fits(sound: Sound) -> bool:
         try:
             feed.finish(Fraction(2**62))
         except (av.FFmpegError, MediaError) as error:
-            logger.debug("the packets of %s don't fit: %s", shown(sound.path), error)
+            logger.debug("the packets of %s don't fit: %s", quote_path(sound.path), error)
             return False
         finally:
             feed.close()
@@ -170,7 +170,7 @@ class _Copied:
             self._output.mux(packet)
         except (av.ArgumentError, av.InvalidDataError) as error:  # not of the disk
             raise MediaError(
-                f"the sound of {shown(self._path)} is damaged ({error.strerror}):"
+                f"the sound of {quote_path(self._path)} is damaged ({error.strerror}):"
                 " convert it to WAV, or give another"
             ) from error
 

@@ -12,7 +12,7 @@ import av
 from av.video.frame import VideoFrame as RawFrame
 
 from latentsync.errors import MediaError
-from latentsync.media.container import Damage, frame_rate, open_media, shown
+from latentsync.media.container import Damage, frame_rate, open_media, quote_path
 from latentsync.media.decoder import (
     Clock,
     Decoder,
@@ -206,7 +206,7 @@ class VideoReader:
         """Of a damaged clip not even the frame of the first glance may be rescued."""
         if frames == 0:
             raise MediaError(
-                f"{shown(self.path)} is damaged, no frame of it can be decoded:"
+                f"{quote_path(self.path)} is damaged, no frame of it can be decoded:"
                 " give a clip that a player shows"
             )
 
@@ -233,7 +233,7 @@ class VideoReader:
                     spans = self._again(decoder, clock, index, seen)
                     span = next(spans, None)
                 if span is None:
-                    raise IndexError(f"no frame {index} in {shown(self.path)}")
+                    raise IndexError(f"no frame {index} in {quote_path(self.path)}")
                 kept.append((span.start, span.stop, self._upright(span.raw)))
             yield next(frame for start, _, frame in reversed(kept) if start <= index)
 
@@ -259,7 +259,7 @@ class VideoReader:
             return from_raw(raw, size, self._orientation, self._colour, own)
         except av.FFmpegError as error:
             raise MediaError(
-                f"{shown(self.path)} has pictures that can't be converted ({raw.format.name}:"
+                f"{quote_path(self.path)} has pictures that can't be converted ({raw.format.name}:"
                 f" {error.strerror}): give it as yuv420p"
             ) from error
 
@@ -270,7 +270,7 @@ class VideoReader:
             logger.warning(
                 "%s changes on the way from %d x %d (%s) to %d x %d (%s):"
                 " brought to the first size and colours",
-                *(shown(self.path), *self._form, *form),
+                *(quote_path(self.path), *self._form, *form),
             )
 
     def _describe(self, look: _Look) -> VideoInfo:
@@ -287,7 +287,7 @@ class VideoReader:
         )
 
     def _log_changes(self, look: _Look) -> None:
-        name = shown(self.path)
+        name = quote_path(self.path)
         if look.raw.interlaced_frame:
             logger.info("%s is interlaced: deinterlaced, one frame for each", name)
         if has_alpha(look.raw.format.name):
@@ -306,12 +306,13 @@ def _look_at(path: Path, limits: Limits) -> _Look:
         codec, still = stream.codec_context.codec.canonical_name, is_image(container)
         seconds = None if container.duration is None else container.duration / 1e6
         if seconds is not None and not still and not clock_restarts(container):
-            limits.check_seconds(shown(path), seconds)
+            limits.check_seconds(quote_path(path), seconds)
         unsaid = Damage(path, logging.DEBUG)  # whoever reads on tells
         raw = next(decoded(container, stream, unsaid), None)
         if raw is None:
             raise MediaError(
-                f"{shown(path)} ({codec}) holds no frame that can be decoded, or only larger ones"
+                f"{quote_path(path)} ({codec}) holds no frame that can be decoded, "
+                "or only larger ones"
                 f" than {limits.max_pixels} px: give a clip that a player shows"
                 f"{raising('max_pixels')}"
             )

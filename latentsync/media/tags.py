@@ -11,7 +11,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from latentsync.media.audio import Sound
-from latentsync.media.container import frame_rate, open_media, shown, video_stream
+from latentsync.media.container import frame_rate, open_media, quote_path, video_stream
 from latentsync.media.frame import has_alpha
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.tracks import sound_streams
@@ -74,7 +74,7 @@ def carried(
         left_out += _of_sound(sound, own=sound in voiced)
     left_out = list(dict.fromkeys(left_out))
     if left_out:
-        logger.info("not carried over from %s: %s", shown(video), "; ".join(left_out))
+        logger.info("not carried over from %s: %s", quote_path(video), "; ".join(left_out))
     return Carried(tags, tuple(left_out))
 
 
@@ -158,7 +158,7 @@ def _of_sound(sound: Sound, *, own: bool) -> list[str]:
             if n != sound.track.number
         ]
         tags = [] if own else sorted(_tags(container)[0])
-    whose = "" if own else f" of {shown(sound.path.name)}"
+    whose = "" if own else f" of {quote_path(sound.path.name)}"
     if others:
         left_out.append(f"sound track{'s' if len(others) > 1 else ''} {', '.join(others)}{whose}")
     if tags:

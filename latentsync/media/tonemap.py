@@ -14,7 +14,7 @@ import imageio_ffmpeg
 from av.video.frame import VideoFrame as RawFrame
 
 from latentsync.errors import HOST, MediaError, with_option
-from latentsync.media.container import open_media, shown, video_stream
+from latentsync.media.container import open_media, quote_path, video_stream
 from latentsync.media.formats import GUARD
 
 __all__ = ["curve_of", "tone_mapped"]
@@ -60,7 +60,7 @@ def tone_mapped(
         MediaError: it can't be made, for want of space perhaps.
     """
     logger.info(
-        "%s is HDR (%s): tone-mapped to SDR, into a temporary file", shown(path), curve_of(raw)
+        "%s is HDR (%s): tone-mapped to SDR, into a temporary file", quote_path(path), curve_of(raw)
     )
     folder = tempfile.mkdtemp(prefix="latentsync-")
     remove = weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
@@ -72,10 +72,11 @@ def tone_mapped(
         said = done.stderr.decode(errors="replace").strip().splitlines()
         if done.returncode != 0 or not copy.exists():
             raise MediaError(
-                f"{shown(path)} is HDR and can't be tone-mapped"
+                f"{quote_path(path)} is HDR and can't be tone-mapped"
                 f" ({said[-1] if said else done.returncode}): give an SDR clip"
                 + with_option(
-                    HOST, f", or check the free space in {shown(tempfile.gettempdir())} (TMPDIR)"
+                    HOST,
+                    f", or check the free space in {quote_path(tempfile.gettempdir())} (TMPDIR)",
                 )
             )
     except BaseException:

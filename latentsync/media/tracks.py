@@ -11,7 +11,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from latentsync.errors import MediaError
-from latentsync.media.container import decode, demux, open_media, shown
+from latentsync.media.container import decode, demux, open_media, quote_path
 from latentsync.media.limits import Limits
 
 __all__ = [
@@ -99,11 +99,11 @@ def taken(path: Path, limits: Limits, wanted: str | int) -> AudioTrack:
     with open_media(path, limits) as container:
         streams = sound_streams(container)
         if not streams:
-            raise MediaError(f"{shown(path)} has no sound: give a file with a sound stream")
+            raise MediaError(f"{quote_path(path)} has no sound: give a file with a sound stream")
         codes = [language_code(stream.metadata.get("language", "")) for stream in streams]
         tracks = [AudioTrack(n, len(streams), code) for n, code in enumerate(codes, 1)]
         if wanted != AUTO:
-            return _named(tracks, str(wanted), shown(path))
+            return _named(tracks, str(wanted), quote_path(path))
         best = container.streams.best("audio")
         first = tracks[streams.index(best) if isinstance(best, AudioStream) else 0]
     if first.of == 1:
@@ -117,7 +117,7 @@ def taken(path: Path, limits: Limits, wanted: str | int) -> AudioTrack:
     silence = "" if track is first else f", for track {first.number} is silent"
     logger.log(
         logging.WARNING if silence else logging.INFO,
-        *("the sound of %s is %s%s", shown(path), track, silence),
+        *("the sound of %s is %s%s", quote_path(path), track, silence),
     )
     return track
 

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from latentsync.errors import OutputError
 from latentsync.media.atomic import Draft
 from latentsync.media.audio import Sound
-from latentsync.media.container import refused_address, shown
+from latentsync.media.container import quote_path, refused_address
 from latentsync.media.encoders import check_codec, encoder_of, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, scaled
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
@@ -56,24 +56,28 @@ def check_output(
         same = exists and any(Path(p).exists() and path.samefile(p) for p in inputs)
     except (OSError, RuntimeError, ValueError) as error:  # too long, a folder that leads to itself
         reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"{shown(path)} can't be a file ({reason}): give another name") from error
+        raise OutputError(
+            f"{quote_path(path)} can't be a file ({reason}): give another name"
+        ) from error
     if not directory.is_dir():
-        raise OutputError(f"no directory {shown(directory)} for the output: create it first")
+        raise OutputError(f"no directory {quote_path(directory)} for the output: create it first")
     if exists and not path.is_file():
         what = "a directory" if path.is_dir() else "a device or a pipe"
-        raise OutputError(f"{shown(path)} is {what}, no file to replace: give a file name")
+        raise OutputError(f"{quote_path(path)} is {what}, no file to replace: give a file name")
     if same:
-        raise OutputError(f"the output {shown(path)} is an input too: give another name")
+        raise OutputError(f"the output {quote_path(path)} is an input too: give another name")
     if link:  # which would write, or replace, a file that the caller did not name
-        raise OutputError(f"{shown(path)} is a symbolic link: give the name of a file")
+        raise OutputError(f"{quote_path(path)} is a symbolic link: give the name of a file")
     if path.suffix.lower() not in suffixes:
         raise OutputError(
-            f"{shown(path)} is no name for an MP4 or a QuickTime file, which are all that is"
-            f" written: give {shown(path.stem + '.mp4')}, or a name that ends in .m4v or .mov"
+            f"{quote_path(path)} is no name for an MP4 or a QuickTime file, which are all that is"
+            f" written: give {quote_path(path.stem + '.mp4')}, or a name that ends in .m4v or .mov"
         )
     writable = os.access(directory, os.W_OK | os.X_OK) and (not exists or os.access(path, os.W_OK))
     if not writable:
-        raise OutputError(f"{shown(path)} may not be written: choose a place with write permission")
+        raise OutputError(
+            f"{quote_path(path)} may not be written: choose a place with write permission"
+        )
 
 
 def _is_link(path: Path) -> bool:
@@ -256,7 +260,7 @@ class VideoWriter:
 
     def _finish(self) -> None:
         if self._container is None or self._video is None or self._held is None:
-            raise RuntimeError(f"not one frame was written to {shown(self.path)}")
+            raise RuntimeError(f"not one frame was written to {quote_path(self.path)}")
         end = self._held[1] + self._step
         if self._until is not None:
             end = max(self._until, self._held[1] + 1)
@@ -285,7 +289,7 @@ class VideoWriter:
     def _refused(self, error: Exception) -> OutputError:
         reason = getattr(error, "strerror", None) or str(error)
         return OutputError(
-            f"{shown(self.path)} can't be written ({reason}):"
+            f"{quote_path(self.path)} can't be written ({reason}):"
             " check the disk's free space and permissions"
         )
 

@@ -248,7 +248,7 @@ def _look(
 
 def _pictures(
     clip: Clip, at_most: int | None, *, whole: bool
-) -> Generator[faces.Shown, None, None]:
+) -> Generator[faces.FrameLike, None, None]:
     for frame in islice(clip.frames(), at_most):
         yield frame.rgb() if whole else frame
 

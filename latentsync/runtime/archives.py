@@ -8,7 +8,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import requests
 
 from latentsync.errors import InputError, WeightsError
-from latentsync.media.container import shown
+from latentsync.media.container import quote_path
 
 __all__ = ["fetch_model", "pack", "unpack"]
 
@@ -51,7 +51,9 @@ def unpack(archive: Path, folder: Path, suffixes: Collection[str], wanted: str) 
             return sorted({Path(zipped.extract(entry, folder)) for entry in chosen})
     except Exception as error:  # a damaged zip, each of its codecs and the disk raise their own
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(f"{shown(archive)} can't be unpacked ({reason}); give {wanted}") from error
+        raise InputError(
+            f"{quote_path(archive)} can't be unpacked ({reason}); give {wanted}"
+        ) from error
 
 
 def _is_asked_for(entry: ZipInfo, suffixes: Collection[str]) -> bool:
@@ -89,7 +91,7 @@ def fetch_model(source: str, folder: Path) -> Path:
     found = unpack(archive, folder / "model", {".json", ".safetensors"}, MODEL)
     folders = [path.parent for path in found if path.name == "config.json"]
     if len(folders) != 1:
-        raise InputError(f"{shown(source)} holds {len(folders)} config.json; give {MODEL}")
+        raise InputError(f"{quote_path(source)} holds {len(folders)} config.json; give {MODEL}")
     return folders[0]
 
 
@@ -101,6 +103,6 @@ def _downloaded(url: str, file: Path) -> Path:
                 out.write(piece)
     except (OSError, ValueError) as error:  # those of requests are OSErrors, of bad URLs both
         raise WeightsError(
-            f"{shown(url)} can't be fetched ({error}); give the address of {MODEL}"
+            f"{quote_path(url)} can't be fetched ({error}); give the address of {MODEL}"
         ) from error
     return file

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
-from latentsync.faces.detectors.frame_view import Array, FrameView, Shown, ViewRegion
+from latentsync.faces.detectors.frame_view import Array, FrameLike, FrameView, ViewRegion
 from latentsync.types import Box, Face
 
 __all__ = [
@@ -96,7 +96,9 @@ class Detector(Protocol):
         """One line for a log or an error: thresholds, sizes, and the device really in use."""
         ...
 
-    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+    def detect(
+        self, frame: FrameLike, *, rounded: bool = False, near: Box | None = None
+    ) -> list[Face]:
         """The acceptable faces of a frame, largest first; an empty list where there is none.
 
         `near` is where a face was a moment ago that the frame as a whole doesn't show: then only
@@ -111,7 +113,7 @@ class Detector(Protocol):
         ...
 
     def follow(
-        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+        self, frame: FrameLike, faces: Sequence[Face], *, rounded: bool = False
     ) -> list[Face | None]:
         """Where each face of the frame before is in this one; None where that isn't sure.
 
@@ -130,7 +132,9 @@ class InPictures(ABC):
     def _find(self, part: ViewRegion, filters: FaceFilter, rounded: bool) -> list[Face]:
         """The acceptable faces of a picture, in px of the frame it is a part of."""
 
-    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+    def detect(
+        self, frame: FrameLike, *, rounded: bool = False, near: Box | None = None
+    ) -> list[Face]:
         """As in `Detector`."""
         view = FrameView(frame)
         if near is None:
@@ -139,7 +143,7 @@ class InPictures(ABC):
         return self._find(part, self.filters.lenient(), rounded)
 
     def follow(
-        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+        self, frame: FrameLike, faces: Sequence[Face], *, rounded: bool = False
     ) -> list[Face | None]:
         """As in `Detector`."""
         view = FrameView(frame)

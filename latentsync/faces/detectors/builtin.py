@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from latentsync.faces.detectors.base import PUBLISHED, FaceFilter, face
-from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
+from latentsync.faces.detectors.frame_view import Array, FrameLike, FrameView
 from latentsync.faces.detectors.landmarks import ANCHORS, FILE, MOUTH, Landmarks, upright
 from latentsync.types import Box, Face
 
@@ -67,7 +67,9 @@ class Builtin:
             f"{self.search_side} px, on the CPU; {self.filters})"
         )
 
-    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+    def detect(
+        self, frame: FrameLike, *, rounded: bool = False, near: Box | None = None
+    ) -> list[Face]:
         filters, view = self.filters.lenient() if near else self.filters, FrameView(frame)
         if not filters.fits(view.width, view.height):
             return []
@@ -81,7 +83,7 @@ class Builtin:
         return []
 
     def follow(
-        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+        self, frame: FrameLike, faces: Sequence[Face], *, rounded: bool = False
     ) -> list[Face | None]:
         if not faces:
             return []
@@ -96,7 +98,7 @@ class Builtin:
             for i in range(len(faces))
         ]
 
-    def mouth(self, frame: Shown, seen: Face) -> Array:
+    def mouth(self, frame: FrameLike, seen: Face) -> Array:
         """Six points (6, 2) of a face's mouth, in px: corners, then edges of the lips downwards."""
         view = FrameView(frame)
         points, _ = self._landmarks.look(view, _last_crop(seen)[None])

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from latentsync.media import even_box
 from latentsync.types import Box, Frame, Picture
 
-__all__ = ["FrameView", "Shown", "ViewRegion"]
+__all__ = ["FrameLike", "FrameView", "ViewRegion"]
 
 Array = NDArray[np.float64]
-Shown = Frame | Picture
+FrameLike = Frame | Picture
 """A frame in either form: all of its pixels, or a picture that gives them part by part."""
 
 SMALL_SIDE = 640  # px, longest side of the picture in which large faces are looked at
@@ -77,7 +77,7 @@ class FrameView:
     found in one is the very same as in the published pipeline.
     """
 
-    def __init__(self, frame: Shown) -> None:
+    def __init__(self, frame: FrameLike) -> None:
         self._frame = frame
         if isinstance(frame, np.ndarray):
             self.aspect = 1.0

@@ -14,7 +14,7 @@ import numpy as np
 
 from latentsync.errors import BackendUnavailable
 from latentsync.faces.detectors.base import PUBLISHED, FaceFilter, existing, face, mismatch
-from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
+from latentsync.faces.detectors.frame_view import Array, FrameLike, FrameView
 from latentsync.faces.detectors.landmarks import similarity
 from latentsync.runtime.devices import GPU_PROVIDER, onnx_providers
 from latentsync.types import Box, Face, FloatArray
@@ -71,7 +71,9 @@ class InsightFace:
         providers = " + ".join(dict.fromkeys(self._providers))
         return f"insightface ({PACK} at {SCRFD_SIDE}x{SCRFD_SIDE} on {providers}; {self.filters})"
 
-    def detect(self, frame: Shown, *, rounded: bool = False, near: Box | None = None) -> list[Face]:
+    def detect(
+        self, frame: FrameLike, *, rounded: bool = False, near: Box | None = None
+    ) -> list[Face]:
         filters, view = self.filters.lenient() if near else self.filters, FrameView(frame)
         # A whole array is shrunk by insightface, as published.
         part = view.around(near) if near else view.whole or view.small(SCRFD_SIDE)
@@ -87,7 +89,7 @@ class InsightFace:
         ]
 
     def follow(
-        self, frame: Shown, faces: Sequence[Face], *, rounded: bool = False
+        self, frame: FrameLike, faces: Sequence[Face], *, rounded: bool = False
     ) -> list[Face | None]:
         """By the 106 points alone, in the box that the face had: these say nothing of how sure
         they are, so their shape must be what it was, and the box goes where they go."""
@@ -109,7 +111,7 @@ class InsightFace:
             return None
         return face(box, seen.score, points, rounded)
 
-    def mouth(self, frame: Shown, seen: Face) -> Array:
+    def mouth(self, frame: FrameLike, seen: Face) -> Array:
         """The 20 points (20, 2) of a face's mouth, in px; the face is where its box is."""
         return self._marks(FrameView(frame), np.array(seen.box, np.float32))[MOUTH]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import OptionError
-from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
+from latentsync.faces.detectors.frame_view import Array, FrameLike, FrameView
 from latentsync.faces.tracking.shots import Cut
 from latentsync.types import FloatArray, Frame
 
@@ -64,7 +64,7 @@ class TemplateTracker:
     def __post_init__(self) -> None:
         self._before = deque(maxlen=round(BEFORE_SECONDS * self.fps))
 
-    def see(self, index: int, frame: Shown, *, cut: Cut | None) -> None:
+    def see(self, index: int, frame: FrameLike, *, cut: Cut | None) -> None:
         """The clip's next frame, and whether a new shot begins with it."""
         for mixed in range(index - cut.dissolve, index) if cut else ():
             self.boxes.pop(mixed, None)

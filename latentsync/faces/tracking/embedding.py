@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from latentsync.errors import WeightsMismatch, WeightsMissing
 from latentsync.faces.align import BOX_HEIGHT, BOX_WIDTH, TEMPLATE
-from latentsync.faces.detectors.frame_view import Array, FrameView, Shown
+from latentsync.faces.detectors.frame_view import Array, FrameLike, FrameView
 from latentsync.faces.detectors.landmarks import similarity
 from latentsync.types import Face, FloatArray
 
@@ -39,7 +39,7 @@ class Embedder(Protocol):
     same: float  # a cosine from which on two are one person, wherever they are
     other: float  # a cosine below which they are two, even at the same place
 
-    def embed(self, frame: Shown, face: Face) -> FloatArray: ...
+    def embed(self, frame: FrameLike, face: Face) -> FloatArray: ...
 
 
 class PatchEmbedding:
@@ -59,7 +59,7 @@ class PatchEmbedding:
     def __init__(self, file: Path = FILE) -> None:
         self._file = file
 
-    def embed(self, frame: Shown, face: Face) -> FloatArray:
+    def embed(self, frame: FrameLike, face: Face) -> FloatArray:
         return self.project(cells(frame, face.points))
 
     def project(self, patches: FloatArray) -> FloatArray:
@@ -85,7 +85,7 @@ class PatchEmbedding:
         return mean, axes
 
 
-def cells(frame: Shown, points: FloatArray) -> FloatArray:
+def cells(frame: FrameLike, points: FloatArray) -> FloatArray:
     """(CELLS,) of the patch around a face with these points (3, 2)."""
     size = np.array([COLUMNS, ROWS]) * CELL_PX
     share = np.array(TEMPLATE) / (BOX_WIDTH, BOX_HEIGHT)

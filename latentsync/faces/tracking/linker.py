@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.faces.detectors.base import Array
-from latentsync.faces.detectors.frame_view import FrameView, Shown
+from latentsync.faces.detectors.frame_view import FrameLike, FrameView
 from latentsync.faces.tracking.embedding import COLUMNS, KEPT_ROWS, Embedder, alike, cells
 from latentsync.types import Box, Face, FloatArray
 
@@ -202,7 +202,7 @@ class TrackAssociator:
         self.people += self._joined()
         self._shot, self._here, self._lately = self._shot + 1, [], []
 
-    def add(self, index: int, frame: Shown, faces: Sequence[Face]) -> None:
+    def add(self, index: int, frame: FrameLike, faces: Sequence[Face]) -> None:
         """The faces of a frame, largest first."""
         looks = _Looks(self._embedder, frame, faces)
         self._lately = [p for p in self._lately if index - p.last <= LINGERS]
@@ -244,7 +244,7 @@ class TrackAssociator:
     def add_second(
         self,
         index: int,
-        frame: Shown,
+        frame: FrameLike,
         person: Tracklet,
         faces: Sequence[Face],
         seen: Sequence[Face],
@@ -319,7 +319,7 @@ class TrackAssociator:
 class _Looks:
     """The embeddings of a frame's faces, each made when it is first asked for."""
 
-    def __init__(self, embedder: Embedder, frame: Shown, faces: Sequence[Face]) -> None:
+    def __init__(self, embedder: Embedder, frame: FrameLike, faces: Sequence[Face]) -> None:
         self._embedder, self._frame, self._faces = embedder, frame, faces
         self._made: dict[int, FloatArray] = {}
         self._pictures: dict[int, FloatArray] = {}
@@ -360,7 +360,7 @@ class _Looks:
         return float(before @ now) < CONTINUES and _same_middle(before, now)
 
 
-def _picture(frame: Shown, face: Face) -> FloatArray:
+def _picture(frame: FrameLike, face: Face) -> FloatArray:
     lightness, *colours = np.split(cells(frame, face.points), 3)
     return alike(np.concatenate([lightness - lightness.mean(), *colours]))
 

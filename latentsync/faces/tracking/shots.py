@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.faces.detectors.frame_view import FrameView, Shown
+from latentsync.faces.detectors.frame_view import FrameLike, FrameView
 
 __all__ = ["Cut", "detect_shots"]
 
@@ -55,7 +55,7 @@ class Cut:
     dissolve: int = 0  # frames before it in which both shots are seen
 
 
-def detect_shots(frames: Iterable[Shown]) -> Iterator[tuple[Shown, Cut | None]]:
+def detect_shots(frames: Iterable[FrameLike]) -> Iterator[tuple[FrameLike, Cut | None]]:
     """Every frame, and a `Cut` where it is the first of a new shot; three frames late.
 
     A cut is a step from one frame to the next that is large, and larger by far than the three
@@ -65,11 +65,13 @@ def detect_shots(frames: Iterable[Shown]) -> Iterator[tuple[Shown, Cut | None]]:
     the old one is gone.
     """
     before: deque[float] = deque(maxlen=AROUND)  # steps
-    waiting: deque[tuple[Shown, float, float, Thumbnail]] = deque()  # the step to it, CLEARLY there
+    waiting: deque[tuple[FrameLike, float, float, Thumbnail]] = (
+        deque()
+    )  # the step to it, CLEARLY there
     shot = _Shot()
     last: Thumbnail | None = None
 
-    def first() -> tuple[Shown, Cut | None]:
+    def first() -> tuple[FrameLike, Cut | None]:
         frame, step, clearly, now = waiting.popleft()
         around = max([*before, *(later for _, later, *_ in waiting)], default=0.0)
         before.append(step)
@@ -218,7 +220,7 @@ def _correlation(one: Thumbnail, other: Thumbnail) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def _thumbnail(frame: Shown) -> Thumbnail:
+def _thumbnail(frame: FrameLike) -> Thumbnail:
     """Few pixels of the frame, averaged."""
     view = FrameView(frame)
     longest = max(view.width, view.height)

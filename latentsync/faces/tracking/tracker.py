@@ -17,7 +17,7 @@ import numpy as np
 
 from latentsync.errors import NoFaceFound, option_name, with_option
 from latentsync.faces.detectors.base import PUBLISHED, Detector
-from latentsync.faces.detectors.frame_view import FrameView, Shown
+from latentsync.faces.detectors.frame_view import FrameLike, FrameView
 from latentsync.faces.tracking.box_tracker import TemplateTracker
 from latentsync.faces.tracking.choice import FaceChoice
 from latentsync.faces.tracking.embedding import Embedder, PatchEmbedding
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def follow(
-    frames: Iterable[Shown],
+    frames: Iterable[FrameLike],
     detector: Detector,
     choice: FaceChoice,
     *,
@@ -82,7 +82,7 @@ def follow(
 
 
 def look(
-    frames: Iterable[Shown],
+    frames: Iterable[FrameLike],
     detector: Detector,
     choices: Sequence[FaceChoice],
     *,
@@ -159,7 +159,7 @@ def _reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> Fl
 
 
 def _published(
-    frames: Iterable[Shown],
+    frames: Iterable[FrameLike],
     detector: Detector,
     rounded: bool,
     total: int | None,
@@ -227,7 +227,7 @@ class FrameWatcher:
         self._last: list[Face] = []
         self._next_search = 0
 
-    def see(self, index: int, frame: Shown, *, cut: Cut | None) -> int:
+    def see(self, index: int, frame: FrameLike, *, cut: Cut | None) -> int:
         """The clip's next frame, and whether a new shot begins with it; how many faces it has."""
         if cut:
             self._linker.end_shot(index - cut.dissolve)
@@ -252,7 +252,7 @@ class FrameWatcher:
         self._linker.end_shot()
         return self._linker.people
 
-    def _followed(self, frame: Shown) -> list[Face] | None:
+    def _followed(self, frame: FrameLike) -> list[Face] | None:
         """The last frame's faces in this one, largest first; None where a search is due."""
         now = self._detector.follow(frame, self._last, rounded=self._rounded)
         pairs = zip(self._last, now, strict=True)
