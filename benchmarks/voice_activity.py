@@ -102,7 +102,7 @@ def mixed(sound: Sound, noise: Array, snr_db: float) -> FloatArray:
 
 
 def own(wave: FloatArray) -> VoiceActivity:
-    return vad.speaking(Wave(wave))
+    return vad.detect_speech(Wave(wave))
 
 
 def webrtc(mode: int) -> Callable[[FloatArray], VoiceActivity]:

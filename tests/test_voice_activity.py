@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from latentsync.audio import vad
-from latentsync.audio.vad import VoiceActivity, speaking
+from latentsync.audio.vad import VoiceActivity, detect_speech
 from latentsync.types import FloatArray
 
 RATE = 16_000  # Hz
@@ -32,7 +32,7 @@ def sounding(*spans: tuple[float, float], seconds: float = 10.0, noise: float = 
 
 def heard(wave: FloatArray, **options: int) -> list[tuple[float, float]]:
     """[start, stop) seconds of each stretch of speech."""
-    blocks = speaking(Wave(wave, **options)).blocks
+    blocks = detect_speech(Wave(wave, **options)).blocks
     borders = np.flatnonzero(np.diff(blocks, prepend=False, append=False)) / 50
     return [(float(a), float(b)) for a, b in borders.reshape(-1, 2)]
 
@@ -71,21 +71,23 @@ def test_a_word_that_fades_is_heard_to_its_end():
 
 def test_a_word_with_nothing_around_it_is_speech():
     word = sounding((0, 1))[: RATE // 2]
-    assert speaking(Wave(word)).blocks.all()
+    assert detect_speech(Wave(word)).blocks.all()
 
 
 def test_silence_and_nothing_at_all():
-    assert not speaking(Wave(np.zeros(RATE))).blocks.any()
-    assert not speaking(Wave(1e-4 * np.random.default_rng(0).standard_normal(RATE))).blocks.any()
-    assert len(speaking(Wave(np.zeros(0))).blocks) == 0
+    assert not detect_speech(Wave(np.zeros(RATE))).blocks.any()
+    assert not detect_speech(
+        Wave(1e-4 * np.random.default_rng(0).standard_normal(RATE))
+    ).blocks.any()
+    assert len(detect_speech(Wave(np.zeros(0))).blocks) == 0
 
 
 def test_chunks_of_any_length_are_heard_alike():
     wave = sounding((1, 2), (4, 5))[: 6 * RATE + 7]
-    blocks = speaking(Wave(wave)).blocks
+    blocks = detect_speech(Wave(wave)).blocks
     assert len(blocks) == 6 * 50 + 1
     for chunk in (111, 333, len(wave)):
-        np.testing.assert_array_equal(speaking(Wave(wave, chunk)).blocks, blocks)
+        np.testing.assert_array_equal(detect_speech(Wave(wave, chunk)).blocks, blocks)
 
 
 def test_frames_of_a_video_beside_it():

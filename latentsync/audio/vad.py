@@ -16,7 +16,7 @@ from latentsync.audio.mel import SAMPLE_RATE
 from latentsync.audio.whisper import SpeechSource
 from latentsync.types import FloatArray, IntArray
 
-__all__ = ["VoiceActivity", "speaking"]
+__all__ = ["VoiceActivity", "detect_speech"]
 
 BLOCK = Fraction(1, 50)  # s, one decision
 SAMPLES = int(BLOCK * SAMPLE_RATE)
@@ -59,7 +59,7 @@ class VoiceActivity:
         return speaks
 
 
-def speaking(sound: SpeechSource) -> VoiceActivity:
+def detect_speech(sound: SpeechSource) -> VoiceActivity:
     """Listen to a whole sound, piece by piece; 0.7 MB of levels are held for an hour of it.
 
     Speech is widened, so that no word's end is cut, and short pauses in it are part of it.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.audio.vad import speaking
+from latentsync.audio.vad import detect_speech
 from latentsync.audio.whisper import SpeechFeatures
 from latentsync.errors import OptionError, option_name
 from latentsync.faces import FaceChoice
@@ -155,7 +155,7 @@ def align_speech(
     sounding = begins < math.ceil(end / shown.tick)
     speaks = shown.speaks
     if options.silence != "generate":
-        aloud = speaking(sound).at(begins, shown.tick, voice.after)
+        aloud = detect_speech(sound).at(begins, shown.tick, voice.after)
         if options.silence == "keep":
             speaks = speaks & aloud
         else:
