@@ -15,7 +15,7 @@ from latentsync.diffusion.ray.scheduler import DEPTH, Spread, WorkerLost
 from latentsync.diffusion.ray.session import library, replicas_that_fit
 from latentsync.errors import BackendUnavailable, Cancelled, LatentSyncError
 from latentsync.pipeline.lipsync import LipSync
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from tests.clips import babble, write_sound
 from tests.stubs import StubDetector, numbered_clip, tiny_lipsync, tiny_nets
 
@@ -86,7 +86,7 @@ def test_works_come_back_in_order_whoever_is_done_first(size):
     crew = Crew(size)
     given = [None if n in (0, 4, 5, 11) else n for n in range(30)]
     works = (None if n is None else work(n) for n in given)
-    assert numbers(Spread(crew, 1, Reporter())(works)) == given
+    assert numbers(Spread(crew, 1, RunContext())(works)) == given
     assert len({replica for replica, *_ in crew.sent}) > size / 2
 
 
@@ -98,7 +98,7 @@ def test_so_many_are_read_ahead_and_no_more():
             read.append(n)
             yield work(n)
 
-    drawn = Spread(Crew(2), 1, Reporter())(works())
+    drawn = Spread(Crew(2), 1, RunContext())(works())
     most = []
     for done, _ in enumerate(drawn):
         most.append(len(read) - done)
@@ -115,7 +115,7 @@ def test_none_has_more_than_it_can_begin_soon(up):
         return next(checks, None) is None
 
     with pytest.raises(Cancelled), closing(works := (work(n) for n in range(20))):
-        list(Spread(crew, 1, Reporter(cancelled=stop))(works))
+        list(Spread(crew, 1, RunContext(cancelled=stop))(works))
     assert sorted(replica for replica, *_ in crew.sent) == sorted([*range(up)] * DEPTH)
     assert {ticket for *_, ticket in crew.sent} <= set(crew.forgotten)
 
@@ -123,7 +123,7 @@ def test_none_has_more_than_it_can_begin_soon(up):
 def test_what_a_lost_replica_had_is_drawn_by_another(caplog):
     crew = Crew(2, ends=[1, 0])
     works = (work(n) for n in range(10))
-    assert numbers(Spread(crew, 1, Reporter())(works)) == list(range(10))
+    assert numbers(Spread(crew, 1, RunContext())(works)) == list(range(10))
     starts = [start for _, start, _ in crew.sent]
     assert len(starts) > 10
     assert set(starts) == set(range(0, 20, 2))
@@ -133,7 +133,7 @@ def test_what_a_lost_replica_had_is_drawn_by_another(caplog):
 def test_a_work_that_ends_every_replica_is_told(caplog):
     crew = Crew(2, poison=0)
     with pytest.raises(LatentSyncError, match=r"frames 0-1 ended 3 replicas.*switched off"):
-        list(Spread(crew, 1, Reporter())(work(n) for n in range(3)))
+        list(Spread(crew, 1, RunContext())(work(n) for n in range(3)))
     assert "was lost" in caplog.text
 
 
@@ -153,7 +153,7 @@ def test_a_replica_s_error_ends_the_run():
 
     drawn = []
     with pytest.raises(LatentSyncError, match="not finite"):
-        drawn.extend(Spread(Crew(2, draw), 1, Reporter())(works()))
+        drawn.extend(Spread(Crew(2, draw), 1, RunContext())(works()))
     assert len(drawn) <= 4
     assert closed
 
@@ -161,7 +161,7 @@ def test_a_replica_s_error_ends_the_run():
 def test_replicas_must_be_alike():
     crew = Crew(2, kinds=["cuda float16", "cpu float32"])
     with pytest.raises(LatentSyncError, match=r"cpu float32.*cuda float16.*--device and --dtype"):
-        list(Spread(crew, 1, Reporter())(work(n) for n in range(9)))
+        list(Spread(crew, 1, RunContext())(work(n) for n in range(9)))
 
 
 def test_no_replica_at_all(monkeypatch):
@@ -169,7 +169,7 @@ def test_no_replica_at_all(monkeypatch):
     crew = Crew(2)
     crew.wait = lambda *_: []
     with pytest.raises(BackendUnavailable, match=r"none of 2 replicas.*ray status"):
-        list(Spread(crew, 1, Reporter())(work(n) for n in range(9)))
+        list(Spread(crew, 1, RunContext())(work(n) for n in range(9)))
 
 
 class Engine:

@@ -22,7 +22,7 @@ from latentsync.evaluation.runner import evaluate, mean_of, names_of
 from latentsync.evaluation.stable import StableAccuracy
 from latentsync.evaluation.tables import as_csv, as_json, as_text
 from latentsync.media import AudioReader
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
 from tests.stubs import SIZE, StubDetector, numbered_clip
 
@@ -264,7 +264,7 @@ def test_windows_of_fvd_are_unbroken(kind):
 
 
 def opened(path, detector):
-    clip = EvaluatedClip.open(Pair(path.name, path, None), detector, Reporter())
+    clip = EvaluatedClip.open(Pair(path.name, path, None), detector, RunContext())
     for _ in clip.moments():
         pass
     return clip
@@ -316,7 +316,7 @@ def test_sync_on_the_published_geometry_is_the_mean_of_its_tracks(monkeypatch, d
     assert (net.name, boxes.name) == ("syncnet_v2.model", "sfd_face.pth")
     assert shown is clip.output
     assert len(sound) == pytest.approx(len(SOUND) / 3, abs=1024)
-    clip.reporter = Reporter(cancelled=lambda: True)
+    clip.reporter = RunContext(cancelled=lambda: True)
     for act in (metric.end, lambda: next(clip.moments()), lambda: next(clip.moments_at([1]))):
         with pytest.raises(Cancelled):
             act()

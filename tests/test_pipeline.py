@@ -33,7 +33,7 @@ from latentsync.options import Options
 from latentsync.pipeline import timeline
 from latentsync.pipeline.compositor import Compositor
 from latentsync.pipeline.lipsync import LipSync
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import Progress, Result
 from tests.clips import (
     babble,
@@ -244,7 +244,7 @@ def test_the_result_says_what_ran(clip, voice, out):
 
 def test_what_is_done_to_the_voice_is_timed_as_speech(lipsync, clip, voice, out, monkeypatch):
     now, encoded, read = threading.local(), [], []
-    timed, encode, chunks = Reporter.timed, SpeechFeatures._encode, AudioReader.chunks
+    timed, encode, chunks = RunContext.timed, SpeechFeatures._encode, AudioReader.chunks
 
     @contextmanager
     def named(reporter, stage):
@@ -260,7 +260,7 @@ def test_what_is_done_to_the_voice_is_timed_as_speech(lipsync, clip, voice, out,
 
         return call
 
-    monkeypatch.setattr(Reporter, "timed", named)
+    monkeypatch.setattr(RunContext, "timed", named)
     monkeypatch.setattr(SpeechFeatures, "_encode", watched(encode, encoded))
     monkeypatch.setattr(AudioReader, "chunks", watched(chunks, read))
     lipsync.run(clip, voice, out, steps=1)

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import pytest
 
 from latentsync.errors import Cancelled
-from latentsync.runtime.progress import Reporter, interruptible
+from latentsync.runtime.progress import RunContext, interruptible
 
 
 class Thrown(BaseException):
@@ -53,7 +53,7 @@ def test_an_answer_and_an_error_come_back():
 
 def test_check_says_where_it_was_cancelled():
     answers = iter([False, False, True])
-    reporter = Reporter(cancelled=lambda: next(answers))
+    reporter = RunContext(cancelled=lambda: next(answers))
     reporter.step("detect", 3, 9)
     reporter.check()
     with pytest.raises(Cancelled, match="frame 3 of stage 'detect'"):

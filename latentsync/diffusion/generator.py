@@ -23,7 +23,7 @@ from latentsync.faces.mask import keep_mask
 from latentsync.options import Options
 from latentsync.runtime import devices, disk_cache
 from latentsync.runtime.frame_cache import FrameCache
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import IntArray
 
 __all__ = [
@@ -79,7 +79,7 @@ class CropGenerator(Protocol):
 class Engine(Protocol):
     """Draws somewhere else than in this process: `latentsync.diffusion.ray`."""
 
-    def drawing(self, options: Options, times: IntArray, reporter: Reporter) -> CropGenerator:
+    def drawing(self, options: Options, times: IntArray, reporter: RunContext) -> CropGenerator:
         """Of one face of a run, if `is_order_independent`; the arguments are `Network`'s."""
 
     @property
@@ -151,11 +151,11 @@ class Network:
         nets: Nets,
         options: Options,
         times: IntArray,
-        reporter: Reporter | None = None,
+        reporter: RunContext | None = None,
         known: disk_cache.LatentCache | None = None,
     ) -> None:
         self._nets, self._options, self._known = nets, options, known
-        self._reporter = reporter or Reporter()
+        self._reporter = reporter or RunContext()
         side = nets.config.resolution
         self._like = nets.unet.conv_in.weight  # what goes into the nets has its device and dtype
         draw = sampling.seeded_draw(options.seed)

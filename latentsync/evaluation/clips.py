@@ -26,7 +26,7 @@ from latentsync.media import AudioReader, VideoFrame, VideoReader
 from latentsync.options import Options
 from latentsync.pipeline.face_tracks import find_face_tracks
 from latentsync.pipeline.frame_source import FPS, FrameSource
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
 __all__ = ["EvaluatedClip", "Moment", "Pair", "PairedFiles", "find_pairs"]
@@ -193,7 +193,7 @@ class EvaluatedClip:
     """One output with its reference and the face's track; frames stream by, none is kept."""
 
     pair: Pair
-    reporter: Reporter
+    reporter: RunContext
     output: VideoReader
     reference: VideoReader | None
     track: FaceTrack | None  # in the output's frames, where a mouth was drawn; None: no face
@@ -207,7 +207,7 @@ class EvaluatedClip:
 
     @classmethod
     def open(
-        cls, pair: Pair, detector: faces.Detector, reporter: Reporter, face: str | None = None
+        cls, pair: Pair, detector: faces.Detector, reporter: RunContext, face: str | None = None
     ) -> "EvaluatedClip":
         """Open both files and find the face, in a first pass over the reference.
 

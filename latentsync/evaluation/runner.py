@@ -24,7 +24,7 @@ from latentsync.evaluation.pictures import sheet
 from latentsync.faces import FaceChoice, align
 from latentsync.runtime import devices
 from latentsync.runtime.checkpoints import root
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import Frame, ProgressCallback
 
 __all__ = ["ClipResult", "Evaluation", "Mean", "evaluate", "mean_of", "names_of"]
@@ -124,7 +124,7 @@ def evaluate(
     chosen, _ = devices.choose(device)
     folder = root(weights)
     finder = faces.create(detector, root=folder / "auxiliary", gpu=devices.is_cuda(chosen))
-    reporter = Reporter(progress, cancelled)
+    reporter = RunContext(progress, cancelled)
     loaded, missing = _loaded(metrics, Setup(folder, str(chosen), finder))
     results = []
     for number, pair in enumerate(pairs.pairs):
@@ -181,7 +181,7 @@ def _measured(
     pair: Pair,
     metrics: Sequence[Metric],
     detector: faces.Detector,
-    reporter: Reporter,
+    reporter: RunContext,
     missing: Mapping[str, str],
     face: str | None,
 ) -> ClipResult:

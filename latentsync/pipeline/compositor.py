@@ -31,7 +31,7 @@ from latentsync.faces.restoration.restoration import FaceRestorer, Restorer
 from latentsync.options import Options
 from latentsync.pipeline import timeline
 from latentsync.runtime.frame_cache import FrameCache
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import Box, FaceTrack, FloatArray, Frame, IntArray, Segment
 
 __all__ = ["Compositor", "Group", "PaintablePicture", "SpeakingFace"]
@@ -92,7 +92,7 @@ class Compositor:
         side: int,
         role: SpeakingFace,
         options: Options,
-        reporter: Reporter,
+        reporter: RunContext,
         occluder: Occluder | None = None,
         restorer: Restorer | None = None,
     ) -> None:

@@ -16,7 +16,7 @@ from latentsync.faces.head_pose import nose_places, turned_away, yaw
 from latentsync.options import Options
 from latentsync.runtime.disk_cache import ClipCache, file_digest
 from latentsync.runtime.prefetch import prefetch
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import FaceTrack, ShotFaces
 
 __all__ = ["Clip", "cuts", "faces_at", "faces_found", "find_face_tracks", "lost", "shots", "told"]
@@ -43,7 +43,7 @@ def find_face_tracks(
     resolution: int,
     fps: Fraction,
     total: int | None = None,
-    reporter: Reporter,
+    reporter: RunContext,
     known: ClipCache | None = None,
 ) -> list[FaceTrack]:
     """Find the chosen faces in the clip's first `at_most` frames.
@@ -212,7 +212,7 @@ def _look(
     options: Options,
     fps: Fraction,
     total: int | None,
-    reporter: Reporter,
+    reporter: RunContext,
 ) -> list[faces.PointTrack]:
     rounded = options.landmarks == "rounded"
     if options.follow == "frame" and len(choices) > 1:

@@ -62,7 +62,7 @@ from latentsync.runtime.checkpoints import root
 from latentsync.runtime.devices import choose, is_cuda, peak_memory
 from latentsync.runtime.disk_cache import Cache, ClipCache, LatentCache, net_digest
 from latentsync.runtime.prefetch import prefetch
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import (
     FaceTrack,
     Frame,
@@ -188,7 +188,10 @@ class LipSync:
         """
         options = replace(options or Options(), **changes)
         options = replace(options, seed=options.seed or 1 + secrets.randbelow(MAX_SEED))
-        reporter, audio = Reporter(progress, cancelled, preview), video if audio is None else audio
+        reporter, audio = (
+            RunContext(progress, cancelled, preview),
+            video if audio is None else audio,
+        )
         sounds = [audio] if isinstance(audio, Path | str) else audio.values()
         check_output(output, (video, *sounds))
         if options.report:
@@ -211,7 +214,7 @@ class LipSync:
         speakers: SpeakerAssignment,
         output: Path,
         options: Options,
-        reporter: Reporter,
+        reporter: RunContext,
         known: ClipCache | None,
     ) -> Result:
         _size(clip.info, options)
@@ -332,7 +335,7 @@ class LipSync:
         clip: Clip,
         at_most: int | None,
         options: Options,
-        reporter: Reporter | None = None,
+        reporter: RunContext | None = None,
         choices: Sequence[FaceChoice] = (),
         *,
         total: int | None = None,
@@ -353,7 +356,7 @@ class LipSync:
             resolution=self.nets.config.resolution,
             fps=fps,
             total=total,
-            reporter=reporter or Reporter(),
+            reporter=reporter or RunContext(),
             known=known,
         )
 
@@ -362,14 +365,14 @@ class LipSync:
         clip: Clip,
         roles: Sequence[SpeakingFace],
         options: Options,
-        reporter: Reporter | None = None,
+        reporter: RunContext | None = None,
         known: ClipCache | None = None,
     ) -> Generator[Any, None, None]:
         """Pass 2: the output's frames, in order; those without a face are the source's own.
 
         Each face is painted, by its own plan, onto what came of the one before.
         """
-        reporter = reporter or Reporter()
+        reporter = reporter or RunContext()
         first = roles[0].plan
         wanted = (int(i) for segment in first for i in segment.source[segment.shared :])
         pictures = reporter.each("decode", clip.frames(wanted))
@@ -388,7 +391,7 @@ class LipSync:
                 reporter.step("generate", done, first[-1].stop)
 
     def _drawing(
-        self, role: SpeakingFace, options: Options, reporter: Reporter, known: ClipCache | None
+        self, role: SpeakingFace, options: Options, reporter: RunContext, known: ClipCache | None
     ) -> CropGenerator:
         """Draws one face: here, or by the engine if there is one, and groups can be parted."""
         if self.engine is not None:
@@ -426,7 +429,7 @@ class LipSync:
         shown: timeline.Timeline,
         options: Options,
         speakers: SpeakerAssignment,
-        reporter: Reporter,
+        reporter: RunContext,
     ) -> Result:
         frames, tracks = len(shown.source), [role.track for role in roles]
         width, height = _size(clip, options)

@@ -34,7 +34,7 @@ from latentsync.pipeline import timeline
 from latentsync.pipeline.face_tracks import find_face_tracks
 from latentsync.pipeline.frame_source import FrameSource
 from latentsync.runtime.prefetch import prefetch
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import FaceTrack, Progress, ProgressCallback
 
 __all__ = ["Upscaled", "upscale_clip"]
@@ -88,7 +88,7 @@ def upscale_clip(
         Cancelled: `cancelled` said so. As in every failure nothing is left behind.
     """
     options = replace(options or Options(face="all"), fps="source", **changes)
-    reporter = Reporter(progress, cancelled)
+    reporter = RunContext(progress, cancelled)
     output = Path(output)
     check_output(output, (video,))
     check_codec(options.codec)
@@ -169,7 +169,7 @@ def _writer(
 
 
 def _tracks(
-    pace: FrameSource, frames: int, detector: faces.Detector, options: Options, reporter: Reporter
+    pace: FrameSource, frames: int, detector: faces.Detector, options: Options, reporter: RunContext
 ) -> list[FaceTrack]:
     with reporter.timed("detect"):
         return find_face_tracks(
@@ -191,7 +191,7 @@ def _pictures(
     tracks: list[FaceTrack],
     restorer: Restorer,
     options: Options,
-    reporter: Reporter,
+    reporter: RunContext,
 ) -> Pictures:
     """The output's frames; what is read, restored and written runs side by side."""
     pictures = prefetch(reporter.each("decode", pace.frames(range(frames))))
@@ -202,7 +202,7 @@ def _pictures(
     return prefetch(pictures)
 
 
-def _enlarged(pictures: Pictures, restorer: Restorer, reporter: Reporter) -> Pictures:
+def _enlarged(pictures: Pictures, restorer: Restorer, reporter: RunContext) -> Pictures:
     with closing(pictures):
         for picture in pictures:
             reporter.check()
@@ -224,7 +224,7 @@ def _restored(
     track: FaceTrack,
     restorer: Restorer,
     options: Options,
-    reporter: Reporter,
+    reporter: RunContext,
 ) -> Pictures:
     """The frames with one face of theirs restored, where it is found."""
     upscaler = FaceRestorer(restorer, RESOLUTION, options, mouths=False)

@@ -13,7 +13,7 @@ from latentsync.errors import Cancelled
 from latentsync.runtime.prefetch import consumer_gone
 from latentsync.types import Frame, Progress, ProgressCallback
 
-__all__ = ["Reporter", "interruptible"]
+__all__ = ["RunContext", "interruptible"]
 
 LOOK_EVERY = 0.05  # seconds
 
@@ -21,7 +21,7 @@ Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 
 
-class Reporter:
+class RunContext:
     """Passes progress on, stops a cancelled run, and sums up the time of each stage.
 
     A run's stages may share one, each from its own thread.

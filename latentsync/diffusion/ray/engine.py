@@ -18,7 +18,7 @@ from latentsync.diffusion.ray.session import cluster, replicas_that_fit
 from latentsync.diffusion.weights import Nets
 from latentsync.errors import BackendUnavailable, LatentSyncError, OptionError
 from latentsync.options import Options
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import IntArray
 
 __all__ = ["RayEngine", "Replica", "replicas"]
@@ -67,7 +67,7 @@ class RayEngine:
         device, self.dtype = kind.split()
         self.device = f"{len(actors)} x {device} by ray"
 
-    def drawing(self, options: Options, times: IntArray, reporter: Reporter) -> Spread:
+    def drawing(self, options: Options, times: IntArray, reporter: RunContext) -> Spread:
         """Of one face of one run; a group at once unless `options.batch` says more.
 
         So few, because each replica's share of the frames waits in this process.

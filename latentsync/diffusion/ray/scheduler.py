@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentsync.diffusion.generator import CropBatch
 from latentsync.errors import BackendUnavailable, LatentSyncError
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 
 __all__ = ["DEPTH", "START_SECONDS", "Crew", "Spread", "WorkerLost"]
 
@@ -86,7 +86,7 @@ class Spread:
     run fails only when for START_SECONDS there was none at all.
     """
 
-    def __init__(self, crew: Crew, batch: int, reporter: Reporter) -> None:
+    def __init__(self, crew: Crew, batch: int, reporter: RunContext) -> None:
         self._crew, self.batch, self._reporter = crew, batch, reporter
 
     def __call__(

@@ -21,7 +21,7 @@ from latentsync.evaluation.speaking import LipMetrics, SyncLocal, loudness_of
 from latentsync.options import Options
 from latentsync.pipeline.frame_source import FPS
 from latentsync.pipeline.lipsync import LipSync
-from latentsync.runtime.progress import Reporter
+from latentsync.runtime.progress import RunContext
 from latentsync.types import Result
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def measure(
         raise InputError(f"only outputs of up to {MAX_SECONDS:.0f} s are measured here")
     if options.face != Options.face:
         raise InputError(f"only the {Options.face} face is measured")
-    reporter = Reporter(cancelled=cancelled)
+    reporter = RunContext(cancelled=cancelled)
     clip = EvaluatedClip.open(Pair(result.path.name, result.path, None), lipsync.detector, reporter)
     metrics = _metrics(lipsync)
     for metric in metrics:
