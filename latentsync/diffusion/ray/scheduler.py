@@ -14,7 +14,7 @@ from latentsync.diffusion.generator import CropBatch
 from latentsync.errors import BackendUnavailable, LatentSyncError
 from latentsync.runtime.progress import RunContext
 
-__all__ = ["DEPTH", "START_SECONDS", "Crew", "Spread", "WorkerLost"]
+__all__ = ["DEPTH", "START_SECONDS", "Spread", "WorkerLost", "WorkerPool"]
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class WorkerLost(Exception):
     """A replica, or what it had drawn, is gone: its process or its machine ended."""
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Numbered replicas, as a spread sees them."""
 
     def __len__(self) -> int: ...
@@ -86,7 +86,7 @@ class Spread:
     run fails only when for START_SECONDS there was none at all.
     """
 
-    def __init__(self, crew: Crew, batch: int, reporter: RunContext) -> None:
+    def __init__(self, crew: WorkerPool, batch: int, reporter: RunContext) -> None:
         self._crew, self.batch, self._reporter = crew, batch, reporter
 
     def __call__(
