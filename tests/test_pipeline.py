@@ -470,9 +470,9 @@ def test_an_error_is_told_while_frames_made_before_it_are_still_written(
             raise MediaError("no colours")
         return whole(*given)
 
-    def watched(painter, drawn):
+    def watched(compositor, drawn):
         try:
-            yield from paste(painter, drawn)
+            yield from paste(compositor, drawn)
         finally:
             ended.set()
 

@@ -1,7 +1,7 @@
 """What of a run needs the big nets: crops of a face and its speech in, crops that speak out.
 
 Everything else of a run is on either side of it, so this may also happen on other machines:
-`CropGenerator` is what a painter asks for, `Network` does it here, an `Engine` anywhere else.
+`CropGenerator` is what a compositor asks for, `Network` does it here, an `Engine` anywhere else.
 """
 
 import logging

@@ -106,7 +106,7 @@ class Compositor:
         self._share = share if options.paste == "mouth" else None
         self._crops: FrameCache[Tensor] = FrameCache(role.times, CROP_BYTES)
 
-    def cut(
+    def crop(
         self, pictures: Generator[PaintablePicture, None, None]
     ) -> Generator[Group, None, None]:
         """The run's frames, in the order of the output, in groups, with the face cut out.
@@ -129,7 +129,7 @@ class Compositor:
                 del shown, crops  # else they would be held while the next group is read
             next(pictures, None)  # there is none, but now the stage before knows that it is done
 
-    def speak(
+    def generate(
         self, groups: Generator[Group, None, None]
     ) -> Generator[tuple[Group, Tensor | None], None, None]:
         """Each group, with crops that speak: (f, R, R, 3) uint8 on the CPU.

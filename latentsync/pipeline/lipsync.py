@@ -380,10 +380,10 @@ class LipSync:
             draw = self._drawing(role, options, reporter, known)
             extra = self.occluder, self.restorer(options)
             side = self.nets.config.resolution
-            painter = Compositor(draw, side, role, options, reporter, *extra)
-            groups = prefetch(painter.cut(pictures), draw.batch)
-            drawn = prefetch(painter.speak(groups))
-            pictures = prefetch(painter.paste(drawn), PASTED_AHEAD)
+            compositor = Compositor(draw, side, role, options, reporter, *extra)
+            groups = prefetch(compositor.crop(pictures), draw.batch)
+            drawn = prefetch(compositor.generate(groups))
+            pictures = prefetch(compositor.paste(drawn), PASTED_AHEAD)
         reporter.step("generate", 0, first[-1].stop)
         with closing(pictures):
             for done, picture in enumerate(pictures, start=1):
