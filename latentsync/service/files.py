@@ -10,7 +10,6 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from latentsync.errors import InputError, OutputError
-from latentsync.service.expiry import sweep
 from latentsync.service.keys import LOCAL
 from latentsync.service.settings import HOUR, ServiceSettings
 from latentsync.service.storage import NotStored, Storage, is_key
@@ -198,7 +197,11 @@ class Files:
             with self._database.reading() as session:
                 return session.get(File, name) is not None
 
-        return len(sweep(self.storage, max_age_seconds=HOUR, in_use=known))
+        old = time.time() - HOUR
+        gone = [e.key for e in self.storage.entries() if e.modified < old and not known(e.key)]
+        for name in gone:
+            self.storage.delete(name)
+        return len(gone)
 
 
 def _check_tickets(session: Session, key: Key) -> None:

@@ -108,10 +108,6 @@ class Storage(Protocol):
         """
         write_whole(self.read(key), target)
 
-    def used(self) -> int:
-        """Bytes of all that is kept; asks for every entry, so not at each request."""
-        return sum(entry.size for entry in self.entries())
-
 
 def open_storage(where: str | Path) -> Storage:
     """Open a folder, which is made, or `s3://bucket/prefix?endpoint=https://...&region=...`.
