@@ -316,19 +316,13 @@ class LipSync:
             MediaError: the sound holds no sample.
         """
 
-        def exactly(_tokens: int) -> int:
+        def frames(tokens: int) -> int:
+            if options.length == "published":
+                return mel.published_frame_count(tokens, FPS)
             return math.ceil(sound.sample_count(sound.sample_rate) * FPS / sound.sample_rate)
 
-        def published(tokens: int) -> int:
-            return mel.published_frame_count(tokens, FPS)
-
-        return SpeechFeatures(
-            self.nets.speech,
-            sound,
-            frames=published if options.length == "published" else exactly,
-            fps=FPS,
-            windows=options.speech_windows,
-        )
+        windows = options.speech_windows
+        return SpeechFeatures(self.nets.speech, sound, frames=frames, fps=FPS, windows=windows)
 
     def find_faces(
         self,
@@ -345,7 +339,7 @@ class LipSync:
         """Pass 1: where the chosen faces are in each of the clip's first `at_most` frames.
 
         `choices` are `options.face`, unless there are several speakers; the rest, and the errors,
-        as in `casting.cast`.
+        as in `find_face_tracks`.
         """
         return face_tracks.find_face_tracks(
             clip,
@@ -376,10 +370,9 @@ class LipSync:
         first = roles[0].plan
         wanted = (int(i) for segment in first for i in segment.source[segment.shared :])
         pictures = reporter.each("decode", clip.frames(wanted))
+        side, extra = self.nets.config.resolution, (self.occluder, self.restorer(options))
         for role in roles:
             draw = self._drawing(role, options, reporter, known)
-            extra = self.occluder, self.restorer(options)
-            side = self.nets.config.resolution
             compositor = Compositor(draw, side, role, options, reporter, *extra)
             groups = prefetch(compositor.crop(pictures), draw.batch)
             drawn = prefetch(compositor.generate(groups))
