@@ -63,7 +63,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 def main() -> None:
     """Entry point: runs the command and turns every error into one line and an exit code."""
     # Before torch is imported: its threads, where they wait in a loop, starve each other and the
-    # encoder on a busy CPU. Figures: benchmarks/README.md, threads.py.
+    # encoder on a busy CPU. Figures: benchmarks/README.md.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
     given = [argument for argument in sys.argv[1:] if argument != "--debug"]
