@@ -1,4 +1,4 @@
-"""What someone with the real weights runs once: is everything there, does it fit, does it work?
+"""One-off check for users with the real weights: files, strict load, one run.
 
 One table, to be read and to be pasted into a bug report.
 """

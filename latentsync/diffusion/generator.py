@@ -58,7 +58,7 @@ class CropBatch:
 
 
 class CropGenerator(Protocol):
-    """Lets the network draw one face of one run, some groups at a time."""
+    """Generates the mouth crops of one face, batch by batch."""
 
     @property
     def batch(self) -> int:
@@ -77,7 +77,7 @@ class CropGenerator(Protocol):
 
 
 class Engine(Protocol):
-    """Draws somewhere else than in this process: `latentsync.diffusion.ray`."""
+    """Runs the generator in other processes or on other machines: `latentsync.diffusion.ray`."""
 
     def drawing(self, options: Options, times: IntArray, reporter: RunContext) -> CropGenerator:
         """Of one face of a run, if `is_order_independent`; the arguments are `Network`'s."""

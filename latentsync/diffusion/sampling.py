@@ -221,13 +221,14 @@ class _Step:
     next_alpha: float  # and after it
     sigma: float  # how much of the noise
     next_sigma: float
-    slope: float  # how far the change of the predicted picture since the last step goes on
+    # Second-order coefficient: extrapolates the x0 prediction from the last two steps; 0: none.
+    slope: float
 
     def taken(self, x: Tensor, predicted: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """The sample after the step, and the picture it was headed for, which is next's `before`.
 
-        Of slope 0 it is DDIM's step. DPM-Solver++ of second order makes the same step, to where the
-        picture will be half a step on.
+        With `slope` 0 this is a DDIM step. Second-order DPM-Solver++ takes the same step towards
+        the x0 prediction extrapolated half a step ahead.
         """
         clean = (x - self.sigma * predicted) / self.alpha
         if not self.slope:

@@ -240,7 +240,7 @@ class VideoReader:
     def _again(self, decoder: Decoder, clock: Clock, index: int, seen: int) -> Iterator[FrameSpan]:
         """Spans from `index` on, read from the start; the last stays if there were more before.
 
-        Where a clip is damaged it is chance which frames the decoder's threads rescue.
+        With damaged clips, multi-threaded decoding recovers a varying set of frames.
         """
         last = None
         for last in decoder.spans_from(clock, 0):

@@ -109,9 +109,9 @@ class Compositor:
     def crop(
         self, pictures: Generator[PaintablePicture, None, None]
     ) -> Generator[Group, None, None]:
-        """The run's frames, in the order of the output, in groups, with the face cut out.
+        """Cut the face out of the run's frames, group by group, in the order of the output.
 
-        Here and below, who is closed closes what comes before it.
+        Closing this generator also closes its input; the same holds for the two stages below.
         """
         with closing(pictures):
             plan = self._role.plan
@@ -132,10 +132,11 @@ class Compositor:
     def generate(
         self, groups: Generator[Group, None, None]
     ) -> Generator[tuple[Group, Tensor | None], None, None]:
-        """Each group, with crops that speak: (f, R, R, 3) uint8 on the CPU.
+        """Generate the crops of each group: (f, R, R, 3) uint8 on the CPU.
 
-        As published they are (f, 3, R, R) float32, about [-1, 1], until they lie in the frame. With
-        a restorer they are larger, and of the frames that no other group gives.
+        With published resampling they are (f, 3, R, R) float32, about [-1, 1], until they are
+        pasted. With super-resolution they are `sr_ratio` times larger, and frames that the next
+        group repeats are left out.
 
         Raises:
             LatentSyncError: as `CropGenerator` says.

@@ -1,4 +1,4 @@
-"""Pass 1: whose mouths are to speak, and where these faces are in each frame."""
+"""Pass 1: detect and track the faces that will be lip-synced."""
 
 import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence

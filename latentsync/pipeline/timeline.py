@@ -34,7 +34,7 @@ MIN_STRENGTH = 0.05  # of a drawn mouth; with less, which nobody sees, the frame
 
 @dataclass(frozen=True)
 class AudioSpan:
-    """How long it sounds, and for how long nobody speaks around it."""
+    """Duration of the voice, and the silent lead-in and lead-out around it."""
 
     seconds: Fraction
     after: Fraction = Fraction(0)  # seconds of pictures before it begins

@@ -13,13 +13,13 @@ Value = TypeVar("Value", bound=Tensor)
 
 
 class FrameCache(Generic[Value]):
-    """Tensors by the number of their source frame, each until it has been shown for the last time.
+    """Bounded cache of per-source-frame tensors; each entry is dropped after its last known use.
 
-    When the room is full nothing more is kept: of a clip that plays to and fro or again and again,
-    the same part is known in every round then.
+    When it is full, nothing more is added: of a clip that bounces or loops, the same part is cached
+    in every round.
 
     Args:
-        times: (n,) how often each source frame will be shown.
+        times: (n,) how often each source frame will be used.
         room: bytes.
     """
 
@@ -32,7 +32,7 @@ class FrameCache(Generic[Value]):
         return self._kept.get(index)
 
     def shown(self, index: int, value: Value) -> None:
-        """One showing of a frame, of which this was made."""
+        """Count one use of a frame; keep `value` if it will be used again and fits."""
         self._left[index] -= 1
         size = value.nbytes
         if index in self._kept:

@@ -17,20 +17,20 @@ _abandoned: ContextVar[Callable[[], bool]] = ContextVar("_abandoned", default=la
 
 
 def consumer_gone() -> bool:
-    """Whether nobody wants any more of what this thread makes.
+    """True once the consumer of this thread's output is gone.
 
-    The stages before one that ended are abandoned; those after it are not, they have its items to
-    work on and then its error to raise.
+    That holds for the stages before the one that ended. Those after it go on: they have its items
+    to work on, and then its error to raise.
     """
     return _abandoned.get()()
 
 
 def prefetch(items: Generator[Item, None, None], size: int = 1) -> Generator[Item, None, None]:
-    """The items, made in a thread of their own, up to `size` of them before they are asked for.
+    """Iterate over `items` in a background thread, at most `size` of them buffered.
 
-    What is raised there is raised here, after the items that came before it. When no more are
-    wanted (the generator is closed, or something is thrown into it), the thread is `consumer_gone`,
-    stops at its next item, and `items` is closed there.
+    An error in the thread is raised here, after the items before it. When this generator is closed,
+    or something is thrown into it, `consumer_gone` is true in the thread; it stops at its next
+    item and closes `items`.
     """
     queue: Queue[Item | _End] = Queue(size)
     stop = threading.Event()

@@ -165,7 +165,7 @@ class Tracklet:
             self._average()
 
     def take(self, other: "Tracklet") -> bool:
-        """Be the other one too, unless both were in one frame."""
+        """Merge another tracklet into this one; False if both occur in the same frame."""
         if set(self._frames) & set(other._frames):
             return False
         order = np.argsort(np.concatenate([self.frames, other.frames]), kind="stable")

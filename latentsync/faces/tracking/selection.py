@@ -303,7 +303,7 @@ def runs(flags: Flags, start: int, stop: int) -> list[tuple[int, int]]:
 
 
 def _prominence(person: Tracklet) -> tuple[int, float]:
-    """Who would be published: the largest in most frames; of equals, the larger on the whole."""
+    """Rank as the published code would: largest in most frames, ties by total area."""
     sides = person.boxes[:, 2:] - person.boxes[:, :2]
     return person.largest, float(sides.prod(axis=1).sum())
 

@@ -212,11 +212,12 @@ TANGLED = 0.5  # of their size: closer than this, two faces that are followed ma
 
 
 class FrameWatcher:
-    """Hands each frame's faces to a linker; who was there a moment ago is looked for once more.
+    """Runs the detector frame by frame and feeds the associator.
 
-    The whole frame is searched in one of `every`, at a cut, where a face that is followed isn't
-    sure, and as long as somebody is missed. In the others those of the frame before are followed,
-    so who is new there is seen up to `every` - 1 frames late.
+    Where a known face was lost, the detector looks again at higher resolution. The whole frame is
+    searched in one of `every` frames, at a cut, where a followed face is uncertain, and while a
+    face is missing. In other frames the faces of the frame before are followed, so a new face is
+    seen up to `every` - 1 frames late.
     """
 
     def __init__(
