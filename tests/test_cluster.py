@@ -77,8 +77,15 @@ def no_rest(monkeypatch):
     monkeypatch.setattr(scheduler, "PAUSE", 0.0)
 
 
+def keyed(works):
+    return ((n, one) for n, one in enumerate(works))
+
+
 def numbers(drawn):
-    return [None if faces is None else int(faces.flatten()[0]) for faces in drawn]
+    """What was drawn, in the order of the keys that came with it."""
+    keys, faces = zip(*drawn, strict=True)
+    assert list(keys) == list(range(len(keys)))
+    return [None if one is None else int(one.flatten()[0]) for one in faces]
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -86,7 +93,7 @@ def test_works_come_back_in_order_whoever_is_done_first(size):
     crew = Crew(size)
     given = [None if n in (0, 4, 5, 11) else n for n in range(30)]
     works = (None if n is None else work(n) for n in given)
-    assert numbers(Spread(crew, 1, RunContext())(works)) == given
+    assert numbers(Spread(crew, 1, RunContext())(keyed(works))) == given
     assert len({replica for replica, *_ in crew.sent}) > size / 2
 
 
@@ -98,7 +105,7 @@ def test_so_many_are_read_ahead_and_no_more():
             read.append(n)
             yield work(n)
 
-    drawn = Spread(Crew(2), 1, RunContext())(works())
+    drawn = Spread(Crew(2), 1, RunContext())(keyed(works()))
     most = []
     for done, _ in enumerate(drawn):
         most.append(len(read) - done)
@@ -114,7 +121,7 @@ def test_none_has_more_than_it_can_begin_soon(up):
     def stop():
         return next(checks, None) is None
 
-    with pytest.raises(Cancelled), closing(works := (work(n) for n in range(20))):
+    with pytest.raises(Cancelled), closing(works := keyed(work(n) for n in range(20))):
         list(Spread(crew, 1, RunContext(cancelled=stop))(works))
     assert sorted(replica for replica, *_ in crew.sent) == sorted([*range(up)] * DEPTH)
     assert {ticket for *_, ticket in crew.sent} <= set(crew.forgotten)
@@ -123,7 +130,7 @@ def test_none_has_more_than_it_can_begin_soon(up):
 def test_what_a_lost_replica_had_is_drawn_by_another(caplog):
     crew = Crew(2, ends=[1, 0])
     works = (work(n) for n in range(10))
-    assert numbers(Spread(crew, 1, RunContext())(works)) == list(range(10))
+    assert numbers(Spread(crew, 1, RunContext())(keyed(works))) == list(range(10))
     starts = [start for _, start, _ in crew.sent]
     assert len(starts) > 10
     assert set(starts) == set(range(0, 20, 2))
@@ -133,7 +140,7 @@ def test_what_a_lost_replica_had_is_drawn_by_another(caplog):
 def test_a_work_that_ends_every_replica_is_told(caplog):
     crew = Crew(2, poison=0)
     with pytest.raises(LatentSyncError, match=r"frames 0-1 ended 3 replicas.*switched off"):
-        list(Spread(crew, 1, RunContext())(work(n) for n in range(3)))
+        list(Spread(crew, 1, RunContext())(keyed(work(n) for n in range(3))))
     assert "was lost" in caplog.text
 
 
@@ -153,7 +160,7 @@ def test_a_replica_s_error_ends_the_run():
 
     drawn = []
     with pytest.raises(LatentSyncError, match="not finite"):
-        drawn.extend(Spread(Crew(2, draw), 1, RunContext())(works()))
+        drawn.extend(Spread(Crew(2, draw), 1, RunContext())(keyed(works())))
     assert len(drawn) <= 4
     assert closed
 
@@ -161,7 +168,7 @@ def test_a_replica_s_error_ends_the_run():
 def test_replicas_must_be_alike():
     crew = Crew(2, kinds=["cuda float16", "cpu float32"])
     with pytest.raises(LatentSyncError, match=r"cpu float32.*cuda float16.*--device and --dtype"):
-        list(Spread(crew, 1, RunContext())(work(n) for n in range(9)))
+        list(Spread(crew, 1, RunContext())(keyed(work(n) for n in range(9))))
 
 
 def test_no_replica_at_all(monkeypatch):
@@ -169,7 +176,7 @@ def test_no_replica_at_all(monkeypatch):
     crew = Crew(2)
     crew.wait = lambda *_: []
     with pytest.raises(BackendUnavailable, match=r"none of 2 replicas.*ray status"):
-        list(Spread(crew, 1, RunContext())(work(n) for n in range(9)))
+        list(Spread(crew, 1, RunContext())(keyed(work(n) for n in range(9))))
 
 
 class Engine:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+Key = TypeVar("Key")
+
 # Of frames that will be shown again, at 512 px: latents of a minute and a half, where the nets are.
 LATENT_BYTES = 128 * 2**20
 MOST_GROUPS = 4  # at once, unless asked for more: their frames, at 4K 0.8 GB, wait together
@@ -65,11 +67,14 @@ class CropGenerator(Protocol):
         """Groups of one `CropBatch`."""
 
     def __call__(
-        self, works: Generator[CropBatch | None, None, None]
-    ) -> Generator[Tensor | None, None, None]:
-        """The crops of each work, in order, (g, f, R, R, 3) uint8 on the CPU; None of None.
+        self, batches: Generator[tuple[Key, CropBatch | None], None, None]
+    ) -> Generator[tuple[Key, Tensor | None], None, None]:
+        """Generate each batch's crops, in order: (g, f, R, R, 3) uint8 on the CPU; None for None.
 
-        As published they are (g, f, 3, R, R) float32, about [-1, 1], until they lie in the frame.
+        With published resampling they are (g, f, 3, R, R) float32, about [-1, 1].
+
+        Args:
+            batches: each with a key of the caller's, which comes back beside its crops.
 
         Raises:
             LatentSyncError: the network's output is not finite, or memory doesn't suffice.
@@ -169,18 +174,17 @@ class Network:
         )
 
     def __call__(
-        self, works: Generator[CropBatch | None, None, None]
-    ) -> Generator[Tensor | None, None, None]:
+        self, batches: Generator[tuple[Key, CropBatch | None], None, None]
+    ) -> Generator[tuple[Key, Tensor | None], None, None]:
         """As `CropGenerator` says."""
-        for work in works:
-            if work is None:
-                yield None
-                continue
-            with self._reporter.timed("network"):
-                faces = self.drawn(work)
-            del work  # else it would be held while the next groups are read
-            yield faces
-            del faces
+        for key, batch in batches:
+            faces = None
+            if batch is not None:
+                with self._reporter.timed("network"):
+                    faces = self.drawn(batch)
+            del batch  # else it would be held while the next groups are read
+            yield key, faces
+            del key, faces
 
     @torch.inference_mode()
     def drawn(self, work: CropBatch) -> Tensor:

@@ -7,7 +7,6 @@
 Each is an iterator over the one before, so that each may run in a thread of its own.
 """
 
-from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -141,16 +140,13 @@ class Compositor:
         Raises:
             LatentSyncError: as `CropGenerator` says.
         """
-        given: deque[list[Group]] = deque()  # to the network, and not yet come back
 
-        def works() -> Generator[CropBatch | None, None, None]:
+        def batches() -> Generator[tuple[list[Group], CropBatch | None], None, None]:
             for batch in self._batches(self._reporter.each("wait", groups)):
-                given.append(batch)
-                yield self._work(batch)
+                yield batch, self._work(batch)
 
-        with closing(groups), closing(self._draw(works())) as drawn:
-            for faces in drawn:
-                batch = given.popleft()
+        with closing(groups), closing(self._draw(batches())) as drawn:
+            for batch, faces in drawn:
                 if faces is None:
                     yield from ((group, None) for group in batch)
                     continue

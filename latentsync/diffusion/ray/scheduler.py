@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from latentsync.diffusion.generator import CropBatch
+from latentsync.diffusion.generator import CropBatch, Key
 from latentsync.errors import BackendUnavailable, LatentSyncError
 from latentsync.runtime.progress import RunContext
 
@@ -54,8 +54,9 @@ class WorkerPool(Protocol):
 
 @dataclass(eq=False)
 class _Place:
-    """One work in the line."""
+    """One batch in the line."""
 
+    key: Any  # the caller's
     work: CropBatch | None
     faces: Tensor | None = None
     losses: int = 0
@@ -80,7 +81,7 @@ class _WorkerState:
 
 
 class Spread:
-    """A `Drawing` by a crew: at most DEPTH works a replica are read before the first comes back.
+    """A `CropGenerator` by a pool: at most DEPTH batches a replica are read ahead of the first.
 
     A replica that is lost is asked to be ready again; meanwhile the others draw what it had. The
     run fails only when for START_SECONDS there was none at all.
@@ -90,9 +91,9 @@ class Spread:
         self._crew, self.batch, self._reporter = crew, batch, reporter
 
     def __call__(
-        self, works: Generator[CropBatch | None, None, None]
-    ) -> Generator[Tensor | None, None, None]:
-        """As `Drawing` says.
+        self, batches: Generator[tuple[Key, CropBatch | None], None, None]
+    ) -> Generator[tuple[Key, Tensor | None], None, None]:
+        """As `CropGenerator` says.
 
         Raises:
             BackendUnavailable: no replica came up.
@@ -101,22 +102,23 @@ class Spread:
         state = _WorkerState()
         for replica in range(len(self._crew)):
             state.starting[self._crew.start(replica)] = replica
-        with closing(works):
+        with closing(batches):
             try:
-                yield from self._in_order(works, state)
+                yield from self._in_order(batches, state)
             finally:
                 self._crew.forget([*state.out, *state.starting])
 
     def _in_order(
-        self, works: Generator[CropBatch | None, None, None], state: _WorkerState
-    ) -> Generator[Tensor | None, None, None]:
+        self, batches: Generator[tuple[Key, CropBatch | None], None, None], state: _WorkerState
+    ) -> Generator[tuple[Key, Tensor | None], None, None]:
         more = True
         while more or state.line:
             while state.line and state.line[0].done:
-                yield state.line.popleft().faces
+                done = state.line.popleft()
+                yield done.key, done.faces
             if more and len(state.line) < DEPTH * len(self._crew):
                 try:
-                    place = _Place(next(works))
+                    place = _Place(*next(batches))
                 except StopIteration:
                     more = False
                     continue
