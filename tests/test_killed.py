@@ -19,16 +19,16 @@ FACE = ROOT / "examples" / "face.mp4"
 # Killed from within, at a moment that can be told: once so many groups of frames are drawn.
 KILLED = """
 import os, signal, sys
-from latentsync import diffusion
+from latentsync.diffusion import sampling
 from latentsync.cli import main
-left, decode = int(sys.argv.pop(1)), diffusion.decode
+left, decode = int(sys.argv.pop(1)), sampling.decode
 def dying(*args, **options):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(*args, **options)
-diffusion.decode = dying
+sampling.decode = dying
 main()
 """
 

@@ -23,12 +23,12 @@ ALLOWED_MB = 100
 CHILD = """
 import json, sys
 from pathlib import Path
-from latentsync import diffusion
+from latentsync.diffusion import sampling
 from tests.stubs import tiny_lipsync
 
-diffusion.encode = lambda vae, pixels, *_: diffusion.Latents(pixels, pixels)
-diffusion.denoise = lambda unet, noise, mask, latents, *_, **__: latents.masked
-diffusion.decode = lambda vae, latents, pixels, mask: -latents
+sampling.encode = lambda vae, pixels, *_: sampling.Latents(pixels, pixels)
+sampling.denoise = lambda unet, noise, mask, latents, *_, **__: latents.masked
+sampling.decode = lambda vae, latents, pixels, mask: -latents
 clip, voice, out = sys.argv[1:]
 result = tiny_lipsync().run(clip, voice, out, crf=51)
 status = Path("/proc/self/status")
