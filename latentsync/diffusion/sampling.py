@@ -213,7 +213,7 @@ def _guided_steps(effort: Effort, guidance_scale: float) -> list[bool]:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _SamplerStep:
     """One step of a sampler, from more noise to less; plain numbers, so nothing is waited for."""
 
     timestep: int
@@ -238,7 +238,7 @@ class _Step:
         return self.next_alpha * (clean + change) + self.next_sigma * noise, clean
 
 
-def _steps(effort: Effort) -> list[_Step]:
+def _steps(effort: Effort) -> list[_SamplerStep]:
     """The sampler's steps, each from its timestep to the next one's; the last ends at timestep 0.
 
     DDIM's are the published ones, 951, 901, ..., 1 of 20. DPM-Solver++'s begin with the same noise
@@ -256,7 +256,7 @@ def _steps(effort: Effort) -> list[_Step]:
     if effort.sampler == "dpm++":
         slopes[1:-1] = [0.5 * here / last for last, here in pairwise(lengths[:-1])]
     ends = zip(times, pairwise(alphas), pairwise(sigmas), slopes, strict=True)
-    return [_Step(time, *a, *s, slope) for time, a, s, slope in ends]
+    return [_SamplerStep(time, *a, *s, slope) for time, a, s, slope in ends]
 
 
 def _alpha_bars() -> Tensor:

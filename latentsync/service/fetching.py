@@ -111,7 +111,7 @@ def fetch(
         OutputError: the disk is full, or the folder can't be written.
         Cancelled: `cancel()` said so; it is asked at each piece that comes.
     """
-    network = _Network(url, bounds)
+    network = _GuardedNetwork(url, bounds)
     with network.errors(), _answer(network) as answer:
         _check_answer(answer, url, bounds)
         return write_whole(_pieces(answer, network, cancel), target)
@@ -132,7 +132,7 @@ def post(
         FetchRefused: the URL isn't http(s), or leads to an address that is not public.
         FetchError: no answer in time.
     """
-    network = _Network(url, bounds)
+    network = _GuardedNetwork(url, bounds)
     with network.errors(), network.ask("POST", url, headers or {}, body) as answer:
         return answer.status
 
@@ -249,7 +249,7 @@ def _addresses(host: str, port: int, url: str, bounds: Bounds) -> Sequence[tuple
     return usable
 
 
-class _Network(httpcore.NetworkBackend):
+class _GuardedNetwork(httpcore.NetworkBackend):
     """Connections of one exchange: to checked addresses only, and all with one deadline."""
 
     def __init__(self, url: str, bounds: Bounds) -> None:
@@ -361,7 +361,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 @contextlib.contextmanager
-def _answer(network: _Network) -> Iterator[httpcore.Response]:
+def _answer(network: _GuardedNetwork) -> Iterator[httpcore.Response]:
     """The answer to a GET, behind its redirects, each of which is checked like the first URL."""
     url = network.url
     for _ in range(network.bounds.max_redirects + 1):
@@ -395,7 +395,7 @@ def _check_answer(answer: httpcore.Response, url: str, bounds: Bounds) -> None:
 
 
 def _pieces(
-    answer: httpcore.Response, network: _Network, cancel: Callable[[], bool]
+    answer: httpcore.Response, network: _GuardedNetwork, cancel: Callable[[], bool]
 ) -> Iterator[bytes]:
     have = 0
     with network.errors():  # here, so that none of them passes for an error of the disk

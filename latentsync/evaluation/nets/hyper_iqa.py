@@ -103,11 +103,11 @@ def _pool(before: int, channels: int) -> nn.Sequential:
 
 
 def _stage(before: int, width: int, blocks: int, *, stride: int) -> nn.Sequential:
-    first = Block(before, width, stride=stride)
-    return nn.Sequential(first, *(Block(GROWTH * width, width) for _ in range(1, blocks)))
+    first = Bottleneck(before, width, stride=stride)
+    return nn.Sequential(first, *(Bottleneck(GROWTH * width, width) for _ in range(1, blocks)))
 
 
-class Block(nn.Module):
+class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1, beside a way around them; the first of a stage has a convolution there."""
 
     def __init__(self, before: int, width: int, *, stride: int = 1) -> None:

@@ -278,7 +278,7 @@ def _has(record: Mapping[str, Any], kinds: Mapping[str, type]) -> bool:
 
 
 @dataclass
-class _Check:
+class _IntegrityCheck:
     """What a clip's files were found to be."""
 
     whole: bool = True
@@ -286,13 +286,13 @@ class _Check:
     facts: dict[str, Any] = field(default_factory=dict)  # that the record lacks
 
 
-def _check(clip: Path, line: Line, written: int) -> _Check:
+def _check(clip: Path, line: Line, written: int) -> _IntegrityCheck:
     """Hold a clip and its affines against the record.
 
     Raises:
         OSError: one is not there.
     """
-    check = _Check()
+    check = _IntegrityCheck()
     for path, before in ((clip, ""), (clip.with_suffix(".npy"), "affines_")):
         size, digest = (line.get(f"{before}{name}") for name in FACTS)
         if before and digest is None and ("box" not in line or not path.is_file()):
@@ -300,12 +300,12 @@ def _check(clip: Path, line: Line, written: int) -> _Check:
             continue
         facts = path.stat()
         if size is not None and facts.st_size != size:
-            return _Check(whole=False)
+            return _IntegrityCheck(whole=False)
         if size is not None and facts.st_mtime_ns <= written:
             continue
         found = file_digest(path)
         if digest is not None and digest != found:
-            return _Check(whole=False)
+            return _IntegrityCheck(whole=False)
         check.younger |= size is not None
         if size is None:
             check.facts |= {f"{before}bytes": facts.st_size, f"{before}sha256": found}

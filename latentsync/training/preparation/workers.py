@@ -34,7 +34,7 @@ Finished = Generator[tuple[Source, Outcome, Path], None, None]
 """A file, what became of it, and the folder in which its clips lie until the next is asked for."""
 
 
-class _Worker(NamedTuple):
+class _PreparationWorker(NamedTuple):
     process: SpawnProcess
     folder: Path
 
@@ -68,7 +68,7 @@ def in_processes(
         LatentSyncError: as `examine` and `PreparationSettings.tools`.
     """
     queue, folders = iter(sources), (folder / str(number) for number in count())
-    busy: dict[Connection, tuple[_Worker, Source]] = {}
+    busy: dict[Connection, tuple[_PreparationWorker, Source]] = {}
     try:
         for source in islice(queue, workers):
             ours, worker = _started(settings, next(folders))
@@ -98,7 +98,7 @@ def in_processes(
             pipe.close()
 
 
-def _started(settings: PreparationSettings, folder: Path) -> tuple[Connection, _Worker]:
+def _started(settings: PreparationSettings, folder: Path) -> tuple[Connection, _PreparationWorker]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, settings, folder), daemon=True)
@@ -109,7 +109,7 @@ def _started(settings: PreparationSettings, folder: Path) -> tuple[Connection, _
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     theirs.close()  # so that ours ends with the process
-    return ours, _Worker(process, folder)
+    return ours, _PreparationWorker(process, folder)
 
 
 def _send(pipe: Connection, source: Source) -> None:
@@ -119,7 +119,7 @@ def _send(pipe: Connection, source: Source) -> None:
         return  # the process has died, as waiting for its answer will tell
 
 
-def _answer(pipe: Connection, worker: _Worker, source: Source) -> Outcome:
+def _answer(pipe: Connection, worker: _PreparationWorker, source: Source) -> Outcome:
     try:
         answer = pipe.recv()
     except (EOFError, OSError):
