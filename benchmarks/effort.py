@@ -27,7 +27,11 @@ from numpy.typing import NDArray
 
 import latentsync
 from latentsync.diffusion import sampling
-from latentsync.evaluation import lips, pictures, ruler
+from latentsync.evaluation import (
+    image_quality,
+    lip_correlation,
+    mouth_net,
+)
 
 GUIDANCE = 1.5  # where a setting is about guidance
 LIP_SPAN = 0.2  # of the plot's axis of lip correlation, so that noise does not look like news
@@ -93,11 +97,11 @@ class Stopwatch:
 
 
 def outcomes(
-    model: latentsync.LipSync, reader: ruler.Ruler, case: Case, seed: int
+    model: latentsync.LipSync, reader: mouth_net.MouthNet, case: Case, seed: int
 ) -> dict[str, Outcome]:
     """A clip by every setting."""
-    track = ruler.find_track(case.source, model.detector, fps=case.fps)
-    box = pictures.mouth_box(ruler.CROP)
+    track = mouth_net.find_track(case.source, model.detector, fps=case.fps)
+    box = image_quality.mouth_box(mouth_net.CROP)
     rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
     output = case.source.with_name("output.mp4")
     found = {}
@@ -106,8 +110,10 @@ def outcomes(
         sampling.denoise = watch = Stopwatch()
         model.run(case.source, case.voice, output, options=options)
         sampling.denoise = watch.denoise
-        crops = np.stack(list(ruler.aligned_crops(output, track, fps=case.fps)))
-        r = lips.lip_correlation(reader.measure(crops)[:, 0], case.opening[: len(crops)]).at_zero
+        crops = np.stack(list(mouth_net.aligned_crops(output, track, fps=case.fps)))
+        r = lip_correlation.lip_correlation(
+            reader.measure(crops)[:, 0], case.opening[: len(crops)]
+        ).at_zero
         found[name] = Outcome(watch.seconds, crops[:, rows, columns], r)
         print(f"{name}: {watch.seconds:.1f} s, r={r:.3f}", flush=True)
     return found
@@ -121,8 +127,8 @@ def table(clips: list[dict[str, Outcome]]) -> dict[str, Row]:
             guided = "guidance_scale" in SETTINGS[name]
             full = found[GUIDED if guided else FULL]
             same = name in (FULL, GUIDED)
-            psnr = np.nan if same else pictures.psnr(one.mouth, full.mouth)
-            ssim = np.nan if same else pictures.ssim(one.mouth, full.mouth)
+            psnr = np.nan if same else image_quality.psnr(one.mouth, full.mouth)
+            ssim = np.nan if same else image_quality.ssim(one.mouth, full.mouth)
             figures[name].append((one.seconds / found[FULL].seconds, psnr, ssim, one.r))
     return {name: Row(*np.mean(of_clips, axis=0).tolist()) for name, of_clips in figures.items()}
 
@@ -159,7 +165,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="write a picture of the table (png)")
     asked = parser.parse_args()
     torch.set_num_threads(1)  # so that a thread's time is all of it
-    model, reader = latentsync.load(asked.model), ruler.Ruler.load()
+    model, reader = latentsync.load(asked.model), mouth_net.MouthNet.load()
     clips = []
     with tempfile.TemporaryDirectory(prefix="effort-") as folder:
         for index in range(asked.clips):

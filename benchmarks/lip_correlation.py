@@ -4,7 +4,7 @@
 
 For each clip a person is drawn who says A (the source, mp4), another voice says B (wav), and the
 truth is drawn too: the same person and movement with the mouth of B. The product makes an mp4 of
-source and voice; the ruler (latentsync/evaluation/ruler.py) reads the mouth off it, where the
+source and voice; the ruler (latentsync/evaluation/mouth_net.py) reads the mouth off it, where the
 source has the face, and its opening is correlated with B's. Figures on each clip's line:
 
     r, lag      correlation as it stands; the lag in frames at which it is highest (+: mouth late)
@@ -35,7 +35,11 @@ from numpy.typing import NDArray
 
 import latentsync
 from latentsync.errors import LatentSyncError
-from latentsync.evaluation import lips, pictures, ruler
+from latentsync.evaluation import (
+    image_quality,
+    lip_correlation,
+    mouth_net,
+)
 from latentsync.media import VideoReader
 from latentsync.training.synthetic import (
     Mouth,
@@ -74,7 +78,7 @@ class Score:
 
     measured: FloatArray  # (frames,) opening in the output, eye distances
     opening: FloatArray  # (frames,) what B asks for
-    lips: lips.LipCorrelation
+    lips: lip_correlation.LipCorrelation
     amplitude: float
     psnr: float  # dB
     ssim: float
@@ -123,34 +127,34 @@ def draw_case(
 
 
 def judge(
-    model: latentsync.LipSync, reader: ruler.Ruler, case: Case, options: latentsync.Options
+    model: latentsync.LipSync, reader: mouth_net.MouthNet, case: Case, options: latentsync.Options
 ) -> Score:
     """Run the product on a case and measure what it made."""
     output = case.source.with_name(case.source.name.replace("source", "output"))
     start = time.perf_counter()
     result = model.run(case.source, case.voice, output, options=options)
     seconds = time.perf_counter() - start
-    track = ruler.find_track(case.source, model.detector, fps=case.fps)
+    track = mouth_net.find_track(case.source, model.detector, fps=case.fps)
     paths = (case.source, output, case.truth)
     before, after, truth = (
-        np.stack(list(ruler.aligned_crops(path, track, fps=case.fps))) for path in paths
+        np.stack(list(mouth_net.aligned_crops(path, track, fps=case.fps))) for path in paths
     )
     frames = min(len(before), len(after), len(truth))
     before, after, truth = before[:frames], after[:frames], truth[:frames]
     opening, old = case.opening[:frames], case.opening_source[:frames]
     measured = reader.measure(after)[:, 0]
-    mouth = pictures.mouth_box(ruler.CROP)
+    mouth = image_quality.mouth_box(mouth_net.CROP)
     stacks = zip(paths, (before, after, truth), strict=True)
     return Score(
         measured=measured,
         opening=opening,
-        lips=lips.lip_correlation(measured, opening),
-        amplitude=lips.amplitude_ratio(measured, opening),
-        psnr=pictures.psnr(after, truth, mouth),
-        ssim=pictures.ssim(after, truth, mouth),
-        flicker=pictures.flicker(after, truth),
-        ruler=lips.lip_correlation(reader.measure(truth)[:, 0], opening).at_zero,
-        source=lips.lip_correlation(measured, old).at_zero,
+        lips=lip_correlation.lip_correlation(measured, opening),
+        amplitude=lip_correlation.amplitude_ratio(measured, opening),
+        psnr=image_quality.psnr(after, truth, mouth),
+        ssim=image_quality.ssim(after, truth, mouth),
+        flicker=image_quality.flicker(after, truth),
+        ruler=lip_correlation.lip_correlation(reader.measure(truth)[:, 0], opening).at_zero,
+        source=lip_correlation.lip_correlation(measured, old).at_zero,
         frames=result.frames,
         seconds=seconds,
         rows=[_row(path, crops, case.fps) for path, crops in stacks],
@@ -161,13 +165,15 @@ def _row(clip: Path, crops: NDArray[np.uint8], fps: Fraction) -> list[Frame]:
     """A whole frame, three mouths, and the same again: moments spread over the clip."""
     moments = np.linspace(0, len(crops) - 1, 8).round().astype(int)[1:-1].tolist()
     whole = [frame.rgb() for frame in VideoReader(clip, fps=fps).frames(moments[::3])]
-    mouths = [pictures.mouth_picture(crops[i]) for i in moments]
+    mouths = [image_quality.mouth_picture(crops[i]) for i in moments]
     return [whole[0], *mouths[:3], whole[1], *mouths[3:]]
 
 
 def summary(scores: list[Score], seed: int) -> list[str]:
     """The lines below the clips' own."""
-    found = lips.summarise([s.measured for s in scores], [s.opening for s in scores], seed)
+    found = lip_correlation.summarise(
+        [s.measured for s in scores], [s.opening for s in scores], seed
+    )
     in_time = sum(abs(s.lips.best_lag) <= 1 for s in scores)
     speed = sum(s.frames for s in scores) / sum(s.seconds for s in scores)
     return [
@@ -185,7 +191,7 @@ def summary(scores: list[Score], seed: int) -> list[str]:
 def write_sheet(path: Path, scores: list[Score]) -> None:
     shown = scores[:SHEET_CLIPS]
     rows = [row for score in shown for row in score.rows]
-    sheet = pictures.sheet(rows, ["before", "after", "truth"] * len(shown), SHEET_WIDTH)
+    sheet = image_quality.sheet(rows, ["before", "after", "truth"] * len(shown), SHEET_WIDTH)
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), sheet[..., ::-1])
 
@@ -254,7 +260,7 @@ def main() -> int:
             seed=asked.seed,
             fps="25" if asked.fps == 25 else "source",
         )
-        model, reader = latentsync.load(asked.model), ruler.Ruler.load()
+        model, reader = latentsync.load(asked.model), mouth_net.MouthNet.load()
     except LatentSyncError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

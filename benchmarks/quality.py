@@ -23,7 +23,7 @@ from lip_correlation import TRAINED, Case, draw_case, parser_of
 
 import latentsync
 from latentsync import faces
-from latentsync.evaluation import lips, ruler, runner
+from latentsync.evaluation import lip_correlation, mouth_net, runner
 from latentsync.evaluation.clips import find_pairs
 from latentsync.types import FloatArray
 
@@ -129,7 +129,7 @@ def measure(work: Path, cases: list[Case]) -> Table:
             row: {name: Figure(*one) for name, one in figures.items()}
             for row, figures in told.items()
         }
-    reader, detector = ruler.Ruler.load(), faces.create("builtin", root=work)
+    reader, detector = mouth_net.MouthNet.load(), faces.create("builtin", root=work)
     for row in ROWS:
         if row in table:
             continue
@@ -151,12 +151,14 @@ def measure(work: Path, cases: list[Case]) -> Table:
     return table
 
 
-def _lips(output: Path, case: Case, reader: ruler.Ruler, detector: faces.Detector) -> float:
+def _lips(output: Path, case: Case, reader: mouth_net.MouthNet, detector: faces.Detector) -> float:
     """How the mouth's opening follows the truth's."""
-    track = ruler.find_track(case.source, detector)
-    crops = np.stack(list(ruler.aligned_crops(output, track)))
+    track = mouth_net.find_track(case.source, detector)
+    crops = np.stack(list(mouth_net.aligned_crops(output, track)))
     opening: FloatArray = case.opening[: len(crops)]
-    return lips.lip_correlation(reader.measure(crops)[: len(opening), 0], opening).at_zero
+    return lip_correlation.lip_correlation(
+        reader.measure(crops)[: len(opening), 0], opening
+    ).at_zero
 
 
 def page(table: Table, asked: argparse.Namespace) -> str:

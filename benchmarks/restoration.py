@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentsync.evaluation import pictures
+from latentsync.evaluation import image_quality
 from latentsync.faces.restoration.deflicker import TemporalSmoother
 from latentsync.runtime.devices import peak_memory
 from latentsync.runtime.downloads import SETS
@@ -49,7 +49,7 @@ MOVES = {"still": (0.0, 0.0), "trembling": (0.0, 0.4), "lively": (1.0, 0.4)}  # 
 STABILITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WITHOUT_FLOW = "1, no flow"
 WOBBLE, TEXTURE = (0.4, 12.0), (3.0, 1.5)  # RMS px or grey levels, smooth over px
-MOUTH = pictures.mouth_box(SIDE)
+MOUTH = image_quality.mouth_box(SIDE)
 MOVING = 6.0  # grey levels from frame to frame, in the mean over 9 x 9 px
 CPU = torch.device("cpu")
 
@@ -120,8 +120,8 @@ class _NoFlow:
 def measure(made: Stack, truth: Stack, plain: Stack) -> Figures:
     moving = _moving(_mouths(truth))
     return (
-        pictures.flicker(made, plain),
-        pictures.psnr(made, truth, MOUTH),
+        image_quality.flicker(made, plain),
+        image_quality.psnr(made, truth, MOUTH),
         _sharpness(_mouths(made), moving) / _sharpness(_mouths(truth), moving),
         _lag(_mouths(made), _mouths(truth)),
     )

@@ -11,7 +11,11 @@ import cv2
 import numpy as np
 
 from latentsync.errors import LatentSyncError
-from latentsync.evaluation import lips, pictures, ruler
+from latentsync.evaluation import (
+    image_quality,
+    lip_correlation,
+    mouth_net,
+)
 from latentsync.faces import create
 from latentsync.media import VideoReader
 from latentsync.runtime.checkpoints import root
@@ -27,8 +31,8 @@ SHEET_WIDTH = 1600  # px
 def row(clip: Path, track: FaceTrack, frames: list[int]) -> list[Frame]:
     """A whole frame, then the mouth at each moment."""
     whole = next(VideoReader(clip).frames(frames[:1])).rgb()
-    crops = list(ruler.aligned_crops(clip, track))
-    return [whole, *(pictures.mouth_picture(crops[i]) for i in frames)]
+    crops = list(mouth_net.aligned_crops(clip, track))
+    return [whole, *(image_quality.mouth_picture(crops[i]) for i in frames)]
 
 
 def main() -> int:
@@ -36,14 +40,16 @@ def main() -> int:
     opening = np.array([json.loads(line)["opening"] for line in lines])
     try:
         detector = create("builtin", root=root() / "auxiliary")
-        track = ruler.find_track(SOURCE, detector, at_most=len(opening))
+        track = mouth_net.find_track(SOURCE, detector, at_most=len(opening))
         frames = np.linspace(0, len(opening) - 1, MOMENTS + 2).round().astype(int)[1:-1].tolist()
         rows = [row(clip, track, frames) for clip in (SOURCE, OUTPUT)]
-        cv2.imwrite(str(SHEET), pictures.sheet(rows, ["before", "after"], SHEET_WIDTH)[..., ::-1])
-        reader = ruler.Ruler.load()
-        measured = ruler.mouth_track(OUTPUT, reader, detector, track=track)[:, 0]
-        found = lips.lip_correlation(measured, opening)
-        amplitude = lips.amplitude_ratio(measured, opening)
+        cv2.imwrite(
+            str(SHEET), image_quality.sheet(rows, ["before", "after"], SHEET_WIDTH)[..., ::-1]
+        )
+        reader = mouth_net.MouthNet.load()
+        measured = mouth_net.mouth_track(OUTPUT, reader, detector, track=track)[:, 0]
+        found = lip_correlation.lip_correlation(measured, opening)
+        amplitude = lip_correlation.amplitude_ratio(measured, opening)
     except LatentSyncError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ import numpy as np
 from skimage.data import astronaut
 
 import latentsync
-from latentsync.evaluation import pictures, ruler
+from latentsync.evaluation import image_quality, mouth_net
 from latentsync.media import VideoReader
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,13 +27,13 @@ def main() -> None:
     model = latentsync.load("demo")
     result = model.run(photo, ROOT / "examples/speech.wav", clip, seed=1)
     frames = np.linspace(0, result.frames - 1, MOMENTS + 2).round().astype(int)[1:-1].tolist()
-    track = ruler.find_track(photo, model.detector)
-    mouth = pictures.mouth_picture(next(iter(ruler.aligned_crops(photo, track))))
-    crops = list(ruler.aligned_crops(clip, track))
+    track = mouth_net.find_track(photo, model.detector)
+    mouth = image_quality.mouth_picture(next(iter(mouth_net.aligned_crops(photo, track))))
+    crops = list(mouth_net.aligned_crops(clip, track))
     whole = next(VideoReader(clip).frames(frames[:1])).rgb()
     before = [astronaut(), *[mouth] * MOMENTS]
-    after = [whole, *(pictures.mouth_picture(crops[i]) for i in frames)]
-    sheet = pictures.sheet([before, after], ["before", "after"], SHEET_WIDTH)
+    after = [whole, *(image_quality.mouth_picture(crops[i]) for i in frames)]
+    sheet = image_quality.sheet([before, after], ["before", "after"], SHEET_WIDTH)
     cv2.imwrite(str(OUT / "real.png"), sheet[..., ::-1])
     print(f"before and after: {OUT / 'real.png'}")
 

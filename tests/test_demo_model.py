@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import latentsync
-from latentsync.evaluation import lips
-from latentsync.evaluation.ruler import Ruler, find_track, mouth_track
+from latentsync.evaluation import lip_correlation
+from latentsync.evaluation.mouth_net import MouthNet, find_track, mouth_track
 from latentsync.training.synthetic import (
     Mouth,
     draw_speech,
@@ -64,12 +64,12 @@ def draw_case(folder, index, detector):
 
 def judged(cases, model, clips):
     """What the ruler makes of one clip for each case."""
-    ruler = Ruler.load()
+    ruler = MouthNet.load()
     measured = [
         mouth_track(clip, ruler, model.detector, track=case.track)[:, 0]
         for clip, case in zip(clips, cases, strict=True)
     ]
-    return lips.summarise(measured, [case.opening for case in cases])
+    return lip_correlation.summarise(measured, [case.opening for case in cases])
 
 
 @pytest.mark.slow

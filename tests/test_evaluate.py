@@ -12,12 +12,19 @@ from typer.testing import CliRunner
 
 from latentsync.cli.evaluate import evaluate as command
 from latentsync.errors import Cancelled, MediaError, OptionError, OutputError
-from latentsync.evaluation import clips, measures, page, runner, speaking, sync
+from latentsync.evaluation import (
+    clips,
+    image_metrics,
+    report,
+    runner,
+    sync,
+    sync_metrics,
+)
 from latentsync.evaluation.clips import EvaluatedClip, Pair, find_pairs
 from latentsync.evaluation.frechet import Moments
 from latentsync.evaluation.metric import Setup
-from latentsync.evaluation.page import as_html, write_report
-from latentsync.evaluation.ruler import CROP
+from latentsync.evaluation.mouth_net import CROP
+from latentsync.evaluation.report import as_html, write_report
 from latentsync.evaluation.runner import evaluate, mean_of, names_of
 from latentsync.evaluation.stable import StableAccuracy
 from latentsync.evaluation.tables import as_csv, as_json, as_text
@@ -49,7 +56,7 @@ class Brightness:
 
 @pytest.fixture
 def bright(monkeypatch):
-    monkeypatch.setattr(speaking.Ruler, "load", lambda *_: Brightness())
+    monkeypatch.setattr(sync_metrics.MouthNet, "load", lambda *_: Brightness())
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,7 @@ def pictures(count=6):
 
 def speaking_clip(path, sound=SOUND, late=0):
     """Pictures as bright as the sound is loud, `late` frames after it."""
-    levels = speaking.SAMPLES * 3  # at 48 kHz
+    levels = sync_metrics.SAMPLES * 3  # at 48 kHz
     loud = np.sqrt((SOUND[: FRAMES * levels].reshape(FRAMES, levels) ** 2).mean(axis=1))
     shade = np.roll(40 + 30 * np.log10(np.maximum(loud, 1e-3) / 1e-3), late)
     frames = [np.full((SIZE[1], SIZE[0], 3), value, np.uint8) for value in shade.astype(int)]
@@ -161,12 +168,12 @@ def test_a_late_mouth_is_found_by_its_sound(spoken, tmp_path):
 
 
 def test_frames_without_a_face_are_filled_for_the_mouth():
-    curve = speaking._filled(np.array([1, np.nan, 3, 4, np.nan]))
+    curve = sync_metrics._filled(np.array([1, np.nan, 3, 4, np.nan]))
     assert curve.tolist() == [1, 2, 3, 4, 4]
 
 
 def test_missing_weights_stop_no_other_metric(clip, tmp_path):
-    found = measured(clip, clip, *measures.METRICS, weights=tmp_path / "nothing")
+    found = measured(clip, clip, *image_metrics.METRICS, weights=tmp_path / "nothing")
     assert "ssim_face" in found.means
     for name in ("lpips_face", "fid_frame", "fvd_face", "identity", "sync_conf", "lip_lag"):
         assert str(tmp_path / "nothing") in found.missing[name]
@@ -224,19 +231,19 @@ def test_a_clip_that_can_not_be_read_costs_its_own_row(clip, tmp_path):
     assert rows[1]["error"] == found.clips[1].error
 
 
-class Means(measures._Frechet):
+class Means(image_metrics._Frechet):
     """In Inception's place: mean colours."""
 
     name, width, batch = "fid", 3, 4
-    figures = measures.Fid.figures
-    end = measures.Fid.end
+    figures = image_metrics.Fid.figures
+    end = image_metrics.Fid.end
 
     def features(self, stack):
         return stack.mean(axis=(1, 2), dtype=np.float32)
 
 
 def test_a_figure_of_the_whole_set(monkeypatch, clip, tmp_path):
-    monkeypatch.setitem(measures.METRICS, "fid", Means)
+    monkeypatch.setitem(image_metrics.METRICS, "fid", Means)
     other = write_clip(tmp_path / "other.mp4", [0 * one for one in pictures()], size=SIZE)
     pairs = clips.PairedFiles((Pair("one", clip, clip), Pair("two", clip, clip)))
     same = evaluate(pairs, ["fid"]).means["fid_frame"]
@@ -249,10 +256,10 @@ def test_a_figure_of_the_whole_set(monkeypatch, clip, tmp_path):
     assert found.clips[0].missing == {}
 
 
-@pytest.mark.parametrize("kind", [measures.Fvd, measures.FvdVideoMae])
+@pytest.mark.parametrize("kind", [image_metrics.Fvd, image_metrics.FvdVideoMae])
 def test_windows_of_fvd_are_unbroken(kind):
     metric = object.__new__(kind)
-    metric.sums = {region: [Moments.none(1), Moments.none(1)] for region in measures.REGIONS}
+    metric.sums = {region: [Moments.none(1), Moments.none(1)] for region in image_metrics.REGIONS}
     seen = []
     metric.features = lambda stack: seen.append(stack[:, 0, 0, 0].tolist()) or np.zeros((1, 1))
     metric.begin(None)
@@ -281,14 +288,14 @@ def test_sync_looks_at_the_stretch_with_a_face_and_its_sound(monkeypatch, detect
 
     monkeypatch.setattr(sync, "load_eval_syncnet", lambda *_: None)
     monkeypatch.setattr(sync, "sync_distances", distances)
-    metric = speaking.SyncLocal(Setup(tmp_path, "cpu", detector))
+    metric = sync_metrics.SyncLocal(Setup(tmp_path, "cpu", detector))
     metric.begin(opened(path, detector))
     assert set(metric.end()) == {"sync_conf_local", "sync_dist_local", "sync_offset_local"}
     assert seen["crops"].shape == (16, 224, 224, 3)
     wave = np.concatenate(list(AudioReader(path).chunks(16000)))
-    start = 16 * speaking.SAMPLES
+    start = 16 * sync_metrics.SAMPLES
     np.testing.assert_array_equal(seen["sound"], wave[start : start + len(seen["sound"])])
-    assert len(seen["sound"]) == pytest.approx(16 * speaking.SAMPLES, abs=1024)
+    assert len(seen["sound"]) == pytest.approx(16 * sync_metrics.SAMPLES, abs=1024)
     curve = np.array(metric.curves["sync_conf_local"])
     assert np.isnan(curve[:16]).all()
     assert np.isfinite(curve[16:]).all()
@@ -307,9 +314,9 @@ def test_sync_on_the_published_geometry_is_the_mean_of_its_tracks(monkeypatch, d
         return sync.SyncScore(8.0, 6.0, 1), sync.SyncScore(4.0, 9.0, -4)
 
     monkeypatch.setattr(sync, "load_eval_syncnet", lambda path, _: path)
-    monkeypatch.setattr(speaking.published, "load_s3fd", lambda path, _: path)
-    monkeypatch.setattr(speaking.published, "sync_conf", scores)
-    metric = speaking.SyncConfidence(Setup(tmp_path, "cpu", detector))
+    monkeypatch.setattr(sync_metrics.published, "load_s3fd", lambda path, _: path)
+    monkeypatch.setattr(sync_metrics.published, "sync_conf", scores)
+    metric = sync_metrics.SyncConfidence(Setup(tmp_path, "cpu", detector))
     metric.begin(clip)
     assert metric.end() == {"sync_conf": 6, "sync_dist": 7.5, "sync_offset": -1.5}
     net, boxes, shown, sound = given
@@ -330,9 +337,9 @@ def test_stable_syncnet_is_asked_about_two_stretches(monkeypatch, detector, tmp_
         seen.extend(windows)
         return StableAccuracy(0.75, 1.0, 0.9, 0.2, 4)
 
-    monkeypatch.setattr(speaking.loading, "load_syncnet", lambda *_, **__: None)
-    monkeypatch.setattr(speaking, "stable_syncnet_accuracy", accuracy)
-    metric = speaking.Stable(Setup(tmp_path, "cpu", detector))
+    monkeypatch.setattr(sync_metrics.loading, "load_syncnet", lambda *_, **__: None)
+    monkeypatch.setattr(sync_metrics, "stable_syncnet_accuracy", accuracy)
+    metric = sync_metrics.SyncNetAccuracy(Setup(tmp_path, "cpu", detector))
     metric.begin(opened(path, detector))
     assert metric.end() == {"stable_accuracy": 0.75}
     assert len(seen) == 2  # of 75 frames, 11 are left over
@@ -413,13 +420,13 @@ def test_the_page_escapes_names_and_needs_no_other_file(spoken, tmp_path):
 
 
 def test_a_plot_has_a_line_for_each_unbroken_run():
-    plot = page._plot("t", [("one", np.array([1, 2, np.nan, np.inf, 4, 5.0]))])
+    plot = report._plot("t", [("one", np.array([1, 2, np.nan, np.inf, 4, 5.0]))])
     assert [len(run.split()) for run in plot.lines[0].runs] == [2, 2]
     assert (plot.low, plot.high, plot.lines[0].runs[0].split()[0]) == ("1", "5", "52.0,144.0")
-    x, y = page._thinned(np.arange(3000.0))
+    x, y = report._thinned(np.arange(3000.0))
     assert (len(x), x[1], y[0]) == (600, 5, 2)
-    assert page._plot("t", [("none", np.array([np.nan]))]) is None
-    assert page._plot("t", [("flat", np.array([2.0, 2.0]))]).lines
+    assert report._plot("t", [("none", np.array([np.nan]))]) is None
+    assert report._plot("t", [("flat", np.array([2.0, 2.0]))]).lines
 
 
 def test_the_report_is_whole_or_not_there(monkeypatch, clip, tmp_path):

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from latentsync.errors import OptionError
-from latentsync.evaluation import published, runner, speaking, sync
+from latentsync.evaluation import (
+    runner,
+    sync,
+    sync_metrics,
+)
 from latentsync.evaluation.clips import find_pairs
 from latentsync.evaluation.runner import evaluate
 from latentsync.types import Face
@@ -208,7 +212,7 @@ def test_a_source_that_can_t_be_reached_is_as_one_that_is_gone(tmp_path, monkeyp
 
 
 def test_a_mouth_is_truth_only_where_both_clips_say_the_same(tmp_path, detector, monkeypatch):
-    monkeypatch.setattr(speaking.Ruler, "load", lambda *_: Brightness())
+    monkeypatch.setattr(sync_metrics.MouthNet, "load", lambda *_: Brightness())
     detector[0] = Couple()
     frames = [picture(number, *WIDE) for number in range(20)]
 
@@ -232,7 +236,7 @@ def test_a_mouth_is_truth_only_where_both_clips_say_the_same(tmp_path, detector,
 
 
 def test_a_source_that_is_shown_in_another_order_is_no_truth(tmp_path, make, monkeypatch):
-    monkeypatch.setattr(speaking.Ruler, "load", lambda *_: Brightness())
+    monkeypatch.setattr(sync_metrics.MouthNet, "load", lambda *_: Brightness())
     # The sound goes on when the pictures are over: then they are shown again from the start.
     source = numbered_clip(tmp_path / "clip.mp4", 10, sound=babble(0.8, 48000, 4), **LOSSLESS)
     output = make(source, 0.8, audio=source, sync_mode="loop")
@@ -267,11 +271,11 @@ def test_sync_on_the_published_geometry_is_the_chosen_face_s(tmp_path, make, det
         return sync.SyncScore(float(len(seen)), 1.0, 0)
 
     monkeypatch.setattr(sync, "load_eval_syncnet", lambda *_: None)
-    monkeypatch.setattr(published, "load_s3fd", lambda *_: None)
-    monkeypatch.setattr(published, "detect_boxes", lambda *_: boxes)
-    monkeypatch.setattr(published, "LEAST_FRAMES", 3)
-    monkeypatch.setattr(published, "LEAST_FACE", 10)
-    monkeypatch.setattr(published, "sync_confidence", confidence)
+    monkeypatch.setattr(published_sync, "load_s3fd", lambda *_: None)
+    monkeypatch.setattr(published_sync, "detect_boxes", lambda *_: boxes)
+    monkeypatch.setattr(published_sync, "LEAST_FRAMES", 3)
+    monkeypatch.setattr(published_sync, "LEAST_FACE", 10)
+    monkeypatch.setattr(published_sync, "sync_confidence", confidence)
     assert measured(output, "sync").figures["sync_conf"] == 1
     assert len(seen) == 1
     (tmp_path / "out.json").unlink()

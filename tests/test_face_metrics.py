@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import euclidean
 
 from latentsync.errors import InputError, OptionError, WeightsMismatch, WeightsMissing
-from latentsync.evaluation import identity, landmarks, measures, stable
+from latentsync.evaluation import identity, image_metrics, landmarks, stable
 from latentsync.evaluation.nets.syncnet import stacked
 from latentsync.faces import Builtin, YuNet, align
 from latentsync.faces.detectors.scrfd import LANDMARK_FILE, PACK, SCRFD_FILE, InsightFace
@@ -188,22 +188,22 @@ class Apart(torch.nn.Linear):
 
 def test_lpips_of_frames():
     lpips, rng = Apart(1, 1), np.random.default_rng(0)
-    a, b = rng.integers(0, 256, (2, measures.BATCH + 1, 24, 20, 3), np.uint8)
+    a, b = rng.integers(0, 256, (2, image_metrics.BATCH + 1, 24, 20, 3), np.uint8)
     b[3] = a[3]
-    found = measures.lpips_distance(lpips, a, b)
-    assert found.shape == (measures.BATCH + 1,)
+    found = image_metrics.lpips_distance(lpips, a, b)
+    assert found.shape == (image_metrics.BATCH + 1,)
     assert found[3] == 0
     x, y = (
         torch.from_numpy(s[:2].astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1 for s in (a, b)
     )
     np.testing.assert_allclose(found[:2], lpips(x, y), rtol=1e-4)
     box = Box(2, 4, 20, 24)
-    part = measures.lpips_distance(lpips, a[:2], b[:2], box)
+    part = image_metrics.lpips_distance(lpips, a[:2], b[:2], box)
     np.testing.assert_allclose(part, lpips(x[..., 4:, 2:], y[..., 4:, 2:]), rtol=1e-4)
     with pytest.raises(OptionError, match="it needs 16 x 16"):
-        measures.lpips_distance(lpips, a, b, Box(0, 0, 20, 15))
+        image_metrics.lpips_distance(lpips, a, b, Box(0, 0, 20, 15))
     with pytest.raises(OptionError, match="can't be compared"):
-        measures.lpips_distance(lpips, a, b[1:])
+        image_metrics.lpips_distance(lpips, a, b[1:])
 
 
 # StableSyncNet

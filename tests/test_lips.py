@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latentsync.errors import OptionError
-from latentsync.evaluation.lips import (
+from latentsync.evaluation.lip_correlation import (
     LipSummary,
     amplitude_ratio,
     lip_correlation,

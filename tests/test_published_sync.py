@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from latentsync.errors import NoFaceFound, WeightsMismatch, WeightsMissing
-from latentsync.evaluation import published
+from latentsync.evaluation import published_sync
 from latentsync.evaluation.nets.s3fd import S3FD, Norm
 from latentsync.evaluation.sync import GREY, SyncScore
 from latentsync.media import Colour, VideoFrame
@@ -112,14 +112,14 @@ def test_features_of_a_place_are_brought_to_one_length():
 def test_loading_s3fd(tmp_path):
     file = tmp_path / "sfd_face.pth"
     with pytest.raises(WeightsMissing, match="download eval"):
-        published.load_s3fd(file)
+        published_sync.load_s3fd(file)
     with torch.device("meta"):
         ours = S3FD().state_dict()
     torch.save({key: torch.zeros(1).expand(value.shape) for key, value in ours.items()}, file)
-    assert not published.load_s3fd(file).training
+    assert not published_sync.load_s3fd(file).training
     torch.save({"conv1_1.weight": torch.zeros(64, 3, 3, 3)}, file)  # the other project's names
     with pytest.raises(WeightsMismatch, match="does not fit a S3FD"):
-        published.load_s3fd(file)
+        published_sync.load_s3fd(file)
 
 
 class Boxes:
@@ -148,16 +148,18 @@ def test_the_surest_of_boxes_that_overlap():
     net = Boxes(rows)
     frame = np.zeros((301, 400, 3), np.uint8)
     frame[..., 0] = 200
-    found = published.detect_boxes(net, frame)
+    found = published_sync.detect_boxes(net, frame)
     (shown,) = net.shown
     assert shown.shape == (1, 3, 75, 100)
     assert shown[0, :, 0, 0].tolist() == [200, 0, 0]
     wanted = np.array([rows[1][1:], rows[2][1:]]) * [4, 301 / 75, 4, 301 / 75]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
-    again = published.detect_boxes(net, np.ascontiguousarray(frame[:, ::2]), 2.0)  # wide pixels
+    again = published_sync.detect_boxes(
+        net, np.ascontiguousarray(frame[:, ::2]), 2.0
+    )  # wide pixels
     assert net.shown[1].shape == shown.shape
     np.testing.assert_array_equal(again, found)
-    assert published.detect_boxes(net, np.zeros((100, 400, 3), np.uint8)).shape == (0, 4)
+    assert published_sync.detect_boxes(net, np.zeros((100, 400, 3), np.uint8)).shape == (0, 4)
 
 
 def still(left, count, size=120.0):
@@ -168,27 +170,27 @@ def test_tracks_go_over_gaps_and_not_over_cuts():
     there, gone = still(0, 40), [np.empty((0, 4))] * 25
     moved = still(20, 40)
     found = [*there, *gone[:24], *moved]
-    (track,) = published.face_tracks(found)
+    (track,) = published_sync.face_tracks(found)
     assert (track.start, track.boxes.shape) == (0, (104, 4))
     np.testing.assert_allclose(track.boxes[40:64, 0], 20 * np.arange(1, 25) / 25)
-    assert published.face_tracks([*there, *gone, *moved]) == []  # 26 frames on it is another
-    assert published.face_tracks(found, cuts=[50]) == []
-    assert published.face_tracks([*there, *still(60, 40)]) == []  # overlaps a third only
-    (late,) = published.face_tracks([*there, *still(0, 51)], cuts=[40])
+    assert published_sync.face_tracks([*there, *gone, *moved]) == []  # 26 frames on it is another
+    assert published_sync.face_tracks(found, cuts=[50]) == []
+    assert published_sync.face_tracks([*there, *still(60, 40)]) == []  # overlaps a third only
+    (late,) = published_sync.face_tracks([*there, *still(0, 51)], cuts=[40])
     assert (late.start, len(late.boxes)) == (40, 51)
 
 
 def test_short_and_small_tracks_are_left_out():
-    assert published.face_tracks(still(0, 50)) == []
-    assert len(published.face_tracks(still(0, 51))) == 1
-    assert published.face_tracks(still(0, 60, size=100.0)) == []
-    assert published.face_tracks([]) == []
+    assert published_sync.face_tracks(still(0, 50)) == []
+    assert len(published_sync.face_tracks(still(0, 51))) == 1
+    assert published_sync.face_tracks(still(0, 60, size=100.0)) == []
+    assert published_sync.face_tracks([]) == []
 
 
 def test_two_faces_are_two_tracks():
     found = [np.concatenate(both) for both in zip(still(0, 60), still(300, 60), strict=True)]
     found[7] = found[7][::-1]  # once the other one is surer
-    left, right = published.face_tracks(found)
+    left, right = published_sync.face_tracks(found)
     assert (left.boxes[:, 0] == 0).all()
     assert (right.boxes[:, 0] == 300).all()
 
@@ -198,23 +200,23 @@ def test_the_square_reaches_below_the_chin():
     # half the longer side is 50: 70 to either side of 110, 50 above 90 and 90 below it
     frame[40:180, 40:180] = 220
     boxes = np.tile([70.0, 40, 150, 140], (13, 1))
-    crops = list(published.box_crops([VideoFrame.from_rgb(frame)] * 13, boxes))
+    crops = list(published_sync.box_crops([VideoFrame.from_rgb(frame)] * 13, boxes))
     assert crops[6].shape == (224, 224, 3)
     assert crops[6][4:-4, 4:-4].min() > 200
     wide = VideoFrame.from_rgb(
         np.ascontiguousarray(frame[:, ::2]), Colour(pixel_aspect=Fraction(2))
     )
-    *_, narrow = islice(published.box_crops([wide] * 13, boxes), 7)
+    *_, narrow = islice(published_sync.box_crops([wide] * 13, boxes), 7)
     assert np.abs(narrow.astype(int) - crops[6]).mean() < 3
     boxes[6] += 500  # one frame's slip is none
-    again = list(published.box_crops([VideoFrame.from_rgb(frame)] * 13, boxes))
+    again = list(published_sync.box_crops([VideoFrame.from_rgb(frame)] * 13, boxes))
     np.testing.assert_array_equal(again[6], crops[6])
     moving = np.array([70.0, 40, 150, 140]) - 4 * np.arange(13)[:, None] * [1, 0, 1, 0]
-    first, *_ = published.box_crops([VideoFrame.from_rgb(frame)] * 13, moving)
-    there = published.box_crops([VideoFrame.from_rgb(frame)] * 13, np.tile(moving[6], (13, 1)))
+    first, *_ = published_sync.box_crops([VideoFrame.from_rgb(frame)] * 13, moving)
+    there = published_sync.box_crops([VideoFrame.from_rgb(frame)] * 13, np.tile(moving[6], (13, 1)))
     np.testing.assert_array_equal(first, list(there)[6])  # zeros lie before it, as published
     outside = np.tile([1000.0, 0, 1100, 100], (13, 1))
-    far = list(published.box_crops([VideoFrame.from_rgb(frame)] * 13, outside))
+    far = list(published_sync.box_crops([VideoFrame.from_rgb(frame)] * 13, outside))
     assert (far[6] == GREY).all()
 
 
@@ -222,18 +224,20 @@ def test_each_track_is_asked_with_its_own_sound(monkeypatch):
     frames = [VideoFrame.from_rgb(np.full((160, 160, 3), i, np.uint8)) for i in range(70)]
     clip = SimpleNamespace(frames=lambda numbers=range(70): (frames[i] for i in numbers))
     boxes = [np.empty((0, 4))] * 5 + still(0, 60) + [np.empty((0, 4))] * 5
-    monkeypatch.setattr(published, "detect_boxes", lambda _, frame, __: boxes[frame[0, 0, 0] - 0])
+    monkeypatch.setattr(
+        published_sync, "detect_boxes", lambda _, frame, __: boxes[frame[0, 0, 0] - 0]
+    )
     asked = []
 
     def score(_, crops, sound):
         asked.append((len(list(crops)), sound[0], len(sound)))
         return SyncScore(5.0, 8.0, 0)
 
-    monkeypatch.setattr(published, "sync_confidence", score)
+    monkeypatch.setattr(published_sync, "sync_confidence", score)
     sound, checked = np.arange(70 * 640, dtype=np.float32), []
-    found = published.sync_conf(None, None, clip, sound, check=lambda: checked.append(1))
+    found = published_sync.sync_conf(None, None, clip, sound, check=lambda: checked.append(1))
     assert (found, len(checked)) == ((SyncScore(5.0, 8.0, 0),), 70)
     assert asked == [(60, 5 * 640, 60 * 640)]
     boxes[:] = [np.empty((0, 4))] * 70
     with pytest.raises(NoFaceFound, match="among the 70"):
-        published.sync_conf(None, None, clip, sound)
+        published_sync.sync_conf(None, None, clip, sound)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from latentsync.evaluation import pictures
+from latentsync.evaluation import image_quality
 from latentsync.faces.restoration.deflicker import TemporalSmoother
 
 SIDE, FRAMES = 96, 12
@@ -53,7 +53,7 @@ def test_no_stability_changes_nothing(still):
 def test_more_stability_flickers_less(still):
     truth, plain, restored = still
     found = [
-        pictures.flicker(steady(share, restored, plain)[4:], plain[4:])
+        image_quality.flicker(steady(share, restored, plain)[4:], plain[4:])
         for share in (0, 0.25, 0.5, 0.75, 1)
     ]
     assert found == sorted(found, reverse=True)

@@ -17,7 +17,7 @@ from latentsync import cli, faces
 from latentsync.cli import train as cli_train
 from latentsync.diffusion import weights
 from latentsync.errors import Cancelled, WeightsMissing
-from latentsync.evaluation import ruler
+from latentsync.evaluation import mouth_net
 from latentsync.evaluation.nets.syncnet import StableSyncNet
 from latentsync.pipeline.lipsync import LipSync
 from latentsync.runtime.files import locked
@@ -365,13 +365,13 @@ def test_what_a_validation_says_of_the_lips(tmp_path, monkeypatch):
     seen = {"face.mp4": "place", "voice.mp4": truth, "out.mp4": truth[:50]}
     monkeypatch.setattr(LipSync, "__init__", lambda *_: None)
     monkeypatch.setattr(LipSync, "run", lambda *_, **__: None)
-    monkeypatch.setattr(ruler, "find_track", lambda path, _: seen[path.name])
+    monkeypatch.setattr(mouth_net, "find_track", lambda path, _: seen[path.name])
 
     def mouth_track(path, _ruler, _detector, *, track=None):
         assert track == ("place" if path.name == "out.mp4" else None)
         return seen[path.name]
 
-    monkeypatch.setattr(ruler, "mouth_track", mouth_track)
+    monkeypatch.setattr(mouth_net, "mouth_track", mouth_track)
     paths = [tmp_path / f"{name}.mp4" for name in ("face", "voice", "out")]
     found = cli_train._speak(None, None, *paths)
     assert found == {"lip_correlation": pytest.approx(1.0)}

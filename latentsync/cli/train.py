@@ -272,8 +272,8 @@ def _speak(
     Raises:
         Cancelled: `cancel` said so.
     """
-    from latentsync.evaluation.lips import lip_correlation
-    from latentsync.evaluation.ruler import Ruler, find_track, mouth_track
+    from latentsync.evaluation.lip_correlation import lip_correlation
+    from latentsync.evaluation.mouth_net import MouthNet, find_track, mouth_track
     from latentsync.pipeline.lipsync import LipSync
 
     LipSync(nets, detector).run(
@@ -281,7 +281,7 @@ def _speak(
     )
     if cancel():
         raise Cancelled("the validation was stopped")
-    ruler = Ruler.load()
+    ruler = MouthNet.load()
     shown = mouth_track(output, ruler, detector, track=find_track(face, detector))[:, 0]
     truth = mouth_track(voice, ruler, detector)[:, 0]
     both = min(len(shown), len(truth))

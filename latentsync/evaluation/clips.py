@@ -2,7 +2,7 @@
 
 pairs     which file is held against which, by relative name without its suffix
 Clip      one output, its reference, whose face it is and where
-Moment    one frame of both: whole, and the face cut out at the same place
+FramePair one frame of both: whole, and the face cut out at the same place
 """
 
 import math
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from latentsync import faces
 from latentsync.errors import MediaError, NoFaceFound, OptionError
-from latentsync.evaluation.ruler import CROP
-from latentsync.evaluation.runs import ReportedRun
+from latentsync.evaluation.mouth_net import CROP
+from latentsync.evaluation.run_report import ReportedRun
 from latentsync.faces import LARGEST, FaceChoice, align
 from latentsync.media import AudioReader, VideoFrame, VideoReader
 from latentsync.options import Options
@@ -29,7 +29,7 @@ from latentsync.pipeline.frame_source import FPS, FrameSource
 from latentsync.runtime.progress import RunContext
 from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
-__all__ = ["EvaluatedClip", "Moment", "Pair", "PairedFiles", "find_pairs"]
+__all__ = ["EvaluatedClip", "FramePair", "Pair", "PairedFiles", "find_pairs"]
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
 STALE_SECONDS = 0.2  # by which an output and what its report tells of may differ
@@ -110,7 +110,7 @@ def _by_report(name: str, path: Path, run: ReportedRun | None) -> Pair:
 
 
 @dataclass
-class Moment:
+class FramePair:
     """The frame of an output at one time, and of its reference; made when it is looked at."""
 
     index: int  # frames from the start
@@ -167,7 +167,7 @@ def _cut_since(reference: VideoReader) -> MediaError:
 
 
 @dataclass(frozen=True)
-class Beside:
+class FrameMapping:
     """Which frame of the reference belongs to each frame of the output, 25 a second."""
 
     numbers: IntArray  # (n,) of the reference's frames
@@ -202,7 +202,9 @@ class EvaluatedClip:
     frames: int = 0  # that were compared; known after `moments`
     face: FaceChoice = LARGEST  # whose it is
     chosen: bool = False  # whether somebody said so
-    beside: Beside | None = None  # None: the output's frame i belongs to the reference's frame i
+    beside: FrameMapping | None = (
+        None  # None: the output's frame i belongs to the reference's frame i
+    )
     no_truth: str | None = None  # why the reference's mouth is no truth; "": it is; None: not asked
 
     @classmethod
@@ -268,7 +270,7 @@ class EvaluatedClip:
             if numbers.max() >= len(shown):
                 raise _cut_since(self.reference)
             times = shown[numbers]
-        self.beside = Beside(numbers, run.own_pace, times)
+        self.beside = FrameMapping(numbers, run.own_pace, times)
 
     def _find(self, detector: faces.Detector, at_most: int | None) -> FaceTrack:
         """The face in each of the output's frames; NoFaceFound where it is in none."""
@@ -330,7 +332,7 @@ class EvaluatedClip:
         """The output's; MediaError where it has none."""
         return AudioReader(self.pair.output)
 
-    def moments(self) -> Iterator[Moment]:
+    def moments(self) -> Iterator[FramePair]:
         """Both files' frames that belong together, as far as both go; `notes` says what was left.
 
         By a run's report these are the output's frames and their source frames; else the frames
@@ -346,11 +348,11 @@ class EvaluatedClip:
             if not index:
                 self._note_sizes(frame, held)
             self.frames = index + 1
-            yield Moment(index, frame, held, self.affine(index))
+            yield FramePair(index, frame, held, self.affine(index))
         if beside and not self.beside and not self._still and next(beside, None):
             self.notes.append(f"the output ends after {self.frames} frames, the reference goes on")
 
-    def moments_at(self, indices: Iterable[int]) -> Iterator[Moment]:
+    def moments_at(self, indices: Iterable[int]) -> Iterator[FramePair]:
         """Some of them again, in rising order."""
         numbers = list(indices)
         held: Iterator[VideoFrame | None] = iter([None] * len(numbers))
@@ -360,7 +362,7 @@ class EvaluatedClip:
             held = self.reference.frames(numbers)
         for index, frame, beside in zip(numbers, self.output.frames(numbers), held, strict=True):
             self.reporter.check()
-            yield Moment(index, frame, beside, self.affine(index))
+            yield FramePair(index, frame, beside, self.affine(index))
 
     def affine(self, index: int) -> FloatArray | None:
         """(2, 3) frame px -> crop px; None where there is no face."""

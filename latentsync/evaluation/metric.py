@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from latentsync.errors import InputError
-from latentsync.evaluation.clips import EvaluatedClip, Moment
+from latentsync.evaluation.clips import EvaluatedClip, FramePair
 from latentsync.faces import Detector
 
 __all__ = ["NEEDS_REFERENCE", "Figure", "Metric", "Setup"]
@@ -59,7 +59,7 @@ class Metric:
         self.curves: dict[str, array[float]] = {}  # one value a frame, NaN where there is none
         self.absent: dict[str, str] = {}  # figure -> why this clip has none, where it is known
 
-    def update(self, moment: Moment) -> None:
+    def update(self, moment: FramePair) -> None:
         """See the next frame."""
 
     def end(self) -> dict[str, float]:

@@ -17,10 +17,10 @@ from scipy.special import stdtrit
 
 from latentsync import faces
 from latentsync.errors import Cancelled, LatentSyncError, OptionError
-from latentsync.evaluation.clips import EvaluatedClip, Moment, Pair, PairedFiles
-from latentsync.evaluation.measures import METRICS
+from latentsync.evaluation.clips import EvaluatedClip, FramePair, Pair, PairedFiles
+from latentsync.evaluation.image_metrics import METRICS
+from latentsync.evaluation.image_quality import sheet
 from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
-from latentsync.evaluation.pictures import sheet
 from latentsync.faces import FaceChoice, align
 from latentsync.runtime import devices
 from latentsync.runtime.checkpoints import root
@@ -250,7 +250,7 @@ def _worst(curves: Mapping[str, "array[float]"]) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _sheet(moments: Iterable[Moment]) -> bytes:
+def _sheet(moments: Iterable[FramePair]) -> bytes:
     """JPEG: originals, outputs, and where they differ; faces, or whole frames where there is none.
 
     A single picture doesn't fill the width, so that no sheet is taller than it is wide.

@@ -7,7 +7,7 @@ import math
 import textwrap
 from typing import Any
 
-from latentsync.evaluation.ruler import CROP
+from latentsync.evaluation.mouth_net import CROP
 from latentsync.evaluation.runner import ClipResult, Evaluation, Mean
 
 __all__ = ["as_csv", "as_json", "as_text", "shown"]

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import BackendUnavailable, InputError, WeightsMissing
-from latentsync.evaluation.clips import EvaluatedClip, Moment, Pair
+from latentsync.evaluation.clips import EvaluatedClip, FramePair, Pair
+from latentsync.evaluation.image_quality import mouth_picture
 from latentsync.evaluation.metric import Metric, Setup
-from latentsync.evaluation.pictures import mouth_picture
-from latentsync.evaluation.speaking import LipMetrics, SyncLocal, loudness_of
+from latentsync.evaluation.sync_metrics import LipMetrics, SyncLocal, loudness_of
 from latentsync.options import Options
 from latentsync.pipeline.frame_source import FPS
 from latentsync.pipeline.lipsync import LipSync
@@ -55,7 +55,7 @@ class Motion(Metric):
         super().begin(clip)
         self._before: NDArray[np.float32] | None = None
 
-    def update(self, moment: Moment) -> None:
+    def update(self, moment: FramePair) -> None:
         mouth = None
         if moment.affine is not None:
             mouth = mouth_picture(moment.face).astype(np.float32)

@@ -9,18 +9,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentsync.errors import MediaError
-from latentsync.evaluation import features, lips, published, sync
-from latentsync.evaluation.clips import EvaluatedClip, Moment
+from latentsync.evaluation import (
+    features,
+    sync,
+)
+from latentsync.evaluation import (
+    lip_correlation as lips,
+)
+from latentsync.evaluation import (
+    published_sync as published,
+)
+from latentsync.evaluation.clips import EvaluatedClip, FramePair
 from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
+from latentsync.evaluation.mouth_net import CROP, MouthNet
 from latentsync.evaluation.nets import loading, syncnet_mel
 from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
-from latentsync.evaluation.ruler import CROP, Ruler
 from latentsync.evaluation.stable import stable_syncnet_accuracy
 from latentsync.faces.align import face_of
 from latentsync.media import AudioReader
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["LipMetrics", "Stable", "SyncConfidence", "SyncLocal", "loudness_of", "why_no_truth"]
+__all__ = [
+    "LipMetrics",
+    "SyncConfidence",
+    "SyncLocal",
+    "SyncNetAccuracy",
+    "loudness_of",
+    "why_no_truth",
+]
 
 SYNCNET_FILE, S3FD_FILE = "auxiliary/syncnet_v2.model", "auxiliary/sfd_face.pth"
 
@@ -109,7 +125,7 @@ class SyncLocal(Metric):
         }
 
 
-class Stable(Metric):
+class SyncNetAccuracy(Metric):
     """Of neighbouring stretches of 16 frames in the longest stretch with a face."""
 
     needs_reference, needs_face = False, True
@@ -157,7 +173,7 @@ class LipMetrics(Metric):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.ruler = Ruler.load(setup.weights)
+        self.ruler = MouthNet.load(setup.weights)
 
     def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
@@ -165,7 +181,7 @@ class LipMetrics(Metric):
         self.no_truth = why_no_truth(clip)
         self._waiting: list[tuple[int, str, Frame]] = []
 
-    def update(self, moment: Moment) -> None:
+    def update(self, moment: FramePair) -> None:
         if moment.affine is None:
             return
         self._waiting.append((moment.index, "mouth", moment.face))

@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from latentsync.errors import OptionError
-from latentsync.evaluation.pictures import (
+from latentsync.evaluation.image_quality import (
     FlickerAccumulator,
     flicker,
     mouth_box,

@@ -12,19 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from latentsync.errors import InputError, OptionError
-from latentsync.evaluation import features, identity, landmarks, pictures
-from latentsync.evaluation.clips import EvaluatedClip, Moment
+from latentsync.evaluation import features, identity, landmarks
+from latentsync.evaluation import image_quality as pictures
+from latentsync.evaluation.clips import EvaluatedClip, FramePair
 from latentsync.evaluation.frechet import Moments, frechet_distance
+from latentsync.evaluation.image_quality import compared
 from latentsync.evaluation.metric import Figure, Metric, Setup
+from latentsync.evaluation.mouth_net import CROP
 from latentsync.evaluation.nets import loading
 from latentsync.evaluation.nets.lpips import LPIPS
-from latentsync.evaluation.pictures import compared
-from latentsync.evaluation.ruler import CROP
-from latentsync.evaluation.speaking import (
+from latentsync.evaluation.sync_metrics import (
     LipMetrics,
-    Stable,
     SyncConfidence,
     SyncLocal,
+    SyncNetAccuracy,
     why_no_truth,
 )
 from latentsync.faces.align import face_of
@@ -70,7 +71,7 @@ class _Batched(Metric):
         super().begin(clip)
         self._pending = {region: _Pending() for region in REGIONS}
 
-    def update(self, moment: Moment) -> None:
+    def update(self, moment: FramePair) -> None:
         self._add("frame", moment.index, moment.whole, moment.whole_reference)
         if moment.affine is not None:
             self._add("face", moment.index, moment.face, moment.face_reference)
@@ -232,11 +233,11 @@ class _OfFace(Metric):
 
     needs_face = True
 
-    def compare(self, moment: Moment, face: Face) -> dict[str, float]:
+    def compare(self, moment: FramePair, face: Face) -> dict[str, float]:
         """The values of a frame, by figure; the face is at the same place in both."""
         raise NotImplementedError
 
-    def update(self, moment: Moment) -> None:
+    def update(self, moment: FramePair) -> None:
         if moment.affine is not None:
             for name, value in self.compare(moment, face_of(moment.affine, CROP)).items():
                 self.on_curve(name, moment.index, value)
@@ -260,7 +261,7 @@ class Lmd(_OfFace):
         if why := why_no_truth(clip):
             raise InputError(why)
 
-    def compare(self, moment: Moment, face: Face) -> dict[str, float]:
+    def compare(self, moment: FramePair, face: Face) -> dict[str, float]:
         frames = (moment.whole, moment.whole_reference)
         mouths = [self.detector.mouth(frame, face)[None] for frame in frames]
         distance = float(landmarks.landmark_distance(*mouths)[0])
@@ -276,7 +277,7 @@ class IdentitySimilarity(_OfFace):
         gpu = is_cuda(torch.device(setup.device))
         self.net = identity.ArcFace(setup.weights / identity.ARCFACE_FILE, gpu=gpu)
 
-    def compare(self, moment: Moment, face: Face) -> dict[str, float]:
+    def compare(self, moment: FramePair, face: Face) -> dict[str, float]:
         frames = (moment.whole, moment.whole_reference)
         look, truth = (self.net.embed(frame, face)[None] for frame in frames)
         return {"identity": identity.identity_similarity(look, truth)}
@@ -292,7 +293,7 @@ class Flicker(Metric):
         super().begin(clip)
         self.sum = pictures.FlickerAccumulator()
 
-    def update(self, moment: Moment) -> None:
+    def update(self, moment: FramePair) -> None:
         if moment.affine is not None:
             self.sum.add(moment.face, moment.face_reference)
 
@@ -312,7 +313,7 @@ METRICS: dict[str, type[Metric]] = {
     "flicker": Flicker,
     "sync": SyncConfidence,
     "sync_local": SyncLocal,
-    "stable": Stable,
+    "stable": SyncNetAccuracy,
     "lips": LipMetrics,
 }
 """By the names that `--metrics` takes, in the order in which they are reported."""

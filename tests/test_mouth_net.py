@@ -7,8 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 from latentsync.errors import NoFaceFound, OptionError, WeightsMismatch, WeightsMissing
-from latentsync.evaluation import ruler as module
-from latentsync.evaluation.ruler import CROP, FILE, Ruler, aligned_crops, find_track, mouth_track
+from latentsync.evaluation import mouth_net
+from latentsync.evaluation.mouth_net import (
+    CROP,
+    FILE,
+    MouthNet,
+    aligned_crops,
+    find_track,
+    mouth_track,
+)
 from latentsync.faces import create
 from latentsync.faces.detectors.landmark_net import Regressor
 from latentsync.training.synthetic import Identity, Mouth, Pose, draw
@@ -71,7 +78,7 @@ def test_it_loads_what_training_saved(tmp_path):
     net = Regressor(3)
     net.mean += torch.tensor([0.1, 0.8, 0.2])
     net.std *= 0.05
-    ruler = Ruler.load(saved(tmp_path, net))
+    ruler = MouthNet.load(saved(tmp_path, net))
     crops = np.random.default_rng(1).integers(0, 256, (40, 64, 64, 3), np.uint8)
     pictures = torch.from_numpy(crops).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
@@ -82,26 +89,26 @@ def test_it_loads_what_training_saved(tmp_path):
     assert ruler.measure(crops[:0]).shape == (0, 3)
     assert ruler.name == "demo/ruler.safetensors"
     half = saved(tmp_path, net.half())
-    np.testing.assert_allclose(Ruler.load(half).measure(crops), expected, atol=1e-3)
+    np.testing.assert_allclose(MouthNet.load(half).measure(crops), expected, atol=1e-3)
 
 
 def test_without_a_ruler(tmp_path, monkeypatch):
     with pytest.raises(WeightsMissing, match="restore it"):
-        Ruler.load(tmp_path)
+        MouthNet.load(tmp_path)
     monkeypatch.setenv("LATENTSYNC_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsMissing, match=str(tmp_path)):
-        Ruler.load()
+        MouthNet.load()
     saved(tmp_path, Regressor(2))
     with pytest.raises(WeightsMismatch, match="no ruler of 3") as caught:
-        Ruler.load()
+        MouthNet.load()
     assert "\n" not in str(caught.value)
     (tmp_path / FILE).write_bytes(b"nothing")
     with pytest.raises(WeightsMismatch):
-        Ruler.load()
+        MouthNet.load()
 
 
 def test_crops_of_any_side():
-    ruler = Ruler(Redness(), "stub")
+    ruler = MouthNet(Redness(), "stub")
     fine = np.random.default_rng(2).integers(0, 256, (2, 256, 256, 3), np.uint8)
     ruler.measure(fine)
     small = np.stack([cv2.resize(c, (64, 64), interpolation=cv2.INTER_AREA) for c in fine])
@@ -138,13 +145,13 @@ def test_the_crop_of_wide_pixels_is_that_of_square_ones(tmp_path):
 
 def test_the_place_is_the_tracks(clip, monkeypatch):
     places = []
-    cut = module.align.cut_face
+    cut = mouth_net.align.cut_face
 
     def spy(region, box, affine, *rest):
         places.append(float(-affine[0, 2] / affine[0, 0]))
         return cut(region, box, affine, *rest)
 
-    monkeypatch.setattr(module.align, "cut_face", spy)
+    monkeypatch.setattr(mouth_net.align, "cut_face", spy)
     track = find_track(clip, Detector(missing=(2, 3, 9)))
     crops = list(aligned_crops(clip, track))
     assert [c.shape for c in crops] == [(CROP, CROP, 3)] * 10
@@ -158,7 +165,7 @@ def test_the_place_is_the_tracks(clip, monkeypatch):
 
 
 def test_a_clip_is_measured_frame_by_frame(clip):
-    ruler = Ruler(Redness(), "stub")
+    ruler = MouthNet(Redness(), "stub")
     detector = Detector()
     found = mouth_track(clip, ruler, detector)
     assert found.shape == (10, 3)

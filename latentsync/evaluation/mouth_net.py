@@ -28,7 +28,7 @@ from latentsync.pipeline.frame_source import FPS
 from latentsync.runtime.checkpoints import root
 from latentsync.types import FaceTrack, FloatArray, Frame
 
-__all__ = ["CROP", "MEASURES", "Ruler", "aligned_crops", "find_track", "mouth_track"]
+__all__ = ["CROP", "MEASURES", "MouthNet", "aligned_crops", "find_track", "mouth_track"]
 
 MEASURES = ("opening", "width", "rounding")
 """The columns of what the ruler gives: gap of the inner lips and distance of the mouth's corners in
@@ -39,14 +39,14 @@ FILE = "demo/ruler.safetensors"
 
 
 @dataclass(frozen=True)
-class Ruler:
+class MouthNet:
     """A loaded ruler, on the CPU in float32."""
 
     net: Regressor
     name: str  # the file it came from, below the weights folder
 
     @classmethod
-    def load(cls, folder: Path | str | None = None) -> "Ruler":
+    def load(cls, folder: Path | str | None = None) -> "MouthNet":
         """Read demo/ruler.safetensors of the weights folder.
 
         Args:
@@ -139,7 +139,7 @@ def aligned_crops(video: Path | str, track: FaceTrack, *, fps: Fraction = FPS) -
 
 
 def mouth_track(
-    video: Path | str, ruler: Ruler, detector: faces.Detector, *, track: FaceTrack | None = None
+    video: Path | str, ruler: MouthNet, detector: faces.Detector, *, track: FaceTrack | None = None
 ) -> FloatArray:
     """What the ruler reads off each frame of a clip: (n, 3), see MEASURES.
 
