@@ -27,11 +27,7 @@ from numpy.typing import NDArray
 
 import latentsync
 from latentsync.diffusion import sampling
-from latentsync.evaluation import (
-    image_quality,
-    lip_correlation,
-    mouth_net,
-)
+from latentsync.evaluation import image_quality, lip_correlation, mouth_net
 
 GUIDANCE = 1.5  # where a setting is about guidance
 LIP_SPAN = 0.2  # of the plot's axis of lip correlation, so that noise does not look like news

@@ -35,11 +35,7 @@ from numpy.typing import NDArray
 
 import latentsync
 from latentsync.errors import LatentSyncError
-from latentsync.evaluation import (
-    image_quality,
-    lip_correlation,
-    mouth_net,
-)
+from latentsync.evaluation import image_quality, lip_correlation, mouth_net
 from latentsync.media import VideoReader
 from latentsync.training.synthetic import (
     Mouth,

@@ -11,11 +11,7 @@ import cv2
 import numpy as np
 
 from latentsync.errors import LatentSyncError
-from latentsync.evaluation import (
-    image_quality,
-    lip_correlation,
-    mouth_net,
-)
+from latentsync.evaluation import image_quality, lip_correlation, mouth_net
 from latentsync.faces import create
 from latentsync.media import VideoReader
 from latentsync.runtime.checkpoints import root

@@ -12,14 +12,7 @@ from typer.testing import CliRunner
 
 from latentsync.cli.evaluate import evaluate as command
 from latentsync.errors import Cancelled, MediaError, OptionError, OutputError
-from latentsync.evaluation import (
-    clips,
-    image_metrics,
-    report,
-    runner,
-    sync,
-    sync_metrics,
-)
+from latentsync.evaluation import clips, image_metrics, report, runner, sync, sync_metrics
 from latentsync.evaluation.clips import EvaluatedClip, Pair, find_pairs
 from latentsync.evaluation.frechet import Moments
 from latentsync.evaluation.metric import Setup

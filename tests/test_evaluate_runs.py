@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 from latentsync.errors import OptionError
-from latentsync.evaluation import (
-    runner,
-    sync,
-    sync_metrics,
-)
+from latentsync.evaluation import published_sync, runner, sync, sync_metrics
 from latentsync.evaluation.clips import find_pairs
 from latentsync.evaluation.runner import evaluate
 from latentsync.types import Face

@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentsync.errors import MediaError
-from latentsync.evaluation import (
-    features,
-    sync,
-)
+from latentsync.evaluation import features, sync
 from latentsync.evaluation import (
     lip_correlation as lips,
 )
