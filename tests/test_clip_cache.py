@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from latentsync.audio.whisper import SpeechFeatures
+from latentsync.audio.whisper import encode_speech
 from latentsync.errors import OutputError, TrainingError
 from latentsync.media import AudioReader
 from latentsync.training import clip_cache
@@ -115,7 +115,7 @@ def test_speech_is_kept_without_its_repetition(place, nets):
     kept = np.load(found.folder / "speech.npy")
     assert kept.shape == (found.tokens - found.first_token, 2, 32)  # two states of a tiny Whisper
     assert len(kept) <= 2 * len(found) + 9
-    heard = SpeechFeatures(nets.speech, AudioReader(place / "a.mp4"), frames=50)
+    heard = encode_speech(nets.speech, AudioReader(place / "a.mp4"), frames=50)
     for start, stop in ((0, 16), (20, 21), (34, 50)):
         wanted = heard[start:stop].half().float()
         assert np.array_equal(found.speech(start, stop), wanted)
@@ -127,7 +127,7 @@ def test_a_late_face_hears_its_own_tokens(place, nets):
     shutil.rmtree(prepared_in(place / "cache")[0])
     found = late.clip(*files_of(place / "a.mp4"))
     assert (found.first, len(found)) == (2, 48)
-    heard = SpeechFeatures(nets.speech, AudioReader(place / "a.mp4"), frames=50)
+    heard = encode_speech(nets.speech, AudioReader(place / "a.mp4"), frames=50)
     assert np.array_equal(found.speech(0, 48), heard[2:50].half().float())
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentsync.audio.whisper import SpeechFeatures
+from latentsync.audio.whisper import encode_speech
 from latentsync.diffusion import sampling
 from latentsync.errors import Cancelled, TrainingError
 from latentsync.evaluation.nets import syncnet_mel
@@ -59,7 +59,7 @@ def test_what_is_prepared_is_what_a_run_would_hear_and_see(tmp_path, nets, make)
         wanted = sampling.encode(nets.vae, pictures(crops), torch.from_numpy(keep_mask(SIDE)))
     torch.testing.assert_close(kept.reference, wanted.reference, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(kept.masked, wanted.masked, atol=1e-3, rtol=1e-3)
-    heard = SpeechFeatures(nets.speech, AudioReader(path), frames=60)[15:31]
+    heard = encode_speech(nets.speech, AudioReader(path), frames=60)[15:31]
     torch.testing.assert_close(found.speech(10, 26), heard, atol=1e-2, rtol=1e-2)
     wave = np.concatenate(list(AudioReader(path).chunks()))
     columns = syncnet_mel.sync_window(syncnet_mel.sync_mel(wave), 15).float()

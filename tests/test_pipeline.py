@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from latentsync import faces
-from latentsync.audio.whisper import SpeechFeatures
+from latentsync.audio.whisper import SpeechStates
 from latentsync.diffusion import sampling, weights
 from latentsync.errors import (
     Cancelled,
@@ -244,7 +244,7 @@ def test_the_result_says_what_ran(clip, voice, out):
 
 def test_what_is_done_to_the_voice_is_timed_as_speech(lipsync, clip, voice, out, monkeypatch):
     now, encoded, read = threading.local(), [], []
-    timed, encode, chunks = RunContext.timed, SpeechFeatures._encode, AudioReader.chunks
+    timed, encode, chunks = RunContext.timed, SpeechStates._encode, AudioReader.chunks
 
     @contextmanager
     def named(reporter, stage):
@@ -261,7 +261,7 @@ def test_what_is_done_to_the_voice_is_timed_as_speech(lipsync, clip, voice, out,
         return call
 
     monkeypatch.setattr(RunContext, "timed", named)
-    monkeypatch.setattr(SpeechFeatures, "_encode", watched(encode, encoded))
+    monkeypatch.setattr(SpeechStates, "_encode", watched(encode, encoded))
     monkeypatch.setattr(AudioReader, "chunks", watched(chunks, read))
     lipsync.run(clip, voice, out, steps=1)
     assert encoded

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentsync.audio import mel
-from latentsync.audio.whisper import SpeechEncoder, SpeechFeatures, WhisperConfig
+from latentsync.audio.whisper import SpeechEncoder, WhisperConfig, encode_speech
 from latentsync.diffusion import sampling
 from latentsync.diffusion.config import ModelConfig
 from latentsync.diffusion.unet import UNet
@@ -131,7 +131,7 @@ def test_frames_are_the_published_ones(case, monkeypatch):
         steps=spec["num_inference_steps"],
         cache_interval=3 if spec["deepcache"] else 1,
     )
-    speech = SpeechFeatures(
+    speech = encode_speech(
         lipsync.nets.speech,
         Wave(wave(spec["n_audio_samples"], spec["seed"])),
         frames=lambda tokens: mel.published_frame_count(tokens, FPS),

@@ -9,7 +9,7 @@ import torch
 import whisper.audio
 
 from latentsync.audio import mel
-from latentsync.audio.whisper import SpeechEncoder, SpeechFeatures, WhisperConfig
+from latentsync.audio.whisper import SpeechEncoder, SpeechStates, WhisperConfig, encode_speech
 from latentsync.errors import MediaError
 from tests.golden.golden_rule import unit, wave
 from tests.tiny import filled, golden
@@ -69,11 +69,11 @@ def test_log_mel_is_the_published_one_however_it_arrives(arrays, encoder, name, 
 @pytest.mark.parametrize("name", ["3.3s", "34s"])
 def test_features_are_the_published_ones(arrays, encoder, name):
     samples = wave(int(arrays[f"{name}/n_samples"]), int(arrays["seed"]))
-    features = SpeechFeatures(encoder, Wave(samples), frames=published_length, windows="disjoint")
+    features = encode_speech(encoder, Wave(samples), frames=published_length, windows="disjoint")
     assert len(features) == arrays[f"{name}/n_chunks"]
-    tokens = features.tokens
+    tokens = len(features.states)
     assert [tokens, 5, 384] == list(arrays[f"{name}/feat_shape"])
-    every = torch.stack([features._token(t) for t in range(tokens)])
+    every = features.states[np.arange(tokens)]
     ours = every[arrays[f"{name}/feat_rows"]][:, :, arrays[f"{name}/feat_cols"]]
     np.testing.assert_allclose(ours, arrays[f"{name}/feat"], atol=1e-4)
     norms = every.double().square().mean(dim=(0, 2)).sqrt()  # root mean square
@@ -93,11 +93,11 @@ def test_frames_hear_the_published_tokens(arrays, case):
 
 def test_a_slice_is_time_major_with_every_state(encoder, arrays):
     samples = wave(52_800, int(arrays["seed"]))
-    features = SpeechFeatures(encoder, Wave(samples), frames=84)
+    features = encode_speech(encoder, Wave(samples), frames=84)
     part = features[10:12]
     assert part.shape == (2, 50, 384)
-    tokens = mel.tokens_around(mel.own_tokens(np.arange(10, 12), 1 / FPS), features.tokens)
-    expected = torch.cat([features._token(int(t)) for t in tokens[1]])
+    tokens = mel.tokens_around(mel.own_tokens(np.arange(10, 12), 1 / FPS), len(features.states))
+    expected = features.states[tokens[1]].flatten(0, 1)
     torch.testing.assert_close(part[1], expected)
 
 
@@ -105,26 +105,26 @@ def test_overlapping_windows_remove_the_seam(small):
     """A token's surroundings, not its place in a window, decide what is heard."""
     samples = (unit((16_000 * 75,), 5, "noise") * 0.1).astype(np.float32)
     options = {"frames": 75 * 25}
-    overlap = SpeechFeatures(small, Wave(samples), **options)
-    disjoint = SpeechFeatures(small, Wave(samples), **options, windows="disjoint")
+    overlap = encode_speech(small, Wave(samples), **options)
+    disjoint = encode_speech(small, Wave(samples), **options, windows="disjoint")
     # Up to 25 s both hear the first window; behind it the windows differ.
     torch.testing.assert_close(overlap[0:600], disjoint[0:600])
     # Every token of the overlapping rule stands at least 5 s inside its window, but at both ends.
     edge = 250
-    for token in range(edge, overlap.tokens - edge, 97):
-        window, offset = overlap._place(token)
-        assert edge <= offset < 1500
-        assert offset < 1500 - edge or window == overlap._window_count - 1
+    window, offset = overlap.states._place(np.arange(edge, len(overlap.states) - edge))
+    assert (edge <= offset).all()
+    assert (offset < 1500).all()
+    assert (offset[window < window.max()] < 1500 - edge).all()
     assert overlap[0:1875].shape == disjoint[0:1875].shape == (1875, 20, 16)
 
 
 def test_any_order_of_asking_gives_the_same(small):
     samples = (unit((16_000 * 65,), 6, "noise") * 0.1).astype(np.float32)
     source = Wave(samples)
-    features = SpeechFeatures(small, source, frames=65 * 25)
+    features = encode_speech(small, source, frames=65 * 25)
     whole = features[0:1625]
     assert source.passes == 2  # one for the loudest value, one for the windows
-    assert len(features._states) <= 2
+    assert len(features.states._held) <= 2
     for start in (1500, 0, 700):
         torch.testing.assert_close(features[start : start + 16], whole[start : start + 16])
 
@@ -132,14 +132,14 @@ def test_any_order_of_asking_gives_the_same(small):
 @pytest.mark.parametrize("samples", [1, 100, 319, 320, 480_000, 480_160])
 def test_any_length_works(small, samples):
     sound = np.full(samples, 0.1, dtype=np.float32)
-    features = SpeechFeatures(small, Wave(sound), frames=lambda tokens: tokens // 2 + 1)
-    assert features.tokens == max(1, samples // 320)
+    features = encode_speech(small, Wave(sound), frames=lambda tokens: tokens // 2 + 1)
+    assert len(features.states) == max(1, samples // 320)
     assert torch.isfinite(features[0 : len(features)]).all()
 
 
 def test_no_sample_is_an_error(small):
     with pytest.raises(MediaError, match="holds no sample"):
-        SpeechFeatures(small, Wave(np.zeros(0, dtype=np.float32)), frames=1)
+        SpeechStates(small, Wave(np.zeros(0, dtype=np.float32)))
 
 
 def test_the_encoder_ends_where_whisper_does(small):

@@ -42,7 +42,7 @@ WINDOW_COLUMNS = 3000  # 30 s, what Whisper was trained on
 TOKENS_BEFORE, TOKENS_AFTER = 4, 5  # around a frame's own token
 TOKENS_PER_FRAME = TOKENS_BEFORE + 1 + TOKENS_AFTER
 FLOOR = 1e-10  # of a mel power, before the logarithm
-RANGE = 8.0  # decades below the loudest value of the whole file that are kept
+RANGE_DECADES = 8.0  # below the loudest value of the whole file that are kept
 BLOCK_COLUMNS = 1000  # computed at a time: bounds the memory
 
 SYNC_FFT = 800  # samples, 50 ms
@@ -90,7 +90,7 @@ def log_mel(chunks: Iterable[FloatArray], filters: Tensor) -> Iterator[Tensor]:
 
 def normalise(log_powers: Tensor, loudest: float) -> Tensor:
     """Whisper's scale, about [-1, 1]; `loudest` is the largest value of the whole file."""
-    return (log_powers.clamp(min=loudest - RANGE) + 4.0) / 4.0
+    return (log_powers.clamp(min=loudest - RANGE_DECADES) + 4.0) / 4.0
 
 
 def windows(blocks: Iterable[Tensor], hop: int) -> Iterator[Tensor]:

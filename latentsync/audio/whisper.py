@@ -3,11 +3,12 @@
 The only importer of openai-whisper, and of that only the encoder and the mel filter bank.
 """
 
-import copy
-import logging
+import math
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,7 +21,14 @@ from latentsync.audio import mel
 from latentsync.errors import MediaError
 from latentsync.types import FloatArray, IntArray
 
-__all__ = ["SpeechEncoder", "SpeechFeatures", "SpeechSource", "WhisperConfig"]
+__all__ = [
+    "SpeechEncoder",
+    "SpeechFeatures",
+    "SpeechSource",
+    "SpeechStates",
+    "WhisperConfig",
+    "encode_speech",
+]
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,7 @@ class WhisperConfig:
     n_audio_layer: int = 4
 
 
-log = logging.getLogger(__name__)
-
-# Windows start every 20 s and give up 5 s on either side: each token is heard with context.
-OVERLAP_HOP = 2000  # columns
-OVERLAP_EDGE = (mel.WINDOW_COLUMNS - OVERLAP_HOP) // 2  # columns
+OVERLAP_HOP = 2000  # columns: windows start every 20 s and give up 5 s on either side
 
 
 class SpeechSource(Protocol):
@@ -95,20 +99,17 @@ class SpeechEncoder(nn.Module):
         return torch.stack(states, dim=2)
 
 
-class SpeechFeatures:
-    """What the network hears at each video frame, computed when asked for.
+class SpeechStates:
+    """The encoder's states for each token of a sound, computed one window at a time.
 
-    `len()` is the number of video frames; `features[start:stop]` is (stop - start, 10 * states,
-    width), the ten tokens around each frame, time-major, every state of each. The sound is read in
-    two streaming passes, because the floor of a log-mel depends on the loudest value of the whole
-    file; then window by window, of which two are held.
+    `len()` is the number of tokens (50 a second); `states[tokens]` are those of an array of token
+    numbers. The sound is streamed twice: once for its loudest log-mel value, on which the scale of
+    all others depends, and once as windows are encoded. Two windows are held. Threads may share it.
 
     Args:
         encoder: on its device, in its dtype.
         source: the sound.
-        frames: a number, or the rule that makes it of the number of tokens.
-        fps: frames per second of the video.
-        windows: "overlap" hears each token with context on both sides; "disjoint", as published,
+        windows: "overlap" encodes each token with context on both sides; "disjoint", as published,
             cuts every 30 s, which shows as a twitch of the lips there.
 
     Raises:
@@ -119,115 +120,72 @@ class SpeechFeatures:
         self,
         encoder: SpeechEncoder,
         source: SpeechSource,
-        *,
-        frames: int | Callable[[int], int],
-        fps: Fraction = Fraction(25),
         windows: Literal["overlap", "disjoint"] = "overlap",
     ) -> None:
-        self._encoder = encoder
-        self._source = source
-        self._filters = encoder.filters()
-        self._hop = OVERLAP_HOP if windows == "overlap" else mel.WINDOW_COLUMNS
-        self._edge = OVERLAP_EDGE if windows == "overlap" else 0
-        self._loudest, columns = self._measure()
-        self.tokens = mel.token_count(columns)
-        count = frames(self.tokens) if callable(frames) else frames
-        self._own = mel.own_tokens(np.arange(count, dtype=np.int64), 1 / fps)
-        self._share: FloatArray | None = None  # of what is heard; the rest is silence
-        self._states: dict[int, Tensor] = {}  # window -> (tokens kept, states, width)
+        self._encoder, self._source, self._filters = encoder, source, encoder.filters()
+        hop = OVERLAP_HOP if windows == "overlap" else mel.WINDOW_COLUMNS
+        edge = (mel.WINDOW_COLUMNS - hop) // 2  # on either side, left to the next window
+        self._hop, self._edge = hop // mel.COLUMNS_PER_TOKEN, edge // mel.COLUMNS_PER_TOKEN
+        columns, self._loudest = 0, -math.inf
+        for block in self._log_mel():
+            columns += block.shape[1]
+            self._loudest = max(self._loudest, float(block.max()))
+        if columns == 0:
+            raise MediaError(
+                "the audio holds no sample; give a sound of at least one frame (40 ms)"
+            )
+        self._tokens = mel.token_count(columns)
+        behind = self._tokens * mel.COLUMNS_PER_TOKEN - mel.WINDOW_COLUMNS  # the first window
+        self._last_window = max(0, -(-behind // hop))
+        self._held: dict[int, Tensor] = {}  # window -> (tokens, states, width)
         self._stream: Iterator[tuple[int, Tensor]] = iter(())
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._own)
-
-    def __getitem__(self, frames: slice) -> Tensor:
-        start, stop, step = frames.indices(len(self))
-        assert step == 1
-        indices = mel.tokens_around(self._own[start:stop], self.tokens)
-        rows = [self._token(int(index)) for index in indices.ravel()]
-        heard = torch.stack(rows).unflatten(0, indices.shape).flatten(1, 2)
-        if self._share is None or (share := self._share[start:stop]).min() == 1:
-            return heard
-        weight = torch.from_numpy(share).to(heard)[:, None, None]
-        return weight * heard + (1 - weight) * self._quiet().expand_as(heard)
+        return self._tokens
 
     @property
     def token_shape(self) -> tuple[int, int]:
         """(states, width) of one token."""
         return self._encoder.states, self._encoder.config.n_audio_state
 
-    def states(self, start: int, stop: int) -> Iterator[Tensor]:
-        """(states, width) of each token in [start, stop), whatever frames there are."""
-        return (self._token(token) for token in range(start, stop))
+    def __getitem__(self, tokens: IntArray) -> Tensor:
+        """Return (*tokens.shape, states, width), on the encoder's device in its dtype."""
+        window, offset = self._place(flat := tokens.ravel())
+        heard = self._encoder.encoder.conv1.weight.new_empty(len(flat), *self.token_shape)
+        with self._lock, torch.no_grad():
+            for number in np.unique(window).tolist():
+                rows = torch.from_numpy(np.flatnonzero(window == number))
+                heard[rows] = self._window(number)[torch.from_numpy(offset)[rows]]
+        return heard.unflatten(0, tokens.shape)
 
-    def beside(
-        self, begins: IntArray, tick: Fraction, *, after: Fraction = Fraction(0)
-    ) -> "SpeechFeatures":
-        """The same sound beside other frames.
-
-        Args:
-            begins: (n,) ticks at which each frame begins.
-            tick: seconds.
-            after: seconds of frames before the sound begins.
-        """
-        other = self._again()
-        fine = tick / after.denominator  # the sound begins at a whole number of these
-        late = round(after / fine)
-        other._own = mel.own_tokens(begins * after.denominator - late, fine)
-        return other
-
-    def hushed(self, share: FloatArray) -> "SpeechFeatures":
-        """The same beside the same frames, faded into silence: (n,) in [0, 1], 0 is silence."""
-        other = self._again()
-        other._share = share
-        return other
-
-    def _again(self) -> "SpeechFeatures":
-        """A copy that reads the sound by itself, so that it may serve another thread."""
-        other = copy.copy(self)
-        other._states, other._stream = {}, iter(())
-        return other
-
-    def _quiet(self) -> Tensor:
-        """(10 * states, width), what a frame amid silence hears in this sound."""
+    @cached_property
+    def silence(self) -> Tensor:
+        """(states, width), a token amid silence in this sound."""
         mels = self._filters.shape[0]
-        columns = torch.full((mels, mel.WINDOW_COLUMNS), self._loudest - mel.RANGE)
-        states = self._encode(columns)
-        middle = states[len(states) // 2]
-        return middle.repeat(mel.TOKENS_PER_FRAME, 1)
+        states = self._encode(
+            torch.full((mels, mel.WINDOW_COLUMNS), self._loudest - mel.RANGE_DECADES)
+        )
+        return states[len(states) // 2]
 
-    def _token(self, token: int) -> Tensor:
-        """(states, width) of one token."""
-        window, offset = self._place(token)
-        if window not in self._states:
-            self._advance_to(window)
-        return self._states[window][offset]
+    def _place(self, tokens: IntArray) -> tuple[IntArray, IntArray]:
+        """The window whose centre holds each token, and the token's number in that window."""
+        window = np.clip((tokens - self._edge) // self._hop, 0, self._last_window)
+        return window, tokens - window * self._hop
 
-    def _place(self, token: int) -> tuple[int, int]:
-        """The window whose centre holds the token, and the token's place in that window."""
-        hop, edge = self._hop // mel.COLUMNS_PER_TOKEN, self._edge // mel.COLUMNS_PER_TOKEN
-        last = self._window_count - 1
-        window = min(max((token - edge) // hop, 0), last)
-        return window, token - window * hop
-
-    @property
-    def _window_count(self) -> int:
-        columns = self.tokens * mel.COLUMNS_PER_TOKEN
-        return 1 + max(0, -(-(columns - mel.WINDOW_COLUMNS) // self._hop))
-
-    def _advance_to(self, window: int) -> None:
-        if not self._states or window < max(self._states):
-            self._stream = enumerate(mel.windows(self._log_mel(), self._hop))
-            self._states.clear()
-        for index, columns in self._stream:
-            if index < window - 1:
-                continue
-            while len(self._states) > 1:
-                del self._states[min(self._states)]
-            self._states[index] = self._encode(columns)
-            if index == window:
-                return
-        raise AssertionError(f"window {window} lies behind the end of the sound")
+    def _window(self, number: int) -> Tensor:
+        """(tokens, states, width) of one window; going back starts the sound anew."""
+        if number not in self._held:
+            if not self._held or number < max(self._held):
+                hop = self._hop * mel.COLUMNS_PER_TOKEN
+                self._stream, self._held = enumerate(mel.windows(self._log_mel(), hop)), {}
+            for index, columns in self._stream:
+                if index >= number - 1:
+                    self._held[index] = self._encode(columns)
+                    self._held.pop(index - 2, None)
+                if index == number:
+                    break
+        return self._held[number]
 
     def _encode(self, columns: Tensor) -> Tensor:
         weight = self._encoder.encoder.conv1.weight
@@ -241,14 +199,64 @@ class SpeechFeatures:
     def _log_mel(self) -> Iterator[Tensor]:
         return mel.log_mel(self._source.chunks(), self._filters)
 
-    def _measure(self) -> tuple[float, int]:
-        """The loudest log-mel value and the number of columns of the whole sound."""
-        loudest, columns = float("-inf"), 0
-        for block in self._log_mel():
-            loudest = max(loudest, float(block.max()))
-            columns += block.shape[1]
-        if columns == 0:
-            raise MediaError(
-                "the audio holds no sample; give a sound of at least one frame (40 ms)"
-            )
-        return loudest, columns
+
+@dataclass(frozen=True)
+class SpeechFeatures:
+    """The speech that the network hears at each video frame: the ten tokens around its time.
+
+    `len()` is the number of frames; `features[start:stop]` is (stop - start, 10 * states, width),
+    time-major, every state of each token.
+    """
+
+    states: SpeechStates
+    own: IntArray  # (n,) the token at each frame's time; may lie outside the sound
+    weight: FloatArray | None = None  # (n,) in [0, 1] of speech against silence; None: 1
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __getitem__(self, frames: slice) -> Tensor:
+        around = mel.tokens_around(self.own[frames], len(self.states))
+        heard = self.states[around].flatten(1, 2)
+        if self.weight is None or self.weight[frames].min() == 1:
+            return heard
+        weight = torch.from_numpy(self.weight[frames]).to(heard)[:, None, None]
+        silence = self.states.silence.repeat(mel.TOKENS_PER_FRAME, 1)
+        return weight * heard + (1 - weight) * silence
+
+    def at(
+        self, begins: IntArray, time_base: Fraction, after: Fraction = Fraction(0)
+    ) -> "SpeechFeatures":
+        """The same speech at other frames.
+
+        Args:
+            begins: (n,) when each frame begins, in units of `time_base`.
+            time_base: seconds.
+            after: seconds of frames before the sound begins.
+        """
+        fine = time_base / after.denominator  # the sound begins at a whole number of these
+        late = round(after / fine)
+        return replace(self, own=mel.own_tokens(begins * after.denominator - late, fine))
+
+
+def encode_speech(
+    encoder: SpeechEncoder,
+    source: SpeechSource,
+    *,
+    frames: int | Callable[[int], int],
+    fps: Fraction = Fraction(25),
+    windows: Literal["overlap", "disjoint"] = "overlap",
+) -> SpeechFeatures:
+    """Measure a sound and lay it beside video frames; windows are encoded when they are needed.
+
+    Args:
+        encoder, source, windows: as in `SpeechStates`.
+        frames: how many, or a function of the number of tokens.
+        fps: frames per second.
+
+    Raises:
+        MediaError: the sound holds no sample.
+    """
+    states = SpeechStates(encoder, source, windows)
+    count = frames(len(states)) if callable(frames) else frames
+    return SpeechFeatures(states, mel.own_tokens(np.arange(count, dtype=np.int64), 1 / fps))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from latentsync import faces
 from latentsync.audio import mel
-from latentsync.audio.whisper import SpeechFeatures
+from latentsync.audio.whisper import SpeechFeatures, encode_speech
 from latentsync.diffusion.generator import (
     CropGenerator,
     Engine,
@@ -322,7 +322,7 @@ class LipSync:
             return math.ceil(sound.sample_count(sound.sample_rate) * FPS / sound.sample_rate)
 
         windows = options.speech_windows
-        return SpeechFeatures(self.nets.speech, sound, frames=frames, fps=FPS, windows=windows)
+        return encode_speech(self.nets.speech, sound, frames=frames, fps=FPS, windows=windows)
 
     def find_faces(
         self,

@@ -150,7 +150,7 @@ def align_speech(
             f" {options.sync_mode} so does the output: choose a smaller one, or another mode"
         )
     begins = shown.begins[:-1]
-    speech = speech.beside(begins, shown.tick, after=voice.after)
+    speech = speech.at(begins, shown.tick, voice.after)
     end = voice.after + length(sound) + LAST_WORD
     sounding = begins < math.ceil(end / shown.tick)
     speaks = shown.speaks
@@ -161,7 +161,7 @@ def align_speech(
         else:
             sounding = sounding & aloud
     if not sounding[speaks].all():
-        speech = speech.hushed(timeline.fading(sounding, CLOSING))
+        speech = replace(speech, weight=timeline.fading(sounding, CLOSING))
     return speech, speaks
 
 

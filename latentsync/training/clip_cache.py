@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from latentsync import faces
 from latentsync.audio import mel
-from latentsync.audio.whisper import SpeechFeatures
+from latentsync.audio.whisper import SpeechStates
 from latentsync.diffusion import sampling
 from latentsync.diffusion.weights import Nets
 from latentsync.errors import MediaError, NoFaceFound, OutputError, TrainingError
@@ -251,20 +251,19 @@ class Preparer:
         if stop - first < SHORTEST:
             return {"unusable": f"too short: {stop - first} frames with a face, not {SHORTEST}"}
         self._write_latents(folder, path, track, first, stop)
-        features = SpeechFeatures(self.nets.speech, sound, frames=stop, fps=FPS)
-        around = _tokens_heard(first, stop, features.tokens)
-        lowest = int(around.min())
-        shape = (int(around.max()) + 1 - lowest, *features.token_shape)
-        with _Rows(folder / "speech.npy", shape) as rows:
-            for states in features.states(lowest, lowest + shape[0]):
-                rows.write(states)
+        speech = SpeechStates(self.nets.speech, sound)
+        around = _tokens_heard(first, stop, len(speech))
+        tokens = np.arange(lowest := int(around.min()), int(around.max()) + 1)
+        with _Rows(folder / "speech.npy", (len(tokens), *speech.token_shape)) as rows:
+            for part in np.split(tokens, range(BATCH, len(tokens), BATCH)):
+                rows.write(speech[part])
         wave = np.concatenate(list(sound.chunks(mel.SAMPLE_RATE)))
         np.save(folder / "mel.npy", syncnet_mel.sync_mel(wave).float().numpy())
         np.save(folder / "affine.npy", track.affine[first:stop])
         return {
             "first": first,
             "frames": stop - first,
-            "tokens": features.tokens,
+            "tokens": len(speech),
             "first_token": lowest,
         }
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from latentsync.audio.whisper import SpeechEncoder, SpeechFeatures
+from latentsync.audio.whisper import SpeechEncoder, encode_speech
 from latentsync.diffusion import sampling
 from latentsync.diffusion.unet import UNet
 from latentsync.diffusion.vae import VAE
@@ -91,7 +91,7 @@ def hear(encoder: SpeechEncoder, people: Sequence[SpeakerWindows]) -> dict[str, 
     speech = []
     for one in people:
         last = int(one.frames.max()) + 1
-        features = SpeechFeatures(encoder, one, frames=last, fps=FPS)[0:last]
+        features = encode_speech(encoder, one, frames=last, fps=FPS)[0:last]
         speech.append(features[torch.from_numpy(one.frames)].half())
     return {"speech": torch.cat(speech)}
 
