@@ -27,7 +27,7 @@ from latentsync.runtime.progress import interruptible
 from latentsync.runtime.scratch import Scratch
 from latentsync.training.clips import SUFFIXES
 from latentsync.training.main import train_unet
-from latentsync.training.presets import UNET_RUNS, UNetTrainConfig
+from latentsync.training.presets import UNET_RUNS, TrainingSettings, UNetTrainConfig
 from predict import Tenths
 
 log = logging.getLogger("latentsync.train")
@@ -116,10 +116,9 @@ def _tuned(model: str, run: UNetTrainConfig, clips: LocalPath, work: LocalPath) 
         return interruptible(
             lambda asked: train_unet(
                 run,
-                data,
-                work / "run",
+                # A speaker's few clips are all trained on.
+                TrainingSettings(data, work / "run", held_out=0),
                 init=model,
-                held_out=0,  # a speaker's few clips are all learnt from
                 progress=Tenths(),
                 cancel=asked,
             )

@@ -102,10 +102,10 @@ def asked(train, monkeypatch, tmp_path, folders):
     """Calls train() with another `train_unet`; gives what that one was asked."""
     seen = {}
 
-    def stub(run, data, _output, *, init, held_out, cancel, **_):
+    def stub(run, settings, *, init, cancel, **_):
         assert not cancel()
-        clips = [(p.name, p.resolve()) for p in find_clips(data)]
-        seen.update(run=run, init=init, held_out=held_out, clips=clips)
+        clips = [(p.name, p.resolve()) for p in find_clips(settings.data)]
+        seen.update(run=run, init=init, held_out=settings.held_out, clips=clips)
         for error in seen.pop("errors", []):
             raise error
         return folders.model

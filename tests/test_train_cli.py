@@ -93,9 +93,7 @@ def test_at_each_validation_a_clip_is_made(folders, tmp_path):
         return {"lip_correlation": 0.5}
 
     run = replace(RUN, steps=4, validate_every=2)
-    train_unet(
-        run, folders.data, tmp_path, init=folders.model, cache=folders.cache, cpu=True, show=show
-    )
+    train_unet(run, folders.settings(tmp_path), init=folders.model, show=show)
     assert asked == [("0.mp4", "1.mp4", "0001.mp4"), ("0.mp4", "1.mp4", "0002.mp4")]
     assert [row["lip_correlation"] for row in rows(tmp_path)] == ["0.5", "0.5"]
 
@@ -114,8 +112,8 @@ def test_a_validation_clip_is_stopped_with_the_run(folders, tmp_path, caplog):
 
     def train():
         train_unet(
-            replace(RUN, steps=2, validate_every=2), folders.data, tmp_path, init=folders.model,
-            cache=folders.cache, cpu=True, show=show, cancel=lambda: stop[0],
+            replace(RUN, steps=2, validate_every=2), folders.settings(tmp_path),
+            init=folders.model, show=show, cancel=lambda: stop[0],
         )  # fmt: skip
 
     with pytest.raises(Cancelled, match="demo stopped after step 2; it goes on from there"):
@@ -142,9 +140,7 @@ def test_a_validation_clip_that_fails_does_not_end_the_run(folders, tmp_path, ca
         raise WeightsMissing("there is no ruler")
 
     run = replace(RUN, steps=2, validate_every=2)
-    train_unet(
-        run, folders.data, tmp_path, init=folders.model, cache=folders.cache, cpu=True, show=show
-    )
+    train_unet(run, folders.settings(tmp_path), init=folders.model, show=show)
     assert "no figures of a validation clip: there is no ruler" in caplog.text
     assert "lip_correlation" not in rows(tmp_path)[0]
 
@@ -159,7 +155,7 @@ def test_a_validation_clip_that_fails_does_not_end_the_run(folders, tmp_path, ca
         (["--log-every", 30], "validate_every is 200; it must be a multiple of log_every, 30"),
         (["--data", "nowhere"], "nowhere holds no clip"),
         (["--accumulate", 2], "a batch of 1 can't be taken in 2 equal parts"),
-        (["--init", "v9"], "model is 'v9'"),
+        (["--init", "v9"], "init is 'v9'; it must be"),
     ],
 )
 def test_what_can_t_be_is_said_in_one_line(command, folders, tmp_path, given, line):
@@ -199,9 +195,9 @@ def asked(monkeypatch):
     """What `train_unet` is asked, which then trains nothing."""
     seen = {}
 
-    def stub(run, data, output, **options):
-        seen.update(run=run, data=data, output=output, **options)
-        return output / "model"
+    def stub(run, settings, **options):
+        seen.update(run=run, settings=settings, **options)
+        return settings.output / "model"
 
     monkeypatch.setattr("latentsync.training.main.train_unet", stub)
     return seen
@@ -220,13 +216,13 @@ def told_by(monkeypatch, capfd, *arguments):
 def test_a_preset_starts_from_the_model_it_is_for(monkeypatch, capfd, asked, preset, init):
     given = ["unet", "--data", "d", "-o", "o", "--preset", preset]
     assert told_by(monkeypatch, capfd, *given)[0] == 0
-    assert (asked["init"], asked["held_out"]) == (init, None)
+    assert (asked["init"], asked["settings"].held_out) == (init, None)
 
 
 def test_options_reach_the_run(monkeypatch, capfd, asked):
     given = ["unet", "--data", "d", "-o", "o", "--init", "mine", "--held-out", 0]
     assert told_by(monkeypatch, capfd, *given, "--keep-checkpoints", 3)[0] == 0
-    assert (asked["init"], asked["held_out"]) == ("mine", 0)
+    assert (asked["init"], asked["settings"].held_out) == ("mine", 0)
     assert asked["run"].keep_checkpoints == 3
 
 
@@ -261,14 +257,7 @@ def test_another_model_to_start_from_is_noticed(command, folders, tmp_path):
 def test_parts_one_by_one_are_the_batch(folders, tmp_path):
     for accumulate in (1, 2):
         run = replace(RUN, steps=2, batch=2, accumulate=accumulate, speech_dropout=0.5)
-        train_unet(
-            run,
-            folders.data,
-            tmp_path / str(accumulate),
-            init=folders.model,
-            cache=folders.cache,
-            cpu=True,
-        )
+        train_unet(run, folders.settings(tmp_path / str(accumulate)), init=folders.model)
     whole, parts = (rows(tmp_path / name)[-1] for name in ("1", "2"))
     assert float(parts["noise"]) == pytest.approx(float(whole["noise"]), rel=1e-5)
     assert float(parts["gradient_norm"]) == pytest.approx(float(whole["gradient_norm"]), rel=1e-4)
@@ -292,7 +281,7 @@ def test_losses_on_pixels_teach_what_is_to_be_trained(folders, tmp_path):
     run = replace(
         UNET_RUNS["stage2"], resolution=0, steps=2, log_every=1, validate_every=2, sync_weight=0.05
     )
-    train_unet(run, folders.data, tmp_path, init=folders.model, cache=folders.cache, cpu=True)
+    train_unet(run, folders.settings(tmp_path), init=folders.model)
     found = rows(tmp_path, "stage2")
     assert [float(row["sync"]) > 0 for row in found] == [True, True]
     assert {float(row["learning_rate"]) for row in found} == {1e-5}
@@ -327,15 +316,7 @@ def test_half_the_precision(folders, tmp_path, monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         run = replace(RUN, steps=1, log_every=1, validate_every=1, precision="bfloat16")
-        train_unet(
-            run,
-            folders.data,
-            tmp_path,
-            init=folders.model,
-            cache=folders.cache,
-            cpu=True,
-            show=show,
-        )
+        train_unet(run, folders.settings(tmp_path), init=folders.model, show=show)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     kept = torch.load(tmp_path / "demo.checkpoint.pt", weights_only=True)

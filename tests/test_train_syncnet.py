@@ -272,11 +272,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(folders, clips, tmp_path):
     def train(folder, **more):
         return train_syncnet(
             RUN,
-            folders.data,
-            tmp_path / folder,
+            folders.settings(tmp_path / folder),
             model=folders.model,
-            cache=folders.cache,
-            cpu=True,
             **more,
         )
 

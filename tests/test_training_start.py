@@ -7,7 +7,7 @@ import torch
 
 from latentsync.diffusion import weights
 from latentsync.errors import OptionError
-from latentsync.training.init_model import start
+from latentsync.training.init_model import init_model
 from latentsync.training.presets import UNET_RUNS
 from tests.stubs import TINY, tiny_nets
 
@@ -33,11 +33,11 @@ def spoken(nets):
 
 def test_motion_modules_come_in_without_a_change_of_what_is_drawn(tmp_path):
     still = saved(tmp_path, "none")
-    before, after = start(still, replace(RUN, motion="none")), start(still, RUN)
+    before, after = init_model(still, replace(RUN, motion="none")), init_model(still, RUN)
     assert (before.config.unet.motion, after.config.unet.motion) == ("none", "all")
     assert any("motion_modules." in name for name in after.unet.state_dict())
     torch.testing.assert_close(spoken(after), spoken(before))
-    again = start(still, RUN)
+    again = init_model(still, RUN)
     for name, value in after.unet.state_dict().items():
         assert torch.equal(value, again.unet.state_dict()[name]), name
 
@@ -47,14 +47,14 @@ def test_motion_modules_come_in_without_a_change_of_what_is_drawn(tmp_path):
     [("all", "decoder", "all"), ("decoder", "all", "all"), ("all", "none", "none")],
 )
 def test_motion_modules_that_are_there_stay_unless_none_are_wanted(tmp_path, has, wanted, gets):
-    nets = start(saved(tmp_path, has), replace(RUN, motion=wanted))
+    nets = init_model(saved(tmp_path, has), replace(RUN, motion=wanted))
     assert nets.config.unet == nets.unet.config == replace(TINY.unet, motion=gets)
 
 
 def test_the_model_that_comes_out_can_be_loaded(tmp_path):
-    nets = start(saved(tmp_path, "none"), replace(RUN, resolution=32))
+    nets = init_model(saved(tmp_path, "none"), replace(RUN, resolution=32))
     assert (nets.config.name, nets.config.resolution) == ("tiny-stage2", 32)
     weights.save(nets, tmp_path / "out")
     assert weights.load_nets(tmp_path / "out").config == nets.config
-    with pytest.raises(OptionError, match="model is 'nothing'"):
-        start("nothing", RUN)
+    with pytest.raises(OptionError, match="init is 'nothing'"):
+        init_model("nothing", RUN)

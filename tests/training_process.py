@@ -13,7 +13,7 @@ import torch
 
 from latentsync import faces
 from latentsync.training.main import train_unet
-from latentsync.training.presets import UNET_RUNS
+from latentsync.training.presets import UNET_RUNS, TrainingSettings
 from latentsync.training.tasks import unet
 from latentsync.types import Progress
 from tests.stubs import StubDetector
@@ -40,7 +40,8 @@ def main() -> None:
         if (progress.stage, progress.done) == (RUN.name, last):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train_unet(RUN, data, output, init=init, cache=cache, cpu=True, progress=show)
+    settings = TrainingSettings(data, output, cache, cpu=True)
+    train_unet(RUN, settings, init=init, progress=show)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from latentsync.diffusion import weights
 from latentsync.training.clips import ClipFile, identified
+from latentsync.training.presets import TrainingSettings
 from tests.clips import babble
 from tests.stubs import numbered_clip, tiny_nets
 
@@ -17,6 +18,9 @@ class Folders:
     data: Path  # three clips, as short as training takes them, that the stub takes for faces
     model: Path  # to start from
     cache: Path
+
+    def settings(self, output: Path) -> TrainingSettings:
+        return TrainingSettings(self.data, output, self.cache, cpu=True)
 
 
 def made_in(folder: Path) -> Folders:

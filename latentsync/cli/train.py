@@ -110,7 +110,7 @@ def unet(
     validation/ with a clip each.
     """
     given = dict(locals())  # the options, by name
-    from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS
+    from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS, TrainingSettings
 
     run = _configured(UNET_RUNS, preset, given)
     judge = _named(SYNCNET_RUNS, syncnet_preset, "syncnet_preset").net
@@ -119,16 +119,10 @@ def unet(
     _trained(
         train_unet,
         run,
-        data,
-        output,
+        TrainingSettings(data, output, cache, weights, detector, held_out, cpu),
         init=init or ("demo" if preset == "demo" else "v1.6"),
         syncnet_file=syncnet_file,
         syncnet_config=judge,
-        cache=cache,
-        weights_folder=weights,
-        detector=detector,
-        held_out=held_out,
-        cpu=cpu,
         show=_speak if show else None,
     )
 
@@ -171,7 +165,7 @@ def syncnet(
     PRESET.checkpoint.pt and curves.png.
     """
     given = dict(locals())  # the options, by name
-    from latentsync.training.presets import SYNCNET_RUNS
+    from latentsync.training.presets import SYNCNET_RUNS, TrainingSettings
 
     run = _configured(SYNCNET_RUNS, preset, given)
     from latentsync.training.main import train_syncnet
@@ -179,14 +173,8 @@ def syncnet(
     _trained(
         train_syncnet,
         run,
-        data,
-        output,
+        TrainingSettings(data, output, cache, weights, detector, held_out, cpu),
         model=model,
-        cache=cache,
-        weights_folder=weights,
-        detector=detector,
-        held_out=held_out,
-        cpu=cpu,
     )
 
 

@@ -1,11 +1,32 @@
-"""How nets are trained: `TrainConfig`, and the runs by name, built from each other."""
+"""How nets are trained: `TrainConfig`, the runs by name, and what a run reads and writes."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from latentsync.evaluation.nets.syncnet import SYNCNETS, SyncNetConfig, SyncNetTower
 
-__all__ = ["SYNCNET_RUNS", "UNET_RUNS", "SyncNetTrainConfig", "TrainConfig", "UNetTrainConfig"]
+__all__ = [
+    "SYNCNET_RUNS",
+    "UNET_RUNS",
+    "SyncNetTrainConfig",
+    "TrainConfig",
+    "TrainingSettings",
+    "UNetTrainConfig",
+]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a run reads and writes, and where; `TrainConfig` holds how it learns."""
+
+    data: Path  # folder of clips with sound and a face each
+    output: Path  # folder to fill
+    cache: Path | None = None  # folder of prepared clips; None: output / "cache"
+    weights: Path | str | None = None  # folder; None: $LATENTSYNC_WEIGHTS, then weights/
+    detector: str | None = None  # see `faces.create`; None: the model's
+    held_out: int | None = None  # clips that are only validated on, see `split`; 0: none
+    cpu: bool = False  # use no GPU
 
 
 @dataclass(frozen=True)
