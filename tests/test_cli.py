@@ -80,7 +80,7 @@ class Fake:
         self.loaded = (arguments, options)
         return self
 
-    def run(self, video, audio, output, *, options, progress, cancelled=None):  # noqa: ARG002
+    def run(self, video, audio, output, *, options, progress, cancelled=None, engine=None):  # noqa: ARG002
         self.ran, self.options = (video, audio, output), options
         progress(Progress("detect", 1, None))
         return Result(

@@ -206,8 +206,8 @@ def test_a_run_is_the_same(tmp_path):
     lipsync = tiny_lipsync(lambda number: number < 12)
     run, options = [lipsync, clip, voice], {"batch": 2, "steps": 1}
     with written(tmp_path / "here.mp4", *run, **options) as (_, here):
-        lipsync.engine = engine = Engine()
-        with written(tmp_path / "there.mp4", *run, **options) as (result, there):
+        engine = Engine()
+        with written(tmp_path / "there.mp4", *run, engine=engine, **options) as (result, there):
             assert there == here
     assert result.passed_through
     assert len(engine.crews[0].sent) > 2
@@ -217,12 +217,12 @@ def test_a_run_is_the_same(tmp_path):
 
 def test_groups_that_depend_on_each_other_stay_here(tmp_path, caplog):
     lipsync = tiny_lipsync()
-    lipsync.engine = engine = Engine()
+    engine = Engine()
     clip = numbered_clip(tmp_path / "clip.mp4")
     voice = write_sound(tmp_path / "voice.wav", babble(0.2))
     for options in ({"overlap": 4}, {"vae_posterior": "sample"}):
         caplog.clear()
-        lipsync.run(clip, voice, tmp_path / "out.mp4", steps=1, **options)
+        lipsync.run(clip, voice, tmp_path / "out.mp4", steps=1, engine=engine, **options)
         assert "drawn here" in caplog.text
     assert not engine.crews
 
@@ -278,7 +278,7 @@ def test_a_node_is_killed_while_its_replica_draws(tmp_path, caplog, monkeypatch)
     lipsync.run(clip, voice, tmp_path / "here.mp4", seed=5, steps=4)
     with two_nodes() as (address, kill):
         at_work = {"number": 2, "address": address, "device": "cpu"}
-        with replicas(tmp_path / "tiny", **at_work) as lipsync.engine:
+        with replicas(tmp_path / "tiny", **at_work) as engine:
             killed = []
 
             def progress(step):
@@ -286,7 +286,8 @@ def test_a_node_is_killed_while_its_replica_draws(tmp_path, caplog, monkeypatch)
                     killed.append(kill())
 
             path = tmp_path / "there.mp4"
-            result = lipsync.run(clip, voice, path, seed=5, steps=4, progress=progress)
+            how = {"seed": 5, "steps": 4, "progress": progress, "engine": engine}
+            result = lipsync.run(clip, voice, path, **how)
     assert killed
     assert "was lost" in caplog.text
     assert result.device == "2 x cpu by ray"

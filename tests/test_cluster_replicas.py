@@ -226,8 +226,7 @@ def test_a_run_by_replicas_is_the_same(ray, model, tmp_path):
     options = {"steps": 1, "seed": 3, "crf": 0}
     here = lipsync.run(clip, voice, tmp_path / "here.mp4", **options)
     with replicas(model, number=2, device="cpu", dtype="float32") as engine:
-        lipsync.engine = engine
-        there = lipsync.run(clip, voice, tmp_path / "there.mp4", **options)
+        there = lipsync.run(clip, voice, tmp_path / "there.mp4", engine=engine, **options)
         assert not ray.killed
     films = (raw_frames(tmp_path / f"{name}.mp4") for name in ("here", "there"))
     pairs = list(zip(*films, strict=True))

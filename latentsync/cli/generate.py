@@ -290,9 +290,15 @@ def generate(
     here = compile_ and engine == "local"  # else the replicas do
     lipsync = LipSync.load(model, detector=detector, occluder=occluder, compile=here, **how)
     crew = _engine(engine, model, replicas, ray_address, how | {"compile": compile_})
-    with crew as lipsync.engine, bars() as drawn:
+    with crew as elsewhere, bars() as drawn:
         run = partial(
-            lipsync.run, video, voices, output, options=options, progress=progress_callback(drawn)
+            lipsync.run,
+            video,
+            voices,
+            output,
+            options=options,
+            progress=progress_callback(drawn),
+            engine=elsewhere,
         )
         result = interruptible(lambda cancelled: run(cancelled=cancelled))
     if as_json:

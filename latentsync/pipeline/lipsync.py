@@ -89,13 +89,11 @@ class LipSync:
         detector: faces.Detector,
         occluder: Occluder | None = None,
         folder: Path | None = None,
-        engine: Engine | None = None,
     ) -> None:
         self.nets = nets
         self.detector = detector
         self.occluder = occluder
         self.folder = folder or root()  # where weights lie
-        self.engine = engine  # that draws elsewhere, `latentsync.diffusion.ray`'s say; None: here
         self._restorers: dict[tuple[str, float], Restorer] = {}
         weight = nets.unet.conv_in.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -166,6 +164,7 @@ class LipSync:
         progress: ProgressCallback | None = None,
         cancelled: Callable[[], bool] | None = None,
         preview: Callable[[Frame], None] | None = None,
+        engine: Engine | None = None,
         **changes: Any,  # noqa: ANN401 - fields of Options, by name
     ) -> Result:
         """Make `output`, an mp4 or mov of `video` (a clip or a picture) speaking `audio`.
@@ -179,6 +178,7 @@ class LipSync:
                 denoising step of pass 2.
             preview: called from another thread with the last face of every group that speaks,
                 (R, R, 3) uint8, an upright box squeezed into a square.
+            engine: generates the crops elsewhere, see `diffusion.ray.engine.replicas`; None: here.
 
         Raises:
             InputError: a file can't be used, no face is found, the output can't be written.
@@ -206,7 +206,7 @@ class LipSync:
             with reporter.timed("read"):
                 clip = inputs.enter_context(VideoReader(video, limits=limits, used_seconds=used))
                 known = inputs.enter_context(self._cache(clip, options))
-            return self._run(clip, speakers, Path(output), options, reporter, known)
+            return self._run(clip, speakers, Path(output), options, reporter, known, engine)
 
     def _run(
         self,
@@ -216,6 +216,7 @@ class LipSync:
         options: Options,
         reporter: RunContext,
         known: ClipCache | None,
+        engine: Engine | None,
     ) -> Result:
         _size(clip.info, options)
         with reporter.timed("speech"):
@@ -255,14 +256,14 @@ class LipSync:
         kept = carried(clip.path, speakers.read(), pace.fps, _limits(options))
         with (
             self._writer(output, speakers.together, voice.after, pace, options, kept) as writer,
-            closing(self.generate(pace, roles, options, reporter, known)) as frames,
+            closing(self.generate(pace, roles, options, reporter, known, engine)) as frames,
         ):
             for frame, (begin, end) in zip(frames, pairwise(shown.begins), strict=True):
                 span = (int(begin) * shown.tick, int(end) * shown.tick)
                 with reporter.timed("write"):
                     writer.write(frame, *((None, None) if pace.own is None else span))
             reporter.step("finish", 0, 1)
-        result = self._result(output, clip.info, roles, shown, options, speakers, reporter)
+        result = self._result(output, clip.info, roles, shown, options, speakers, reporter, engine)
         result = replace(result, decoding=asdict(clip.tally), left_out=kept.left_out)
         if options.report:
             write_report(result)
@@ -361,6 +362,7 @@ class LipSync:
         options: Options,
         reporter: RunContext | None = None,
         known: ClipCache | None = None,
+        engine: Engine | None = None,
     ) -> Generator[Any, None, None]:
         """Pass 2: the output's frames, in order; those without a face are the source's own.
 
@@ -372,7 +374,7 @@ class LipSync:
         pictures = reporter.each("decode", clip.frames(wanted))
         side, extra = self.nets.config.resolution, (self.occluder, self.restorer(options))
         for role in roles:
-            draw = self._drawing(role, options, reporter, known)
+            draw = self._drawing(role, options, reporter, known, engine)
             compositor = Compositor(draw, side, role, options, reporter, *extra)
             groups = prefetch(compositor.crop(pictures), draw.batch)
             drawn = prefetch(compositor.generate(groups))
@@ -384,12 +386,17 @@ class LipSync:
                 reporter.step("generate", done, first[-1].stop)
 
     def _drawing(
-        self, role: SpeakingFace, options: Options, reporter: RunContext, known: ClipCache | None
+        self,
+        role: SpeakingFace,
+        options: Options,
+        reporter: RunContext,
+        known: ClipCache | None,
+        engine: Engine | None,
     ) -> CropGenerator:
         """Draws one face: here, or by the engine if there is one, and groups can be parted."""
-        if self.engine is not None:
+        if engine is not None:
             if is_order_independent(options):
-                return self.engine.drawing(options, role.times, reporter)
+                return engine.drawing(options, role.times, reporter)
             log.warning("groups depend on each other (overlap, or a sampled posterior): drawn here")
         return Network(self.nets, options, role.times, reporter, self._latents(known, role))
 
@@ -423,6 +430,7 @@ class LipSync:
         options: Options,
         speakers: SpeakerAssignment,
         reporter: RunContext,
+        engine: Engine | None,
     ) -> Result:
         frames, tracks = len(shown.source), [role.track for role in roles]
         width, height = _size(clip, options)
@@ -442,8 +450,8 @@ class LipSync:
             lost=lost,
             model=self.nets.config.name,
             detector=self.detector.name,
-            device=self.engine.device if self.engine else str(self.device),
-            dtype=self.engine.dtype if self.engine else str(self.dtype).removeprefix("torch."),
+            device=engine.device if engine else str(self.device),
+            dtype=engine.dtype if engine else str(self.dtype).removeprefix("torch."),
             seed=options.seed,
             **face_tracks.told(tracks),
             options=asdict(options) | asdict(options.effort),

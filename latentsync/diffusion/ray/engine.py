@@ -117,7 +117,7 @@ def replicas(
     address: str | None = None,
     **load: Any,  # noqa: ANN401
 ) -> Iterator[RayEngine]:
-    """An engine for `LipSync.engine`, whose replicas end with the `with`.
+    """An engine for `LipSync.run`; its replicas end with the `with`.
 
     Each machine of the cluster needs this library, and the weights at the same place. The result is
     the same as without it for the same seed and `batch`: bit by bit on CPUs of one kind, since
