@@ -277,7 +277,7 @@ def generate(
     # What can be seen at once is said before gigabytes are loaded.
     sounds = list(voices.values()) if isinstance(voices, dict) else [voices]
     check_output(output, (video, *sounds))
-    limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
+    limits = Limits.of(options)
     for path in (video, *sounds):
         open_media(path, limits).close()
     how: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from latentsync.errors import HOST, MediaError, option_name, with_option
+from latentsync.options import Options
 
 __all__ = ["DEFAULT_LIMITS", "MOST_NOTES", "Limits", "raising"]
 
@@ -17,9 +18,14 @@ class Limits:
     again as it is read, because files lie.
     """
 
-    max_pixels: int = 8192 * 8192  # of a frame: 8K video, photographs of 64 million pixels
-    max_seconds: float = 6 * 3600.0  # of pictures, and of sound: longer than any film
-    max_bytes: int = 64 * 2**30  # of the file: 6 hours at 20 Mbit / s are 54 GB
+    max_pixels: int = Options.max_pixels  # of a frame
+    max_seconds: float = Options.max_seconds  # of the pictures, and of the sound
+    max_bytes: int = Options.max_bytes  # of the file
+
+    @classmethod
+    def of(cls, options: Options) -> "Limits":
+        """Take the limits that one call asks for."""
+        return cls(options.max_pixels, options.max_seconds, options.max_bytes)
 
     def check_bytes(self, name: str, size: int) -> None:
         """For a file of `size` bytes."""

@@ -199,7 +199,7 @@ class LipSync:
         check_codec(options.codec)
         self.restorer(options)
         with ExitStack() as inputs:
-            limits = _limits(options)
+            limits = Limits.of(options)
             with reporter.timed("speech"):
                 speakers = inputs.enter_context(voices.speakers(audio, options, limits, video))
                 used = _seconds_used(speakers, options)
@@ -253,7 +253,7 @@ class LipSync:
             SpeakingFace(track, _plan(shown, track, speaks, options), speech)
             for track, (speech, speaks) in zip(tracks, heard, strict=True)
         ]
-        kept = carried(clip.path, speakers.read(), pace.fps, _limits(options))
+        kept = carried(clip.path, speakers.read(), pace.fps, Limits.of(options))
         with (
             self._writer(output, speakers.together, voice.after, pace, options, kept) as writer,
             closing(self.generate(pace, roles, options, reporter, known, engine)) as frames,
@@ -290,7 +290,7 @@ class LipSync:
             crf=options.crf,
             preset=options.preset,
             max_side=options.max_side,
-            limits=_limits(options),
+            limits=Limits.of(options),
             comment=comment(self.nets.config.name, *how),
             tags=kept.tags,
         )
@@ -470,10 +470,6 @@ def _warn_of_lost_frames(clip: VideoReader) -> None:
             " shown: if the output stutters, rewrite the clip: ffmpeg -i IN -r 25 OUT.mp4",
             *(clip.tally.behind, clip.tally.decoded, str(clip.path)),
         )
-
-
-def _limits(options: Options) -> Limits:
-    return Limits(options.max_pixels, options.max_seconds, options.max_bytes)
 
 
 def _plan(

@@ -93,7 +93,7 @@ def upscale_clip(
     check_output(output, (video,))
     check_codec(options.codec)
     scale = _scale(restorer, whole=detector is None)
-    limits = Limits(options.max_pixels, options.max_seconds, options.max_bytes)
+    limits = Limits.of(options)
     with VideoReader(video, limits=limits) as clip:
         if clip.info.is_image:
             raise MediaError(f"{video} is a picture; this takes a clip")
