@@ -4,7 +4,7 @@ PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11,$(shell \
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: demo test test-all footage bench train-demo lint clean
+.PHONY: demo test test-all docs footage bench train-demo lint clean
 
 demo: .venv/installed
 	mkdir -p out
@@ -17,9 +17,13 @@ test: .venv/installed lint
 # What `test` leaves out for its weight: full-size nets, services, a browser, long runs. Tests of the
 # page are skipped without Chromium, those of compiled nets without a GPU or g++; LATENTSYNC_NO_SKIPS=1
 # makes a skipped test a failed one, except for want of a GPU.
-test-all: .venv/heavy .venv-restore/installed
+test-all: .venv/heavy .venv/docs .venv-restore/installed
 	$(BIN)/pytest -m slow -n 2 --dist loadfile --timeout 1800
 	.venv-restore/bin/python -m pytest --confcutdir tests/restoration tests/restoration --timeout 1800
+
+# The pages of docs/ as a site in out/docs, which opens from the disk. Fails on any broken link.
+docs: .venv/docs
+	$(BIN)/zensical build --strict
 
 # Whole runs on clips as people have them, made here: expected, got, PASS or FAIL, a line each. Then
 # films of several people: whose face is redrawn in each frame.
@@ -69,6 +73,11 @@ lint: .venv/installed
 .venv/heavy: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[heavy]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openapi-python-client==0.29.1
+	touch $@
+
+# What builds the site of docs/.
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
 # Restoration's own environment: all of .venv's, and torchvision with what needs it, for a build of

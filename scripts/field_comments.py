@@ -1,0 +1,44 @@
+"""A griffe extension for `make docs`: lists dataclass fields with the comments behind them."""
+
+import tokenize
+from collections.abc import Sequence
+from io import StringIO
+
+from griffe import Attribute, Class, Docstring, Extension
+
+__all__ = ["FieldComments"]
+
+
+class FieldComments(Extension):  # type: ignore[misc]  # griffe comes with the extra `docs` alone
+    """Appends the section `Attributes:` to the docstring of each dataclass."""
+
+    def on_class_members(self, *, cls: Class, **_: object) -> None:
+        """Read the comments of a class's fields from its source."""
+        if not any("dataclass" in str(decorator.value) for decorator in cls.decorators):
+            return
+        lines, first = cls.lines, cls.lineno or 1
+        said = comments(lines)
+        rows = []
+        for field in cls.members.values():
+            if isinstance(field, Attribute) and "property" not in field.labels and field.lineno:
+                start, stop = field.lineno - first, (field.endlineno or field.lineno) - first + 1
+                above = start
+                while lines[above - 1].lstrip().startswith("#"):
+                    above -= 1
+                behind = [said[i] for i in range(start, stop) if i in said]
+                text = " ".join(behind or [said[i] for i in range(above, start)])
+                rows.append(f"    {field.name}: {text}")
+        if rows:
+            text = cls.docstring.value if cls.docstring else ""
+            text = "\n".join([text, "", "Attributes:", *rows])
+            cls.docstring = Docstring(text, parent=cls, lineno=cls.lineno)
+
+
+def comments(lines: Sequence[str]) -> dict[int, str]:
+    """The comments of a class's source, by the index of their line."""
+    tokens = tokenize.generate_tokens(StringIO("\n".join(lines)).readline)
+    return {
+        token.start[0] - 1: token.string.lstrip("# ")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
