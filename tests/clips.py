@@ -13,6 +13,7 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
+from latentsync.media import Sound
 from latentsync.types import FloatArray, Frame
 
 BITS = 8  # of its number drawn into each picture, as a row of black and white blocks
@@ -46,6 +47,13 @@ def number_of(rgb: Frame) -> int:
     row = rgb[height // 8].mean(axis=1)
     centres = [(2 * bit + 1) * width // (2 * BITS) for bit in range(BITS)]
     return sum(int(row[centre] > 128) << bit for bit, centre in enumerate(centres))
+
+
+def heard(path: Path, rate: int = 16000, start: Fraction | None = None) -> FloatArray:
+    """(n,) the sound of a file as mono at `rate` Hz, from time 0 on."""
+    blocks = Sound.of(path, start=start).resampled(rate, "mono", "s16p", rate)
+    whole = np.concatenate([block.to_ndarray()[0] for block in blocks])
+    return whole.astype(np.float32) / 32768
 
 
 def write_picture(path: Path, rgb: Frame, suffix: str | None = None) -> Path:

@@ -83,7 +83,7 @@ def test_too_long_clips_and_sounds_are_refused(tmp_path):
     wave = write_sound(tmp_path / "a.wav", babble(1))
     just, less = Limits(max_seconds=1.05), Limits(max_seconds=0.5)
     for path in (clip, wave):
-        AudioReader(path, limits=just).sample_count()
+        len(AudioReader(path, limits=just).samples)
         assert "1.00 s where at most 0.5 s" in refused(lambda p=path: AudioReader(p, limits=less))
         VideoWriter(tmp_path / "out.mp4", audio=path, limits=just)
         refused(lambda p=path: VideoWriter(tmp_path / "out.mp4", audio=p, limits=less))
@@ -106,7 +106,7 @@ def test_a_time_far_away_fills_neither_memory_nor_disk(tmp_path):
             frame.sample_rate, frame.pts, frame.time_base = 48000, at, Fraction(1, 48000)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
-    assert "max_seconds" in refused(lambda: AudioReader(wave).sample_count())
+    assert "max_seconds" in refused(lambda: len(AudioReader(wave).samples))
 
 
 def test_a_clip_that_is_longer_than_it_claims_is_stopped_on_the_way(tmp_path):
@@ -173,7 +173,7 @@ def test_the_samples_of_pcm_cost_nothing_and_may_be_more_than_the_bytes(tmp_path
     for box, at in ((b"stsz", 8), (b"stts", 8)):
         patched(path, box, at, MANY)
     assert claimed(path) == 0
-    assert AudioReader(path).sample_count() == 8000
+    assert len(AudioReader(path).samples) == 8000
     for box, at, value in ((b"soun", -4, int.from_bytes(b"vide")), (b"stts", 12, 2)):
         path.write_bytes(whole)
         assert claimed(path) == 0

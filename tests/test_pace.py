@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from latentsync.audio.whisper import SpeechFeatures
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.media import AudioReader, VideoReader, probe
 from latentsync.options import Options
@@ -14,6 +15,7 @@ from tests.clips import (
     early,
     ffmpeg,
     ffmpeg_times,
+    heard,
     lag,
     number_of,
     picture,
@@ -51,7 +53,7 @@ def numbers(path):
 
 
 def sound_seconds(path):
-    return AudioReader(path).sample_count(RATE) / RATE
+    return float(AudioReader(path).seconds)
 
 
 there, back = list(range(CLIP)), list(range(CLIP - 2, 0, -1))
@@ -90,8 +92,8 @@ def test_a_clip_has_time_before_and_after_the_voice(lipsync, tmp_path, out):
     assert result.passed_through == ((0, 3, "before the voice"), (13, 16, "after the voice"))
     alike = [same(a, b) for a, b in zip(raw_frames(out), raw_frames(clip), strict=False)]
     assert alike == [True] * 3 + [False] * 10 + [True] * 3
-    heard = np.concatenate(list(AudioReader(out).chunks(RATE)))
-    assert abs(lag(heard, np.concatenate([np.zeros(round(0.12 * RATE)), wave]), RATE)) < 0.005
+    sound = heard(out)
+    assert abs(lag(sound, np.concatenate([np.zeros(round(0.12 * RATE)), wave]), RATE)) < 0.005
 
 
 def test_copied_sound_too_begins_after_the_lead(lipsync, tmp_path, out):
@@ -100,8 +102,8 @@ def test_copied_sound_too_begins_after_the_lead(lipsync, tmp_path, out):
     voice = write_sound(tmp_path / "voice.m4a", wave, 48000)
     lipsync.run(clip, voice, out, steps=1, lead_in=0.2)
     assert probe(out).audio.codec == "aac"
-    heard = np.concatenate(list(AudioReader(out).chunks(48000)))
-    assert abs(lag(heard, np.concatenate([np.zeros(9600), wave]), 48000, 0.3)) < 0.005
+    sound = heard(out, 48000)
+    assert abs(lag(sound, np.concatenate([np.zeros(9600), wave]), 48000, 0.3)) < 0.005
 
 
 def test_a_clip_s_own_sound_keeps_its_place(lipsync, tmp_path, out):
@@ -111,9 +113,9 @@ def test_a_clip_s_own_sound_keeps_its_place(lipsync, tmp_path, out):
     own = early(tmp_path / "own.mov", clip, write_sound(tmp_path / "a.wav", wave, 48000), 0.2)
     for video, missing in ((own, 0.2), (clip, 0)):
         lipsync.run(video, own, out, steps=1)
-        heard = np.concatenate(list(AudioReader(out).chunks(48000)))
+        sound = heard(out, 48000)
         kept = wave[round(missing * 48000) :]
-        assert lag(heard, kept, 48000) == 0
+        assert lag(sound, kept, 48000) == 0
         assert numbers(out) == list(range(round((0.8 - missing) * 25)))
 
 
@@ -155,25 +157,17 @@ def test_a_varying_rate_stays_as_it_is(lipsync, tmp_path, out):
 
 
 def test_each_frame_hears_its_own_time(lipsync, tmp_path, out, monkeypatch):
-    heard = []
-    speech = type(lipsync).listen
+    asked, at = [], SpeechFeatures.at
 
-    def spy(self, *arguments):
-        features = speech(self, *arguments)
-        beside = features.beside
+    def spy(self, begins, tick, after):
+        asked.extend((float(begin * tick), after) for begin in begins)
+        return at(self, begins, tick, after)
 
-        def placed(begins, tick, **late):
-            heard.extend((float(b * tick), late["after"]) for b in begins)
-            return beside(begins, tick, **late)
-
-        features.beside = placed
-        return features
-
-    monkeypatch.setattr(type(lipsync), "listen", spy)
+    monkeypatch.setattr(SpeechFeatures, "at", spy)
     clip = numbered_clip(tmp_path / "clip.mp4", CLIP, fps=50)
     run(lipsync, clip, out, 0.1, fps="source", lead_in=0.06)
-    assert [t for t, _ in heard] == pytest.approx([k / 50 for k in range(8)])
-    assert {late for _, late in heard} == {Fraction(6, 100)}
+    assert [t for t, _ in asked] == pytest.approx([k / 50 for k in range(8)])
+    assert {late for _, late in asked} == {Fraction(6, 100)}
 
 
 def test_a_picture_keeps_25(lipsync, tmp_path, out):

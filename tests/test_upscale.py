@@ -19,7 +19,7 @@ from latentsync.faces import align
 from latentsync.faces.mask import keep_mask, restored_share
 from latentsync.faces.restoration import nets, restoration
 from latentsync.faces.restoration.restoration import OVERLAP, TILE, FaceRestorer, enlarged
-from latentsync.media import AudioReader, VideoFrame, VideoReader, probe
+from latentsync.media import VideoFrame, VideoReader, probe
 from latentsync.options import Options
 from latentsync.pipeline import lipsync as pipeline
 from latentsync.pipeline.upscale import upscale_clip
@@ -28,6 +28,7 @@ from latentsync.types import Box
 from tests.clips import (
     babble,
     early,
+    heard,
     lag,
     number_of,
     picture,
@@ -394,8 +395,8 @@ def test_upscale_keeps_the_sound_s_place_beside_the_pictures(tmp_path):
     path = early(tmp_path / "early.mp4", clip, write_sound(tmp_path / "a.wav", wave, 48000), 0.3)
     out = tmp_path / "out.mp4"
     upscale_clip(path, out, Stub(scale=2), None, preset="ultrafast")
-    heard = np.concatenate(list(AudioReader(out).chunks(48000)))
-    assert lag(heard, wave[14400:], 48000) == 0
+    sound = heard(out, 48000)
+    assert lag(sound, wave[14400:], 48000) == 0
 
 
 def test_upscale_leaves_what_holds_no_face(tmp_path):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from latentsync.errors import NoFaceFound, OptionError
-from latentsync.media import AudioReader, Sound, mix
+from latentsync.media import Sound, mix
 from latentsync.media.limits import DEFAULT_LIMITS
 from latentsync.options import Options
 from latentsync.pipeline.speakers import speakers
-from tests.clips import babble, raw_frames, write_sound
+from tests.clips import babble, heard, raw_frames, write_sound
 from tests.stubs import tiny_lipsync
 from tests.test_following import LEFT, RIGHT, WIDE, clip, lipsync
 
@@ -89,23 +89,23 @@ def test_the_voices_are_summed_and_kept_within_full_scale(tmp_path):
         for i, wave in enumerate((loud, loud, quiet))
     ]
     mix([Sound.of(path) for path in paths[::2]], tmp_path / "soft.flac")
-    soft = np.concatenate([*AudioReader(tmp_path / "soft.flac").chunks(rate)])
+    soft = heard(tmp_path / "soft.flac", rate)
     expected = loud + np.pad(quiet, (0, rate - len(quiet)))
     assert len(soft) == rate
     assert np.abs(soft - expected).max() < 0.01
     mix([Sound.of(path) for path in paths[:2]], tmp_path / "loud.flac")
-    limited = np.concatenate([*AudioReader(tmp_path / "loud.flac").chunks(rate)])
+    limited = heard(tmp_path / "loud.flac", rate)
     assert 0.9 < np.abs(limited[2000:]).max() <= 0.96
 
 
 def test_the_output_s_sound_is_that_of_all(source, sounds, tmp_path):
     out = tmp_path / "out.mp4"
     film(source, {"left": sounds[0], "right": sounds[1]}, out)
-    heard = np.concatenate([*AudioReader(out).chunks()])
-    first, second = (np.concatenate([*AudioReader(path).chunks()]) for path in sounds)
+    sound = heard(out)
+    first, second = (heard(path) for path in sounds)
     expected = first + np.pad(second, (0, len(first) - len(second)))
-    both = np.corrcoef(heard[: len(expected)], expected[: len(heard)])[0, 1]
-    alone = np.corrcoef(heard[: len(first)], first[: len(heard)])[0, 1]
+    both = np.corrcoef(sound[: len(expected)], expected[: len(sound)])[0, 1]
+    alone = np.corrcoef(sound[: len(first)], first[: len(sound)])[0, 1]
     assert both > 0.98 > alone
 
 
@@ -155,8 +155,8 @@ def test_the_sum_has_the_rate_of_the_best_voice(tmp_path, order):
         paths.append(write_sound(tmp_path / f"{rate}.wav", tone.astype(np.float32), rate=rate))
     mix([Sound.of(path) for path in paths], tmp_path / "sum.flac")
     assert Sound.of(tmp_path / "sum.flac").sample_rate == 48000
-    heard = np.concatenate(list(AudioReader(tmp_path / "sum.flac").chunks(48000)))
-    assert len(heard) == 48000
-    spectrum = np.abs(np.fft.rfft(heard)) * 2 / len(heard)
+    sound = heard(tmp_path / "sum.flac", 48000)
+    assert len(sound) == 48000
+    spectrum = np.abs(np.fft.rfft(sound)) * 2 / len(sound)
     assert spectrum[1000] == pytest.approx(0.3, abs=0.02)
     assert spectrum[10_000] == pytest.approx(0.3, abs=0.02)

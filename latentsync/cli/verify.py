@@ -129,7 +129,7 @@ def _beginning(voice: Path, seconds: float, short: Path) -> Path:
     left = round(seconds * SAMPLE_RATE)
     with wave.open(str(short), "wb") as out:
         out.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        for chunk in AudioReader(voice).chunks(SAMPLE_RATE):
+        for chunk in AudioReader(voice).chunks():
             out.writeframes((chunk[:left] * 32767).astype("<i2").tobytes())
             left -= len(chunk)
             if left <= 0:
@@ -178,7 +178,7 @@ def _sync(lipsync: LipSync, output: Path, result: Result, weights: Path) -> Chec
     try:
         net = load_eval_syncnet(weights, lipsync.device)
         (track,) = lipsync.find_faces(clip, result.frames, Options(seed=SEED))
-        sound = np.concatenate(list(AudioReader(output).chunks(SAMPLE_RATE)))
+        sound = np.concatenate(list(AudioReader(output).chunks()))
         score = sync_conf_local(net, clip, track, lipsync.nets.config.resolution, sound)
     except InputError as error:  # too short, or no face left in it
         return Check(what, f"not measured: {error}")

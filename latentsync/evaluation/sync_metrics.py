@@ -214,13 +214,13 @@ def _syncnet(setup: Setup) -> EvalSyncNet:
 
 def _wave(clip: EvaluatedClip) -> FloatArray:
     """(n,) at 16 kHz: 230 MB an hour."""
-    chunks = [np.empty(0, np.float32), *clip.sound().chunks(SAMPLE_RATE)]
+    chunks = [np.empty(0, np.float32), *clip.sound().chunks()]
     return np.concatenate(chunks).astype(np.float32)
 
 
 def loudness_of(sound: AudioReader) -> NDArray[np.float64]:
     """(frames,) dB of full scale, of the sound while each frame is shown."""
-    return np.array(list(_levels(sound.chunks(SAMPLE_RATE))), np.float64)
+    return np.array(list(_levels(sound.chunks())), np.float64)
 
 
 def _levels(chunks: Iterator[FloatArray]) -> Iterator[float]:

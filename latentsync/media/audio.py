@@ -1,11 +1,13 @@
 """Sound of any file on one timeline: mono samples for the network, packets for the output."""
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import av
@@ -14,6 +16,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.filter import Graph
+from numpy.typing import NDArray
 
 from latentsync.errors import HOST, MediaError, OutputError, with_option
 from latentsync.media.container import (
@@ -31,12 +34,15 @@ from latentsync.types import FloatArray
 
 __all__ = ["AudioReader", "Sound", "mix", "pulled", "sound_stream", "tolerance", "trimmed"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
+Format = tuple[int, str, str]
+"""Sample rate in Hz, layout, sample format; FFmpeg's names."""
 
 _FULL_SCALE = 32768  # of 16-bit samples
 _SIDES = ("left", "right")
-_PHASE_RATE = 16000  # Hz, of the comparison of two channels
-_PHASE_SECONDS = 60  # of sound that are compared
+_RATE = 16_000  # Hz, what the speech encoder takes
+_PHASE_SECONDS = 60  # of sound by which two channels are compared
 _CANCELLED = 0.05  # of the louder channel's energy; equal channels keep 1, one alone 1/4
 _JITTER = 0.1  # s by which times may be off that a recorder took from its computer's clock
 _JOINED = 0.005  # s; times that count samples, as those of MPEG-TS
@@ -101,80 +107,101 @@ class Sound:
             )
 
     def resampled(
-        self,
-        rate: int,
-        layout: str,
-        sample_format: str,
-        block: int,
-        kinds: set[tuple[int, str]] | None = None,
+        self, rate: int, layout: str, sample_format: str, block: int
     ) -> Generator[AudioFrame, None, None]:
-        """The sound from time 0 on, in frames of `block` samples (the last one may be shorter).
+        """Decode the sound from time 0 on, in frames of `block` samples; the last may be shorter.
 
         Sound that starts late is preceded by silence, gaps of more than 0.1 s are filled with it,
         and what a codec adds in front (priming) is dropped, as the decoder says. Where clips may be
         joined in a file, smaller gaps are filled too, and what overlaps is cut off.
-        `kinds` collects the sample rates and layouts that the file has.
         """
-        graph, spec, done = None, None, 0
         with open_media(self.path, self.limits) as container:
-            within = tolerance(container)
-            stream = sound_stream(container, self.track)
-            for frame in _decoded(container, stream):
-                # Before the graph sees it, which would fill a gap of any length with silence.
-                self.limits.check_seconds(
-                    quote_path(self.path), float(_seconds(frame) - self.origin)
-                )
-                now = frame.sample_rate, frame.layout.name, frame.format.name
-                if graph is None or now != spec:
-                    for out in _drained(graph):
-                        done += out.samples
-                        yield out
-                    spec = now
-                    if kinds is not None:
-                        kinds.add(now[:2])
-                    graph = self._graph(now, (rate, layout, sample_format), block, done, within)
-                frame.pts = round((_seconds(frame) - self.origin) * frame.sample_rate)
-                frame.time_base = Fraction(1, frame.sample_rate)
-                graph.push(frame)
-                for out in pulled(graph):
-                    done += out.samples
-                    yield out
-            yield from _drained(graph)
+            convert = _Converter(self, (rate, layout, sample_format), block, tolerance(container))
+            for frame in chain(self.frames(container), [None]):
+                yield from convert(frame)
+
+    def frames(self, container: InputContainer) -> Iterator[AudioFrame]:
+        """Decode as the file has it, at times that count samples from time 0."""
+        for frame in _decoded(container, sound_stream(container, self.track)):
+            at = _seconds(frame) - self.origin
+            # Before a filter sees it, which would fill a gap of any length with silence.
+            self.limits.check_seconds(quote_path(self.path), float(at))
+            frame.pts = round(at * frame.sample_rate)
+            frame.time_base = Fraction(1, frame.sample_rate)
+            yield frame
 
     def is_uniform(self) -> bool:
         """Whether sample rate and layout stay the same; all of the sound is decoded for it."""
-        kinds = set()
         with open_media(self.path, self.limits) as container:
-            for frame in _decoded(container, sound_stream(container, self.track)):
-                self.limits.check_seconds(
-                    quote_path(self.path), float(_seconds(frame) - self.origin)
-                )
-                kinds.add((frame.sample_rate, frame.layout.name))
-        return len(kinds) <= 1
+            return len({(one.sample_rate, one.layout.name) for one in self.frames(container)}) <= 1
 
-    def _graph(
-        self,
-        given: tuple[int, str, str],
-        wanted: tuple[int, str, str],
-        block: int,
-        start: int,
-        tolerance: float,
-    ) -> Graph:
+
+class _Converter:
+    """Brings a sound's frames to one rate, layout and sample format, without gaps.
+
+    Called with each frame, and with None at the end. `samples` counts what it gave.
+    """
+
+    def __init__(self, sound: Sound, wanted: Format, block: int, tolerance: float) -> None:
+        self._sound, self._wanted, self._block, self._within = sound, wanted, block, tolerance
+        self._graph: Graph | None = None
+        self._given: Format | None = None
+        self.samples = 0
+
+    def __call__(self, frame: AudioFrame | None) -> list[AudioFrame]:
+        converted = []
+        given = None
+        if frame is not None:
+            given = frame.sample_rate, frame.layout.name, frame.format.name
+        if self._graph is not None and given != self._given:
+            converted += self._push(None)
+            self._graph = None
+        if given is not None:
+            if self._graph is None:
+                self._graph, self._given = self._built(given), given
+            converted += self._push(frame)
+        return converted
+
+    def _push(self, frame: AudioFrame | None) -> list[AudioFrame]:
+        assert self._graph is not None
+        self._graph.push(frame)
+        converted = list(pulled(self._graph))
+        self.samples += sum(one.samples for one in converted)
+        return converted
+
+    def _built(self, given: Format) -> Graph:
         try:
-            return _graph(given, wanted, block, start, tolerance)
+            return _graph(given, self._wanted, self._block, self.samples, self._within)
         except av.FFmpegError as error:
             raise MediaError(
-                f"{quote_path(self.path)} has sound that can't be converted ({given[0]} Hz, "
+                f"{quote_path(self._sound.path)} has sound that can't be converted ({given[0]} Hz, "
                 f"{given[1]}:"
                 f" {error.strerror}): give it as mono or stereo, at 48000 Hz for example"
             ) from error
 
 
+@dataclass(frozen=True)
+class _Unpacked:
+    """What decoding a sound told."""
+
+    samples: NDArray[np.int16]  # (n,) mono, 16 kHz, mapped from a file without a name
+    seconds: Fraction  # counted at the file's own sample rate
+    uniform: bool  # whether sample rate and layout stayed the same
+    side: int | None  # the channel that is heard alone; None: their mix
+
+
 class AudioReader:
     """The sound of a file (wav, mp3, aac, m4a, flac, ogg, or a video's), told by its content.
 
-    Nothing stays open between calls and the waveform is never held. Raises MediaError when the
-    file is no media, holds no sound, or more than `limits` allows (that also while reading).
+    It is decoded once, when samples are first asked for, into a temporary file without a name:
+    32 kB a second, of which nothing is left when the reader is gone or the process is killed.
+    Time 0 is the sound's own, see `Sound.of`. The values are 16-bit steps, as of `ffmpeg -i FILE -f
+    s16le -ac 1 -ar 16000`; of two channels that cancel each other out they are the louder one's.
+
+    Raises:
+        MediaError: the file is no media, holds no sound, or more than `limits` allows; the last
+            also when samples are asked for.
+        OutputError: the temporary folder has no room for the samples.
     """
 
     def __init__(
@@ -188,78 +215,115 @@ class AudioReader:
         """`start` and `track` as in `Sound.of`."""
         self.path = Path(path)
         self.sound = Sound.of(path, limits, start, track)
-        self._counts: dict[int, int] = {}
-        self.uniform: bool | None = None  # `Sound.is_uniform`, known once all was read
-        self.silent: bool | None = None  # from start to end, known once all was read
 
     @property
-    def codec(self) -> str:
-        return self.sound.codec
+    def samples(self) -> NDArray[np.int16]:
+        """(n,) mono at 16 kHz, mapped from disk."""
+        return self._unpacked.samples
 
     @property
-    def sample_rate(self) -> int:
-        """Of the file, in Hz."""
-        return self.sound.sample_rate
+    def seconds(self) -> Fraction:
+        """Exact length, counted at the file's own sample rate."""
+        return self._unpacked.seconds
 
     @property
-    def channels(self) -> int:
-        """Of the file."""
-        return self.sound.channels
+    def uniform(self) -> bool:
+        """Whether sample rate and layout stay the same."""
+        return self._unpacked.uniform
+
+    @cached_property
+    def silent(self) -> bool:
+        """Whether no sample is louder than silence."""
+        samples = self.samples
+        return not len(samples) or max(samples.max(), -int(samples.min())) <= SILENT * _FULL_SCALE
+
+    def chunks(self) -> Iterator[FloatArray]:
+        """Mono sound at 16 kHz as (n,) float32 in [-1, 1), a second at a time, from the start."""
+        for start in range(0, len(self.samples), _RATE):
+            yield self.samples[start : start + _RATE].astype(np.float32) / np.float32(_FULL_SCALE)
 
     def described(self) -> str:
         """The track, its format, the channel that is heard if not the mix, and "silent"."""
-        side = "" if self._channel is None else f", only its {_SIDES[self._channel]} channel"
-        return f"{self.sound}{side}{', silent' if self.silent else ''}"
+        side = self._unpacked.side
+        alone = "" if side is None else f", only its {_SIDES[side]} channel"
+        return f"{self.sound}{alone}{', silent' if self.silent else ''}"
 
     @cached_property
-    def _channel(self) -> int | None:
-        """The louder channel of a stereo sound whose channels cancel out in their mix; else None.
+    def _unpacked(self) -> _Unpacked:
+        try:
+            return _decode(self.sound)
+        except OSError as error:
+            raise OutputError(
+                f"the sound of {quote_path(self.path)} can't be unpacked in "
+                f"{quote_path(tempfile.gettempdir())} ({error.strerror}): check the free space "
+                f"there{with_option(HOST, ' (TMPDIR)')}"
+            ) from error
 
-        That is so where one of them is wired the wrong way round. Looked at is its first minute.
-        """
-        if self.sound.channels != len(_SIDES):
-            return None
-        energy, mixed, seconds = np.zeros(2), 0.0, 0
-        for frame in self.sound.resampled(_PHASE_RATE, "stereo", "fltp", _PHASE_RATE):
-            pair = np.asarray(frame.to_ndarray(), np.float64)
-            energy += np.square(pair).sum(axis=1)
-            mixed += float(np.square(pair.mean(axis=0)).sum())
-            seconds += bool(np.abs(pair).max(initial=0) > SILENT)
-            if seconds >= _PHASE_SECONDS:
-                break
-        louder = int(energy.argmax())
-        if not energy[louder] or mixed / energy[louder] > _CANCELLED:
-            return None
-        logger.warning(
-            "the two channels of %s cancel each other out: the %s one is heard alone",
-            *(quote_path(self.path), _SIDES[louder]),
-        )
-        return louder
 
-    def chunks(self, rate: int = 16000) -> Iterator[FloatArray]:
-        """Mono sound at `rate` Hz as (n,) float32 in [-1, 1), a second at a time.
+def _decode(sound: Sound) -> _Unpacked:
+    """Decode a sound once; until it is known which channels are heard, each is written."""
+    kinds, phase = set[tuple[int, str]](), _Phase(sound)
+    with ExitStack() as stack:
+        mixed, *sides = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        container = stack.enter_context(open_media(sound.path, sound.limits))
+        within = tolerance(container)
+        own = _Converter(sound, (sound.sample_rate, "mono", "s16p"), _RATE, within)
+        mono = _Converter(sound, (_RATE, "mono", "s16p"), _RATE, within)
+        stereo = _Converter(sound, (_RATE, "stereo", "s16p"), _RATE, within)
+        for frame in chain(sound.frames(container), [None]):
+            if frame is not None:
+                kinds.add((frame.sample_rate, frame.layout.name))
+            own(frame)
+            if phase.side is None:
+                for block in mono(frame):
+                    mixed.write(block.to_ndarray()[0].astype("<i2").tobytes())
+            if phase.side is not None or not phase.known:
+                for block in stereo(frame):
+                    pair = block.to_ndarray()
+                    phase.add(pair)
+                    for file, row in zip(sides, pair, strict=True):
+                        file.write(row.astype("<i2").tobytes())
+        phase.decide()
+        file = mixed if phase.side is None else sides[phase.side]
+        file.flush()
+        samples = np.memmap(file, "<i2", "r") if file.tell() else np.zeros(0, np.int16)
+    return _Unpacked(samples, Fraction(own.samples, sound.sample_rate), len(kinds) <= 1, phase.side)
 
-        Time 0 is the sound's own, see `Sound.of`. The values are 16-bit steps, as of
-        `ffmpeg -i FILE -f s16le -ac 1 -ar RATE`; of two channels that cancel each other out they
-        are the louder one's. Each call starts anew.
-        """
-        count, layout, row = 0, "mono", 0
-        if self._channel is not None:
-            layout, row = "stereo", self._channel
-        kinds, silent = set[tuple[int, str]](), True
-        for frame in self.sound.resampled(rate, layout, "s16p", rate, kinds):
-            count += frame.samples
-            chunk = frame.to_ndarray()[row].astype(np.float32) / _FULL_SCALE
-            silent = silent and not (np.abs(chunk) > SILENT).any()
-            yield chunk
-        self._counts[rate], self.uniform, self.silent = count, len(kinds) <= 1, silent
 
-    def sample_count(self, rate: int = 16000) -> int:
-        """How many samples `chunks(rate)` gives: counted by decoding once, then remembered."""
-        if rate not in self._counts:
-            for _ in self.chunks(rate):
-                pass
-        return self._counts[rate]
+class _Phase:
+    """Finds the louder channel of a stereo sound whose channels cancel out in their mix.
+
+    That is so where one of them is wired the wrong way round. Looked at is the first minute that
+    isn't silent.
+    """
+
+    def __init__(self, sound: Sound) -> None:
+        self._path, self._seconds = sound.path, 0
+        self._energy, self._mixed = np.zeros(len(_SIDES)), 0.0
+        self.known = sound.channels != len(_SIDES)
+        self.side: int | None = None  # heard alone; None: the mix is heard
+
+    def add(self, block: NDArray[np.generic]) -> None:
+        """The next second, (2, n)."""
+        if self.known:
+            return
+        pair = block.astype(np.float64) / _FULL_SCALE
+        self._energy += np.square(pair).sum(axis=1)
+        self._mixed += float(np.square(pair.mean(axis=0)).sum())
+        self._seconds += bool(np.abs(pair).max(initial=0) > SILENT)
+        if self._seconds >= _PHASE_SECONDS:
+            self.decide()
+
+    def decide(self) -> None:
+        """Decide by what was heard so far."""
+        louder = int(self._energy.argmax())
+        if not self.known and self._energy[louder] * _CANCELLED > self._mixed:
+            self.side = louder
+            log.warning(
+                "the two channels of %s cancel each other out: the %s one is heard alone",
+                *(quote_path(self._path), _SIDES[louder]),
+            )
+        self.known = True
 
 
 def tolerance(container: InputContainer) -> float:
@@ -314,13 +378,7 @@ def _seconds(frame: AudioFrame) -> Fraction:
     return (frame.pts or 0) * (frame.time_base or Fraction(1, frame.sample_rate))
 
 
-def _graph(
-    given: tuple[int, str, str],
-    wanted: tuple[int, str, str],
-    block: int,
-    start: int,
-    tolerance: float,
-) -> Graph:
+def _graph(given: Format, wanted: Format, block: int, start: int, tolerance: float) -> Graph:
     """A chain from one (rate, layout, sample format) to another; its first sample is `start`.
 
     Sound that is further than `tolerance` seconds from where its time says is moved there.
@@ -352,13 +410,6 @@ def pulled(graph: Graph) -> Iterator[AudioFrame]:
             return
         if isinstance(frame, AudioFrame):
             yield frame
-
-
-def _drained(graph: Graph | None) -> Iterable[AudioFrame]:
-    if graph is None:
-        return
-    graph.push(None)
-    yield from pulled(graph)
 
 
 _BLOCK = 4096  # samples

@@ -320,7 +320,7 @@ class LipSync:
         def frames(tokens: int) -> int:
             if options.length == "published":
                 return mel.published_frame_count(tokens, FPS)
-            return math.ceil(sound.sample_count(sound.sample_rate) * FPS / sound.sample_rate)
+            return math.ceil(sound.seconds * FPS)
 
         windows = options.speech_windows
         return encode_speech(self.nets.speech, sound, frames=frames, fps=FPS, windows=windows)

@@ -22,7 +22,7 @@ from latentsync.pipeline import timeline
 from latentsync.pipeline.frame_source import FPS
 from latentsync.pipeline.timeline import AudioSpan, Timeline
 
-__all__ = ["SpeakerAssignment", "align_speech", "audio_span", "length", "speakers"]
+__all__ = ["SpeakerAssignment", "align_speech", "audio_span", "speakers"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class SpeakerAssignment:
     @property
     def seconds(self) -> Fraction:
         """Of the longest sound."""
-        return max(length(sound) for sound in self.sounds)
+        return max(sound.seconds for sound in self.sounds)
 
     def read(self) -> list[Sound]:
         """The sounds that are heard, each as its file has it."""
@@ -56,11 +56,6 @@ class SpeakerAssignment:
         """Face -> which track of its sound's file is heard, and its format."""
         pairs = zip(self.choices, self.sounds, strict=True)
         return {str(choice): sound.described() for choice, sound in pairs}
-
-
-def length(sound: AudioReader) -> Fraction:
-    """Seconds."""
-    return Fraction(sound.sample_count(sound.sample_rate), sound.sample_rate)
 
 
 @contextmanager
@@ -97,7 +92,6 @@ def speakers(
         for path, start in zip(voices.values(), starts, strict=True)
     )
     for sound in sounds:
-        length(sound)  # reads all of it, and so knows whether it is uniform and silent
         if sound.silent:
             logger.warning(
                 "the sound of %r is silent (%s): give another%s",
@@ -151,7 +145,7 @@ def align_speech(
         )
     begins = shown.begins[:-1]
     speech = speech.at(begins, shown.tick, voice.after)
-    end = voice.after + length(sound) + LAST_WORD
+    end = voice.after + sound.seconds + LAST_WORD
     sounding = begins < math.ceil(end / shown.tick)
     speaks = shown.speaks
     if options.silence != "generate":

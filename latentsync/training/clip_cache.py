@@ -245,7 +245,7 @@ class Preparer:
             NoFaceFound: it shows no face.
         """
         sound = AudioReader(path)
-        heard = sound.sample_count(mel.SAMPLE_RATE) * FPS // mel.SAMPLE_RATE
+        heard = len(sound.samples) * FPS // mel.SAMPLE_RATE
         track = self._track(path, int(heard))
         first, stop = longest_run(track)
         if stop - first < SHORTEST:
@@ -257,7 +257,7 @@ class Preparer:
         with _Rows(folder / "speech.npy", (len(tokens), *speech.token_shape)) as rows:
             for part in np.split(tokens, range(BATCH, len(tokens), BATCH)):
                 rows.write(speech[part])
-        wave = np.concatenate(list(sound.chunks(mel.SAMPLE_RATE)))
+        wave = np.concatenate(list(sound.chunks()))
         np.save(folder / "mel.npy", syncnet_mel.sync_mel(wave).float().numpy())
         np.save(folder / "affine.npy", track.affine[first:stop])
         return {

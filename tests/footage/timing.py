@@ -20,9 +20,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.media import AudioReader, VideoReader, first_shown
+from latentsync.media import VideoReader, first_shown
 from latentsync.types import FloatArray
-from tests.clips import babble, ffmpeg, lag, number_of, picture, write_clip
+from tests.clips import babble, ffmpeg, heard, lag, number_of, picture, write_clip
 
 SIZE = 128, 96  # px
 PIECE = 30  # frames; a clip is two pieces
@@ -161,7 +161,7 @@ def ours(path: Path) -> Read:
             numbers=[number_of(frame.rgb()) for frame in reader.source_frames()],
             times=list(reader.times()),
             at_25=[number_of(frame.rgb()) for frame in reader.frames()],
-            sound=np.concatenate(list(AudioReader(path, start=first_shown(path)).chunks(RATE))),
+            sound=heard(path, RATE, first_shown(path)),
         )
 
 
@@ -248,10 +248,10 @@ def _sound_apart(got: FloatArray, want: FloatArray) -> Iterator[str]:
         yield f"sound ends at {len(got) / RATE:.3f}, not {len(want) / RATE:.3f} s"
     size, reach = round(WINDOW * RATE), round(REACH * RATE)
     for at in range(reach, min(len(got), len(want)) - size - reach, size):
-        heard, due = (sound[at - reach : at + size + reach] for sound in (got, want))
-        if np.abs(due).max() < 0.01 and np.abs(heard).max() < 0.01:
+        given, due = (sound[at - reach : at + size + reach] for sound in (got, want))
+        if np.abs(due).max() < 0.01 and np.abs(given).max() < 0.01:
             continue
-        late = lag(heard, due, RATE, REACH)
+        late = lag(given, due, RATE, REACH)
         if abs(late) > SAME_SOUND:
             yield f"sound at {at / RATE:.2f} s is {1000 * late:.1f} ms late"
 

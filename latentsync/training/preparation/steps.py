@@ -32,7 +32,6 @@ from latentsync.media import AudioReader, VideoReader
 from latentsync.training.preparation.quality import hyper_iqa, sharpness
 from latentsync.training.preparation.stretch import (
     FPS,
-    SAMPLE_RATE,
     SAMPLES,
     Rejected,
     Stretch,
@@ -92,17 +91,15 @@ class Resample:
 
     def __call__(self, stretch: Stretch, tools: Tools) -> Results:
         try:
-            sound, samples = AudioReader(stretch.path), 0
-            with (tools.folder / "sound.s16").open("wb") as file, _damage() as told:
-                for chunk in sound.chunks(SAMPLE_RATE):
-                    file.write((chunk * FULL_SCALE).astype("<i2").tobytes())
-                    samples += len(chunk)
+            with _damage() as told:
+                samples = AudioReader(stretch.path).samples
+            samples.tofile(tools.folder / "sound.s16")
         except MediaError as error:
             yield Rejected("no sound", None, stretch.start, stretch.stop, str(error))
             return
         except OSError as error:
             raise OutputError(f"sound can't be unpacked ({error}); is the disk full?") from error
-        heard = min(stretch.stop, samples // SAMPLES)
+        heard = min(stretch.stop, len(samples) // SAMPLES)
         if told:
             yield Rejected("damaged sound", None, 0, stretch.stop)
             return
