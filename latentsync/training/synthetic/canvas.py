@@ -1,6 +1,6 @@
-"""A sheet to paint on: numpy arrays over a stretch of the head's plane, with soft brushes."""
+"""A canvas over a part of the head's plane: numpy arrays, painted with soft brushes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from latentsync.training.synthetic.geometry import Affine
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["Canvas", "smooth_loop"]
+__all__ = ["Canvas", "mirrored", "smooth_loop", "soft_edge"]
 
 _SHIFT = 4  # polygon corners are given to OpenCV in 1/16 px
 _FAINT = 1 / 512  # coverage that changes no level
@@ -28,8 +28,18 @@ def smooth_loop(points: ArrayLike, steps: int = 12) -> NDArray[np.float64]:
     return (0.5 * curve).reshape(-1, 2)
 
 
+def mirrored(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same points on the other side of the face, in reverse order."""
+    return [(-x, y) for x, y in reversed(list(points))]
+
+
+def soft_edge(distance: NDArray[np.floating], width: float) -> FloatArray:
+    """Coverage of what lies at a positive distance from an edge, the edge `width` wide."""
+    return np.clip(distance / width + 0.5, 0, 1).astype(np.float32)
+
+
 def _extent(sheet: NDArray[np.floating]) -> tuple[slice, slice]:
-    """Rows and columns that hold all of a sheet that matters: most spots are small."""
+    """Rows and columns outside of which a sheet changes nothing: most spots are small."""
     used = np.abs(sheet) > _FAINT
     rows, columns = np.flatnonzero(used.any(axis=1)), np.flatnonzero(used.any(axis=0))
     if not len(rows):
@@ -41,7 +51,7 @@ class Canvas:
     """Colour (H, W, 3) in 0..255 and coverage (H, W) in 0..1, both float32, `density` px a unit."""
 
     def __init__(self, box: tuple[float, float, float, float], density: float) -> None:
-        """`box` is left, top, right, bottom in head units."""
+        """Make an empty canvas; `box` is left, top, right, bottom in head units."""
         self.left, self.top, right, bottom = box
         self.density = density
         self.width = round((right - self.left) * density)
@@ -106,7 +116,7 @@ class Canvas:
         part += (np.asarray(colour, np.float32) - part) * sheet[at][..., None]
 
     def lay(self, sheet: NDArray[np.floating], colour: ArrayLike) -> None:
-        """Like `tint`, and cover: where nothing is yet, the colour comes in full, its edge soft."""
+        """Tint and cover: where nothing is yet, the colour comes in full, its edge soft."""
         share = np.where(sheet > self.cover, 1, sheet)
         self.colour += (np.asarray(colour, np.float32) - self.colour) * share[..., None]
         self.cover = np.maximum(self.cover, sheet).astype(np.float32)

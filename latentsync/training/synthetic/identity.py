@@ -5,6 +5,7 @@ origin lies between the eyes and the nose. Colours are RGB in 0..255.
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,49 +19,23 @@ LONG_STYLES = ("fringe", "bob", "long")  # these hang down behind the head too
 _PLACE = ("seed", "light", "contrast", "warmth", "exposure", "room", "clutter", "grain", "softness")
 BEARDS = ("none", "stubble", "moustache", "goatee", "full")
 
+
+def _palette(codes: str) -> NDArray[np.float64]:
+    return np.array([list(bytes.fromhex(code)) for code in codes.split()], np.float64)
+
+
 # Measured skin runs along one curve of lightness; undertone moves across it.
-_SKIN = np.array(
-    [
-        (244, 208, 184),
-        (236, 195, 165),
-        (226, 181, 147),
-        (214, 166, 130),
-        (194, 141, 106),
-        (168, 114, 80),
-        (139, 90, 62),
-        (110, 70, 49),
-        (84, 54, 40),
-        (64, 42, 33),
-    ],
-    np.float64,
-)
-_HAIR: tuple[Colour, ...] = (
-    (24, 19, 18),
-    (34, 25, 21),
-    (58, 38, 26),
-    (92, 60, 36),
-    (128, 88, 50),
-    (186, 148, 92),
-    (214, 184, 130),
-    (128, 58, 30),
-    (150, 148, 146),
-    (206, 204, 200),
-)
-_IRIS: tuple[Colour, ...] = (
-    (66, 40, 22),
-    (44, 28, 18),
-    (92, 62, 30),
-    (104, 98, 50),
-    (74, 108, 76),
-    (72, 104, 140),
-    (98, 124, 150),
-    (112, 118, 122),
-)
+_SKIN = _palette("f4d0b8 ecc3a5 e2b593 d6a682 c28d6a a87250 8b5a3e 6e4631 543628 402a21")
+_HAIR = _palette("181312 221915 3a261a 5c3c24 805832 ba945c d6b882 803a1e 969492 ceccc8")
+_IRIS = _palette("422816 2c1c12 5c3e1e 686232 4a6c4c 48688c 627c96 70767a")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One drawn person in one room; make one with `Identity.from_seed`, vary it with `replace`."""
+    """One drawn person in one room; make one with `Identity.from_seed`, vary it with `replace`.
+
+    `Annotated` holds the range of a length that is drawn evenly.
+    """
 
     seed: int  # also seeds texture, strands and room
     # Colours.
@@ -71,35 +46,35 @@ class Identity:
     iris: Colour
     teeth: Colour
     # The skull.
-    top: float  # y of the crown
-    temple: float  # half width there
-    jaw: float  # half width at the mouth
-    chin: float  # y
-    chin_width: float  # half width just above the chin
-    ears: float  # size, 1 is common
+    top: Annotated[float, (-1.5, -1.36)]  # y of the crown
+    temple: Annotated[float, (0.9, 1.0)]  # half width there
+    jaw: Annotated[float, (0.68, 0.86)]  # half width at the mouth
+    chin: Annotated[float, (1.16, 1.34)]  # y
+    chin_width: Annotated[float, (0.2, 0.34)]  # half width just above the chin
+    ears: Annotated[float, (0.85, 1.15)]  # size, 1 is common
     # Eyes, brows, nose.
-    eye_x: float
-    eye_y: float
-    eye_width: float  # half
-    eye_height: float  # half, wide open
-    eye_tilt: float  # outer corner up
-    brow_y: float  # of its middle
-    brow_thick: float
-    brow_arch: float
-    brow_tilt: float
-    nose_width: float  # half
-    nose_y: float  # underside
-    nose_bridge: float  # height, 1 is common
+    eye_x: Annotated[float, (0.40, 0.465)]
+    eye_y: Annotated[float, (-0.21, -0.14)]
+    eye_width: Annotated[float, (0.185, 0.225)]  # half
+    eye_height: Annotated[float, (0.072, 0.105)]  # half, wide open
+    eye_tilt: Annotated[float, (-0.01, 0.035)]  # outer corner up
+    brow_y: Annotated[float, (-0.515, -0.44)]  # of its middle
+    brow_thick: Annotated[float, (0.042, 0.085)]
+    brow_arch: Annotated[float, (0.02, 0.075)]
+    brow_tilt: Annotated[float, (-0.015, 0.02)]
+    nose_width: Annotated[float, (0.19, 0.285)]  # half
+    nose_y: Annotated[float, (0.24, 0.34)]  # underside
+    nose_bridge: Annotated[float, (0.75, 1.25)]  # height, 1 is common
     # The mouth at rest.
-    mouth_width: float  # half
-    mouth_y: float
-    lip_upper: float  # thickness
-    lip_lower: float
-    bow: float  # depth of the cupid's bow
-    smile: float  # corners up (positive) or down
-    reach: float  # gap between the lips at open = 1
+    mouth_width: Annotated[float, (0.32, 0.41)]  # half
+    mouth_y: Annotated[float, (0.63, 0.71)]
+    lip_upper: Annotated[float, (0.055, 0.1)]  # thickness
+    lip_lower: Annotated[float, (0.08, 0.135)]
+    bow: Annotated[float, (0.005, 0.03)]  # depth of the cupid's bow
+    smile: Annotated[float, (-0.01, 0.065)]  # corners up (positive) or down
+    reach: Annotated[float, (0.32, 0.44)]  # gap between the lips at open = 1
     # Skin and what grows on it.
-    age: float  # 0..1, depth of lines
+    age: Annotated[float, (0.0, 1.0)]  # 0..1, depth of lines
     freckles: float  # 0..1
     blush: float  # 0..1
     shine: float  # 0..1
@@ -124,7 +99,9 @@ class Identity:
     def from_seed(cls, seed: int) -> "Identity":
         """The person of this seed; equal seeds give equal people."""
         rng = np.random.default_rng([seed, 1])
-        return cls(seed=seed, **_colours(rng), **_shape(rng), **_surface(rng), **_scene(rng))  # type: ignore[arg-type]
+        colours = _colours(rng)
+        lengths = {name: float(rng.uniform(*limits)) for name, limits in _LENGTHS.items()}
+        return cls(seed=seed, **colours, **lengths, **_surface(rng), **_scene(rng))  # type: ignore[arg-type]
 
     def in_room_of(self, other: "Identity") -> "Identity":
         """This person in another's room and light, before the same camera."""
@@ -152,48 +129,23 @@ def _colours(rng: np.random.Generator) -> dict[str, object]:
     skin = skin + undertone[0] * np.array([3, -1, -5]) + undertone[1] * np.array([3, 2, 2])
     # Dark skin seldom comes with fair hair.
     fairness = rng.random() ** (0.8 + 2.5 * depth)
-    hair = np.array(_HAIR[: 3 + int(7 * (1 - depth))][int(fairness * (3 + int(7 * (1 - depth))))])
+    hair = _HAIR[int(fairness * (3 + int(7 * (1 - depth))))]
     hair = hair * rng.uniform(0.85, 1.15) + rng.normal(0, 3, 3)
     brows = np.minimum(hair * 0.62, skin * 0.42)
     red = np.array([rng.uniform(0.84, 0.98), rng.uniform(0.52, 0.66), rng.uniform(0.54, 0.70)])
     lips = skin * red + np.array([rng.uniform(4, 26), 0, rng.uniform(0, 10)]) * (1 - 0.5 * depth)
     eyes = _IRIS[: 2 + int(7 * (1 - depth) ** 0.7)]
-    iris = np.array(eyes[rng.integers(len(eyes))]) * rng.uniform(0.85, 1.2)
+    iris = eyes[rng.integers(len(eyes))] * rng.uniform(0.85, 1.2)
     teeth = np.array([244, 238, 224]) * rng.uniform(0.9, 1.02)
     named = {"skin": skin, "hair": hair, "brows": brows, "lips": lips, "iris": iris, "teeth": teeth}
     return {name: _rgb(value) for name, value in named.items()}
 
 
-def _shape(rng: np.random.Generator) -> dict[str, object]:
-    ranges = {
-        "top": (-1.5, -1.36),
-        "temple": (0.9, 1.0),
-        "jaw": (0.68, 0.86),
-        "chin": (1.16, 1.34),
-        "chin_width": (0.2, 0.34),
-        "ears": (0.85, 1.15),
-        "eye_x": (0.40, 0.465),
-        "eye_y": (-0.21, -0.14),
-        "eye_width": (0.185, 0.225),
-        "eye_height": (0.072, 0.105),
-        "eye_tilt": (-0.01, 0.035),
-        "brow_y": (-0.515, -0.44),
-        "brow_thick": (0.042, 0.085),
-        "brow_arch": (0.02, 0.075),
-        "brow_tilt": (-0.015, 0.02),
-        "nose_width": (0.19, 0.285),
-        "nose_y": (0.24, 0.34),
-        "nose_bridge": (0.75, 1.25),
-        "mouth_width": (0.32, 0.41),
-        "mouth_y": (0.63, 0.71),
-        "lip_upper": (0.055, 0.1),
-        "lip_lower": (0.08, 0.135),
-        "bow": (0.005, 0.03),
-        "smile": (-0.01, 0.065),
-        "reach": (0.32, 0.44),
-        "age": (0.0, 1.0),
-    }
-    return {name: float(rng.uniform(*limits)) for name, limits in ranges.items()}
+_LENGTHS: dict[str, tuple[float, float]] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Identity, include_extras=True).items()
+    if get_origin(hint) is Annotated
+}
 
 
 def _surface(rng: np.random.Generator) -> dict[str, object]:
