@@ -18,7 +18,7 @@ import numpy as np
 from latentsync.faces import Builtin
 from latentsync.faces.tracking.embedding import PatchEmbedding, alike
 from latentsync.media import VideoReader
-from latentsync.training.synthetic.looks import draw_looks
+from latentsync.training.synthetic.scenes import draw_looks
 from latentsync.types import Face, FloatArray, Frame
 
 SEED = 2

@@ -39,7 +39,7 @@ from latentsync.training.synthetic import (
     draw_voice,
     mouth_tracks,
 )
-from latentsync.training.synthetic.crops import draw_crops
+from latentsync.training.synthetic.clips import draw_crops
 from latentsync.training.synthetic.visemes import SOUNDS, sound_track
 from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
 from latentsync.training.tasks.speech import SpeechTask, Utterance

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from latentsync.faces.tracking.embedding import FILE
-from latentsync.training.synthetic.looks import draw_looks
+from latentsync.training.synthetic.scenes import draw_looks
 from latentsync.training.tasks.likeness import fit_projection
 
 SEED = 1

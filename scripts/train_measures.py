@@ -25,7 +25,7 @@ from latentsync.faces.detectors.landmarks import ANCHORS
 from latentsync.training.loop import fit
 from latentsync.training.presets import TrainConfig
 from latentsync.training.synthetic import Identity, Mouth, draw, draw_take, frames_of, landmarks
-from latentsync.training.synthetic.crops import draw_crops
+from latentsync.training.synthetic.clips import draw_crops
 from latentsync.training.synthetic.geometry import scene_view
 from latentsync.training.synthetic.scenes import (
     draw_faceless,
@@ -177,8 +177,7 @@ def report_jitter(detector: Detector, people: int = 12, seconds: float = 2.0) ->
         take = draw_take(CHECK_SEED, 1000 + person, seconds)
         still = take.poses[0]
         poses = [replace(still, blink=p.blink, tick=p.tick, gaze_x=p.gaze_x) for p in take.poses]
-        frames = (frame for frame, _ in frames_of(replace(take, poses=poses), (512, 512)))
-        points = track(frames, detector)
+        points = track(frames_of(replace(take, poses=poses), (512, 512)), detector)
         steady = landmarks(take.identity, still, Mouth(), scene_view(512, 512, take.zoom))
         eyes = float(np.linalg.norm(steady[3] - steady[2]))
         spreads.append(points.points[points.found].std(axis=0) / eyes)

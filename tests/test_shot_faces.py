@@ -11,7 +11,7 @@ from latentsync.cli.generate import _summary
 from latentsync.errors import WeightsMismatch, WeightsMissing
 from latentsync.faces.tracking.embedding import CELLS, PatchEmbedding, alike
 from latentsync.faces.tracking.linker import LOOK_EVERY, TrackAssociator
-from latentsync.training.synthetic.looks import draw_looks
+from latentsync.training.synthetic.scenes import draw_looks
 from latentsync.training.tasks.likeness import fit_projection
 from latentsync.types import Face, FaceTrack, ShotFaces
 from tests.page_stub import result_of

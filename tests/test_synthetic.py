@@ -31,7 +31,7 @@ from latentsync.training.synthetic import (
     write_take,
     write_wave,
 )
-from latentsync.training.synthetic.crops import draw_crops
+from latentsync.training.synthetic.clips import draw_crops
 from latentsync.training.synthetic.geometry import (
     TEMPLATE,
     chain,

@@ -1,9 +1,9 @@
 """Talking heads that this project draws itself: faces, voices and the truth about both.
 
 speech.py and sentences.py speak (espeak-ng, extra `[train]`); visemes.py turns phonemes into mouth
-tracks; identity.py and motion.py draw lots; heads.py draws frames and crops from them with the
-help of geometry, mouth, canvas, skin, hair, eyes and room; clips.py writes clips and their truth;
-crops.py and scenes.py draw what the networks and the face detector are trained on.
+tracks; identity.py and motion.py draw people and movements; heads.py draws frames and crops of
+them with geometry, mouth, canvas, skin, hair, eyes and room; clips.py writes clips and their truth,
+and draws crops of them; scenes.py draws what the face detector is trained on.
 """
 
 from latentsync.training.synthetic.clips import (

@@ -3,7 +3,6 @@
 import json
 import signal
 import tempfile
-import wave
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
@@ -16,13 +15,23 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
+from scipy.io import wavfile
 
 from latentsync.errors import Cancelled, OptionError, OutputError
 from latentsync.media import VideoFrame, VideoWriter
 from latentsync.options import MAX_SEED
+from latentsync.runtime.files import replacing
 from latentsync.runtime.progress import interruptible
-from latentsync.training.synthetic.geometry import Pose, scene_view
-from latentsync.training.synthetic.heads import LANDMARKS, draw, landmarks, measure
+from latentsync.training.synthetic.geometry import Pose, crop_view, scene_view
+from latentsync.training.synthetic.heads import (
+    LANDMARKS,
+    alignment_points,
+    draw,
+    draw_crop,
+    landmarks,
+    measure,
+)
 from latentsync.training.synthetic.identity import Identity
 from latentsync.training.synthetic.motion import draw_motion
 from latentsync.training.synthetic.mouth import Mouth
@@ -34,11 +43,13 @@ from latentsync.training.synthetic.speech import (
     draw_voice,
 )
 from latentsync.training.synthetic.visemes import mouth_tracks
-from latentsync.types import FloatArray, Frame, Progress, ProgressCallback
+from latentsync.types import FloatArray, Frame, IntArray, Progress, ProgressCallback
 
 __all__ = [
     "FPS",
+    "Crops",
     "Take",
+    "draw_crops",
     "draw_take",
     "frames_of",
     "synthesise",
@@ -48,8 +59,9 @@ __all__ = [
 ]
 
 FPS = 25
-_stop: Event | None = None  # in a process of `_run`: set when its clip is no longer wanted
 _SEEDS_APART = 1_000_000  # identities of two seeds never meet below this many clips
+_WINDOW_SHARE = 0.7  # of the alignment's error that stays the same through a window
+_stop: Event | None = None  # in a process of `_run`: set when its clip is no longer wanted
 
 
 @dataclass(frozen=True)
@@ -67,22 +79,54 @@ class Take:
         return len(self.mouths)
 
 
+@dataclass(frozen=True)
+class Crops:
+    """Windows of consecutive frames of one take, as aligned crops."""
+
+    pixels: NDArray[np.uint8]  # (windows, frames, size, size, 3) RGB
+    frames: IntArray  # (windows, frames), their numbers in the take
+    mouths: FloatArray  # (windows, frames, 3): opening, width, rounding, as `measure` has them
+    points: FloatArray  # (windows, frames, 12, 2) px of LANDMARKS
+
+
 def draw_take(
-    seed: int,
-    index: int,
-    seconds: float,
-    *,
-    languages: Sequence[str] = LANGUAGES,
-    motion: float = 1.0,
-    fps: int = FPS,
+    seed: int, index: int, seconds: float, *, languages: Sequence[str] = LANGUAGES, fps: int = FPS
 ) -> Take:
-    """Clip number `index` of a seed: person, voice, sentences and movement, all by chance."""
+    """Draw person, voice, sentences and movement of clip number `index` of a seed."""
     rng = np.random.default_rng([seed, index])
     identity = Identity.from_seed(seed * _SEEDS_APART + index)
     speech = draw_speech(rng, seconds, draw_voice(rng, languages))
     mouths = mouth_tracks(speech.phonemes, seconds, fps=fps)
-    poses = draw_motion(rng, len(mouths), fps=fps, amount=motion * rng.uniform(0.3, 1.1))
+    poses = draw_motion(rng, len(mouths), fps=fps, amount=rng.uniform(0.3, 1.1))
     return Take(identity, speech, poses, mouths, float(rng.uniform(0.85, 1.25)), fps)
+
+
+def draw_crops(
+    take: Take, rng: np.random.Generator, *, windows: int, frames: int, size: int, jitter: float
+) -> Crops:
+    """Draw `windows` stretches of `frames` frames out of the take, each at a place by chance.
+
+    Args:
+        jitter: standard deviation of the alignment's error, for each anchor and axis, as a share of
+            the distance between the brows. Most of it is the same through a window, as the errors
+            of a detector are.
+    """
+    starts = np.sort(rng.integers(0, len(take) - frames + 1, windows))
+    numbers = starts[:, None] + np.arange(frames)
+    same = rng.normal(0, jitter * _WINDOW_SHARE, (windows, 1, 3, 2))
+    own = rng.normal(0, jitter * np.sqrt(1 - _WINDOW_SHARE**2) * 0.3, (windows, frames, 3, 2))
+    pixels = np.empty((windows, frames, size, size, 3), np.uint8)
+    points = np.empty((windows, frames, len(LANDMARKS), 2), np.float32)
+    mouths = np.empty((windows, frames, 3), np.float32)
+    for place in np.ndindex(windows, frames):
+        number = int(numbers[place])
+        pose, mouth = take.poses[number], Mouth.from_track(take.mouths[number])
+        anchors = alignment_points(take.identity, pose)
+        brows_apart = float(np.linalg.norm(anchors[1] - anchors[0]))
+        view = crop_view(anchors + (same + own)[place] * brows_apart, size)
+        pixels[place], points[place] = draw_crop(take.identity, pose, mouth, size, view)
+        mouths[place] = measure(take.identity, mouth)
+    return Crops(pixels, numbers, mouths, points)
 
 
 def truth_of(take: Take, size: tuple[int, int]) -> Iterator[dict[str, object]]:
@@ -91,33 +135,26 @@ def truth_of(take: Take, size: tuple[int, int]) -> Iterator[dict[str, object]]:
     for index, (pose, row) in enumerate(zip(take.poses, take.mouths, strict=True)):
         mouth = Mouth.from_track(row)
         points = landmarks(take.identity, pose, mouth, view)
-        opening, width, rounding = measure(take.identity, mouth)
+        measures = zip(("opening", "width", "rounding"), measure(take.identity, mouth), strict=True)
         yield {
             "frame": index,
             "seconds": index / take.fps,
-            "opening": round(opening, 5),
-            "width": round(width, 5),
-            "rounding": round(rounding, 5),
+            **{name: round(value, 5) for name, value in measures},
             "mouth": {name: round(value, 5) for name, value in asdict(mouth).items()},
             "pose": {name: round(value, 5) for name, value in asdict(pose).items()},
             "landmarks": dict(zip(LANDMARKS, points.astype(float).round(2).tolist(), strict=True)),
         }
 
 
-def frames_of(take: Take, size: tuple[int, int]) -> Iterator[tuple[Frame, dict[str, object]]]:
-    """Each frame (height, width, 3) RGB and its truth, for JSON; `size` is (width, height)."""
-    for pose, row, truth in zip(take.poses, take.mouths, truth_of(take, size), strict=True):
-        mouth = Mouth.from_track(row)
-        yield draw(take.identity, pose, mouth, size, zoom=take.zoom)[0], truth
+def frames_of(take: Take, size: tuple[int, int]) -> Iterator[Frame]:
+    """Draw each frame, (height, width, 3) RGB; `size` is (width, height)."""
+    for pose, row in zip(take.poses, take.mouths, strict=True):
+        yield draw(take.identity, pose, Mouth.from_track(row), size, zoom=take.zoom)[0]
 
 
 def write_wave(path: Path, speech: Speech) -> None:
-    """16-bit mono at espeak-ng's rate."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(speech.wave.astype("<i2").tobytes())
+    """Write 16-bit mono at espeak-ng's rate."""
+    wavfile.write(path, SAMPLE_RATE, speech.wave)
 
 
 def write_take(
@@ -128,73 +165,34 @@ def write_take(
     crf: int = 17,
     stopped: Callable[[], bool] | None = None,
 ) -> Path:
-    """`path` (mp4) and `<name>.truth.jsonl` beside it, one line a frame; returns the latter.
+    """Write `path` (mp4) and `<name>.truth.jsonl` beside it, one line a frame; return the latter.
 
-    Whatever goes wrong, both stand there finished or not at all, and never the truth alone.
-    Raises Cancelled when `stopped` says so between frames, OutputError when they can't be written.
+    If anything fails, either both are there and whole or neither is, and never the truth alone.
+
+    Raises:
+        Cancelled: `stopped`, asked between frames, returned true.
+        OutputError: they can't be written.
     """
-    truth_path = _truth_path(path)
-    waiting = truth_path.with_name(f".{truth_path.name}")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            sound = Path(folder, "speech.wav")
-            write_wave(sound, take.speech)
-            with VideoWriter(path, audio=sound, fps=Fraction(take.fps), crf=crf) as video:
-                waiting.write_text(_lines(truth_of(take, size)), encoding="utf-8")
-                for frame, _ in frames_of(take, size):
-                    if stopped is not None and stopped():
-                        raise Cancelled(f"stopped at frame {video.frames} of {path.name}")
-                    video.write(VideoFrame.from_rgb(frame))
-                truth_path.unlink(missing_ok=True)  # an older clip's, which is replaced now
-        waiting.replace(truth_path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} and its truth can't be written ({error}); check space and permissions"
-        ) from error
-    finally:
-        waiting.unlink(missing_ok=True)
-    return truth_path
+    truth = _truth_path(path)
+    with replacing(truth) as waiting, tempfile.TemporaryDirectory() as folder:
+        sound = Path(folder, "speech.wav")
+        write_wave(sound, take.speech)
+        with VideoWriter(path, audio=sound, fps=Fraction(take.fps), crf=crf) as video:
+            waiting.write_text(_lines(take, size), encoding="utf-8")
+            for frame in frames_of(take, size):
+                if stopped is not None and stopped():
+                    raise Cancelled(f"stopped at frame {video.frames} of {path.name}")
+                video.write(VideoFrame.from_rgb(frame))
+            truth.unlink(missing_ok=True)  # an older clip's, which is replaced now
+    return truth
 
 
 def _truth_path(path: Path) -> Path:
     return path.with_suffix(".truth.jsonl")
 
 
-def _lines(truth: Iterator[dict[str, object]]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in truth)
-
-
-def _is_written(take: Take, path: Path, size: tuple[int, int]) -> bool:
-    """Whether `path` is this very take: its truth comes last, and holds all that was chosen."""
-    try:
-        if path.stat().st_size == 0:
-            return False
-        return _truth_path(path).read_bytes() == _lines(truth_of(take, size)).encode()
-    except OSError:
-        return False
-
-
-def _make(
-    index: int,
-    out_dir: Path,
-    seconds: float,
-    seed: int,
-    size: tuple[int, int],
-    languages: Sequence[str],
-) -> Path:
-    cv2.setNumThreads(1)  # the clips are what runs side by side
-    path = out_dir / f"{seed:03d}_{index:05d}.mp4"
-    # In a thread of its own, where Ctrl-C never arrives: espeak-ng calls back into Python, and an
-    # interrupt raised in there would be lost.
-    take = interruptible(lambda _stop: draw_take(seed, index, seconds, languages=languages))
-    if not _is_written(take, path, size):
-        write_take(take, path, size, stopped=None if _stop is None else _stop.is_set)
-    return path
-
-
-def _start_worker(stop: Event) -> None:
-    global _stop
-    _stop = stop
+def _lines(take: Take, size: tuple[int, int]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in truth_of(take, size))
 
 
 def synthesise(
@@ -209,17 +207,20 @@ def synthesise(
     progress: ProgressCallback | None = None,
     cancel: Callable[[], bool] | None = None,
 ) -> list[Path]:
-    """One clip of each of `identities` drawn people, `<seed>_<number>.mp4` with its truth.
+    """Draw one clip of each of `identities` people, `<seed>_<number>.mp4`, with its truth.
 
-    `size` is (width, height); `workers` processes draw side by side and change nothing in the
-    result. A clip that stands there finished, of the same choices, is not drawn again.
+    A clip that is there already, finished and of the same choices, is not drawn again.
+
+    Args:
+        size: (width, height).
+        workers: processes that draw side by side; they change nothing in the result.
 
     Raises:
         OptionError: a count, duration, seed, size or language out of range.
         OutputError: `out_dir` can't be made, or written into.
         BackendUnavailable: there is no espeak-ng.
-        Cancelled: `cancel`, asked between clips, said so; as after every error or interrupt,
-            finished clips stay and nothing else does.
+        Cancelled: `cancel`, asked between clips, returned true. As after every error or interrupt,
+            only finished clips stay.
     """
     _check(identities, seconds, seed, size, languages, workers)
     folder = Path(out_dir)
@@ -227,9 +228,7 @@ def synthesise(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"can't make the folder {folder} ({error}); give another") from error
-    make = partial(
-        _make, out_dir=folder, seconds=seconds, seed=seed, size=size, languages=languages
-    )
+    make = partial(_make, folder, seconds, seed, size, languages)
     paths: list[Path] = []
     report = progress or (lambda _: None)
     report(Progress("draw", 0, identities))
@@ -238,8 +237,9 @@ def synthesise(
             paths.append(path)
             report(Progress("draw", len(paths), identities))
             if cancel is not None and cancel() and len(paths) < identities:
-                kept = f"{len(paths)} of {identities} clips, which were kept"
-                raise Cancelled(f"stopped after {kept}")
+                raise Cancelled(
+                    f"stopped after {len(paths)} of {identities} clips, which were kept"
+                )
     return sorted(paths)
 
 
@@ -251,23 +251,19 @@ def _check(
     languages: Sequence[str],
     workers: int,
 ) -> None:
-    wanted = {
-        f"{identities} identities": (identities >= 1, "1 or more"),
-        f"{seconds} seconds": (0.2 <= seconds <= 3600, "0.2 to 3600"),
-        f"seed {seed}": (0 <= seed <= MAX_SEED, f"0 to {MAX_SEED}"),
-        f"a size of {size[0]} x {size[1]}": (
-            min(size) >= 64 and max(size) <= 4096,
-            "both sides from 64 to 4096 px",
-        ),
-        f"{workers} workers": (workers >= 1, "1 or more"),
-        f"languages {', '.join(languages) or 'none'}": (
-            bool(languages) and set(languages) <= set(LANGUAGES),
-            f"some of {', '.join(LANGUAGES)}",
-        ),
-    }
-    for got, (good, want) in wanted.items():
+    spoken = len(languages) > 0 and set(languages) <= set(LANGUAGES)
+    named = ", ".join(languages) or "none"
+    in_size = min(size) >= 64 and max(size) <= 4096
+    for good, got, wanted in (
+        (identities >= 1, f"{identities} identities", "1 or more"),
+        (0.2 <= seconds <= 3600, f"{seconds} seconds", "0.2 to 3600"),
+        (0 <= seed <= MAX_SEED, f"seed {seed}", f"0 to {MAX_SEED}"),
+        (in_size, f"a size of {size[0]} x {size[1]}", "both sides from 64 to 4096 px"),
+        (workers >= 1, f"{workers} workers", "1 or more"),
+        (spoken, f"languages {named}", f"some of {', '.join(LANGUAGES)}"),
+    ):
         if not good:
-            raise OptionError(f"got {got}; wanted {want}")
+            raise OptionError(f"got {got}; wanted {wanted}")
 
 
 def _run(make: Callable[[int], Path], count: int, workers: int) -> Generator[Path, None, None]:
@@ -292,3 +288,36 @@ def _run(make: Callable[[int], Path], count: int, workers: int) -> Generator[Pat
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(stop: Event) -> None:
+    global _stop
+    _stop = stop
+
+
+def _make(
+    folder: Path,
+    seconds: float,
+    seed: int,
+    size: tuple[int, int],
+    languages: Sequence[str],
+    index: int,
+) -> Path:
+    cv2.setNumThreads(1)  # the clips are what runs side by side
+    path = folder / f"{seed:03d}_{index:05d}.mp4"
+    # In a thread of its own, where Ctrl-C never arrives: espeak-ng calls back into Python, and an
+    # interrupt raised in there would be lost.
+    take = interruptible(lambda _stop: draw_take(seed, index, seconds, languages=languages))
+    if not _is_written(take, path, size):
+        write_take(take, path, size, stopped=None if _stop is None else _stop.is_set)
+    return path
+
+
+def _is_written(take: Take, path: Path, size: tuple[int, int]) -> bool:
+    """Whether `path` is this very take: its truth comes last, and holds all that was chosen."""
+    try:
+        if path.stat().st_size == 0:
+            return False
+        return _truth_path(path).read_bytes() == _lines(take, size).encode()
+    except OSError:
+        return False

@@ -70,28 +70,28 @@ def invert(affine: Affine) -> Affine:
     return np.column_stack([linear, -linear @ affine[:, 2]])
 
 
-def _depth(identity: Identity, x: NDArray[np.floating], y: NDArray[np.floating]) -> FloatArray:
+def _depth(who: Identity, x: NDArray[np.floating], y: NDArray[np.floating]) -> FloatArray:
     """How far a point of the face stands out towards the viewer: a dome with a nose."""
     dome = 0.9 * np.exp(-0.5 * ((x / 0.75) ** 2 + ((y + 0.1) / 1.25) ** 2))
-    tip = identity.nose_y - 0.12
+    tip = who.nose_y - 0.12
     along = np.where(y < tip, (y - tip) / 0.26, (y - tip) / 0.12)
-    nose = 0.2 * identity.nose_bridge * np.exp(-0.5 * ((x / 0.15) ** 2 + along**2))
+    nose = 0.2 * who.nose_bridge * np.exp(-0.5 * ((x / 0.15) ** 2 + along**2))
     return (dome + nose).astype(np.float32)
 
 
 def project(
-    identity: Identity, pose: Pose, points: NDArray[np.floating], lift: float = 0.0
+    who: Identity, pose: Pose, points: NDArray[np.floating], lift: float = 0.0
 ) -> NDArray[np.float64]:
     """(n, 2) points of the face -> the same after yaw and pitch; `lift` adds to their depth."""
     x, y = np.asarray(points, np.float64).T
-    z = _depth(identity, x, y) + lift
+    z = _depth(who, x, y) + lift
     deep = z * np.cos(pose.yaw) - x * np.sin(pose.yaw)
     turned_x = x * np.cos(pose.yaw) + z * np.sin(pose.yaw)
     return np.stack([turned_x, y * np.cos(pose.pitch) + deep * np.sin(pose.pitch)], axis=1)
 
 
 def unproject(
-    identity: Identity, pose: Pose, x: FloatArray, y: FloatArray
+    who: Identity, pose: Pose, x: FloatArray, y: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """The inverse of `project`, for arrays of any one shape, by fixed-point iteration.
 
@@ -99,7 +99,7 @@ def unproject(
     """
     face_x, face_y = x, y
     for _ in range(6):
-        z = _depth(identity, face_x, face_y)
+        z = _depth(who, face_x, face_y)
         deep = z * np.cos(pose.yaw) - face_x * np.sin(pose.yaw)
         face_y = (y - deep * np.sin(pose.pitch)) / np.cos(pose.pitch)
         face_x = (x - z * np.sin(pose.yaw)) / np.cos(pose.yaw)

@@ -1,4 +1,4 @@
-"""Pictures that teach and test a face detector: drawn heads in all poses, scenes without one."""
+"""Pictures that nets are trained on: heads in all poses, scenes without one, people in rooms."""
 
 from dataclasses import dataclass, replace
 
@@ -6,19 +6,31 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from latentsync.faces.tracking.embedding import CELLS, cells
 from latentsync.training.synthetic.canvas import Canvas
 from latentsync.training.synthetic.geometry import Pose, chain, invert, scene_view
 from latentsync.training.synthetic.heads import LANDMARKS, draw
 from latentsync.training.synthetic.identity import Identity
+from latentsync.training.synthetic.motion import draw_motion
 from latentsync.training.synthetic.mouth import Mouth
 from latentsync.training.synthetic.room import BODY_BOX, ROOM_BOX, paint_body, paint_room
-from latentsync.types import FloatArray, Frame
+from latentsync.types import FloatArray, Frame, IntArray
 
-__all__ = ["Portraits", "draw_faceless", "draw_mouth", "draw_portraits", "draw_pose"]
-
+__all__ = [
+    "Portraits",
+    "draw_faceless",
+    "draw_looks",
+    "draw_mouth",
+    "draw_portraits",
+    "draw_pose",
+]
 
 _SPREAD = {"yaw": (0.2, 0.45), "pitch": (0.1, 0.3), "roll": (0.07, 0.2)}  # sd and bound, rad
 _DENSITY = 24  # px a head unit in scenes without a face: their things are blurred anyway
+_LOOK_SIZE = (320, 180)  # px
+_MISPLACED = 0.012  # of the brows' distance, standard deviation: how far off a landmark is
+_LOOK_FRAMES = 12  # frames between two looks of one set-up
+_ROOMS = 24  # in which all people of a seed are
 
 
 @dataclass(frozen=True)
@@ -33,14 +45,8 @@ def draw_pose(rng: np.random.Generator) -> Pose:
     """Any way to hold a head before a camera, the eyes in any state."""
     turn = {k: float(np.clip(rng.normal(0, s), -m, m)) for k, (s, m) in _SPREAD.items()}
     blink = float(rng.random() < 0.3) * rng.random()
-    gaze = rng.uniform(-0.8, 0.8, 2)
-    return Pose(
-        **turn,
-        blink=blink,
-        gaze_x=float(gaze[0]),
-        gaze_y=float(gaze[1]),
-        tick=int(rng.integers(1 << 30)),
-    )
+    x, y = rng.uniform(-0.8, 0.8, 2).tolist()
+    return Pose(**turn, blink=blink, gaze_x=x, gaze_y=y, tick=int(rng.integers(1 << 30)))
 
 
 def draw_mouth(rng: np.random.Generator) -> Mouth:
@@ -91,6 +97,39 @@ def _varied(rng: np.random.Generator, who: Identity) -> Identity:
     )
 
 
+def draw_looks(
+    seed: int, people: int, rooms: int = 3, setups: int = 2, looks: int = 3
+) -> tuple[FloatArray, IntArray]:
+    """Draw what `faces.tracking.embedding` is fitted to and measured on: people in several rooms.
+
+    Each person is in `rooms` rooms and lights, and is filmed in each from `setups` distances and at
+    as many places, by cameras that all people of a seed share. No person is in a clip of
+    `draw_take`.
+
+    Returns:
+        Cells (people, rooms * setups, looks, CELLS), and the room of each set-up (people, ...).
+    """
+    made = np.zeros((people, rooms * setups, looks, CELLS), np.float32)
+    where = np.zeros((people, rooms * setups), np.int64)
+    places = [Identity.from_seed((1 << 42) + seed * _ROOMS + room) for room in range(_ROOMS)]
+    for person in range(people):
+        rng = np.random.default_rng([seed, person, 12])
+        who = Identity.from_seed(int(rng.integers(1 << 43, 1 << 44)))
+        where[person] = np.repeat(rng.choice(_ROOMS, rooms, replace=False), setups)
+        for setup, room in enumerate(where[person]):
+            there = who.in_room_of(places[room])
+            zoom, x = float(rng.uniform(0.6, 1.3)), float(rng.uniform(-1.5, 1.5))
+            poses = draw_motion(rng, _LOOK_FRAMES * looks, amount=float(rng.uniform(0.4, 1.3)))
+            for look, pose in enumerate(poses[::_LOOK_FRAMES]):
+                moved = replace(pose, x=pose.x + x)
+                frame, marks = draw(there, moved, draw_mouth(rng), _LOOK_SIZE, zoom=zoom)
+                points = marks[[0, 1, 4]]
+                error = _MISPLACED * np.linalg.norm(points[1] - points[0])
+                off = rng.normal(0, error, (3, 2)).astype(np.float32)
+                made[person, setup, look] = cells(frame, points + off)
+    return made, where
+
+
 def draw_faceless(rng: np.random.Generator, width: int, height: int) -> Frame:
     """(height, width, 3) RGB of something without a face: a room, noise, patterns, shapes, text."""
     kinds = (_room, _room, _noise, _pattern, _shapes, _shapes, _text)
@@ -108,14 +147,12 @@ def _room(rng: np.random.Generator, width: int, height: int) -> FloatArray:
         canvas = Canvas(box, _DENSITY)
         paint(who, canvas)
         affine = chain(view, invert(canvas.to_pixels))
+        beyond = cv2.BORDER_REPLICATE if box is ROOM_BOX else cv2.BORDER_CONSTANT
         colour, cover = (
             cv2.warpAffine(
                 sheet, affine, (width, height), flags=cv2.INTER_LINEAR, borderMode=border
             )
-            for sheet, border in (
-                (canvas.colour, cv2.BORDER_REPLICATE),
-                (canvas.cover, cv2.BORDER_REPLICATE if box is ROOM_BOX else cv2.BORDER_CONSTANT),
-            )
+            for sheet, border in ((canvas.colour, cv2.BORDER_REPLICATE), (canvas.cover, beyond))
         )
         picture += (colour - picture) * cover[..., None]
     return picture
@@ -124,8 +161,8 @@ def _room(rng: np.random.Generator, width: int, height: int) -> FloatArray:
 def _noise(rng: np.random.Generator, width: int, height: int) -> FloatArray:
     """Coloured noise of several grains at once."""
     picture = np.full((height, width, 3), rng.uniform(60, 190, 3), np.float32)
-    for cells in (3, 6, 12, 25, 50):
-        coarse = rng.standard_normal((cells, max(2, cells * width // height), 3), np.float32)
+    for rows in (3, 6, 12, 25, 50):
+        coarse = rng.standard_normal((rows, max(2, rows * width // height), 3), np.float32)
         wide = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         grey = rng.random()
         wide = wide + (wide.mean(axis=2, keepdims=True) - wide) * grey
@@ -157,9 +194,8 @@ def _shapes(rng: np.random.Generator, width: int, height: int) -> FloatArray:
         if rng.random() < 0.6:
             cv2.ellipse(picture, middle.tolist(), axes.tolist(), turn, 0, 360, colour.tolist(), -1)
         else:
-            cv2.rectangle(
-                picture, (middle - axes).tolist(), (middle + axes).tolist(), colour.tolist(), -1
-            )
+            corners = (middle - axes).tolist(), (middle + axes).tolist()
+            cv2.rectangle(picture, *corners, colour.tolist(), -1)
         for _ in range(rng.integers(0, 4)):
             spot = middle + (rng.uniform(-0.6, 0.6, 2) * axes).astype(int)
             radius = max(1, int(axes.min() * rng.uniform(0.05, 0.3)))

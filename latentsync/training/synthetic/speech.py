@@ -1,7 +1,7 @@
 """Spoken sentences with timed phonemes, by espeak-ng called through ctypes.
 
 The library and its data come from the package `espeakng-loader`. It is under the GPL, so it is an
-extra (`pip install "latentsync[train]"`) and this module is the only one that touches it.
+extra (`pip install "latentsync[train]"`), and this is the only module that imports it.
 espeak-ng keeps its state in globals: one voice speaks at a time.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import BackendUnavailable, OptionError
+from latentsync.training.synthetic.sentences import draw_sentence
 
 __all__ = [
     "LANGUAGES",
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Voice:
-    """Who speaks: the ranges are those that still sound like speech."""
+    """Who speaks; the ranges are those that still sound like speech."""
 
     language: str = "en-us"
     variant: str = ""  # one of VARIANTS, or "" for the language's own speaker
@@ -97,14 +98,6 @@ class Speech:
         return len(self.wave) / SAMPLE_RATE
 
 
-class _Name(ctypes.Union):
-    _fields_ = (
-        ("number", ctypes.c_int),
-        ("pointer", ctypes.c_char_p),
-        ("text", ctypes.c_char * 8),
-    )
-
-
 class _Event(ctypes.Structure):
     _fields_ = (
         ("type", ctypes.c_int),
@@ -114,7 +107,7 @@ class _Event(ctypes.Structure):
         ("audio_position", ctypes.c_int),  # ms since this call to espeak_Synth began
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
-        ("id", _Name),
+        ("id", ctypes.c_char * 8),  # a union there; of a phoneme, its name
     )
 
 
@@ -158,10 +151,9 @@ def _synthesise(library: ctypes.CDLL, data: bytes, text: str, voice: Voice) -> S
         if samples and count > 0:
             waves.append(np.ctypeslib.as_array(samples, (count,)).copy())
         index = 0
-        while events[index].type != _END_OF_LIST:
-            event = events[index]
+        while (event := events[index]).type != _END_OF_LIST:
             if event.type == _PHONEME:
-                name = event.id.text.decode("utf-8", "ignore")
+                name = event.id.decode("utf-8", "ignore")
                 phonemes.append(Phoneme(event.audio_position / 1000, name))
             index += 1
         return 0
@@ -191,8 +183,9 @@ def _synthesise(library: ctypes.CDLL, data: bytes, text: str, voice: Voice) -> S
 def speak(text: str, voice: Voice) -> Speech:
     """Say `text`; the same text and voice give the same samples.
 
-    Raises BackendUnavailable without espeak-ng, OptionError for a voice it doesn't have or a text
-    with nothing to say.
+    Raises:
+        BackendUnavailable: there is no espeak-ng.
+        OptionError: it has no such voice, or there is nothing to say in the text.
     """
     with _LOCK, _library() as (library, data):
         speech = _synthesise(library, data, text, voice)
@@ -202,7 +195,7 @@ def speak(text: str, voice: Voice) -> Speech:
 
 
 def join(parts: list[Speech], gaps_seconds: list[float]) -> Speech:
-    """One speech after another, each led by its silence; `len(gaps_seconds) == len(parts)`."""
+    """Concatenate speeches, each after a silence; there are as many gaps as parts."""
     waves: list[NDArray[np.int16]] = []
     phonemes: list[Phoneme] = []
     samples = 0
@@ -219,7 +212,7 @@ def join(parts: list[Speech], gaps_seconds: list[float]) -> Speech:
 
 
 def draw_voice(rng: np.random.Generator, languages: Sequence[str] = LANGUAGES) -> Voice:
-    """A voice by chance: language, speaker, rate and pitch."""
+    """Draw language, speaker, rate and pitch of a voice."""
     return Voice(
         language=languages[int(rng.integers(len(languages)))],
         variant=VARIANTS[int(rng.integers(len(VARIANTS)))],
@@ -230,9 +223,7 @@ def draw_voice(rng: np.random.Generator, languages: Sequence[str] = LANGUAGES) -
 
 
 def draw_speech(rng: np.random.Generator, seconds: float, voice: Voice) -> Speech:
-    """Sentences by chance with pauses between them, cut to exactly `seconds`."""
-    from latentsync.training.synthetic.sentences import draw_sentence
-
+    """Draw sentences with pauses between them, cut to exactly `seconds`."""
     parts: list[Speech] = []
     gaps: list[float] = []
     total = 0.0

@@ -52,41 +52,37 @@ _VOWELS: dict[str, tuple[float, float, float]] = {
     "8": (0.38, 0.0, 0.2),
 }
 _CONSONANTS: dict[str, Target] = {
-    "p": (0.0, 0.0, 0.0, 0.0, 0.0),
-    "b": (0.0, 0.0, 0.0, 0.0, 0.0),
-    "m": (0.0, 0.0, 0.0, 0.0, 0.0),
-    "B": (0.09, 0.0, 0.0, 0.0, 0.0),
-    "f": (0.1, 0.2, 0.0, 1.0, 0.0),
-    "v": (0.1, 0.2, 0.0, 1.0, 0.0),
-    "w": (0.12, -0.6, 1.0, 0.0, 0.0),
-    "r": (0.25, -0.2, 0.45, 0.0, 0.2),
-    "R": (0.3, 0.0, 0.1, 0.0, 0.0),
-    "*": (0.24, 0.1, 0.0, 0.0, 0.6),
-    "l": (0.33, 0.2, 0.0, 0.0, 0.9),
-    "L": (0.3, 0.2, 0.0, 0.0, 0.5),
-    "s": (0.14, 0.45, 0.0, 0.0, 0.0),
-    "z": (0.14, 0.45, 0.0, 0.0, 0.0),
-    "S": (0.2, -0.3, 0.7, 0.0, 0.0),
-    "Z": (0.2, -0.3, 0.7, 0.0, 0.0),
-    "T": (0.22, 0.2, 0.0, 0.0, 1.0),
-    "D": (0.22, 0.2, 0.0, 0.0, 1.0),
-    "t": (0.17, 0.3, 0.0, 0.0, 0.5),
-    "d": (0.18, 0.3, 0.0, 0.0, 0.5),
-    "n": (0.2, 0.25, 0.0, 0.0, 0.5),
-    "N": (0.28, 0.2, 0.0, 0.0, 0.0),
-    "k": (0.27, 0.1, 0.0, 0.0, 0.0),
-    "g": (0.27, 0.1, 0.0, 0.0, 0.0),
-    "Q": (0.28, 0.0, 0.0, 0.0, 0.0),
-    "x": (0.28, 0.1, 0.0, 0.0, 0.0),
-    "X": (0.28, 0.1, 0.0, 0.0, 0.0),
-    "C": (0.25, 0.4, 0.0, 0.0, 0.0),
-    "h": (0.35, 0.0, 0.0, 0.0, 0.0),
-    "H": (0.3, 0.0, 0.0, 0.0, 0.0),
-    "j": (0.22, 0.7, 0.0, 0.0, 0.0),
-    "J": (0.22, 0.5, 0.0, 0.0, 0.0),
-    "c": (0.24, 0.4, 0.0, 0.0, 0.0),
-    "q": (0.28, 0.0, 0.0, 0.0, 0.0),
-    "?": (0.2, 0.0, 0.0, 0.0, 0.0),
+    letter: shape
+    for letters, shape in {
+        "pbm": (0.0, 0.0, 0.0, 0.0, 0.0),
+        "B": (0.09, 0.0, 0.0, 0.0, 0.0),
+        "fv": (0.1, 0.2, 0.0, 1.0, 0.0),
+        "w": (0.12, -0.6, 1.0, 0.0, 0.0),
+        "r": (0.25, -0.2, 0.45, 0.0, 0.2),
+        "R": (0.3, 0.0, 0.1, 0.0, 0.0),
+        "*": (0.24, 0.1, 0.0, 0.0, 0.6),
+        "l": (0.33, 0.2, 0.0, 0.0, 0.9),
+        "L": (0.3, 0.2, 0.0, 0.0, 0.5),
+        "sz": (0.14, 0.45, 0.0, 0.0, 0.0),
+        "SZ": (0.2, -0.3, 0.7, 0.0, 0.0),
+        "TD": (0.22, 0.2, 0.0, 0.0, 1.0),
+        "t": (0.17, 0.3, 0.0, 0.0, 0.5),
+        "d": (0.18, 0.3, 0.0, 0.0, 0.5),
+        "n": (0.2, 0.25, 0.0, 0.0, 0.5),
+        "N": (0.28, 0.2, 0.0, 0.0, 0.0),
+        "kg": (0.27, 0.1, 0.0, 0.0, 0.0),
+        "Q": (0.28, 0.0, 0.0, 0.0, 0.0),
+        "xX": (0.28, 0.1, 0.0, 0.0, 0.0),
+        "C": (0.25, 0.4, 0.0, 0.0, 0.0),
+        "h": (0.35, 0.0, 0.0, 0.0, 0.0),
+        "H": (0.3, 0.0, 0.0, 0.0, 0.0),
+        "j": (0.22, 0.7, 0.0, 0.0, 0.0),
+        "J": (0.22, 0.5, 0.0, 0.0, 0.0),
+        "c": (0.24, 0.4, 0.0, 0.0, 0.0),
+        "q": (0.28, 0.0, 0.0, 0.0, 0.0),
+        "?": (0.2, 0.0, 0.0, 0.0, 0.0),
+    }.items()
+    for letter in letters
 }
 SOUNDS = ("", *_VOWELS, *_CONSONANTS)
 """Silence, then the first letters of the mnemonics that are told apart."""
@@ -97,7 +93,7 @@ _NEUTRAL: Target = (0.3, 0.1, 0.0, 0.0, 0.0)
 
 
 def targets(name: str) -> list[Target]:
-    """The one or two mouth shapes of an espeak-ng mnemonic; none for marks that make no sound."""
+    """The one or two mouth shapes of an espeak-ng mnemonic; none for a mark without a sound."""
     if name.startswith("_"):
         return [_REST]
     strength = _STRESSED if "'" in name else _UNSTRESSED
@@ -131,7 +127,8 @@ def _lead(track: FloatArray, seconds: float) -> FloatArray:
 def mouth_tracks(phonemes: Sequence[Phoneme], seconds: float, *, fps: float = 25.0) -> FloatArray:
     """(frames, 5) float32, the columns of `TRACKS`; row i is the mouth at i / fps seconds.
 
-    Raises OptionError for a duration or a frame rate that is not positive.
+    Raises:
+        OptionError: a duration or a frame rate that is not positive.
     """
     if not (seconds > 0 and fps > 0):
         raise OptionError(f"got {seconds} seconds at {fps} fps; both must be above 0")
@@ -161,9 +158,8 @@ def mouth_tracks(phonemes: Sequence[Phoneme], seconds: float, *, fps: float = 25
 
 
 def sound_track(phonemes: Sequence[Phoneme], seconds: float, *, fps: float) -> IntArray:
-    """(frames,) int64: which of SOUNDS is heard at i / fps seconds; unknown ones are left as -1."""
-    frames = int(np.floor(seconds * fps + 1e-6))
-    track = np.zeros(frames, np.int64)
+    """(frames,) int64: which of SOUNDS is heard at i / fps seconds; -1 for one not among them."""
+    track = np.zeros(int(np.floor(seconds * fps + 1e-6)), np.int64)
     for phoneme in phonemes:
         letter = phoneme.name.lstrip("',%=")[:1]
         silent = phoneme.name.startswith("_")
