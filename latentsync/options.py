@@ -1,61 +1,151 @@
-"""What one call asks for: `Options`, and how much work it takes: `Effort`."""
+"""What one call asks for: `Options`, and how much work the network is given: `Effort`.
+
+Each field of `Options` declares its type, default, bounds and help. The command line, the task API,
+the web page and docs/options.md derive theirs from it by `declared`.
+"""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from functools import cache, partial
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from latentsync.errors import OptionError, option_name
 from latentsync.types import SyncMode
 
-__all__ = ["MAX_SEED", "MIN_SIDE", "RESTORERS", "SPEEDS", "Codec", "Effort", "Options", "Preset"]
+__all__ = [
+    "GENERAL",
+    "MAX_SEED",
+    "MIN_SIDE",
+    "PUBLISHED",
+    "RESTORERS",
+    "SPEEDS",
+    "Codec",
+    "Declared",
+    "Effort",
+    "Option",
+    "Options",
+    "Preset",
+    "declared",
+]
 
-MAX_GUIDANCE = 10
-MAX_STEPS = 50
-MAX_CRF = 51
 MAX_SEED = 2**32 - 1
-MIN_SIDE, MAX_SIDE = 16, 16384  # px
-MAX_LEAD = 3600  # s
-MAX_LIMIT = 2**63  # of any count of pixels, seconds, bytes
-MAX_FADE = 25  # frames
-MAX_SMOOTH = 51  # frames
-YAWS = (5, 85)  # degrees
-MAX_OVERLAP = 12  # frames of a group of 16
-MAX_CACHE_INTERVAL = 10  # steps
-MAX_DETECT_EVERY = 50  # frames
-MAX_BATCH = 16  # groups
-RATIOS = (1, 4)  # crops beyond would be larger than 8K shows a face
+MIN_SIDE = 16  # px
+UNBOUNDED = 2**63  # the upper bound of counts that only the machine limits
 RESTORERS = ("gfpgan", "codeformer")  # known by name
-
-_TRACK = re.compile(r"[1-9]\d{0,3}|[A-Za-z]{2,3}([-_][A-Za-z\d]{1,8}){0,3}|auto")
 
 Speed = Literal["exact", "fast", "preview"]
 Sampler = Literal["ddim", "dpm++"]
 
 Codec = Literal["h264", "hevc", "h264_nvenc", "hevc_nvenc"]
 Preset = Literal[  # x264's names, of all encoders
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-    "slower",
-    "veryslow",
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow",
     "placebo",
-]
+]  # fmt: skip
+
+GENERAL = "General"  # what stands in no panel of its own on the command line
+PUBLISHED = "Choices of the published code"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field declares beside its type and default."""
+
+    group: str  # panel of the command line, heading in docs/options.md
+    description: str  # in sentences, without the range and the default
+    within: tuple[float, float] | None = None  # the smallest and the largest number allowed
+    unset: str = ""  # what None stands for
+    published: Any = None  # the published code's choice, where it is another than the default
+    pattern: str = ""  # a regular expression that the whole value matches, as text
+    wanted: str = ""  # what a value must be, where type and bounds don't say it
+
+
+@dataclass(frozen=True)
+class Declared(Option):
+    """One field of a dataclass, with all that it declares."""
+
+    name: str = ""
+    hint: Any = None  # its type, without the `Option`
+    default: Any = None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a Literal; () of every other type."""
+        parts = (self.hint, *get_args(self.hint))
+        return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        """The types that a value may have, None aside; a choice is a str."""
+        if self.choices:
+            return (str,)
+        return tuple(part for part in get_args(self.hint) if part is not NoneType) or (self.hint,)
+
+    @property
+    def help(self) -> str:
+        """The description and the values allowed."""
+        if self.choices:
+            return f"{self.description} One of {', '.join(self.choices)}."
+        if self.within is None:
+            return self.description
+        low, high = self.within
+        return (
+            f"{self.description} {f'At least {low}' if high == UNBOUNDED else f'{low} to {high}'}."
+        )
+
+    def check(self, value: object) -> None:
+        """Raise OptionError unless the field may have this value."""
+        if not self._allows(value):
+            raise OptionError(f"{option_name(self.name)} is {value!r}; it must be {self._wanted()}")
+
+    def _allows(self, value: object) -> bool:
+        if value is None:
+            return NoneType in get_args(self.hint)
+        if self.choices:
+            return value in self.choices
+        types = (int, float) if float in self.types else self.types
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            return False
+        if self.within and isinstance(value, int | float):
+            return self.within[0] <= value <= self.within[1]
+        return not self.pattern or bool(re.fullmatch(self.pattern, str(value)))
+
+    def _wanted(self) -> str:
+        if self.wanted:
+            return self.wanted
+        if self.choices:
+            return f"one of {', '.join(map(repr, self.choices))}"
+        if self.within is None:
+            return f"a {self.types[0].__name__}"
+        low, high = self.within
+        return f"{'a whole number' if int in self.types else 'a number'} from {low} to {high}"
+
+
+@cache
+def declared(cls: type) -> Mapping[str, Declared]:
+    """Read the fields of a dataclass that declare an `Option`, by name."""
+    hints = get_type_hints(cls, include_extras=True)
+    found = {}
+    for field in fields(cls):
+        kind, *extras = get_args(hints[field.name]) or (None,)
+        for option in extras:
+            if isinstance(option, Option):
+                facts = {"name": field.name, "hint": kind, "default": field.default}
+                found[field.name] = Declared(**vars(option), **facts)
+    return found
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work the network is given: fewer operations are faster, and change the result."""
+    """How much work the network is given; the fields are those of `Options`, without None."""
 
-    steps: int = 20  # 1-50 of the sampler
+    steps: int = 20
     sampler: Sampler = "ddim"
-    cache_interval: int = 1  # every so many steps the deep layers are computed; 1: at each
-    guidance_start: float = 0.0  # 0-1, the share of the steps before which there is no guidance
-    guidance_stop: float = 1.0  # 0-1, the share of the steps after which there is none
-    detect_every: int = 1  # frames; between them a face that is known is followed by its landmarks
+    cache_interval: int = 1
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    detect_every: int = 1
 
 
 SPEEDS: dict[str, Effort] = {
@@ -63,6 +153,25 @@ SPEEDS: dict[str, Effort] = {
     "fast": Effort(steps=8, sampler="dpm++", guidance_stop=0.8, detect_every=4),
     "preview": Effort(steps=6, sampler="dpm++", guidance_stop=0.5, detect_every=8),
 }
+_OF_EFFORT = tuple(field.name for field in fields(Effort))
+
+
+def _by_speed(name: str) -> str:
+    """The values of a field of Effort: "exact 20, fast 8, preview 6", or one for all."""
+    values = {speed: getattr(effort, name) for speed, effort in SPEEDS.items()}
+    if len(set(values.values())) == 1:
+        return str(values["exact"])
+    return ", ".join(f"{speed} {value}" for speed, value in values.items())
+
+
+_GENERAL = partial(Option, GENERAL)
+_SPEED = partial(Option, "Speed")
+_PACE = partial(Option, "Length and pace")
+_FACE = partial(Option, "Face")
+_RESTORATION = partial(Option, "Super-resolution")
+_ENCODING = partial(Option, "Encoding")
+_LIMITS = partial(Option, "Limits on what an input may ask for")
+_PUBLISHED = partial(Option, PUBLISHED)
 
 
 @dataclass(frozen=True)
@@ -70,121 +179,286 @@ class Options:
     """What one call asks for. `Options.published()` names every choice of the published code.
 
     Raises:
-        OptionError: a value out of its range.
+        OptionError: a value is out of its range.
     """
 
-    guidance_scale: float = 1.0  # 0-10; at most 1: no classifier-free guidance (CFG)
-    speed: Speed = "exact"  # how much work is saved, where nothing below says it by itself
-    steps: int | None = None  # 1-50, of the sampler
-    sampler: Sampler | None = None
-    cache_interval: int | None = None  # 1-10, see Effort
-    guidance_start: float | None = None  # 0-1
-    guidance_stop: float | None = None  # 0-1
-    detect_every: int | None = None  # 1-50 frames
-    batch: int | None = None  # 1-16 groups of frames at once; None: what memory allows
-    seed: int = 0  # 0: draw one; the one used is in Result
-    codec: Codec = "h264"
-    crf: int = 17  # 0 (lossless) - 51, the encoder's constant rate factor
-    preset: Preset = "medium"  # how long the encoder searches
-    max_side: int | None = None  # 16-16384 px, larger pictures are scaled down to it
-    lead_in: float = 0.0  # 0-3600 s of the clip before the voice
-    lead_out: float = 0.0  # 0-3600 s of it after the voice
-    fps: Literal["25", "source"] = "25"  # source: every frame of the clip, at its own time
-    audio_track: str | int = "auto"  # of a sound with several: its number from 1, or a language
-    face: str = "largest"  # or left, right, center, all, a place or a picture: faces.FaceChoice
-    on_missing: Literal["keep", "error"] = "keep"  # keep: frames without the face pass through
-    smooth: int = 0  # 0-51 frames over which the face's place is smoothed, an odd number
-    silence: Literal["generate", "keep", "close"] = "generate"  # the mouth while nobody speaks
-    color_match: bool = False  # whether the drawn mouth takes on the colours of its rim
-    max_yaw: float | None = None  # 5-85 degrees; turned further, a face keeps its own mouth
-    overlap: int = 0  # 0-12 frames that neighbouring groups share, blended at every step
-    superres: str = "none"  # or gfpgan, codeformer (any case), a file: restorers.load_restorer
-    sr_ratio: float = 2  # 1-4 times the network's resolution is what a restored crop has
-    mask_smooth: float = 0.5  # 0-1, how softly a restored face goes over into the face around it
-    sr_weight: float = 0.5  # 0-1, CodeFormer's fidelity
-    sr_stability: float = 0.5  # 0-1, how much restored frames take on from those before them
-    max_pixels: int = 8192 * 8192  # of an input's frames: 8K video, photographs of 64 million px
-    max_seconds: float = 6 * 3600.0  # of an input's pictures and sound: longer than any film
-    max_bytes: int = 64 * 2**30  # of an input: 6 hours at 20 Mbit/s are 54 GB
-    cache_dir: str | None = None  # folder for what a clip's next run needn't compute again
-    cache_bytes: int = 10 * 2**30  # that it may hold, about
-    report: bool = False  # whether a JSON of the same name, with what was done, is written as well
+    guidance_scale: Annotated[
+        float,
+        _GENERAL(
+            "Influence of the voice on the mouth (classifier-free guidance). Above 1 the voice "
+            "counts for more, and each step takes twice as long.",
+            within=(0, 10),
+        ),
+    ] = 1.0
+    seed: Annotated[
+        int,
+        _GENERAL(
+            "Seed of the noise. Equal seeds give equal results; 0 draws a seed, which the result "
+            "names.",
+            within=(0, MAX_SEED),
+            published=1247,
+        ),
+    ] = 0
+    silence: Annotated[
+        Literal["generate", "keep", "close"],
+        _GENERAL("Mouth while nobody speaks: generated, the clip's own, or closed."),
+    ] = "generate"
+    overlap: Annotated[
+        int,
+        _GENERAL(
+            "Frames that neighbouring groups of 16 share. More make seams softer and take longer.",
+            within=(0, 12),
+        ),
+    ] = 0
+    audio_track: Annotated[
+        str | int,
+        _GENERAL(
+            "Sound track to use where a file has several: its number from 1, a language such as "
+            "en or eng, or auto, the main track unless it is silent.",
+            pattern=r"[1-9]\d{0,3}|[A-Za-z]{2,3}([-_][A-Za-z\d]{1,8}){0,3}|auto",
+            wanted="'auto', the track's number from 1, or a language such as 'en', 'eng' or 'de'",
+        ),
+    ] = "auto"
+    report: Annotated[
+        bool, _GENERAL("Also write what was done to a .json file beside the output.")
+    ] = False
+
+    speed: Annotated[
+        Speed, _SPEED("Preset of the speed: exact, or fewer operations at some cost of quality.")
+    ] = "exact"
+    steps: Annotated[
+        int | None, _SPEED("Denoising steps.", within=(1, 50), unset=_by_speed("steps"))
+    ] = None
+    sampler: Annotated[
+        Sampler | None,
+        _SPEED("Sampler. dpm++ (DPM-Solver++) needs fewer steps.", unset=_by_speed("sampler")),
+    ] = None
+    cache_interval: Annotated[
+        int | None,
+        _SPEED(
+            "Steps from one computation of the U-Net's deep layers to the next (DeepCache).",
+            within=(1, 10),
+            unset=_by_speed("cache_interval"),
+        ),
+    ] = None
+    guidance_start: Annotated[
+        float | None,
+        _SPEED(
+            "Share of the steps before guidance begins.",
+            within=(0, 1),
+            unset=_by_speed("guidance_start"),
+        ),
+    ] = None
+    guidance_stop: Annotated[
+        float | None,
+        _SPEED(
+            "Share of the steps after which guidance ends.",
+            within=(0, 1),
+            unset=_by_speed("guidance_stop"),
+        ),
+    ] = None
+    detect_every: Annotated[
+        int | None,
+        _SPEED(
+            "Frames from one face detection to the next. Known faces are followed in between.",
+            within=(1, 50),
+            unset=_by_speed("detect_every"),
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        _SPEED(
+            "Groups of 16 frames that the network computes at once.",
+            within=(1, 16),
+            unset="as many as memory allows",
+        ),
+    ] = None
+    cache_dir: Annotated[
+        str | None,
+        _SPEED(
+            "Folder that remembers clips, so that another voice on the same clip needs less work.",
+            unset="none",
+            wanted="a folder's name",
+        ),
+    ] = None
+    cache_bytes: Annotated[
+        int, _SPEED("Size of that folder, at most about, in bytes.", within=(2**20, UNBOUNDED))
+    ] = 10 * 2**30
+
+    sync_mode: Annotated[
+        SyncMode,
+        _PACE("What becomes of a clip that is not as long as the voice.", published="pingpong"),
+    ] = "bounce"  # see `timeline.lay_out`
+    lead_in: Annotated[
+        float, _PACE("Seconds of the clip that are shown before the voice.", within=(0, 3600))
+    ] = 0.0
+    lead_out: Annotated[
+        float, _PACE("Seconds of the clip that are shown after the voice.", within=(0, 3600))
+    ] = 0.0
+    fps: Annotated[
+        Literal["25", "source"],
+        _PACE("Frames a second: 25, or every frame of the clip at its own time."),
+    ] = "25"
+    fade: Annotated[
+        int,
+        _PACE(
+            "Frames over which the mouth fades in and out beside frames left untouched.",
+            within=(0, 25),
+            published=0,
+        ),
+    ] = 3
+
+    face: Annotated[
+        str,
+        _FACE(
+            "Face that speaks: largest, left, right, center, all, a point x,y or a box "
+            "x,y,width,height in px (with @seconds for a later time), or a picture of the person."
+        ),
+    ] = "largest"  # see `faces.FaceChoice`
+    on_missing: Annotated[
+        Literal["keep", "error"],
+        _FACE("Frames without the face: keep them as they are, or fail.", published="error"),
+    ] = "keep"
+    smooth: Annotated[
+        int,
+        _FACE(
+            "Frames over which the face's place is smoothed: an odd number, or 0 for none.",
+            within=(0, 51),
+        ),
+    ] = 0
+    max_yaw: Annotated[
+        float | None,
+        _FACE(
+            "Degrees; a face turned further to the side keeps the clip's own mouth.",
+            within=(5, 85),
+            unset="no limit",
+        ),
+    ] = None
+    color_match: Annotated[bool, _FACE("Give the mouth the colours of the face around it.")] = False
+
+    superres: Annotated[
+        str,
+        _RESTORATION(
+            "Net that restores the face as well: none, gfpgan, codeformer (not for commercial "
+            "use), or the file of a net that spandrel knows."
+        ),
+    ] = "none"  # names in any case; see `load_restorer`
+    sr_ratio: Annotated[
+        float, _RESTORATION("Times the model's resolution that a restored face has.", within=(1, 4))
+    ] = 2
+    mask_smooth: Annotated[
+        float,
+        _RESTORATION("How softly a restored face blends into the face around it.", within=(0, 1)),
+    ] = 0.5
+    sr_weight: Annotated[
+        float,
+        _RESTORATION("CodeFormer's fidelity: 0 cleanest, 1 nearest to the clip.", within=(0, 1)),
+    ] = 0.5
+    sr_stability: Annotated[
+        float, _RESTORATION("How much flicker of restored faces is suppressed.", within=(0, 1))
+    ] = 0.5
+
+    codec: Annotated[
+        Codec, _ENCODING("Video encoder. h264_nvenc and hevc_nvenc need an NVIDIA GPU.")
+    ] = "h264"
+    crf: Annotated[
+        int,
+        _ENCODING("Quality, as the encoder's constant rate factor: 0 is lossless.", within=(0, 51)),
+    ] = 17
+    preset: Annotated[
+        Preset, _ENCODING("Effort of the encoder: slower ones make smaller files.")
+    ] = "medium"
+    max_side: Annotated[
+        int | None,
+        _ENCODING(
+            "Longest side in px, to which larger pictures are scaled down.",
+            within=(MIN_SIDE, 16384),
+            unset="no limit",
+        ),
+    ] = None
+
+    # The defaults: 8K video and photographs of 64 million px; longer than any film; 6 hours at
+    # 20 Mbit/s are 54 GB.
+    max_pixels: Annotated[
+        int, _LIMITS("Pixels of an input's frames, at most.", within=(1, UNBOUNDED))
+    ] = 8192 * 8192
+    max_seconds: Annotated[
+        float,
+        _LIMITS("Seconds of an input's pictures or sound, at most.", within=(0.001, UNBOUNDED)),
+    ] = 6 * 3600.0
+    max_bytes: Annotated[
+        int, _LIMITS("Bytes of an input file, at most.", within=(1, UNBOUNDED))
+    ] = 64 * 2**30
+
     # Where ours and the published choice differ, ours is the default.
-    follow: Literal["person", "frame"] = "person"  # frame: each by itself, no second look
-    sync_mode: SyncMode = "bounce"  # a clip shorter or longer than the voice: timeline.lay_out
-    fade: int = 3  # 0-25 frames over which the mouth comes and goes beside untouched frames
-    length: Literal["exact", "published"] = "exact"  # ceil(seconds * 25), or floor(T / 2) + 2
-    speech_windows: Literal["overlap", "disjoint"] = "overlap"  # disjoint: a seam every 30 s
-    groups: Literal["even", "short_tail"] = "even"  # 17 frames: 9 + 8, or 16 + 1
-    vae_posterior: Literal["mean", "sample"] = "mean"
-    resampling: Literal["once", "published"] = "once"  # of crop and paste: align, as_published
-    landmarks: Literal["subpixel", "rounded"] = "subpixel"
-    paste: Literal["mouth", "crop"] = "mouth"  # crop also takes the eyes through the resize
-    conversion: Literal["exact", "published"] = "exact"  # to 25 fps: the fps filter, or ffmpeg -r
+    follow: Annotated[
+        Literal["person", "frame"],
+        _PUBLISHED(
+            "Choice of the face: one person is followed, or each frame is looked at by itself.",
+            published="frame",
+        ),
+    ] = "person"
+    length: Annotated[
+        Literal["exact", "published"],
+        _PUBLISHED(
+            "Frames of the output: ceil(25 x seconds of the voice), or floor(Whisper tokens / 2) "
+            "+ 2.",
+            published="published",
+        ),
+    ] = "exact"
+    speech_windows: Annotated[
+        Literal["overlap", "disjoint"],
+        _PUBLISHED(
+            "Windows that Whisper encodes. Disjoint ones leave a seam every 30 s.",
+            published="disjoint",
+        ),
+    ] = "overlap"
+    groups: Annotated[
+        Literal["even", "short_tail"],
+        _PUBLISHED(
+            "Groups of frames that the network computes: 17 are 9 + 8, or 16 + 1.",
+            published="short_tail",
+        ),
+    ] = "even"
+    vae_posterior: Annotated[
+        Literal["mean", "sample"],
+        _PUBLISHED(
+            "Latents of the clip: the mean of the VAE's posterior, or a sample.", published="sample"
+        ),
+    ] = "mean"
+    resampling: Annotated[
+        Literal["once", "published"],
+        _PUBLISHED("Resampling between frame and crop.", published="published"),
+    ] = "once"  # see `faces.align` and `faces.align_published`
+    landmarks: Annotated[
+        Literal["subpixel", "rounded"],
+        _PUBLISHED("Coordinates of the landmarks.", published="rounded"),
+    ] = "subpixel"
+    paste: Annotated[
+        Literal["mouth", "crop"],
+        _PUBLISHED(
+            "Part of the crop that is pasted. crop resamples the eyes as well.", published="crop"
+        ),
+    ] = "mouth"
+    conversion: Annotated[
+        Literal["exact", "published"],
+        _PUBLISHED(
+            "Conversion to 25 frames a second: FFmpeg's fps filter, or ffmpeg -r.",
+            published="published",
+        ),
+    ] = "exact"
 
     def __post_init__(self) -> None:
-        _in_range("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE, whole=False)
-        effort = self.effort
-        _in_range("steps", effort.steps, 1, MAX_STEPS)
-        _in_range("cache_interval", effort.cache_interval, 1, MAX_CACHE_INTERVAL)
-        _in_range("guidance_start", effort.guidance_start, 0, 1, whole=False)
-        _in_range("guidance_stop", effort.guidance_stop, 0, 1, whole=False)
-        _in_range("detect_every", effort.detect_every, 1, MAX_DETECT_EVERY)
-        if self.batch is not None:
-            _in_range("batch", self.batch, 1, MAX_BATCH)
-        _in_range("seed", self.seed, 0, MAX_SEED)
-        _in_range("crf", self.crf, 0, MAX_CRF)
-        _in_range("lead_in", self.lead_in, 0, MAX_LEAD, whole=False)
-        _in_range("lead_out", self.lead_out, 0, MAX_LEAD, whole=False)
-        _in_range("fade", self.fade, 0, MAX_FADE)
-        _in_range("smooth", self.smooth, 0, MAX_SMOOTH)
-        _in_range("overlap", self.overlap, 0, MAX_OVERLAP)
+        for name, option in declared(Options).items():
+            option.check(getattr(self, name))
         if self.smooth and self.smooth % 2 == 0:
             raise OptionError(
                 f"{option_name('smooth')} is {self.smooth}; it must be 0 or an odd number of frames"
             )
-        _in_range("sr_ratio", self.sr_ratio, *RATIOS, whole=False)
-        for name in ("mask_smooth", "sr_weight", "sr_stability"):
-            _in_range(name, getattr(self, name), 0, 1, whole=False)
-        _in_range("max_pixels", self.max_pixels, 1, MAX_LIMIT)
-        _in_range("max_seconds", self.max_seconds, 0.001, MAX_LIMIT, whole=False)
-        _in_range("cache_bytes", self.cache_bytes, 2**20, MAX_LIMIT)
-        _in_range("max_bytes", self.max_bytes, 1, MAX_LIMIT)
-        if self.max_yaw is not None:
-            _in_range("max_yaw", self.max_yaw, *YAWS, whole=False)
-        if self.max_side is not None:
-            _in_range("max_side", self.max_side, MIN_SIDE, MAX_SIDE)
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed and not (value is None and name in _FIELDS_OF_EFFORT):
-                raise OptionError(
-                    f"{option_name(name)} is {value!r}; it must be one of "
-                    f"{', '.join(map(repr, allowed))}"
-                )
-        self._check_audio_track()
-        kinds = {"face": str, "superres": str, "color_match": bool, "report": bool}
-        for name, kind in kinds.items():
-            got = getattr(self, name)
-            if not isinstance(got, kind):
-                raise OptionError(f"{option_name(name)} is {got!r}; it must be a {kind.__name__}")
-        if not isinstance(self.cache_dir, str | None):
-            raise OptionError(
-                f"{option_name('cache_dir')} is {self.cache_dir!r}; it must be a folder's name"
-            )
         if self.restorer and self.resampling == "published":
             raise OptionError(
                 f"{option_name('superres')} is {self.superres!r} and {option_name('resampling')} "
-                "'published'; restored faces want "
-                "'once': leave one of the two out"
-            )
-
-    def _check_audio_track(self) -> None:
-        given = self.audio_track
-        known = isinstance(given, str | int) and not isinstance(given, bool)
-        if not known or not _TRACK.fullmatch(str(given)):
-            raise OptionError(
-                f"{option_name('audio_track')} is {given!r}; it must be 'auto', the track's number "
-                "from 1, or a language such as 'en', 'eng' or 'de'"
+                "'published'; restored faces want 'once': leave one of the two out"
             )
 
     @property
@@ -197,62 +471,25 @@ class Options:
 
     @property
     def effort(self) -> Effort:
-        """What `speed` says, and over it what the fields of the same names say."""
-        said = {name: getattr(self, name) for name in _FIELDS_OF_EFFORT}
-        named = {name: value for name, value in said.items() if value is not None}
-        return replace(SPEEDS.get(str(self.speed), Effort()), **named)
+        """What `speed` bundles, overridden by the fields of the same names that are given."""
+        given = {name: value for name in _OF_EFFORT if (value := getattr(self, name)) is not None}
+        return replace(SPEEDS[self.speed], **given)
 
     def changes(self) -> str:
         """The options that are not as by default, by name."""
-        usual = Options()
+        usual = vars(Options())
         return ", ".join(
-            f"{name} {value!r}" for name, value in vars(self).items() if value != vars(usual)[name]
+            f"{name} {value!r}" for name, value in vars(self).items() if value != usual[name]
         )
 
     @classmethod
     def published(cls, **changes: Any) -> "Options":  # noqa: ANN401 - the fields above, by name
-        """The choices of the published scripts/inference.py, by name; `changes` override them.
+        """Take the choices of the published scripts/inference.py; `changes` override them.
 
         inference.sh changes two of them: guidance_scale 1.5 and cache_interval 3 (DeepCache). Not
         covered: the three lossy encodes (crf 18, 13, 18) and the sound as 16 kHz mono. There is one
         encode here, and the sound keeps its rate and channels.
         """
-        choices: dict[str, Any] = {
-            "seed": 1247,
-            "on_missing": "error",
-            "sync_mode": "pingpong",
-            "follow": "frame",
-            "fade": 0,
-            "length": "published",
-            "speech_windows": "disjoint",
-            "groups": "short_tail",
-            "vae_posterior": "sample",
-            "resampling": "published",
-            "landmarks": "rounded",
-            "paste": "crop",
-            "conversion": "published",
-        }
+        options = declared(Options).values()
+        choices = {one.name: one.published for one in options if one.published is not None}
         return cls(**(choices | changes))
-
-
-_FIELDS_OF_EFFORT = tuple(one.name for one in fields(Effort))
-
-
-def _allowed(hint: object) -> tuple[str, ...]:
-    """The values of a Literal, also of one that may be None; () of everything else."""
-    kinds = (hint, *get_args(hint))
-    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
-
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    name: allowed for name, hint in get_type_hints(Options).items() if (allowed := _allowed(hint))
-}
-
-
-def _in_range(name: str, value: object, low: float, high: float, *, whole: bool = True) -> None:
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        number = "a whole number" if whole else "a number"
-        raise OptionError(
-            f"{option_name(name)} is {value!r}; it must be {number} from {low} to {high}"
-        )

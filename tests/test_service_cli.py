@@ -197,10 +197,6 @@ def test_the_defaults_are_those_of_settings():
         for name in ("work", "serve")
         for parameter in typer.main.get_command(app).commands[name].params
     }
-    of_command = {
-        "max_upload_bytes": "max_upload",
-        "max_stored_bytes": "max_stored",
-    }
     for name in ("data", "model", "max_upload_bytes", "max_stored_bytes", "max_seconds",
                  "keep_hours", "upload_hours", "url_hours", "lease_seconds"):  # fmt: skip
-        assert command[of_command.get(name, name)] == getattr(ServiceSettings, name), name
+        assert command[name] == getattr(ServiceSettings, name), name

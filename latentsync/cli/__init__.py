@@ -36,6 +36,7 @@ from latentsync.errors import (
     OptionError,
     WeightsMismatch,
 )
+from latentsync.options import Effort, Options, declared
 from latentsync.runtime.downloads import SETS, Download
 
 __all__ = ["main"]
@@ -142,7 +143,7 @@ def info(
 
 @commands.command()
 def download(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(SETS)}.")],
+    name: Annotated[str, typer.Argument(help=f"What to fetch: {', '.join(SETS)}.")],
     weights: Weights = None,
 ) -> None:
     """Fetch published weights; what is there stays, a transfer that ended early is resumed."""
@@ -172,8 +173,8 @@ def _verify(
     device: Device = None,
     dtype: Dtype = None,
     detector: ModelsDetector = None,
-    steps: Annotated[int, typer.Option(help="1-50 denoising steps.")] = 20,
-    seconds: Annotated[float, typer.Option(help="How much of the voice is used.")] = 4.0,
+    steps: Annotated[int, typer.Option(help=declared(Options)["steps"].help)] = Effort.steps,
+    seconds: Annotated[float, typer.Option(help="Seconds of the voice to use.")] = 4.0,
 ) -> None:
     """Check a model's files, load it strictly, run it: one table for a bug report."""
     from latentsync.cli.verify import verify as checks

@@ -4,33 +4,46 @@ import os
 import signal
 import sys
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from latentsync.cli.common import LOOPBACK, Device, Dtype, Model, ModelsDetector, Weights
+from latentsync.cli.groups import FieldsOf, grouped
 from latentsync.errors import BackendUnavailable
+from latentsync.service.settings import ServiceSettings
 
 __all__ = ["app"]
 
+Limits = Annotated[
+    dict[str, Any],
+    FieldsOf(
+        ServiceSettings,
+        ("max_upload_bytes", "max_seconds"),
+        flags={"max_upload_bytes": "--max-upload"},
+    ),
+]
 
+
+@grouped
 def app(
+    *,
     model: Model = "v1.6",
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0: whoever reaches this machine.")
+        str,
+        typer.Option(help="Address to listen on; 0.0.0.0 lets in whoever reaches this machine."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     weights: Weights = None,
     device: Device = None,
     dtype: Dtype = None,
     detector: ModelsDetector = None,
-    max_upload: Annotated[int, typer.Option(help="Bytes of an upload.")] = 2 * 2**30,
-    max_seconds: Annotated[float, typer.Option(help="Of a clip, and of a sound.")] = 1800.0,
+    limits: Limits,
     enable_sr: Annotated[bool, typer.Option("--enable_sr", "--enable-sr", hidden=True)] = False,
 ) -> None:
     """Show a page on which clips and voices are put together.
 
-    Super-resolution is on it where `latentsync[restore]` is installed. Uploads
+    Super-resolution is on it where the extra `restore` is installed. Uploads
     and outputs are deleted after an hour, and when the page is stopped.
     """
     try:
@@ -55,9 +68,8 @@ def app(
             path="/",
             model=lipsync.nets.config.name,
             restoring=enable_sr or None,
-            max_upload_bytes=max_upload,
-            max_seconds=max_seconds,
             at_host=host in LOOPBACK,
+            **limits,
         )
         typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         uvicorn.run(page, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)

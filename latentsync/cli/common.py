@@ -1,4 +1,4 @@
-"""What several commands share: their options, and how a result is printed as JSON."""
+"""What several commands share: their options, and how a result is printed."""
 
 import json
 from dataclasses import asdict
@@ -14,35 +14,24 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "ENGINES",
     "LOOPBACK",
     "AsJson",
-    "AudioTrack",
-    "Codec",
-    "Crf",
     "Device",
     "Dtype",
     "EngineName",
-    "Face",
-    "MaskSmooth",
-    "MaxSide",
     "Model",
     "ModelsDetector",
-    "Preset",
+    "OutputFolder",
     "RayAddress",
-    "SrRatio",
-    "SrStability",
-    "SrWeight",
+    "VideoPath",
     "Weights",
     "check_engine",
-    "encoding_option",
     "face_option",
     "local_path",
     "machine_option",
     "path_argument",
     "path_option",
     "print_json",
-    "restoring_option",
 ]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")  # hosts that only this machine reaches
@@ -50,7 +39,7 @@ ENGINES = ("local", "ray")
 
 
 def local_path(text: str) -> Path:
-    """A path as it was typed; InputError for a URL, which a `Path` would alter."""
+    """Return the path as it was typed; InputError for a URL, which a `Path` would alter."""
     from latentsync.media import refused_address
 
     if refused := refused_address(text):
@@ -58,78 +47,57 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-# Of a file or a folder that is read or written.
+# For a file or a folder that is read or written.
 path_argument = partial(typer.Argument, parser=local_path)
 path_option = partial(typer.Option, parser=local_path)
-
-Model = Annotated[
-    str, typer.Option(help="v1.6 (512 px), v1.5 (256 px), demo, or a folder training wrote.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
 face_option = partial(typer.Option, rich_help_panel="Face")
-Face = Annotated[
+machine_option = partial(typer.Option, rich_help_panel="Machine")
+
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to fill.")]
+VideoPath = Annotated[Path | None, path_option("--video_path", hidden=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Model = Annotated[
     str,
-    face_option(
-        help="largest, left, right, center, all, x,y or x,y,width,height in px (with @seconds for "
-        "a later time), or a picture of the person."
+    typer.Option(
+        help="Model: v1.6 (512 px), v1.5 (256 px), demo, or a folder that training wrote."
     ),
 ]
 ModelsDetector = Annotated[
     str | None,
     face_option(
-        help="insightface, yunet, builtin, or an OpenCV cascade's .xml; default the model's."
+        help="Face detector: insightface, yunet, builtin, or the .xml of an OpenCV cascade.",
+        show_default="the model's",
     ),
 ]
 
-restoring_option = partial(typer.Option, rich_help_panel="Super-resolution")
-SrRatio = Annotated[
-    float, restoring_option(help="1-4 times the model's resolution for a restored face.")
+Device = Annotated[
+    str | None,
+    machine_option(help="Device: cuda, cuda:1, mps or cpu.", show_default="the best there is"),
 ]
-MaskSmooth = Annotated[
-    float, restoring_option(help="0-1, how softly it goes over into the face around it.")
-]
-SrWeight = Annotated[
-    float, restoring_option(help="0-1, CodeFormer's fidelity: 0 cleanest, 1 nearest to the clip.")
-]
-SrStability = Annotated[
-    float, restoring_option(help="0-1, how much a restored frame takes on from those before it.")
-]
-
-AudioTrack = Annotated[
-    str,
-    typer.Option(
-        metavar="N|LANGUAGE",
-        help="Of a sound with several tracks the number, from 1, or the language (en, eng, ...); "
-        "auto: the main one, unless that is silent.",
+Dtype = Annotated[
+    str | None,
+    machine_option(
+        help="Precision: float32, float16 or bfloat16.", show_default="what suits the device"
     ),
 ]
-
-encoding_option = partial(typer.Option, rich_help_panel="Encoding")
-Codec = Annotated[str, encoding_option(help="h264, hevc, h264_nvenc or hevc_nvenc.")]
-Crf = Annotated[int, encoding_option(help="0 (lossless) - 51, quality.")]
-Preset = Annotated[str, encoding_option(help="ultrafast ... placebo, x264's names.")]
-MaxSide = Annotated[
-    int | None, encoding_option(help="16-16384 px; larger pictures are scaled down to it.")
-]
-
-machine_option = partial(typer.Option, rich_help_panel="Machine")
-Device = Annotated[str | None, machine_option(help="cuda, cuda:1, mps or cpu.")]
-Dtype = Annotated[str | None, machine_option(help="float32, float16 or bfloat16.")]
 Weights = Annotated[
-    Path | None, machine_option(help="Folder of weights; default $LATENTSYNC_WEIGHTS, weights/.")
+    Path | None,
+    machine_option(help="Folder of weights.", show_default="$LATENTSYNC_WEIGHTS, or weights/"),
 ]
 EngineName = Annotated[
-    str, machine_option("--engine", help="local, or ray: many GPUs draw one clip together.")
+    str,
+    machine_option("--engine", help="local, or ray: many GPUs compute one clip together."),
 ]
 RayAddress = Annotated[
     str | None,
-    machine_option(help="HOST:6379 of a cluster, or auto; default $RAY_ADDRESS, or this machine."),
+    machine_option(
+        help="Ray cluster, as HOST:6379 or auto.", show_default="$RAY_ADDRESS, or this machine"
+    ),
 ]
 
 
 def check_engine(engine: str, **only_ray: object) -> None:
-    """Raises OptionError where the engine is unknown, or its options are another's."""
+    """Raise OptionError if the engine is unknown, or options are given that only ray has."""
     if engine not in ENGINES:
         raise OptionError(f"engine is {engine!r}; it must be {' or '.join(ENGINES)}")
     given = [name for name, value in only_ray.items() if value is not None]
@@ -138,4 +106,5 @@ def check_engine(engine: str, **only_ray: object) -> None:
 
 
 def print_json(found: "DataclassInstance") -> None:
+    """Print a dataclass as JSON."""
     typer.echo(json.dumps(asdict(found), indent=2, default=str))

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,9 +19,12 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from latentsync.runtime.progress import interruptible
 from latentsync.types import Progress, ProgressCallback
 
-__all__ = ["bars", "console", "progress_callback", "transfer_bars"]
+__all__ = ["bars", "console", "progress_callback", "run_with_bars", "transfer_bars"]
+
+Answer = TypeVar("Answer")
 
 console = Console(stderr=True)
 
@@ -72,3 +77,17 @@ def progress_callback(drawn: Bars) -> ProgressCallback:
         drawn.update(tasks[progress.stage], completed=progress.done, total=progress.total)
 
     return show
+
+
+def run_with_bars(
+    run: Callable[..., Answer],
+    *given: object,
+    unit: str = "frames",
+    **options: Any,  # noqa: ANN401 - as `run` takes them
+) -> Answer:
+    """Call `run(*given, **options, progress=, cancelled=)` with bars; Ctrl-C cancels it."""
+    with bars(unit) as drawn:
+        progress = progress_callback(drawn)
+        return interruptible(
+            lambda cancelled: run(*given, **options, progress=progress, cancelled=cancelled)
+        )

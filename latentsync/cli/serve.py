@@ -8,29 +8,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latentsync.cli.common import (
     LOOPBACK,
     Device,
-    EngineName,
     Model,
     RayAddress,
     Weights,
     check_engine,
+    machine_option,
 )
+from latentsync.cli.groups import FieldsOf, grouped
 from latentsync.errors import BackendUnavailable, OptionError
 from latentsync.runtime.scratch import temporary_folder
+from latentsync.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from latentsync.service.core import Service
-    from latentsync.service.settings import ServiceSettings
 
 __all__ = ["keys", "serve", "work"]
 
@@ -41,61 +43,69 @@ log = logging.getLogger(__name__)
 keys = typer.Typer(no_args_is_help=True, help="Who may use the task API.")
 
 Data = Annotated[
-    Path, typer.Option(envvar="LATENTSYNC_DATA", help="The folder of its database and files.")
+    Path,
+    typer.Option(envvar="LATENTSYNC_DATA", help="Folder of the service's database and files."),
 ]
 DatabaseUrl = Annotated[
     str,
     typer.Option(
         envvar="LATENTSYNC_DATABASE",
-        help="postgresql+psycopg://USER:PASSWORD@HOST/NAME; default SQLite in the data folder.",
+        help="Database: postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
+        show_default="SQLite in the data folder",
     ),
 ]
 StorageUrl = Annotated[
     str,
     typer.Option(
         envvar="LATENTSYNC_STORAGE",
-        help="s3://BUCKET/PREFIX, or a folder; default one in the data folder.",
+        help="Storage of uploads and outputs: s3://BUCKET/PREFIX, or a folder.",
+        show_default="a folder in the data folder",
     ),
 ]
 Compile = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Let each worker make kernels as it starts, which takes minutes; default on a GPU.",
+        help="Compile kernels as each worker starts, which takes minutes.",
+        show_default="on a GPU",
     ),
 ]
-MinReplicas = Annotated[
-    int | None, typer.Option(help="With --engine ray, kept where there is nothing to do; 1.")
-]
-MaxReplicas = Annotated[
-    int | None, typer.Option(help="With --engine ray, with a long queue; default one a GPU.")
-]
-Workers = Annotated[int, typer.Option(help="Processes, each with a model of its own.")]
-
-limit_option = partial(typer.Option, rich_help_panel="Limits")
-MaxUpload = Annotated[int, limit_option(help="Bytes of an upload, or of a file at an address.")]
-MaxStored = Annotated[int, limit_option(help="Bytes of all uploads and outputs.")]
-MaxSeconds = Annotated[float, limit_option(help="Of a clip, and of a sound.")]
-KeepHours = Annotated[float, limit_option(help="How long ended tasks and outputs are kept.")]
-UploadHours = Annotated[float, limit_option(help="How long uploads are kept after their last use.")]
-UrlHours = Annotated[float, limit_option(help="How long an output's address holds, up to 168.")]
-LeaseSeconds = Annotated[
-    float, limit_option(help="After so long without a word, a worker is taken for dead.")
-]
-Private = Annotated[
-    bool,
-    limit_option(
-        "--private-addresses",
-        help="Let inputs and webhooks be on this network: whoever has a key can then reach it.",
-    ),
-]
+Workers = Annotated[int, typer.Option(help="Worker processes, each with a model of its own.")]
+LIMITS = (
+    *("max_upload_bytes", "max_stored_bytes", "max_seconds", "keep_hours", "upload_hours"),
+    *("url_hours", "lease_seconds", "private_addresses"),
+)
+FLAGS = {"max_upload_bytes": "--max-upload", "max_stored_bytes": "--max-stored"}
 
 
+@dataclass(frozen=True)
+class Replicas:
+    """Workers on the machines of a Ray cluster, as many as the queue needs."""
+
+    engine: Annotated[
+        str,
+        machine_option(help="local: worker processes here; or ray: replicas on many machines."),
+    ] = "local"
+    min_replicas: Annotated[
+        int | None,
+        typer.Option(help="Replicas kept while idle, with --engine ray.", show_default="1"),
+    ] = None
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(
+            help="Replicas with a long queue, with --engine ray.", show_default="one a GPU"
+        ),
+    ] = None
+    ray_address: RayAddress = None
+
+
+@grouped
 def serve(
+    *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     public_url: Annotated[
-        str, typer.Option(help="Where clients reach it; default http://HOST:PORT.")
+        str, typer.Option(help="Where clients reach it.", show_default="http://HOST:PORT")
     ] = "",
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Ask for no key; on 127.0.0.1 only.")
@@ -105,35 +115,23 @@ def serve(
         typer.Option("--page", help="Show the web page at /app too, with a model of its own."),
     ] = False,
     workers: Workers = 1,
-    model: Model = "v1.6",
+    model: Model = ServiceSettings.model,
     weights: Weights = None,
     device: Device = None,
     compile_: Compile = None,
-    data: Data = Path("latentsync-data"),
+    data: Data = ServiceSettings.data,
     database: DatabaseUrl = "",
     storage: StorageUrl = "",
-    max_upload: MaxUpload = 2 * 2**30,
-    max_stored: MaxStored = 50 * 2**30,
-    max_seconds: MaxSeconds = 1800.0,
-    keep_hours: KeepHours = 168.0,
-    upload_hours: UploadHours = 24.0,
-    url_hours: UrlHours = 24.0,
-    lease_seconds: LeaseSeconds = 30.0,
-    private_addresses: Private = False,
-    engine: EngineName = "local",
-    min_replicas: MinReplicas = None,
-    max_replicas: MaxReplicas = None,
-    ray_address: RayAddress = None,
+    limits: Annotated[dict[str, Any], FieldsOf(ServiceSettings, LIMITS, flags=FLAGS)],
+    replicas: Replicas,
 ) -> None:
     """Take tasks over HTTP, like the hosted API, and work them off.
 
     Make keys with `latentsync keys create NAME`. What clients can ask is at
     /docs. `--workers 0` only takes tasks; `latentsync work` elsewhere does them.
     """
-    from latentsync.service.settings import ServiceSettings
-
-    given = {"min_replicas": min_replicas, "max_replicas": max_replicas}
-    check_engine(engine, **given, ray_address=ray_address)
+    given = {"min_replicas": replicas.min_replicas, "max_replicas": replicas.max_replicas}
+    check_engine(replicas.engine, **given, ray_address=replicas.ray_address)
     if no_auth and host not in LOOPBACK:
         raise OptionError(f"--no-auth on {host} would be open to everybody; use 127.0.0.1, or keys")
     if not public_url and host in ("0.0.0.0", "::"):  # noqa: S104 - asked for, not chosen
@@ -149,20 +147,14 @@ def serve(
         weights=weights,
         device=device,
         compile=compile_,
-        max_upload_bytes=max_upload,
-        max_stored_bytes=max_stored,
-        max_seconds=max_seconds,
-        keep_hours=keep_hours,
-        upload_hours=upload_hours,
-        url_hours=url_hours,
-        lease_seconds=lease_seconds,
-        private_addresses=private_addresses,
+        **limits,
     )
     working = partial(_processes, workers=workers)
-    if engine == "ray":
+    if replicas.engine == "ray":
         from latentsync.service.fleet import serving
 
-        working = partial(serving, least=min_replicas, most=max_replicas, address=ray_address)
+        least, most = given.values()
+        working = partial(serving, least=least, most=most, address=replicas.ray_address)
     _serve(settings, host, port, working, no_auth, page)
 
 
@@ -180,7 +172,7 @@ def _processes(service: "Service", *, workers: int) -> Iterator[None]:
 
 
 def _serve(
-    settings: "ServiceSettings",
+    settings: ServiceSettings,
     host: str,
     port: int,
     working: "Callable[[Service], AbstractContextManager[None]]",
@@ -261,7 +253,7 @@ def work(
     database: DatabaseUrl,
     storage: StorageUrl,
     workers: Workers = 1,
-    model: Model = "v1.6",
+    model: Model = ServiceSettings.model,
     weights: Weights = None,
     device: Device = None,
     compile_: Compile = None,
@@ -271,7 +263,6 @@ def work(
     Its limits are those that `latentsync serve` was given.
     """
     with _installed():
-        from latentsync.service.settings import ServiceSettings
         from latentsync.service.supervisor import Supervisor
 
     if not database or not storage:
@@ -297,13 +288,14 @@ def work(
 
 @keys.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whom it is for.")],
-    per_minute: Annotated[int, typer.Option(help="Tasks and uploads it may begin.")] = 60,
-    at_once: Annotated[int, typer.Option(help="Unfinished tasks it may have.")] = 20,
+    name: Annotated[str, typer.Argument(help="Whom the key is for.")],
+    per_minute: Annotated[int, typer.Option(help="Tasks and uploads begun in a minute.")] = 60,
+    at_once: Annotated[int, typer.Option(help="Unfinished tasks at a time.")] = 20,
     max_bytes: Annotated[
-        int | None, typer.Option(help="Of its uploads and outputs; default a fifth of all.")
+        int | None,
+        typer.Option(help="Bytes of uploads and outputs.", show_default="a fifth of --max-stored"),
     ] = None,
-    data: Data = Path("latentsync-data"),
+    data: Data = ServiceSettings.data,
     database: DatabaseUrl = "",
 ) -> None:
     """Make a key and show it, once."""
@@ -315,7 +307,7 @@ def create(
 
 
 @keys.command(name="list")
-def show(data: Data = Path("latentsync-data"), database: DatabaseUrl = "") -> None:
+def show(data: Data = ServiceSettings.data, database: DatabaseUrl = "") -> None:
     """Show all keys and their limits."""
     with _opened(data, database) as service:
         for use in service.keys.all():
@@ -331,8 +323,8 @@ def show(data: Data = Path("latentsync-data"), database: DatabaseUrl = "") -> No
 
 @keys.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="As it was created.")],
-    data: Data = Path("latentsync-data"),
+    name: Annotated[str, typer.Argument(help="Name that the key was created with.")],
+    data: Data = ServiceSettings.data,
     database: DatabaseUrl = "",
 ) -> None:
     """Let a key open nothing from now on."""
@@ -345,7 +337,6 @@ def revoke(
 def _opened(data: Path, database: str) -> "Iterator[Service]":
     with _installed():
         from latentsync.service.core import Service
-        from latentsync.service.settings import ServiceSettings
 
     with Service.open(ServiceSettings(data=data, database=database)) as service:
         yield service
@@ -361,10 +352,10 @@ def _installed(what: str = "the task API", extra: str = "serve") -> Iterator[Non
         ) from error
 
 
-def _where(settings: "ServiceSettings") -> str:
+def _where(settings: ServiceSettings) -> str:
     if settings.database:
         return " --database ..."
-    return "" if settings.data == Path("latentsync-data") else f" --data {settings.data}"
+    return "" if settings.data == ServiceSettings.data else f" --data {settings.data}"
 
 
 def _leave(*_: object) -> None:

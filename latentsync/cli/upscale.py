@@ -1,81 +1,68 @@
 """The command line of super-resolution alone: `latentsync upscale`."""
 
-from dataclasses import fields
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from latentsync.cli.common import (
     AsJson,
-    AudioTrack,
-    Codec,
-    Crf,
     Device,
-    Face,
-    MaskSmooth,
-    MaxSide,
-    Preset,
-    SrRatio,
-    SrStability,
-    SrWeight,
     Weights,
     face_option,
     path_argument,
     path_option,
     print_json,
 )
-from latentsync.cli.progress_bars import bars, progress_callback
+from latentsync.cli.groups import FieldsOf, grouped
+from latentsync.cli.progress_bars import run_with_bars
 from latentsync.errors import OptionError
-from latentsync.runtime.progress import interruptible
+from latentsync.options import Options
 
 __all__ = ["upscale"]
 
+SHOWN = (
+    *("audio_track", "sr_ratio", "mask_smooth", "sr_weight", "sr_stability", "face"),
+    *("codec", "crf", "preset", "max_side"),
+)
+
+Given = Annotated[dict[str, Any], FieldsOf(Options, SHOWN, {"face": "all"})]
 Clip = Annotated[Path, path_argument(help="A clip.")]
 Output = Annotated[Path, path_option("--output", "-o", help="The mp4 or mov to write.")]
 Net = Annotated[
     str | None,
     typer.Option(
-        help="gfpgan (default), codeformer, or the file of a net that spandrel knows, which "
-        "--whole-frame wants."
+        help="Net to use: gfpgan, codeformer (not for commercial use), or the file of a net that "
+        "spandrel knows, which --whole-frame requires.",
+        show_default="gfpgan",
     ),
 ]
 WholeFrame = Annotated[
     bool,
     typer.Option(
-        "--whole-frame", help="Enlarge frames as a whole, with a net for any picture (RealESRGAN)."
+        "--whole-frame", help="Enlarge whole frames, with a net for any picture (RealESRGAN)."
     ),
 ]
-DetectorName = Annotated[str, face_option(help="insightface, yunet or builtin.")]
+DetectorName = Annotated[str, face_option(help="Face detector: insightface, yunet or builtin.")]
 
 
+@grouped
 def upscale(
     video: Clip,
+    *,
     output: Output,
     superres: Net = None,
-    sr_ratio: SrRatio = 2,
-    mask_smooth: MaskSmooth = 0.5,
-    sr_weight: SrWeight = 0.5,
-    sr_stability: SrStability = 0.5,
     whole_frame: WholeFrame = False,
-    audio_track: AudioTrack = "auto",
-    face: Face = "all",
+    given: Given,
     detector: DetectorName = "insightface",
-    codec: Codec = "h264",
-    crf: Crf = 17,
-    preset: Preset = "medium",
-    max_side: MaxSide = None,
     device: Device = None,
     weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
     """Restore the faces of VIDEO, which keeps its words; or enlarge its frames."""
-    given = dict(locals())  # the options, by name
     from latentsync import faces
     from latentsync.faces.restoration.nets import load_restorer
     from latentsync.media import check_output, open_media
-    from latentsync.options import Options
     from latentsync.pipeline.upscale import upscale_clip
     from latentsync.runtime.checkpoints import root
     from latentsync.runtime.devices import choose, is_cuda
@@ -85,8 +72,7 @@ def upscale(
             "--whole-frame wants a net for any picture, and none comes with this project: give "
             "--superres FILE, RealESRGAN_x2.pth say"
         )
-    given["superres"] = superres = superres or "gfpgan"
-    options = Options(**{one.name: given[one.name] for one in fields(Options) if one.name in given})
+    options = Options(superres=superres or "gfpgan", **given)
     if options.restorer is None:
         raise OptionError(f"superres is {superres!r}; it must name a net, such as gfpgan")
     check_output(output, (video,))
@@ -95,17 +81,7 @@ def upscale(
     folder, gpu = root(weights), is_cuda(place)
     net = load_restorer(options.restorer, folder=folder, device=place, weight=options.sr_weight)
     finder = None if whole_frame else faces.create(detector, root=folder / "auxiliary", gpu=gpu)
-    with bars() as drawn:
-        run = partial(
-            upscale_clip,
-            video,
-            output,
-            net,
-            finder,
-            options=options,
-            progress=progress_callback(drawn),
-        )
-        result = interruptible(lambda cancelled: run(cancelled=cancelled))
+    result = run_with_bars(upscale_clip, video, output, net, finder, options=options)
     if as_json:
         print_json(result)
         return

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     AliasChoices,
@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from latentsync.errors import Asker, OptionError
-from latentsync.options import RESTORERS, Options
+from latentsync.options import RESTORERS, Declared, Options, declared
 from latentsync.service.settings import ServiceSettings
 
 __all__ = [
@@ -32,37 +32,23 @@ MAX_ADDRESS = 4000  # characters: signed ones are long
 MAX_WORD = 200  # characters: of an option, which errors repeat
 MAX_PAGE = 100  # tasks
 
-# The fields of Options that a stranger may choose, and what is said of them.
-OPTIONS = {
-    "guidance_scale": "0-10; above 1 the voice counts for more, and a step takes twice as long.",
-    "seed": "Equal seeds give equal results; 0 draws one.",
-    "speed": "exact, or fewer operations at some cost of quality.",
-    "steps": "1-50 denoising steps, also called inference_steps; by default as many as speed says.",
-    "sync_mode": "What becomes of a clip that is not as long as the voice.",
-    "fps": "25 frames a second, or every frame of the clip at its own time.",
-    "audio_track": "Of a sound with several tracks: its number from 1, or a language such as eng.",
-    "face": "largest, left, right, center, all, or a place x,y or x,y,width,height, @seconds.",
-    "on_missing": "Frames without the face: pass them through, or fail.",
-    "silence": "The mouth while nobody speaks: drawn, the clip's own, or closed.",
-    "smooth": "0-51 frames over which the face's place is smoothed, an odd number.",
-    "max_yaw": "5-85 degrees of turn beyond which the clip's own mouth is kept.",
-    "color_match": "Whether the mouth takes on the colours of its rim.",
-    "overlap": "0-12 frames that groups of 16 share: softer seams, more time.",
-    "lead_in": "Seconds of the clip before the voice.",
-    "lead_out": "Seconds of the clip after the voice.",
-    "max_side": "16-16384 px; larger pictures are scaled down to it.",
-    "superres": "none, gfpgan or codeformer (which is not for commercial use): a sharper face.",
-    "sr_ratio": "1-4 times the model's resolution for a restored face.",
-    "mask_smooth": "0-1, how softly a restored face goes over into what is around it.",
-    "sr_weight": "0-1, CodeFormer's fidelity.",
-    "sr_stability": "0-1, how much of the flicker of restored frames is held down.",
-}
-OTHER_NAMES = {"steps": AliasChoices("steps", "inference_steps")}
-
+# The fields of Options that a stranger may choose.
+OPTIONS = (
+    *("guidance_scale", "seed", "speed", "steps", "sync_mode", "fps", "audio_track", "face"),
+    *("on_missing", "silence", "smooth", "max_yaw", "color_match", "overlap", "lead_in"),
+    *("lead_out", "max_side", "superres", "sr_ratio", "mask_smooth", "sr_weight", "sr_stability"),
+)
 # On the command line a face may be a picture's path, and a restorer a model's; from outside, a path
 # is nobody's business.
+NARROWER = {
+    "face": "Face that speaks: largest, left, right, center, all, or a place x,y or "
+    "x,y,width,height in px, with @seconds for a later time.",
+    "superres": "Net that restores the face as well: none, gfpgan or codeformer (not for "
+    "commercial use).",
+}
 NUMBER = r"\d+(\.\d+)?"
 FACE = re.compile(rf"largest|left|right|center|all|{NUMBER}(,{NUMBER}){{1,3}}(@{NUMBER})?")
+OTHER_NAMES = {"steps": AliasChoices("steps", "inference_steps")}
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # PostgreSQL takes no NUL, UTF-8 no surrogate
 
@@ -99,27 +85,32 @@ class _TaskRequest(_Strict):
     enable_sync_mode: bool = Field(False, description="Answer when the task has ended.")
 
 
-def _fields() -> dict[str, Any]:
-    """OPTIONS with the types and the defaults that they have in Options."""
-    hints = get_type_hints(Options)
-    return {
-        name: (
-            hints[name],
-            Field(
-                getattr(Options, name),
-                description=said,
-                validation_alias=OTHER_NAMES.get(name),
-                max_length=MAX_WORD if hints[name] is str else None,
-            ),
-        )
-        for name, said in OPTIONS.items()
-    }
+def _field(option: Declared) -> tuple[Any, Any]:
+    """Make pydantic's field of an option.
+
+    Bounds are only documented here: `Options` checks them, and says so in its own words.
+    """
+    bounds: dict[str, Any] = {}
+    if option.within:
+        bounds = dict(zip(("minimum", "maximum"), option.within, strict=True))
+    said = NARROWER.get(option.name, option.help)
+    return option.hint, Field(
+        option.default,
+        description=f"{said} null: {option.unset}." if option.unset else said,
+        validation_alias=OTHER_NAMES.get(option.name),
+        max_length=MAX_WORD if option.hint is str else None,
+        json_schema_extra=bounds,
+    )
 
 
 if TYPE_CHECKING:
     TaskRequest = _TaskRequest
 else:
-    TaskRequest = create_model("TaskRequest", __base__=_TaskRequest, **_fields())
+    TaskRequest = create_model(
+        "TaskRequest",
+        __base__=_TaskRequest,
+        **{name: _field(declared(Options)[name]) for name in OPTIONS},
+    )
 
 
 def asker(inputs: Mapping[str, str] | None = None) -> Asker:

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-from sqlalchemy import URL
+from typing import Annotated
 
 from latentsync.errors import OptionError, OutputError
+from latentsync.options import Option
 from latentsync.runtime.files import private_folder
 
 __all__ = ["AGREED", "HOUR", "MODEL_PATH", "ServiceSettings", "make_private", "process_folder"]
 
 HOUR = 3600.0  # s
 MODEL_PATH = "bytedance/lipsync/audio-to-video"  # the hosted model whose requests are understood
-
 
 USUAL_SHARE = 5  # so many keys that keep all they may fill the storage
 # What every process of a service must agree on. `latentsync serve` writes it to the database, and
@@ -29,6 +29,9 @@ AGREED = (
     "max_lost",
     "private_addresses",
 )
+
+
+_LIMIT = partial(Option, "Limits")
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,34 @@ class ServiceSettings:
     weights: Path | None = None
     device: str | None = None
     compile: bool | None = None  # kernels by torch.compile as a worker starts; None: on a GPU
-    max_upload_bytes: int = 2 * 2**30  # of an upload, and of a file fetched from an address
-    max_stored_bytes: int = 50 * 2**30  # of uploads and outputs together
-    max_seconds: float = 1800.0  # of a clip, and of a sound
-    keep_hours: float = 7 * 24.0  # how long an ended task and its outputs are kept
-    upload_hours: float = 24.0  # how long an upload is kept after a task last named it
-    url_hours: float = 24.0  # how long an address in an answer holds
-    lease_seconds: float = 30.0  # after so long without a word, a worker is taken for dead
+    max_upload_bytes: Annotated[
+        int, _LIMIT("Bytes of an upload, or of a file fetched from an address.")
+    ] = 2 * 2**30
+    max_stored_bytes: Annotated[int, _LIMIT("Bytes of all uploads and outputs together.")] = (
+        50 * 2**30
+    )
+    max_seconds: Annotated[float, _LIMIT("Seconds of a clip, and of a sound.")] = 1800.0
+    keep_hours: Annotated[float, _LIMIT("Hours that ended tasks and their outputs are kept.")] = (
+        7 * 24.0
+    )
+    upload_hours: Annotated[
+        float, _LIMIT("Hours that an upload is kept after a task last named it.")
+    ] = 24.0
+    url_hours: Annotated[
+        float, _LIMIT("Hours that the address of an output is valid, up to 168.")
+    ] = 24.0
+    lease_seconds: Annotated[
+        float, _LIMIT("Seconds without a sign of life after which a worker is taken for dead.")
+    ] = 30.0
     max_lost: int = 3  # so many workers may die over a task before it is given up
     give_up_hours: float = 24.0  # how long a task is tried again for what isn't its fault
     sync_seconds: float = 120.0  # how long an answer to enable_sync_mode may take
-    private_addresses: bool = False  # whether inputs and webhooks may be on this network
+    private_addresses: Annotated[
+        bool,
+        _LIMIT(
+            "Allow inputs and webhooks on this network, which whoever has a key can then reach."
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         for name in ("max_upload_bytes", "max_stored_bytes", "max_seconds", "keep_hours",
@@ -80,6 +100,8 @@ class ServiceSettings:
         """
         if self.database:
             return self.database
+        from sqlalchemy import URL  # the command line reads these settings without it
+
         make_private(self.data)
         file = URL.create("sqlite", database=str(self.data / "tasks.db"))
         return file.render_as_string()  # quoted: a folder's name may hold "?"

@@ -39,6 +39,7 @@ from latentsync.service.page.choices import choices_shown
 from latentsync.service.page.form import options_of
 from latentsync.service.page.measure import DARK, LIGHT, Curves, drawn
 from latentsync.service.page.run import Desk, Given, PageRun, Shown
+from latentsync.service.settings import ServiceSettings
 from latentsync.types import Frame, Progress, Result
 
 __all__ = ["mount"]
@@ -67,8 +68,8 @@ def mount(
     path: str = "/app",
     model: str = "",
     restoring: bool | None = None,
-    max_upload_bytes: int = 2 * 2**30,
-    max_seconds: float = 1800.0,
+    max_upload_bytes: int = ServiceSettings.max_upload_bytes,
+    max_seconds: float = ServiceSettings.max_seconds,
     at_host: bool = False,
 ) -> None:
     """Put the page onto an application.

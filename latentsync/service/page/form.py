@@ -1,13 +1,13 @@
 """What can be chosen on the page -> Options; nothing in it names a file of this machine."""
 
 from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from latentsync.errors import OptionError, option_name
 from latentsync.faces import FaceChoice
-from latentsync.options import Options
+from latentsync.options import Options, declared
 
-__all__ = ["choices", "labelled", "options_of"]
+__all__ = ["labelled", "options_of"]
 
 # What the values of an option are called; the others speak for themselves.
 LABELS = {
@@ -47,18 +47,13 @@ LABELS = {
 }
 
 
-def choices(name: str) -> list[str]:
-    """The values that a field of Options may have, in their order."""
-    return list(get_args(get_type_hints(Options)[name]))
-
-
 def labelled(name: str) -> list[tuple[str, str]]:
-    """The values of an option on the page, each behind what it is called."""
+    """List the values of an option on the page, each after its label."""
     return [(label, value) for value, label in LABELS[name].items()]
 
 
 def options_of(values: Mapping[str, Any], *, max_seconds: float) -> Options:
-    """The options that the page's values stand for: by the names of their fields.
+    """Make options of the page's values, which have the names of the fields.
 
     Empty fields keep their defaults, and 0 steps are as many as `speed` takes. Numbers from a
     browser may be whole where a fraction is wanted, and the other way round.
@@ -67,17 +62,17 @@ def options_of(values: Mapping[str, Any], *, max_seconds: float) -> Options:
         OptionError: a value is out of its range, or `face` would be looked up as a file.
     """
     given = {name: value for name, value in values.items() if value not in (None, "")}
-    for name in given.keys() & {"guidance_scale", "mask_smooth", "sr_ratio", "sr_weight"}:
-        given[name] = float(given[name])
-    for name in given.keys() & {"seed", "steps", "crf"}:
-        given[name] = int(given[name])
+    for name, value in given.items():
+        kind = declared(Options)[name].types[0]
+        if kind in (int, float):
+            given[name] = kind(value)
     given["steps"] = given.get("steps") or None
     _refuse_files(str(given.get("face", Options.face)))
     return Options(**given, max_seconds=max_seconds)
 
 
 def _refuse_files(face: str) -> None:
-    """Or visitors could learn which files there are."""
+    """Raise OptionError for a file's name, or visitors could learn which files there are."""
     wanted = "choose from the list, or give a point x,y or a box x,y,width,height in px"
     try:
         choice = FaceChoice.parse(face)

@@ -1,0 +1,123 @@
+"""Options as one parameter of a command, where a dataclass declares or groups them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, Protocol, get_args, get_type_hints
+
+import typer
+
+from latentsync.options import GENERAL, Declared, declared
+
+__all__ = ["FieldsOf", "grouped"]
+
+Command = Callable[..., None]
+
+
+class OptionGroup(Protocol):
+    """Several options that a command gets as one parameter."""
+
+    def parameters(self) -> list[Parameter]:
+        """The options, as parameters that typer understands."""
+        ...
+
+    def value(self, values: dict[str, Any], context: typer.Context) -> object:
+        """Make the command's parameter of the values of all its options."""
+        ...
+
+
+@dataclass(frozen=True)
+class FieldsOf:
+    """Annotates a dict parameter: those of the named fields that were given, by name.
+
+    The fields are declared by `Option`; what isn't given keeps the dataclass's default.
+    """
+
+    declaring: type
+    names: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # where others than the fields'
+    flags: Mapping[str, str] = field(default_factory=dict)  # where others than the fields' names
+
+    def parameters(self) -> list[Parameter]:
+        options = (declared(self.declaring)[name] for name in self.names)
+        return [self._parameter(option) for option in options]
+
+    def _parameter(self, option: Declared) -> Parameter:
+        kind = option.types[0]  # of "str | int" the first: the command line has text
+        default = self.defaults.get(option.name, option.default)
+        also = "" if option.published is None else f" With --published: {option.published}."
+        info = typer.Option(
+            self.flags.get(option.name, f"--{option.name.replace('_', '-')}"),
+            help=option.help + also,
+            rich_help_panel=None if option.group == GENERAL else option.group,
+            show_default=option.unset or True,
+        )
+        hint = kind | None if default is None else kind
+        return Parameter(
+            option.name,
+            Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[hint, info],
+        )
+
+    def value(self, values: dict[str, Any], context: typer.Context) -> object:
+        sources = {name: context.get_parameter_source(name) for name in values}
+        return dict(self.defaults) | {
+            name: value
+            for name, value in values.items()
+            if (source := sources[name]) and source.name != "DEFAULT"
+        }
+
+
+@dataclass(frozen=True)
+class _InstanceOf:
+    """An instance of a dataclass whose fields are annotated as typer's options."""
+
+    dataclass: type
+
+    def parameters(self) -> list[Parameter]:
+        hints = get_type_hints(self.dataclass, include_extras=True)
+        return [
+            Parameter(
+                one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name]
+            )
+            for one in fields(self.dataclass)
+        ]
+
+    def value(self, values: dict[str, Any], context: typer.Context) -> object:  # noqa: ARG002
+        return self.dataclass(**values)
+
+
+def grouped(command: Command) -> Command:
+    """Let typer see the options of a command's groups in place of the groups.
+
+    A group is a parameter whose type is a dataclass, or a dict annotated by `FieldsOf`.
+    """
+    groups: dict[str, tuple[OptionGroup, list[str]]] = {}
+    flat = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for parameter in signature(command).parameters.values():
+        group = _group(parameter.annotation)
+        options = group.parameters() if group else [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
+        if group:
+            groups[parameter.name] = group, [option.name for option in options]
+        flat += options
+
+    @wraps(command)
+    def run(*, context: typer.Context, **values: Any) -> None:  # noqa: ANN401 - as declared
+        for name, (group, names) in groups.items():
+            values[name] = group.value({each: values.pop(each) for each in names}, context)
+        command(**values)
+
+    run.__signature__ = Signature(flat)  # type: ignore[attr-defined]  # what inspect looks for
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return run
+
+
+def _group(annotation: object) -> OptionGroup | None:
+    marks = [mark for mark in get_args(annotation) if isinstance(mark, FieldsOf)]
+    if marks:
+        return marks[0]
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return _InstanceOf(annotation)
+    return None
