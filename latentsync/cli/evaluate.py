@@ -1,15 +1,13 @@
 """The command line of evaluation: `latentsync evaluate`."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from latentsync.cli.common import Device, Weights, path_argument, path_option
-from latentsync.cli.progress_bars import bars, progress_callback
+from latentsync.cli.common import Device, VideoPath, Weights, path_argument, path_option
+from latentsync.cli.progress_bars import run_with_bars
 from latentsync.errors import MediaError, OptionError
-from latentsync.runtime.progress import interruptible
 
 __all__ = ["evaluate"]
 
@@ -23,32 +21,34 @@ Reference = Annotated[
     path_option(
         "--reference",
         "-r",
-        help="The originals: a folder of clips of the same names, or one clip. Default what a "
-        "run's --report names; without any, only sync, stable and lips are measured.",
+        help="The originals: a folder of clips of the same names, or one clip. Without any, only "
+        "sync, stable and lips are measured.",
+        show_default="what a run's --report names",
     ),
 ]
 Metrics = Annotated[
     list[str] | None,
     typer.Option(
-        help="Of psnr, ssim, lpips, fid, fvd, lmd, identity, flicker, sync (or, quicker, only "
-        "sync_local), stable and lips; with commas, or repeated. Default all."
+        help="Metrics to measure, separated by commas or repeated: psnr, ssim, lpips, fid, fvd, "
+        "lmd, identity, flicker, sync (or, quicker, only sync_local), stable, lips.",
+        show_default="all",
     ),
 ]
 Report = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="A folder for metrics.json, metrics.csv, report.html."),
+    typer.Option("--output", "-o", help="Folder for metrics.json, metrics.csv, report.html."),
 ]
 Fast = Annotated[
-    bool, typer.Option("--fast", help="Only psnr, ssim, sync_local and lips, of one clip: a table.")
+    bool, typer.Option("--fast", help="Print a table of one clip: psnr, ssim, sync_local and lips.")
 ]
 Face = Annotated[
     str | None,
     typer.Option(
-        help="Whose face, as in generate. Default the one that a run's --report names, without a "
-        "report the largest."
+        help="Face to measure, named as in generate.",
+        show_default="the one that a run's --report names, or the largest",
     ),
 ]
-DetectorName = Annotated[str, typer.Option(help="insightface, yunet or builtin.")]
+DetectorName = Annotated[str, typer.Option(help="Face detector: insightface, yunet or builtin.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json.")]
 
 
@@ -63,7 +63,7 @@ def evaluate(
     device: Device = None,
     weights: Weights = None,
     as_json: AsJson = False,
-    video_path: Annotated[Path | None, path_option("--video_path", hidden=True)] = None,
+    video_path: VideoPath = None,
     metric: Annotated[list[str] | None, typer.Option("--metric", hidden=True)] = None,
 ) -> None:
     """Judge OUTPUTS: how close to their originals, and how well in sync."""
@@ -89,11 +89,8 @@ def evaluate(
             f"--fast prints a table of one clip, but got {len(pairs.pairs)} clips"
             f"{' and --output' if report else ''}; leave --fast out"
         )
-    with bars("") as drawn:
-        run = partial(
-            measure, pairs, names, weights=weights, device=device, detector=detector, face=face
-        )
-        found = interruptible(lambda stop: run(progress=progress_callback(drawn), cancelled=stop))
+    how = {"weights": weights, "device": device, "detector": detector, "face": face}
+    found = run_with_bars(measure, pairs, names, unit="", **how)
     written = write_report(found, report) if report else ()
     errors = [clip.error for clip in found.clips if clip.error]
     if len(errors) == len(found.clips):

@@ -1,7 +1,7 @@
 """Options as one parameter of a command, where a dataclass declares or groups them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, Protocol, get_args, get_type_hints
@@ -78,11 +78,13 @@ class _InstanceOf:
 
     def parameters(self) -> list[Parameter]:
         hints = get_type_hints(self.dataclass, include_extras=True)
-        return [
-            Parameter(
-                one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name]
-            )
+        defaults = {
+            one.name: Parameter.empty if one.default is MISSING else one.default
             for one in fields(self.dataclass)
+        }
+        return [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+            for name, default in defaults.items()
         ]
 
     def value(self, values: dict[str, Any], context: typer.Context) -> object:  # noqa: ARG002

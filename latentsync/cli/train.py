@@ -6,13 +6,14 @@ On many devices: `accelerate launch --module latentsync train unet ...`.
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
-from latentsync.cli.common import ModelsDetector, Weights, machine_option
+from latentsync.cli.common import ModelsDetector, OutputFolder, Weights, machine_option
+from latentsync.cli.groups import grouped
 from latentsync.cli.progress_bars import bars, progress_callback
 from latentsync.errors import Cancelled, OptionError, WeightsMissing
 
@@ -35,91 +36,122 @@ def _root() -> None:
     """Train the nets on clips of your own."""
 
 
-# Options of both commands.
-Data = Annotated[Path, typer.Option(help="A folder of clips with sound and a face each.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")]
-Steps = Annotated[int | None, typer.Option(help="Default, here and below: the preset's.")]
-Accumulate = Annotated[
-    int | None, typer.Option(help="Parts in which a device takes its share of the batch.")
-]
-LearningRate = Annotated[float | None, typer.Option(help="AdamW's.")]
-HeldOut = Annotated[
-    int | None,
-    typer.Option(min=0, help="Clips validated on only; default 1 of 50; 0: train on all."),
-]
-Seed = Annotated[int | None, typer.Option(help="Of all that is drawn by chance.")]
-Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
-LogEvery = Annotated[int | None, typer.Option(help="Steps to a line of figures.")]
-ValidateEvery = Annotated[int | None, typer.Option(help="Steps, a multiple of --log-every.")]
-CheckpointEvery = Annotated[int | None, typer.Option(help="Steps.")]
-KeepCheckpoints = Annotated[
-    int | None, typer.Option(help="The last so many checkpoints; default 1.")
-]
-Cache = Annotated[Path | None, typer.Option(help="Where prepared clips lie; default OUTPUT/cache.")]
-Cpu = Annotated[bool, machine_option("--cpu", help="Use no GPU.")]
+@dataclass(frozen=True)
+class TrainingFiles:
+    """What a run reads and writes, and where: the fields of `TrainingSettings`."""
+
+    data: Annotated[Path, typer.Option(help="Folder of clips with sound and a face each.")]
+    output: OutputFolder
+    held_out: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Clips that are only validated on; 0 trains on all.",
+            show_default="1 of 50",
+        ),
+    ] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of prepared clips.", show_default="OUTPUT/cache"),
+    ] = None
+    detector: ModelsDetector = None
+    weights: Weights = None
+    cpu: Annotated[bool, machine_option("--cpu", help="Use no GPU.")] = False
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a run learns: fields of `TrainConfig`; None is what the preset says."""
+
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None
+    accumulate: Annotated[
+        int | None,
+        typer.Option(help="Parts in which each device computes its share of the batch."),
+    ] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate of AdamW.")] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None
+    precision: Annotated[
+        str | None, typer.Option(help="Precision: float32, float16 or bfloat16.")
+    ] = None
+    log_every: Annotated[
+        int | None, typer.Option(help="Steps from one line of figures to the next.")
+    ] = None
+    validate_every: Annotated[
+        int | None,
+        typer.Option(help="Steps from one validation to the next, a multiple of --log-every."),
+    ] = None
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps from one checkpoint to the next.")
+    ] = None
+    keep_checkpoints: Annotated[
+        int | None, typer.Option(help="Checkpoints to keep, the last ones.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """How the U-Net's losses are weighted: fields of `UNetTrainConfig`."""
+
+    speech_dropout: Annotated[
+        float | None,
+        typer.Option(help="Share of windows without speech, for guidance. 0 to 1; published: 0."),
+    ] = None
+    sync_weight: Annotated[float | None, typer.Option(help="Weight of the SyncNet loss.")] = None
+    lpips_weight: Annotated[float | None, typer.Option(help="Weight of the LPIPS loss.")] = None
+    trepa_weight: Annotated[float | None, typer.Option(help="Weight of the TREPA loss.")] = None
 
 
 @train.command()
+@grouped
 def unet(
-    data: Data,
-    output: Output,
+    *,
+    files: TrainingFiles,
     preset: Annotated[
         str,
-        typer.Option(help="stage1, stage2, stage2_efficient, stage1_512, stage2_512 or demo."),
+        typer.Option(
+            help="Preset: stage1, stage2, stage2_efficient, stage1_512, stage2_512 or demo."
+        ),
     ] = "stage2",
     init: Annotated[
         str | None,
         typer.Option(
-            help="What to start from: v1.6 (preset demo: demo), v1.5, or a folder training wrote."
+            help="Model to start from: v1.6, v1.5, demo, or a folder that training wrote.",
+            show_default="v1.6; demo for the preset demo",
         ),
     ] = None,
-    steps: Steps = None,
     batch: Annotated[int | None, typer.Option(help="Windows a step, on all devices.")] = None,
-    accumulate: Accumulate = None,
-    learning_rate: LearningRate = None,
-    speech_dropout: Annotated[
-        float | None, typer.Option(help="0-1, windows that hear nothing; published: 0.")
-    ] = None,
-    sync_weight: Annotated[float | None, typer.Option(help="Of the SyncNet loss.")] = None,
+    learning: Learning,
+    losses: Losses,
     syncnet_file: Annotated[
         Path | None,
-        typer.Option("--syncnet", help="What `train syncnet` wrote; default the published one."),
+        typer.Option(
+            "--syncnet",
+            help="The file that `train syncnet` wrote.",
+            show_default="the published one",
+        ),
     ] = None,
     syncnet_preset: Annotated[
-        str, typer.Option(help="Of that file: pixel_attn, pixel, latent, 25_pixel or small.")
+        str,
+        typer.Option(help="Preset of that file: pixel_attn, pixel, latent, 25_pixel or small."),
     ] = "pixel_attn",
-    lpips_weight: Annotated[float | None, typer.Option(help="Of the LPIPS loss.")] = None,
-    trepa_weight: Annotated[float | None, typer.Option(help="Of the TREPA loss.")] = None,
-    seed: Seed = None,
-    precision: Precision = None,
-    log_every: LogEvery = None,
-    validate_every: ValidateEvery = None,
-    checkpoint_every: CheckpointEvery = None,
-    keep_checkpoints: KeepCheckpoints = None,
-    held_out: HeldOut = None,
-    cache: Cache = None,
-    detector: ModelsDetector = None,
-    weights: Weights = None,
-    cpu: Cpu = False,
     show: Annotated[bool, typer.Option(help="Make a clip at each validation.")] = True,
 ) -> None:
     """Train the U-Net; the same command again goes on where it was stopped.
 
     OUTPUT gets model/ (for --model and latentsync.load) and best/, the one of
     the best validation; PRESET.csv, PRESET.checkpoint.pt, curves.png, and
-    validation/ with a clip each.
+    validation/ with a clip each. Options without a default take the preset's.
     """
-    given = dict(locals())  # the options, by name
     from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS, TrainingSettings
 
-    run = _configured(UNET_RUNS, preset, given)
+    run = _configured(UNET_RUNS, preset, vars(learning) | vars(losses) | {"batch": batch})
     judge = _named(SYNCNET_RUNS, syncnet_preset, "syncnet_preset").net
     from latentsync.training.main import train_unet
 
     _trained(
         train_unet,
         run,
-        TrainingSettings(data, output, cache, weights, detector, held_out, cpu),
+        TrainingSettings(**vars(files)),
         init=init or ("demo" if preset == "demo" else "v1.6"),
         syncnet_file=syncnet_file,
         syncnet_config=judge,
@@ -128,54 +160,41 @@ def unet(
 
 
 @train.command()
+@grouped
 def syncnet(
-    data: Data,
-    output: Output,
+    *,
+    files: TrainingFiles,
     preset: Annotated[
         str,
         typer.Option(
-            help="pixel_attn, pixel, latent, 25_pixel, or small (demo's latents, for a CPU)."
+            help="Preset: pixel_attn, pixel, latent, 25_pixel, or small (demo's latents, for a "
+            "CPU)."
         ),
     ] = "pixel",
     model: Annotated[
-        str, typer.Option(help="Whose VAE prepares the clips: v1.6, v1.5, demo, or a folder.")
+        str,
+        typer.Option(
+            help="Model whose VAE prepares the clips: v1.6, v1.5, demo, or a folder that training "
+            "wrote."
+        ),
     ] = "v1.6",
-    steps: Steps = None,
     batch: Annotated[
         int | None, typer.Option(help="Clips a step, on all devices; two windows of each.")
     ] = None,
-    accumulate: Accumulate = None,
-    learning_rate: LearningRate = None,
-    seed: Seed = None,
-    precision: Precision = None,
-    log_every: LogEvery = None,
-    validate_every: ValidateEvery = None,
-    checkpoint_every: CheckpointEvery = None,
-    keep_checkpoints: KeepCheckpoints = None,
-    held_out: HeldOut = None,
-    cache: Cache = None,
-    detector: ModelsDetector = None,
-    weights: Weights = None,
-    cpu: Cpu = False,
+    learning: Learning,
 ) -> None:
     """Train the net that judges lip-sync; the same command again goes on where it was stopped.
 
     OUTPUT gets syncnet.safetensors (for `train unet --syncnet`), best.safetensors of
     the best validation, PRESET.csv with the accuracy on held-out clips,
-    PRESET.checkpoint.pt and curves.png.
+    PRESET.checkpoint.pt and curves.png. Options without a default take the preset's.
     """
-    given = dict(locals())  # the options, by name
     from latentsync.training.presets import SYNCNET_RUNS, TrainingSettings
 
-    run = _configured(SYNCNET_RUNS, preset, given)
+    run = _configured(SYNCNET_RUNS, preset, vars(learning) | {"batch": batch})
     from latentsync.training.main import train_syncnet
 
-    _trained(
-        train_syncnet,
-        run,
-        TrainingSettings(data, output, cache, weights, detector, held_out, cpu),
-        model=model,
-    )
+    _trained(train_syncnet, run, TrainingSettings(**vars(files)), model=model)
 
 
 @train.command()
