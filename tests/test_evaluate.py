@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from latentsync.evaluation.metric import Setup
 from latentsync.evaluation.mouth_net import CROP
 from latentsync.evaluation.report import as_html, write_report
 from latentsync.evaluation.runner import evaluate, mean_of, names_of
-from latentsync.evaluation.stable import StableAccuracy
 from latentsync.evaluation.tables import as_csv, as_json, as_text
 from latentsync.media import AudioReader
 from latentsync.runtime.progress import RunContext
@@ -41,7 +41,7 @@ def detector(monkeypatch):
 
 
 class Brightness:
-    """In the ruler's place: how bright a crop is."""
+    """In the mouth net's place: how bright a crop is."""
 
     def measure(self, crops):
         return np.repeat(crops.mean(axis=(1, 2, 3))[:, None] / 255, 3, axis=1)
@@ -68,7 +68,7 @@ def pictures(count=6):
 
 def speaking_clip(path, sound=SOUND, late=0):
     """Pictures as bright as the sound is loud, `late` frames after it."""
-    levels = sync_metrics.SAMPLES * 3  # at 48 kHz
+    levels = sync_metrics.SAMPLES_PER_FRAME * 3  # at 48 kHz
     loud = np.sqrt((SOUND[: FRAMES * levels].reshape(FRAMES, levels) ** 2).mean(axis=1))
     shade = np.roll(40 + 30 * np.log10(np.maximum(loud, 1e-3) / 1e-3), late)
     frames = [np.full((SIZE[1], SIZE[0], 3), value, np.uint8) for value in shade.astype(int)]
@@ -161,12 +161,12 @@ def test_a_late_mouth_is_found_by_its_sound(spoken, tmp_path):
 
 
 def test_frames_without_a_face_are_filled_for_the_mouth():
-    curve = sync_metrics._filled(np.array([1, np.nan, 3, 4, np.nan]))
+    curve = sync_metrics._interpolated(np.array([1, np.nan, 3, 4, np.nan]))
     assert curve.tolist() == [1, 2, 3, 4, 4]
 
 
 def test_missing_weights_stop_no_other_metric(clip, tmp_path):
-    found = measured(clip, clip, *image_metrics.METRICS, weights=tmp_path / "nothing")
+    found = measured(clip, clip, *runner.METRICS, weights=tmp_path / "nothing")
     assert "ssim_face" in found.means
     for name in ("lpips_face", "fid_frame", "fvd_face", "identity", "sync_conf", "lip_lag"):
         assert str(tmp_path / "nothing") in found.missing[name]
@@ -229,14 +229,13 @@ class Means(image_metrics._Frechet):
 
     name, width, batch = "fid", 3, 4
     figures = image_metrics.Fid.figures
-    end = image_metrics.Fid.end
 
-    def features(self, stack):
-        return stack.mean(axis=(1, 2), dtype=np.float32)
+    def load(self, setup):  # noqa: ARG002
+        return lambda stack: stack.mean(axis=(1, 2), dtype=np.float32)
 
 
 def test_a_figure_of_the_whole_set(monkeypatch, clip, tmp_path):
-    monkeypatch.setitem(image_metrics.METRICS, "fid", Means)
+    monkeypatch.setitem(runner.METRICS, "fid", Means)
     other = write_clip(tmp_path / "other.mp4", [0 * one for one in pictures()], size=SIZE)
     pairs = clips.PairedFiles((Pair("one", clip, clip), Pair("two", clip, clip)))
     same = evaluate(pairs, ["fid"]).means["fid_frame"]
@@ -252,12 +251,14 @@ def test_a_figure_of_the_whole_set(monkeypatch, clip, tmp_path):
 @pytest.mark.parametrize("kind", [image_metrics.Fvd, image_metrics.FvdVideoMae])
 def test_windows_of_fvd_are_unbroken(kind):
     metric = object.__new__(kind)
-    metric.sums = {region: [Moments.none(1), Moments.none(1)] for region in image_metrics.REGIONS}
+    metric.moments = {region: [Moments.none(1)] * 2 for region in image_metrics.REGIONS}
     seen = []
-    metric.features = lambda stack: seen.append(stack[:, 0, 0, 0].tolist()) or np.zeros((1, 1))
+    metric.features = lambda stack: seen.append(stack[0, :, 0, 0, 0].tolist()) or np.zeros((1, 1))
     metric.begin(None)
     for index in [*range(20), *range(22, 40)]:
-        metric._add("face", index, np.full((1, 1, 3), index), np.full((1, 1, 3), index))
+        image = np.full((1, 1, 3), index)
+        frames = SimpleNamespace(index=index, whole=image, whole_reference=image, affine=None)
+        metric.update(frames)
     assert seen[::2] == [list(range(16)), list(range(22, 38))]
     metric.begin(None)
     assert metric.end() == {}
@@ -265,7 +266,7 @@ def test_windows_of_fvd_are_unbroken(kind):
 
 def opened(path, detector):
     clip = EvaluatedClip.open(Pair(path.name, path, None), detector, RunContext())
-    for _ in clip.moments():
+    for _ in clip.frame_pairs():
         pass
     return clip
 
@@ -279,16 +280,16 @@ def test_sync_looks_at_the_stretch_with_a_face_and_its_sound(monkeypatch, detect
         seen.update(crops=np.stack(list(crops)), sound=sound)
         return torch.rand(31, 11, generator=torch.Generator().manual_seed(1))
 
-    monkeypatch.setattr(sync, "load_eval_syncnet", lambda *_: None)
+    monkeypatch.setattr(sync_metrics.loading, "load_net", lambda *_, **__: None)
     monkeypatch.setattr(sync, "sync_distances", distances)
     metric = sync_metrics.SyncLocal(Setup(tmp_path, "cpu", detector))
     metric.begin(opened(path, detector))
     assert set(metric.end()) == {"sync_conf_local", "sync_dist_local", "sync_offset_local"}
     assert seen["crops"].shape == (16, 224, 224, 3)
     wave = np.concatenate(list(AudioReader(path).chunks()))
-    start = 16 * sync_metrics.SAMPLES
+    start = 16 * sync_metrics.SAMPLES_PER_FRAME
     np.testing.assert_array_equal(seen["sound"], wave[start : start + len(seen["sound"])])
-    assert len(seen["sound"]) == pytest.approx(16 * sync_metrics.SAMPLES, abs=1024)
+    assert len(seen["sound"]) == pytest.approx(16 * sync_metrics.SAMPLES_PER_FRAME, abs=1024)
     curve = np.array(metric.curves["sync_conf_local"])
     assert np.isnan(curve[:16]).all()
     assert np.isfinite(curve[16:]).all()
@@ -306,9 +307,8 @@ def test_sync_on_the_published_geometry_is_the_mean_of_its_tracks(monkeypatch, d
         given.extend(about)
         return sync.SyncScore(8.0, 6.0, 1), sync.SyncScore(4.0, 9.0, -4)
 
-    monkeypatch.setattr(sync, "load_eval_syncnet", lambda path, _: path)
-    monkeypatch.setattr(sync_metrics.published, "load_s3fd", lambda path, _: path)
-    monkeypatch.setattr(sync_metrics.published, "sync_conf", scores)
+    monkeypatch.setattr(sync_metrics.loading, "load_net", lambda _, path, **__: path)
+    monkeypatch.setattr(sync_metrics.published_sync, "sync_conf", scores)
     metric = sync_metrics.SyncConfidence(Setup(tmp_path, "cpu", detector))
     metric.begin(clip)
     assert metric.end() == {"sync_conf": 6, "sync_dist": 7.5, "sync_offset": -1.5}
@@ -316,8 +316,12 @@ def test_sync_on_the_published_geometry_is_the_mean_of_its_tracks(monkeypatch, d
     assert (net.name, boxes.name) == ("syncnet_v2.model", "sfd_face.pth")
     assert shown is clip.output
     assert len(sound) == pytest.approx(len(SOUND) / 3, abs=1024)
-    clip.reporter = RunContext(cancelled=lambda: True)
-    for act in (metric.end, lambda: next(clip.moments()), lambda: next(clip.moments_at([1]))):
+    clip.context = RunContext(cancelled=lambda: True)
+    for act in (
+        metric.end,
+        lambda: next(clip.frame_pairs()),
+        lambda: next(clip.frame_pairs_at([1])),
+    ):
         with pytest.raises(Cancelled):
             act()
 
@@ -328,10 +332,10 @@ def test_stable_syncnet_is_asked_about_two_stretches(monkeypatch, detector, tmp_
 
     def accuracy(_, windows):
         seen.extend(windows)
-        return StableAccuracy(0.75, 1.0, 0.9, 0.2, 4)
+        return 0.75
 
     monkeypatch.setattr(sync_metrics.loading, "load_syncnet", lambda *_, **__: None)
-    monkeypatch.setattr(sync_metrics, "stable_syncnet_accuracy", accuracy)
+    monkeypatch.setattr(sync_metrics, "syncnet_accuracy", accuracy)
     metric = sync_metrics.SyncNetAccuracy(Setup(tmp_path, "cpu", detector))
     metric.begin(opened(path, detector))
     assert metric.end() == {"stable_accuracy": 0.75}
@@ -498,7 +502,7 @@ def test_what_the_command_refuses(run, clip, tmp_path):
 
 @pytest.mark.slow
 def test_a_drawn_face_with_nothing_downloaded(monkeypatch, run):
-    monkeypatch.undo()  # the real detector and ruler
+    monkeypatch.undo()  # the real detector and mouth net
     face = EXAMPLES / "face.mp4"
     document = strictly(run(face, "-r", face, "--metrics", "psnr,lips,lmd", "--json"))
     means = {name: one["mean"] for name, one in document["metrics"].items()}

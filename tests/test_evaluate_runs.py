@@ -169,13 +169,33 @@ def test_a_picture_that_the_report_names_may_be_gone(tmp_path, make):
         found = measured(output, "psnr", "flicker")
         assert wrong in found.missing["flicker"]
         assert np.isfinite(found.figures["psnr_frame"])
-    for broken in ({"frames": "x"}, {"options": {}}, {"passed_through": [[1]]}, {"frames": -3}):
+    for broken in ({"frames": "x"}, {"options": {}}, {"passed_through": [[1]]}, {"frames": 0}):
         (tmp_path / "out.json").write_text(json.dumps(report | broken))
         assert measured(output, "psnr").face == "largest"
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"frames": 10**15}, "frames 1000000000000000"),
+        ({"source_frames": 10**30}, "source_frames 1000000000000000000000000000000"),
+        ({"frames": -3}, "frames -3"),
+        ({"frames": float("inf")}, "frames inf"),
+        ({"passed_through": [[2, 10**20, "no face"]]}, "passed_through 100000000000000000000"),
+    ],
+)
+def test_a_report_with_absurd_numbers_is_named_with_the_number(tmp_path, make, broken, said):
+    output = make(numbered_clip(tmp_path / "clip.mp4", 8, **LOSSLESS), 0.3)
+    report = json.loads((tmp_path / "out.json").read_text())
+    (tmp_path / "out.json").write_text(json.dumps(report | broken))
+    found = measured(output, "psnr")
+    note = f"its report out.json says {said}, which no clip has: the report is left aside"
+    assert found.notes[0] == note
+    assert (found.face, np.isfinite(found.figures["psnr_frame"])) == ("largest", True)
+
+
 class Brightness:
-    """In the ruler's place: how bright a crop is."""
+    """In the mouth net's place: how bright a crop is."""
 
     def measure(self, crops):
         return np.repeat(crops.mean(axis=(1, 2, 3))[:, None] / 255, 3, axis=1)
@@ -266,11 +286,10 @@ def test_sync_on_the_published_geometry_is_the_chosen_face_s(tmp_path, make, det
         seen.append(len(list(crops)))
         return sync.SyncScore(float(len(seen)), 1.0, 0)
 
-    monkeypatch.setattr(sync, "load_eval_syncnet", lambda *_: None)
-    monkeypatch.setattr(published_sync, "load_s3fd", lambda *_: None)
+    monkeypatch.setattr(sync_metrics.loading, "load_net", lambda *_, **__: None)
     monkeypatch.setattr(published_sync, "detect_boxes", lambda *_: boxes)
-    monkeypatch.setattr(published_sync, "LEAST_FRAMES", 3)
-    monkeypatch.setattr(published_sync, "LEAST_FACE", 10)
+    monkeypatch.setattr(published_sync, "MIN_TRACK_FRAMES", 3)
+    monkeypatch.setattr(published_sync, "MIN_FACE", 10)
     monkeypatch.setattr(published_sync, "sync_confidence", confidence)
     assert measured(output, "sync").figures["sync_conf"] == 1
     assert len(seen) == 1

@@ -1,12 +1,15 @@
 """Figures of the face: landmarks of the mouth, identity, LPIPS, regions, StableSyncNet."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import euclidean
 
 from latentsync.errors import InputError, OptionError, WeightsMismatch, WeightsMissing
-from latentsync.evaluation import identity, image_metrics, landmarks, stable
+from latentsync.evaluation import face_metrics, image_metrics, sync_metrics
+from latentsync.evaluation.metric import Setup
 from latentsync.evaluation.nets.syncnet import stacked
 from latentsync.faces import Builtin, YuNet, align
 from latentsync.faces.detectors.scrfd import LANDMARK_FILE, PACK, SCRFD_FILE, InsightFace
@@ -24,28 +27,28 @@ def mouths(seed=0, count=4, points=6):
 def test_landmark_distance_by_hand():
     truth = np.array([[[0.0, 0], [4, 0], [4, 4], [0, 4]]])
     wider = np.array([[[-1.0, 0], [5, 0], [5, 4], [-1, 4]]])
-    assert landmarks.landmark_distance(wider, truth) == pytest.approx([1])
-    assert landmarks.landmark_distance(truth, truth) == pytest.approx([0])
+    assert face_metrics.landmark_distance(wider, truth) == pytest.approx([1])
+    assert face_metrics.landmark_distance(truth, truth) == pytest.approx([0])
 
 
 def test_where_the_mouth_lies_does_not_count():
     a, b = mouths(1), mouths(2)
     moved = a + np.array([[[30.0, -7.0]]])
-    found = landmarks.landmark_distance(a, b)
+    found = face_metrics.landmark_distance(a, b)
     centred = [(x[2] - x[2].mean(axis=0)) for x in (a, b)]
     assert found[2] == pytest.approx(np.mean(list(map(euclidean, *centred))))
     assert found.shape == (4,)
-    np.testing.assert_allclose(landmarks.landmark_distance(moved, b), found)
-    np.testing.assert_allclose(landmarks.landmark_distance(3 * a, 3 * b), 3 * found)
+    np.testing.assert_allclose(face_metrics.landmark_distance(moved, b), found)
+    np.testing.assert_allclose(face_metrics.landmark_distance(3 * a, 3 * b), 3 * found)
 
 
 def test_landmarks_that_do_not_fit():
     a = mouths()
     for wrong in (a[:2], a[:, :3], a[..., :1], a[0], a[:0]):
         with pytest.raises(OptionError, match="must be \\(n, p, 2\\)"):
-            landmarks.landmark_distance(wrong, a if len(wrong) else wrong)
+            face_metrics.landmark_distance(wrong, a if len(wrong) else wrong)
     with pytest.raises(OptionError, match="not finite"):
-        landmarks.landmark_distance(a * np.nan, a)
+        face_metrics.landmark_distance(a * np.nan, a)
 
 
 def drawn(opening, seed=7, size=(480, 360)):
@@ -60,14 +63,14 @@ def test_a_mouth_is_found_where_the_track_has_the_face():
     for opening in (0.0, 0.5):
         frame, marks, track = drawn(opening)
         face = align.face_of(track.affine[0], 256)
-        found.append(landmarks.mouth_finder(detector).mouth(frame, face))
+        found.append(detector.mouth(frame, face))
         truth.append(marks[5:11])
         off = np.linalg.norm(found[-1] - truth[-1], axis=1).mean()
         assert off < 0.03 * (face.box[3] - face.box[1])
     shut, wide = (np.array(each)[:, None] for each in (found, truth))
     # how far the drawn mouth opened, as the landmarks say it
-    assert landmarks.landmark_distance(shut[0], shut[1])[0] == pytest.approx(
-        landmarks.landmark_distance(wide[0], wide[1])[0], rel=0.4
+    assert face_metrics.landmark_distance(shut[0], shut[1])[0] == pytest.approx(
+        face_metrics.landmark_distance(wide[0], wide[1])[0], rel=0.4
     )
 
 
@@ -77,15 +80,15 @@ def test_insightface_gives_the_twenty_points_of_the_mouth(tmp_path):
     onnx_nets.landmarks(tmp_path / "models" / PACK / LANDMARK_FILE, marks)
     frame = np.zeros((480, 640, 3), np.uint8)
     frame[..., 0] = 255
-    found = landmarks.mouth_finder(InsightFace(tmp_path)).mouth(frame, FACE)
+    found = InsightFace(tmp_path).mouth(frame, FACE)
     # From the box's middle, in its longer side of 200 px; points 52 to 71 of the 106.
     np.testing.assert_allclose(found, np.array([280, 200]) + 200 * marks[52:72], atol=5e-3)
 
 
 def test_a_detector_without_a_mouth():
-    detector = YuNet.__new__(YuNet)
+    setup = Setup(Path(), "cpu", YuNet.__new__(YuNet))
     with pytest.raises(OptionError, match="detector yunet has no landmarks of the lips"):
-        landmarks.mouth_finder(detector)
+        face_metrics.Lmd(setup)
 
 
 def test_the_face_of_a_track():
@@ -112,14 +115,16 @@ def test_the_face_of_a_track():
 
 def test_identity_is_the_mean_cosine():
     looks = np.array([[3.0, 0], [1, 1]])
-    assert identity.identity_similarity(looks, looks * 2) == pytest.approx(1)
-    assert identity.identity_similarity(looks, -looks) == pytest.approx(-1)
-    assert identity.identity_similarity(looks, np.array([0.0, 2])) == pytest.approx(0.5**0.5 / 2)
+    assert face_metrics.identity_similarity(looks, looks * 2) == pytest.approx(1)
+    assert face_metrics.identity_similarity(looks, -looks) == pytest.approx(-1)
+    assert face_metrics.identity_similarity(looks, np.array([0.0, 2])) == pytest.approx(
+        0.5**0.5 / 2
+    )
     for a, b in ((looks[0], looks[0]), (looks, looks[:1]), (looks[:0], looks[:0])):
         with pytest.raises(OptionError, match="wanted \\(n, d\\)"):
-            identity.identity_similarity(a, b)
+            face_metrics.identity_similarity(a, b)
     with pytest.raises(OptionError, match="length 0"):
-        identity.identity_similarity(looks * 0, looks)
+        face_metrics.identity_similarity(looks * 0, looks)
 
 
 def face_net(path, side=112):
@@ -150,7 +155,7 @@ def face_net(path, side=112):
 
 def test_arcface_sees_pupils_and_nose_in_their_places(tmp_path):
     """In RGB, by (value - 127.5) / 127.5, at 112 px: where ArcFace has been trained to see them."""
-    net = identity.ArcFace(face_net(tmp_path / "face.onnx"))
+    net = face_metrics.ArcFace(face_net(tmp_path / "face.onnx"))
     frame, marks, track = drawn(0.2)
     frame[:] = 127
     for place, colour in ((2, (255, 0, 0)), (3, (0, 255, 0)), (4, (0, 0, 255))):
@@ -167,12 +172,12 @@ def test_arcface_sees_pupils_and_nose_in_their_places(tmp_path):
 
 def test_loading_arcface(tmp_path):
     with pytest.raises(WeightsMissing, match="download eval"):
-        identity.ArcFace(tmp_path / "none.onnx")
+        face_metrics.ArcFace(tmp_path / "none.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     with pytest.raises(WeightsMismatch, match=r"not an ONNX model .*; delete it and run"):
-        identity.ArcFace(tmp_path / "broken.onnx")
+        face_metrics.ArcFace(tmp_path / "broken.onnx")
     with pytest.raises(WeightsMismatch, match="ArcFace takes"):
-        identity.ArcFace(face_net(tmp_path / "other.onnx", 64))
+        face_metrics.ArcFace(face_net(tmp_path / "other.onnx", 64))
 
 
 # LPIPS
@@ -188,10 +193,10 @@ class Apart(torch.nn.Linear):
 
 def test_lpips_of_frames():
     lpips, rng = Apart(1, 1), np.random.default_rng(0)
-    a, b = rng.integers(0, 256, (2, image_metrics.BATCH + 1, 24, 20, 3), np.uint8)
+    a, b = rng.integers(0, 256, (2, image_metrics.LPIPS_BATCH + 1, 24, 20, 3), np.uint8)
     b[3] = a[3]
     found = image_metrics.lpips_distance(lpips, a, b)
-    assert found.shape == (image_metrics.BATCH + 1,)
+    assert found.shape == (image_metrics.LPIPS_BATCH + 1,)
     assert found[3] == 0
     x, y = (
         torch.from_numpy(s[:2].astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1 for s in (a, b)
@@ -237,19 +242,11 @@ def heard(first, second):
 def test_stable_syncnet_hears():
     quarter = np.pi / 2
     right = heard([0.0, quarter], [0.0, quarter])
-    found = stable.stable_syncnet_accuracy(Ear(), [right, right])
-    assert (found.accuracy, found.best_accuracy, found.pairs) == (1, 1, 8)
-    assert (found.in_sync, found.out_of_sync) == pytest.approx((1, 0), abs=1e-6)
+    assert sync_metrics.syncnet_accuracy(Ear(), [right, right]) == 1
     # swapped: what belongs together is taken for what doesn't
-    assert (
-        stable.stable_syncnet_accuracy(Ear(), [heard([0.0, quarter], [quarter, 0.0])]).accuracy == 0
-    )
-    # turned by as much, cosines lie below 0.5 and above it by no more; another threshold tells
-    turned = heard([0.0, 3.0], [1.2, 4.2])
-    found = stable.stable_syncnet_accuracy(Ear(), iter([turned]))
-    assert found.accuracy == 0.5
-    assert found.best_accuracy == 1
-    assert found.in_sync == pytest.approx(np.cos(1.2), abs=1e-6)
+    assert sync_metrics.syncnet_accuracy(Ear(), [heard([0.0, quarter], [quarter, 0.0])]) == 0
+    # turned by as much: all cosines lie below 0.5, so half of the pairs are told right
+    assert sync_metrics.syncnet_accuracy(Ear(), iter([heard([0.0, 3.0], [1.2, 4.2])])) == 0.5
     with pytest.raises(InputError, match="no window"):
-        stable.stable_syncnet_accuracy(Ear(), [])
+        sync_metrics.syncnet_accuracy(Ear(), [])
     assert stacked(right[0].flatten(0, 1), Ear.config).shape == (2, 64, 2, 4)

@@ -13,6 +13,7 @@ from torch import nn
 from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
 from latentsync.evaluation import features
 from latentsync.evaluation.nets.inception import Inception, average
+from latentsync.evaluation.nets.loading import load_net
 from latentsync.evaluation.nets.videomae import VideoMAE
 from latentsync.runtime.checkpoints import filled
 from tests.golden.golden_rule import fill
@@ -85,10 +86,10 @@ def test_inception_sees_frames_as_fid_wants_them():
             seen.append(x)
             return x.mean((2, 3)).repeat(1, 683)[:, :2048]
 
-    given = frames(features.BATCH + 1, 350, 310)
+    given = frames(features.FRAME_BATCH + 1, 350, 310)
     found = features.inception_features(Told(), given)
-    assert found.shape == (features.BATCH + 1, 2048)
-    assert seen[0].shape == (features.BATCH, 3, 299, 299)
+    assert found.shape == (features.FRAME_BATCH + 1, 2048)
+    assert seen[0].shape == (features.FRAME_BATCH, 3, 299, 299)
     wanted = cv2.resize(given[0].astype(np.float32), (299, 299), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(seen[0][0].permute(1, 2, 0), wanted / 127.5 - 1, atol=2e-3)
     assert features.inception_features(Told(), given[:0]).shape == (0, 2048)
@@ -97,18 +98,17 @@ def test_inception_sees_frames_as_fid_wants_them():
             features.inception_features(Told(), wrong)
 
 
-def test_loading_inception_is_strict(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "Inception", lambda: nn.BatchNorm2d(2))
+def test_loading_is_strict(tmp_path):
     state = {key: torch.ones(2) for key in ("weight", "bias", "running_mean", "running_var")}
     file = tmp_path / "inception.pth"
     with pytest.raises(WeightsMissing, match="download eval"):
-        features.load_inception(file)
+        load_net(lambda: nn.BatchNorm2d(2), file)
     torch.save(state, file)
-    assert torch.equal(features.load_inception(file).weight, torch.ones(2))
+    assert torch.equal(load_net(lambda: nn.BatchNorm2d(2), file).weight, torch.ones(2))
     del state["bias"]
     torch.save(state, file)
     with pytest.raises(WeightsMismatch, match="does not fit"):
-        features.load_inception(file)
+        load_net(lambda: nn.BatchNorm2d(2), file)
 
 
 class Script(nn.Module):

@@ -13,7 +13,7 @@ from transformers import ResNetConfig, ResNetModel
 
 from latentsync import faces
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.evaluation.nets.hyper_iqa import JUDGE, SIDE, Backbone, HyperIQA
+from latentsync.evaluation.nets.hyper_iqa import LAYERS, SIDE, Backbone, HyperIQA
 from latentsync.media import VideoReader
 from latentsync.runtime.checkpoints import filled
 from latentsync.training.preparation import (
@@ -106,7 +106,7 @@ def test_each_picture_is_judged_by_a_net_of_its_own(narrow):
         rules = narrow.conv1(features)
         for n in range(2):
             values, pooled = judged[n].tolist(), rules[n].flatten(1).mean(1)
-            for i, width in enumerate(JUDGE, start=1):
+            for i, width in enumerate(LAYERS, start=1):
                 numbers = narrow.get_submodule(f"fc{i}w_conv")(rules[n : n + 1]).flatten().tolist()
                 biases = narrow.get_submodule(f"fc{i}b_fc")(pooled).tolist()
                 values = [

@@ -1,4 +1,4 @@
-"""The ruler: loading it, what it is shown, and where in a clip it looks."""
+"""The mouth net: loading it, what it is given, and where in a clip it looks."""
 
 import cv2
 import numpy as np
@@ -78,28 +78,28 @@ def test_it_loads_what_training_saved(tmp_path):
     net = Regressor(3)
     net.mean += torch.tensor([0.1, 0.8, 0.2])
     net.std *= 0.05
-    ruler = MouthNet.load(saved(tmp_path, net))
+    loaded = MouthNet.load(saved(tmp_path, net))
     crops = np.random.default_rng(1).integers(0, 256, (40, 64, 64, 3), np.uint8)
     pictures = torch.from_numpy(crops).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         expected = net.eval()(pictures).numpy()
-    found = ruler.measure(crops)  # 40: more than one batch
+    found = loaded.measure(crops)  # 40: more than one batch
     assert (found.shape, found.dtype) == ((40, 3), np.float32)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert ruler.measure(crops[:0]).shape == (0, 3)
-    assert ruler.name == "demo/ruler.safetensors"
+    assert loaded.measure(crops[:0]).shape == (0, 3)
+    assert loaded.name == "demo/ruler.safetensors"
     half = saved(tmp_path, net.half())
     np.testing.assert_allclose(MouthNet.load(half).measure(crops), expected, atol=1e-3)
 
 
-def test_without_a_ruler(tmp_path, monkeypatch):
+def test_without_a_mouth_net(tmp_path, monkeypatch):
     with pytest.raises(WeightsMissing, match="restore it"):
         MouthNet.load(tmp_path)
     monkeypatch.setenv("LATENTSYNC_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsMissing, match=str(tmp_path)):
         MouthNet.load()
     saved(tmp_path, Regressor(2))
-    with pytest.raises(WeightsMismatch, match="no ruler of 3") as caught:
+    with pytest.raises(WeightsMismatch, match="no mouth net of 3") as caught:
         MouthNet.load()
     assert "\n" not in str(caught.value)
     (tmp_path / FILE).write_bytes(b"nothing")
@@ -108,15 +108,15 @@ def test_without_a_ruler(tmp_path, monkeypatch):
 
 
 def test_crops_of_any_side():
-    ruler = MouthNet(Redness(), "stub")
+    net = MouthNet(Redness(), "stub")
     fine = np.random.default_rng(2).integers(0, 256, (2, 256, 256, 3), np.uint8)
-    ruler.measure(fine)
+    net.measure(fine)
     small = np.stack([cv2.resize(c, (64, 64), interpolation=cv2.INTER_AREA) for c in fine])
-    shown = ruler.net.shown[0].permute(0, 2, 3, 1).numpy()
+    shown = net.net.shown[0].permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose((shown + 1) * 127.5, small, atol=0.01)
     for wrong in (fine[0], fine[:, :100], fine[..., :1]):
         with pytest.raises(OptionError, match="takes"):
-            ruler.measure(wrong)
+            net.measure(wrong)
 
 
 def test_a_track_is_of_crops_of_its_size(clip):
@@ -165,14 +165,14 @@ def test_the_place_is_the_tracks(clip, monkeypatch):
 
 
 def test_a_clip_is_measured_frame_by_frame(clip):
-    ruler = MouthNet(Redness(), "stub")
+    net = MouthNet(Redness(), "stub")
     detector = Detector()
-    found = mouth_track(clip, ruler, detector)
+    found = mouth_track(clip, net, detector)
     assert found.shape == (10, 3)
     assert detector.seen == 10
     red = (found[:, 0] + 1) * 127.5
     assert np.corrcoef(red, np.arange(10))[0, 1] > 0.99
     track = find_track(clip, Detector())
-    again = mouth_track(clip, ruler, detector, track=track)
+    again = mouth_track(clip, net, detector, track=track)
     assert detector.seen == 10  # nobody looked for the face again
     np.testing.assert_array_equal(found, again)

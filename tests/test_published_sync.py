@@ -11,6 +11,7 @@ import torch
 
 from latentsync.errors import NoFaceFound, WeightsMismatch, WeightsMissing
 from latentsync.evaluation import published_sync
+from latentsync.evaluation.nets.loading import load_net
 from latentsync.evaluation.nets.s3fd import S3FD, Norm
 from latentsync.evaluation.sync import GREY, SyncScore
 from latentsync.media import Colour, VideoFrame
@@ -112,14 +113,14 @@ def test_features_of_a_place_are_brought_to_one_length():
 def test_loading_s3fd(tmp_path):
     file = tmp_path / "sfd_face.pth"
     with pytest.raises(WeightsMissing, match="download eval"):
-        published_sync.load_s3fd(file)
+        load_net(S3FD, file)
     with torch.device("meta"):
         ours = S3FD().state_dict()
     torch.save({key: torch.zeros(1).expand(value.shape) for key, value in ours.items()}, file)
-    assert not published_sync.load_s3fd(file).training
+    assert not load_net(S3FD, file).training
     torch.save({"conv1_1.weight": torch.zeros(64, 3, 3, 3)}, file)  # the other project's names
     with pytest.raises(WeightsMismatch, match="does not fit a S3FD"):
-        published_sync.load_s3fd(file)
+        load_net(S3FD, file)
 
 
 class Boxes:

@@ -14,6 +14,7 @@ from latentsync.cli.verify import verify
 from latentsync.errors import InputError, WeightsMismatch, WeightsMissing
 from latentsync.evaluation import sync
 from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
+from latentsync.evaluation.nets.loading import load_net
 from latentsync.faces import align
 from latentsync.media import VideoFrame
 from latentsync.runtime.checkpoints import root
@@ -251,24 +252,24 @@ def test_the_longest_run_gets_its_own_sound(monkeypatch):
 
 def test_loading_is_strict(tmp_path, net):
     with pytest.raises(WeightsMissing, match="download eval"):
-        sync.load_eval_syncnet(tmp_path / "none.model")
+        load_net(EvalSyncNet, tmp_path / "none.model")
     file = tmp_path / "syncnet_v2.model"
     torch.save(net.state_dict(), file)
-    same = sync.load_eval_syncnet(file)
+    same = load_net(EvalSyncNet, file)
     assert not same.training
     assert torch.equal(same.netfclip[3].weight, net.netfclip[3].weight)
     state = dict(net.state_dict())
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     torch.save(old, file)  # as files from before torch 0.4.1 are
-    assert torch.equal(sync.load_eval_syncnet(file).netfclip[3].weight, net.netfclip[3].weight)
+    assert torch.equal(load_net(EvalSyncNet, file).netfclip[3].weight, net.netfclip[3].weight)
     for broken in ({**state, "more": torch.zeros(1)}, {"a": 1}, [1, 2], {}):
         torch.save(broken, file)
         with pytest.raises(WeightsMismatch, match="syncnet_v2") as caught:
-            sync.load_eval_syncnet(file)
+            load_net(EvalSyncNet, file)
         assert "\n" not in str(caught.value)
     file.write_bytes(b"nothing")
     with pytest.raises(WeightsMismatch):
-        sync.load_eval_syncnet(file)
+        load_net(EvalSyncNet, file)
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_lip_sync_of_the_output_is_measured_where_its_net_is_there(
         return SyncScore(confidence=3.217, distance=9.0, offset=-2)
 
     (weights / EVAL_SYNCNET).touch()
-    monkeypatch.setattr(module, "load_eval_syncnet", lambda path, device: (path, str(device)))
+    monkeypatch.setattr(module, "load_net", lambda _, path, *, device: (path, str(device)))
     monkeypatch.setattr(module, "sync_conf_local", measure)
     found = table("tiny", *inputs, weights=weights, seconds=0.4)["sync confidence (local crop)"]
     assert (found.found, found.good) == ("3.22 at offset -2", None)
@@ -166,7 +166,7 @@ def test_a_clip_too_short_for_it_is_said(inputs, weights, monkeypatch):
         raise InputError("lip-sync can't be measured in 3 frames")
 
     (weights / EVAL_SYNCNET).touch()
-    monkeypatch.setattr(module, "load_eval_syncnet", lambda *_: None)
+    monkeypatch.setattr(module, "load_net", lambda *_, **__: None)
     monkeypatch.setattr(module, "sync_conf_local", refuse)
     found = table("tiny", *inputs, weights=weights, seconds=0.1)["sync confidence (local crop)"]
     assert found.good is None

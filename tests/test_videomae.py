@@ -1,5 +1,6 @@
 """VideoMAE V2 and TREPA: the published names and sizes, and a forward written here on its own."""
 
+import importlib
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from transformers import VideoMAEConfig
 
 from latentsync.errors import BackendUnavailable, WeightsMismatch, WeightsMissing
+from latentsync.evaluation import nets
 from latentsync.evaluation.nets import videomae
 from latentsync.evaluation.nets.loading import load_videomae
 from latentsync.evaluation.nets.videomae import VideoMAE, renamed, trepa_loss
@@ -188,5 +190,8 @@ def test_loading_is_strict(published, tmp_path, monkeypatch):
             load_videomae(file)
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "latentsync.evaluation.nets.videomae", None)
+    monkeypatch.delitem(sys.modules, "latentsync.evaluation.nets.loading")
+    monkeypatch.setattr(nets, "loading", nets.loading)  # put back afterwards
+    fresh = importlib.import_module("latentsync.evaluation.nets.loading")
     with pytest.raises(BackendUnavailable, match=r"install latentsync\[train\]"):
-        load_videomae(file)
+        fresh.load_videomae(file)

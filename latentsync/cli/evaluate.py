@@ -68,10 +68,9 @@ def evaluate(
 ) -> None:
     """Judge OUTPUTS: how close to their originals, and how well in sync."""
     from latentsync.evaluation.clips import find_pairs
-    from latentsync.evaluation.image_metrics import METRICS
     from latentsync.evaluation.report import write_report
+    from latentsync.evaluation.runner import METRICS, names_of
     from latentsync.evaluation.runner import evaluate as measure
-    from latentsync.evaluation.runner import names_of
     from latentsync.evaluation.tables import as_json as json_of
     from latentsync.evaluation.tables import as_text
 

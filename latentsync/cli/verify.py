@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 import latentsync
 from latentsync.audio.mel import SAMPLE_RATE
 from latentsync.errors import InputError, WeightsMismatch
-from latentsync.evaluation.sync import load_eval_syncnet, sync_conf_local
+from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
+from latentsync.evaluation.nets.loading import load_net
+from latentsync.evaluation.sync import sync_conf_local
 from latentsync.faces import align
 from latentsync.media import AudioReader, VideoReader
 from latentsync.options import Options
@@ -176,7 +178,7 @@ def _sync(lipsync: LipSync, output: Path, result: Result, weights: Path) -> Chec
         return Check(what, f"not measured: {missing}")
     clip = VideoReader(output)
     try:
-        net = load_eval_syncnet(weights, lipsync.device)
+        net = load_net(EvalSyncNet, weights, device=lipsync.device)
         (track,) = lipsync.find_faces(clip, result.frames, Options(seed=SEED))
         sound = np.concatenate(list(AudioReader(output).chunks()))
         score = sync_conf_local(net, clip, track, lipsync.nets.config.resolution, sound)

@@ -1,9 +1,9 @@
-"""Figures that say how good an output is, and `latentsync evaluate`, which takes them of many.
+"""Metrics of an output's quality, and `latentsync evaluate`, which measures many outputs.
 
-The arithmetic is functions over pictures and features, one noun a file. metric.py says what a
-metric of the command is; measures.py and speaking.py hold them, clips.py what they see, runner.py
-lets clips pass them, tables.py and page.py write down what came out.
+metric.py defines what a metric is; image_metrics.py, face_metrics.py and sync_metrics.py are the
+metrics, over image_quality.py, features.py, frechet.py, sync.py and published_sync.py. clips.py
+pairs and opens files, runner.py runs all metrics over them, tables.py and report.py write results.
 
-Drawn faces have a truth besides: ruler.py reads the mouth off a clip, lips.py holds it against what
-the voice asks for.
+Drawn faces have a ground truth: mouth_net.py measures the mouth, lip_correlation.py compares it
+with the voice.
 """

@@ -1,8 +1,8 @@
-"""What is judged: outputs and the references they belong to, frame beside frame, 25 a second.
+"""The clips that are judged: outputs beside their references, frame by frame, at 25 fps.
 
-pairs     which file is held against which, by relative name without its suffix
-Clip      one output, its reference, whose face it is and where
-FramePair one frame of both: whole, and the face cut out at the same place
+find_pairs      which file is compared with which, by relative name without its suffix
+EvaluatedClip   one output, its reference, and whose face is where
+FramePair       one frame of both: whole, and the face cropped at the same place
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from latentsync.errors import MediaError, NoFaceFound, OptionError
 from latentsync.evaluation.mouth_net import CROP
 from latentsync.evaluation.run_report import ReportedRun
 from latentsync.faces import LARGEST, FaceChoice, align
-from latentsync.media import AudioReader, VideoFrame, VideoReader
+from latentsync.media import VideoFrame, VideoReader
 from latentsync.options import Options
 from latentsync.pipeline.face_tracks import find_face_tracks
 from latentsync.pipeline.frame_source import FPS, FrameSource
@@ -32,61 +32,62 @@ from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 __all__ = ["EvaluatedClip", "FramePair", "Pair", "PairedFiles", "find_pairs"]
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
-STALE_SECONDS = 0.2  # by which an output and what its report tells of may differ
+MAX_DRIFT_SECONDS = 0.2  # between an output's length and the length that its report states
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One output, and what it is held against."""
+    """One output and its reference."""
 
     name: str  # of the output, below the folder that was given
     output: Path
     reference: Path | None
-    run: ReportedRun | None = None  # that made it, by its own report
+    run: ReportedRun | None = None  # that made the output, by its own report
 
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """What there is to compare, and what was left over."""
+    """The pairs to compare, and the files left over."""
 
     pairs: tuple[Pair, ...]
-    unmatched_outputs: tuple[str, ...] = ()  # though there are references
+    unmatched_outputs: tuple[str, ...] = ()  # although there are references
     unmatched_references: tuple[str, ...] = ()
 
 
 def find_pairs(outputs: Sequence[Path], reference: Path | None = None) -> PairedFiles:
-    """Hold outputs against references of the same relative name, whatever their suffixes.
+    """Pair outputs with references of the same relative name; suffixes don't count.
 
     Args:
-        outputs: files, or folders that are searched with all below them.
-        reference: a folder, or one file that all outputs are held against. Without any, what a
-            run's own report beside the output names as its source, and else none.
+        outputs: files, or folders that are searched with their subfolders.
+        reference: a folder, or one file for all outputs. Default the source that the report beside
+            an output names, if it is there.
 
     Raises:
         OptionError: a path is not there, or there is no clip at all.
     """
-    found = [one for path in outputs for one in _clips(path)]
+    found = [clip for path in outputs for clip in _clips(path)]
     if not found:
-        said = ", ".join(map(str, outputs)) or "nothing"
+        given = ", ".join(map(str, outputs)) or "nothing"
         raise OptionError(
-            f"no clip in {said}; give clips ({', '.join(sorted(SUFFIXES))}) or a folder of them"
+            f"no clip in {given}; give clips ({', '.join(sorted(SUFFIXES))}) or a folder of them"
         )
-    runs = {path: ReportedRun.of(path) for _, path in found}
-    if reference is None:
-        return PairedFiles(tuple(_by_report(name, path, runs[path]) for name, path in found))
-    if reference.is_file():
-        return PairedFiles(tuple(Pair(name, path, reference, runs[path]) for name, path in found))
-    there: dict[str, tuple[str, Path]] = {}
-    for name, path in _clips(reference):
-        there.setdefault(_stem(name), (name, path))
-    matched = {_stem(name) for name, _ in found if _stem(name) in there}
+    runs = [ReportedRun.of(path) for _, path in found]
+    if reference is None or reference.is_file():
+        sources = [run.source if run and run.has_source() else None for run in runs]
+        references = sources if reference is None else [reference] * len(found)
+        pairs = zip(found, references, runs, strict=True)
+        return PairedFiles(tuple(Pair(*clip, source, run) for clip, source, run in pairs))
+    there: dict[PurePath, tuple[str, Path]] = {}
+    for clip in _clips(reference):
+        there.setdefault(PurePath(clip[0]).with_suffix(""), clip)
+    stems = [PurePath(name).with_suffix("") for name, _ in found]
     return PairedFiles(
         tuple(
-            Pair(name, path, there.get(_stem(name), (name, None))[1], runs[path])
-            for name, path in found
+            Pair(*clip, there[stem][1] if stem in there else None, run)
+            for clip, stem, run in zip(found, stems, runs, strict=True)
         ),
-        tuple(name for name, _ in found if _stem(name) not in there),
-        tuple(name for stem, (name, _) in there.items() if stem not in matched),
+        tuple(name for (name, _), stem in zip(found, stems, strict=True) if stem not in there),
+        tuple(name for stem, (name, _) in there.items() if stem not in stems),
     )
 
 
@@ -96,22 +97,13 @@ def _clips(path: Path) -> list[tuple[str, Path]]:
         if not path.is_file():
             raise OptionError(f"{path} is not there; give a clip or a folder of clips")
         return [(path.name, path)]
-    below = (one for one in sorted(path.rglob("*")) if one.suffix.lower() in SUFFIXES)
-    return [(one.relative_to(path).as_posix(), one) for one in below if one.is_file()]
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0] or name
-
-
-def _by_report(name: str, path: Path, run: ReportedRun | None) -> Pair:
-    """The output beside the clip that its report names as its source, if that is there."""
-    return Pair(name, path, run.source if run and run.has_source() else None, run)
+    below = (file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES)
+    return [(file.relative_to(path).as_posix(), file) for file in below if file.is_file()]
 
 
 @dataclass
 class FramePair:
-    """The frame of an output at one time, and of its reference; made when it is looked at."""
+    """An output's frame and the reference's; pixels are converted when they are first asked for."""
 
     index: int  # frames from the start
     output: VideoFrame
@@ -122,21 +114,18 @@ class FramePair:
     def whole(self) -> Frame:
         """The output's frame, in the reference's size."""
         rgb, wanted = self.output.rgb(), self.reference or self.output
-        if not self._scaled:
+        size = wanted.width, wanted.height
+        if size == (self.output.width, self.output.height):
             return rgb
-        size, smaller = (wanted.width, wanted.height), wanted.width < rgb.shape[1]
-        method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+        method = cv2.INTER_AREA if wanted.width < rgb.shape[1] else cv2.INTER_CUBIC
         return np.asarray(cv2.resize(rgb, size, interpolation=method), np.uint8)
 
     @property
-    def shown(self) -> VideoFrame:
-        """The same, of which parts can be had."""
-        return VideoFrame.from_rgb(self.whole) if self._scaled else self.output
-
-    @property
-    def _scaled(self) -> bool:
+    def scaled_output(self) -> VideoFrame:
+        """The output's frame in the reference's size, unconverted if it has that size already."""
         wanted = self.reference or self.output
-        return (wanted.width, wanted.height) != (self.output.width, self.output.height)
+        same = (wanted.width, wanted.height) == (self.output.width, self.output.height)
+        return self.output if same else VideoFrame.from_rgb(self.whole)
 
     @cached_property
     def whole_reference(self) -> Frame:
@@ -145,21 +134,21 @@ class FramePair:
 
     @cached_property
     def face(self) -> Frame:
-        """The output's aligned crop, (CROP, CROP, 3), at the reference's place."""
-        return self._cut(self.whole)
+        """The output's aligned crop, (CROP, CROP, 3), where the reference has its face."""
+        return self._crop(self.whole)
 
     @cached_property
     def face_reference(self) -> Frame:
-        return self._cut(self.whole_reference)
+        return self._crop(self.whole_reference)
 
-    def _cut(self, whole: Frame) -> Frame:
+    def _crop(self, whole: Frame) -> Frame:
         assert self.affine is not None
         box = align.face_box(self.affine, CROP, whole.shape[1], whole.shape[0])
         region = whole[box.top : box.bottom, box.left : box.right]
         return align.cut_face(region, box, self.affine, CROP)
 
 
-def _cut_since(reference: VideoReader) -> MediaError:
+def _shortened(reference: VideoReader) -> MediaError:
     return MediaError(
         f"{reference.path} has fewer frames than when the output was made of it; put that clip "
         "back, or delete the report beside the output"
@@ -168,14 +157,14 @@ def _cut_since(reference: VideoReader) -> MediaError:
 
 @dataclass(frozen=True)
 class FrameMapping:
-    """Which frame of the reference belongs to each frame of the output, 25 a second."""
+    """Which frame of the reference belongs to each frame of the output, at 25 fps."""
 
     numbers: IntArray  # (n,) of the reference's frames
-    own_pace: bool  # these are the frames of the file; else 25 a second
+    own_pace: bool  # these number the frames of the file; else frames at 25 fps
     seconds: NDArray[np.float64]  # (n,) when each is shown in the reference
 
     def frames(self, reference: VideoReader, indices: Sequence[int]) -> Iterator[VideoFrame]:
-        """The reference's frames that belong to frames of the output.
+        """Read the reference's frames that belong to the output's.
 
         Raises:
             MediaError: the reference has fewer frames than the run's source had.
@@ -185,134 +174,87 @@ class FrameMapping:
         try:
             yield from read(numbers)
         except IndexError as error:
-            raise _cut_since(reference) from error
+            raise _shortened(reference) from error
 
 
 @dataclass
 class EvaluatedClip:
-    """One output with its reference and the face's track; frames stream by, none is kept."""
+    """One output with its reference and the face's track; frames are streamed, none is kept."""
 
     pair: Pair
-    reporter: RunContext
+    context: RunContext
     output: VideoReader
     reference: VideoReader | None
-    track: FaceTrack | None  # in the output's frames, where a mouth was drawn; None: no face
-    no_face: str = ""  # why there is none
+    track: FaceTrack | None  # in the output's frames whose mouth was generated; None: no face
+    no_face: str = ""  # why there is no track
     notes: list[str] = field(default_factory=list)
-    frames: int = 0  # that were compared; known after `moments`
-    face: FaceChoice = LARGEST  # whose it is
-    chosen: bool = False  # whether somebody said so
-    beside: FrameMapping | None = (
-        None  # None: the output's frame i belongs to the reference's frame i
-    )
-    no_truth: str | None = None  # why the reference's mouth is no truth; "": it is; None: not asked
+    frames: int = 0  # compared; known after `frame_pairs`
+    face: FaceChoice = LARGEST
+    chosen: bool = False  # whether an option or the report chose the face
+    mapping: FrameMapping | None = None  # None: the same index in both
+    no_truth: str | None = None  # by `sync_metrics.why_no_truth`; None: not asked yet
 
     @classmethod
     def open(
-        cls, pair: Pair, detector: faces.Detector, reporter: RunContext, face: str | None = None
+        cls, pair: Pair, detector: faces.Detector, context: RunContext, face: str | None = None
     ) -> "EvaluatedClip":
         """Open both files and find the face, in a first pass over the reference.
 
         Args:
-            face: whose, as in `Options.face`. None: the one that the run's report names, which
-                also tells the source frame of each output frame, and those left untouched; without
-                a report the largest.
+            face: whose, as in `Options.face`. Default the one that the run's report names, without
+                a report the largest. The report also tells the source frame of each output frame,
+                and which were left untouched.
 
         Raises:
             MediaError: a file can't be read.
-            OptionError: `face` means none.
+            OptionError: `face` has no meaning.
         """
         output = VideoReader(pair.output, fps=FPS)
         reference = VideoReader(pair.reference, fps=FPS) if pair.reference else None
-        seconds, run, notes = output.info.duration_seconds, pair.run, list[str]()
-        if run and run.seconds and seconds and abs(seconds - run.seconds) > STALE_SECONDS:
-            notes.append(
+        clip = cls(pair, context, output, reference, None)
+        seconds = output.info.duration_seconds
+        run = clip._valid_run(seconds)
+        clip._choose_face(run, face)
+        own = None
+        if run and run.source_frames is not None:
+            own = _own_frames(run, output)
+            if pair.reference and run.is_source(pair.reference):
+                clip._map_frames(run, own)
+            elif pair.reference:
+                clip.notes.append(
+                    f"{pair.reference.name} is not the source that its report names: their frames "
+                    "are compared by time"
+                )
+        at_most = math.ceil(seconds * FPS) + 1 if seconds else None
+        if clip.no_face:
+            return clip
+        try:
+            track = clip._find_face(detector, at_most)
+        except (NoFaceFound, OptionError) as error:  # the latter: nobody is at the point
+            clip.no_face = str(error)
+            return clip
+        if run and own is not None:
+            track = clip._without_untouched(track, run.generated()[own])
+        if track.found.any():
+            clip.track = track
+        else:
+            clip.no_face = "no frame with the face has a mouth that was drawn, says its report"
+        return clip
+
+    def _valid_run(self, seconds: float | None) -> ReportedRun | None:
+        """The run of the report, unless the report is of another output or damaged."""
+        run = self.pair.run
+        if run and run.problem:
+            self.notes.append(f"its report {run.problem}: the report is left aside")
+        elif run and run.seconds and seconds and abs(seconds - run.seconds) > MAX_DRIFT_SECONDS:
+            self.notes.append(
                 f"its report tells of {run.seconds:.2f} s, but it lasts {seconds:.2f} s: the "
                 "report is of another output, and left aside"
             )
-            run = None
-        made = cls(pair, reporter, output, reference, None, notes=notes)
-        made._choose(run, face)
-        own = _own_frames(run, output) if run and run.shown is not None else None
-        if run and own is not None and pair.reference:
-            made._lay_beside(run, own, pair.reference)
-        at_most = math.ceil(seconds * FPS) + 1 if seconds else None
-        try:
-            track = made._find(detector, at_most) if not made.no_face else None
-        except (NoFaceFound, OptionError) as error:  # the latter: nobody is at the point
-            made.no_face = str(error)
-            track = None
-        if track is None:
-            return made
-        drawn = None if own is None or run is None else run.drawn()[own]
-        if drawn is not None:
-            track = made._masked(track, drawn)
-        if track.found.any():
-            made.track = track
-        else:
-            made.no_face = "no frame with the face has a mouth that was drawn, says its report"
-        return made
+            return None
+        return run
 
-    def _lay_beside(self, run: ReportedRun, own: IntArray, reference: Path) -> None:
-        """Find the reference's frame for each of the output's, if the reference is the source."""
-        assert run.shown is not None
-        assert self.reference is not None
-        if not run.is_source(reference):
-            self.notes.append(
-                f"{reference.name} is not the source that its report names: their frames are "
-                "compared by time"
-            )
-            return
-        numbers = run.shown[own]
-        times = numbers / float(FPS)
-        if run.own_pace and not self.reference.info.is_image:
-            shown = np.array([float(at) for at in self.reference.times()])
-            if numbers.max() >= len(shown):
-                raise _cut_since(self.reference)
-            times = shown[numbers]
-        self.beside = FrameMapping(numbers, run.own_pace, times)
-
-    def _find(self, detector: faces.Detector, at_most: int | None) -> FaceTrack:
-        """The face in each of the output's frames; NoFaceFound where it is in none."""
-        looked: FrameSource | VideoReader = self.reference or self.output
-        fps, beside = FPS, self.beside
-        if beside:
-            at_most = int(beside.numbers.max()) + 1
-        if beside and beside.own_pace and self.reference:
-            looked = FrameSource.of(self.reference, "source")
-            fps = looked.fps
-        (track, *_) = find_face_tracks(
-            looked,
-            at_most,
-            detector,
-            [self.face],
-            Options(),
-            resolution=CROP,
-            fps=fps,
-            reporter=self.reporter,
-        )
-        if beside:
-            there = np.minimum(beside.numbers, len(track) - 1)
-        elif self._still:
-            there = np.zeros(at_most or 1, np.int64)
-        else:
-            return track
-        return FaceTrack(track.affine[there], track.found[there])
-
-    def _masked(self, track: FaceTrack, drawn: NDArray[np.bool_]) -> FaceTrack:
-        """The track without the frames that the run left untouched."""
-        count = min(len(track), len(drawn))
-        found = track.found.copy()
-        found[:count] &= drawn[:count]
-        if not drawn.all():
-            self.notes.append(
-                f"{(~drawn).sum()} of {len(drawn)} frames were left untouched: they count in the "
-                "whole frame's figures only"
-            )
-        return FaceTrack(track.affine, found)
-
-    def _choose(self, run: ReportedRun | None, face: str | None) -> None:
-        """Whose face is measured."""
+    def _choose_face(self, run: ReportedRun | None, face: str | None) -> None:
         drawn = run.faces if run else ()
         self.chosen = bool(face or drawn)
         try:
@@ -328,74 +270,115 @@ class EvaluatedClip:
                 "measures another"
             )
 
-    def sound(self) -> AudioReader:
-        """The output's; MediaError where it has none."""
-        return AudioReader(self.pair.output)
+    def _map_frames(self, run: ReportedRun, own: IntArray) -> None:
+        """Map the output's frames to those of the reference, which is the run's source."""
+        assert run.source_frames is not None
+        assert self.reference is not None
+        numbers = run.source_frames[own]
+        times = numbers / float(FPS)
+        if run.own_pace and not self.reference.info.is_image:
+            begins = np.array([float(at) for at in self.reference.times()])
+            if numbers.max() >= len(begins):
+                raise _shortened(self.reference)
+            times = begins[numbers]
+        self.mapping = FrameMapping(numbers, run.own_pace, times)
 
-    def moments(self) -> Iterator[FramePair]:
-        """Both files' frames that belong together, as far as both go; `notes` says what was left.
+    def _find_face(self, detector: faces.Detector, at_most: int | None) -> FaceTrack:
+        """Find the face in each of the output's frames; NoFaceFound if it is in none."""
+        clip: FrameSource | VideoReader = self.reference or self.output
+        fps = FPS
+        if self.mapping:
+            at_most = int(self.mapping.numbers.max()) + 1
+            if self.mapping.own_pace and self.reference:
+                clip = FrameSource.of(self.reference, "source")
+                fps = clip.fps
+        (track, *_) = find_face_tracks(
+            clip,
+            at_most,
+            detector,
+            [self.face],
+            Options(),
+            resolution=CROP,
+            fps=fps,
+            reporter=self.context,
+        )
+        if self.mapping:
+            there = np.minimum(self.mapping.numbers, len(track) - 1)
+        elif self._is_still:
+            there = np.zeros(at_most or 1, np.int64)
+        else:
+            return track
+        return FaceTrack(track.affine[there], track.found[there])
 
-        By a run's report these are the output's frames and their source frames; else the frames
-        of the same times.
+    def _without_untouched(self, track: FaceTrack, generated: NDArray[np.bool_]) -> FaceTrack:
+        count = min(len(track), len(generated))
+        found = track.found.copy()
+        found[:count] &= generated[:count]
+        if not generated.all():
+            self.notes.append(
+                f"{(~generated).sum()} of {len(generated)} frames were left untouched: they count "
+                "in the whole frame's figures only"
+            )
+        return FaceTrack(track.affine, found)
+
+    def frame_pairs(self) -> Iterator[FramePair]:
+        """Stream both files' frames as far as both go; `notes` says what was left over.
+
+        With a mapping these are the output's frames and their source frames, else the frames of
+        the same times.
         """
-        beside = self._all_references() if self.reference else None
+        references: Iterator[VideoFrame] | None = None
+        if self.reference and self.mapping:
+            references = self.mapping.frames(self.reference, range(len(self.mapping.numbers)))
+        elif self.reference:
+            references = self.reference.frames(count() if self._is_still else None)
         for index, frame in enumerate(self.output.frames()):
-            self.reporter.check()
-            held = next(beside, None) if beside else None
-            if beside and held is None:
+            self.context.check()
+            reference = next(references, None) if references else None
+            if references and reference is None:
                 self.notes.append(f"the reference ends after {index} frames, the output goes on")
                 return
-            if not index:
-                self._note_sizes(frame, held)
+            if not index and reference:
+                size, wanted = (f"{one.width}x{one.height}" for one in (frame, reference))
+                if size != wanted:
+                    self.notes.append(f"{size} px was scaled to the reference's {wanted}")
             self.frames = index + 1
-            yield FramePair(index, frame, held, self.affine(index))
-        if beside and not self.beside and not self._still and next(beside, None):
+            yield FramePair(index, frame, reference, self.affine(index))
+        if references and not self.mapping and not self._is_still and next(references, None):
             self.notes.append(f"the output ends after {self.frames} frames, the reference goes on")
 
-    def moments_at(self, indices: Iterable[int]) -> Iterator[FramePair]:
-        """Some of them again, in rising order."""
+    def frame_pairs_at(self, indices: Iterable[int]) -> Iterator[FramePair]:
+        """Read some of the frame pairs again, in rising order."""
         numbers = list(indices)
-        held: Iterator[VideoFrame | None] = iter([None] * len(numbers))
-        if self.reference and self.beside:
-            held = self.beside.frames(self.reference, numbers)
+        references: Iterable[VideoFrame | None] = [None] * len(numbers)
+        if self.reference and self.mapping:
+            references = self.mapping.frames(self.reference, numbers)
         elif self.reference:
-            held = self.reference.frames(numbers)
-        for index, frame, beside in zip(numbers, self.output.frames(numbers), held, strict=True):
-            self.reporter.check()
-            yield FramePair(index, frame, beside, self.affine(index))
+            references = self.reference.frames(numbers)
+        outputs = self.output.frames(numbers)
+        for index, frame, reference in zip(numbers, outputs, references, strict=True):
+            self.context.check()
+            yield FramePair(index, frame, reference, self.affine(index))
 
     def affine(self, index: int) -> FloatArray | None:
-        """(2, 3) frame px -> crop px; None where there is no face."""
+        """(2, 3) frame px -> crop px; None if there is no face."""
         if self.track is None or index >= len(self.track) or not self.track.found[index]:
             return None
         return self.track.affine[index]
 
     @property
-    def _still(self) -> bool:
+    def _is_still(self) -> bool:
         return self.reference is not None and self.reference.info.is_image
-
-    def _all_references(self) -> Iterator[VideoFrame]:
-        assert self.reference is not None
-        if self.beside:
-            return self.beside.frames(self.reference, range(len(self.beside.numbers)))
-        return self.reference.frames(count()) if self._still else self.reference.frames()
-
-    def _note_sizes(self, output: VideoFrame, reference: VideoFrame | None) -> None:
-        if reference and (output.width, output.height) != (reference.width, reference.height):
-            self.notes.append(
-                f"{output.width}x{output.height} px was scaled to the reference's "
-                f"{reference.width}x{reference.height}"
-            )
 
 
 def _own_frames(run: ReportedRun, output: VideoReader) -> IntArray:
-    """(n,) which frame of the file is shown at each of the output's frames, 25 a second."""
-    assert run.shown is not None
+    """(n,) which frame of the file is shown at each of the output's frames at 25 fps."""
+    assert run.source_frames is not None
     if not run.own_pace:
-        return np.arange(len(run.shown))
+        return np.arange(len(run.source_frames))
     times = list(output.times())
     begins = np.array([math.floor(at * FPS + Fraction(1, 2)) for at in times])
     last = round((times[-1] - times[-2]) * FPS) if len(times) > 1 else 1
     at = np.arange(begins[-1] + max(1, last))
     own = np.searchsorted(begins, at, side="right") - 1
-    return np.minimum(own, len(run.shown) - 1)
+    return np.minimum(own, len(run.source_frames) - 1)

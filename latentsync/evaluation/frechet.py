@@ -1,7 +1,7 @@
-"""Frechet distance between two sets of features: what FID and FVD are, whatever net gives them.
+"""Frechet distance between two sets of features: FID and FVD, depending on the net.
 
-Both sets are taken for Gaussians, of which only mean and covariance count; `Moments` gathers those
-from a stream. FID: https://arxiv.org/abs/1706.08500; FVD: https://arxiv.org/abs/1812.01717.
+Both sets are taken as Gaussians, described by mean and covariance; `Moments` accumulates these from
+a stream. FID: https://arxiv.org/abs/1706.08500; FVD: https://arxiv.org/abs/1812.01717.
 """
 
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """How many features of width d there were, their mean and spread; two of them add up.
+    """Number, mean and scatter of features of width d; two of them add up.
 
-    Sums of squares would cancel where the mean is large beside the spread; so what is kept is the
-    scatter about the mean, merged as by Chan, Golub and LeVeque,
+    Sums of squares would lose precision where the mean is large compared with the spread. So the
+    scatter about the mean is kept, merged as by Chan, Golub and LeVeque,
     https://doi.org/10.1080/00031305.1983.10483115. In float64 a width of 2048 takes 32 MB.
     """
 
     count: int
     mean: Array  # (d,)
-    scatter: Array  # (d, d): sum of the outer products of each feature less the mean
+    scatter: Array  # (d, d): sum of the outer products of each feature minus the mean
 
     @classmethod
     def none(cls, width: int) -> "Moments":
-        """Of no feature yet: where a sum begins."""
+        """The moments of no feature: where a sum begins."""
         return cls(0, np.zeros(width), np.zeros((width, width)))
 
     @classmethod
     def of(cls, features: ArrayLike) -> "Moments":
-        """Of features (n, d), at least one.
+        """Compute the moments of features (n, d), n at least 1.
 
         Raises:
             OptionError: another shape, or a value that is not finite.
@@ -50,7 +50,7 @@ class Moments:
         return cls(len(rows), mean, (rows - mean).T @ (rows - mean))
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Of both sets together. Raises OptionError where their widths differ."""
+        """Merge the moments of two sets. Raises OptionError if their widths differ."""
         _check_widths(self, other)
         count = self.count + other.count
         apart = other.mean - self.mean
@@ -60,20 +60,19 @@ class Moments:
 
     @property
     def covariance(self) -> Array:
-        """(d, d), unbiased as `numpy.cov` has it. Raises OptionError of fewer than 2 features."""
+        """(d, d), unbiased like `numpy.cov`. Raises OptionError for fewer than 2 features."""
         if self.count < 2:
             raise OptionError(f"{self.count} features have no covariance; give 2 or more")
         return np.asarray(self.scatter / (self.count - 1))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances; 0 for equal sets.
+    """Compute |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)) with covariances A, B.
 
-    It is biased: few samples give a larger distance than many, even of one and the same set, and n
-    features leave a covariance of rank n - 1 at most. It is computed all the same (a root of each
-    covariance by its own eigenvectors, no root of their product, which would break there), but
-    compare only distances of equally many samples, and publish none of fewer than some thousands:
-    https://arxiv.org/abs/1911.07023.
+    The distance is biased: few samples give a larger one than many, even of the same set. Compare
+    only distances of equally many samples, and publish none of fewer than some thousands:
+    https://arxiv.org/abs/1911.07023. Of n features the covariance has rank n - 1 at most; so each
+    covariance gets a root from its own eigenvectors, because a root of their product would fail.
 
     Raises:
         OptionError: the widths differ, or one set has fewer than 2 features.
@@ -87,7 +86,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _root(covariance: Array) -> Array:
-    """R (d, rank) with R R^T the covariance; directions that hold rounding only are left out."""
+    """R (d, rank) with R R^T = covariance, without directions that hold only rounding errors."""
     values, vectors = np.linalg.eigh(covariance)
     real = values > values.max() * len(values) * np.finfo(np.float64).eps
     return np.asarray(vectors[:, real] * np.sqrt(values[real]))

@@ -1,360 +1,243 @@
-"""The metrics that `latentsync evaluate` knows, by name; those of pictures are here.
+"""The image metrics: PSNR, SSIM, LPIPS, flicker, FID and FVD."""
 
-The arithmetic lies in the files beside this one; here it is asked in batches, as a clip passes by.
-See metric.py.
-"""
-
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentsync.errors import InputError, OptionError
-from latentsync.evaluation import features, identity, landmarks
-from latentsync.evaluation import image_quality as pictures
+from latentsync.diffusion.generator import to_float
+from latentsync.errors import OptionError
+from latentsync.evaluation import features
 from latentsync.evaluation.clips import EvaluatedClip, FramePair
 from latentsync.evaluation.frechet import Moments, frechet_distance
-from latentsync.evaluation.image_quality import compared
+from latentsync.evaluation.image_quality import (
+    FlickerAccumulator,
+    compared,
+    pooled_psnr,
+    psnr_curve,
+    ssim_curve,
+)
 from latentsync.evaluation.metric import Figure, Metric, Setup
 from latentsync.evaluation.mouth_net import CROP
 from latentsync.evaluation.nets import loading
+from latentsync.evaluation.nets.inception import Inception
 from latentsync.evaluation.nets.lpips import LPIPS
-from latentsync.evaluation.sync_metrics import (
-    LipMetrics,
-    SyncConfidence,
-    SyncLocal,
-    SyncNetAccuracy,
-    why_no_truth,
-)
-from latentsync.faces.align import face_of
-from latentsync.runtime.devices import is_cuda
-from latentsync.types import Box, Face, FloatArray, Frame
+from latentsync.types import Box, FloatArray, Frame
 
-__all__ = ["METRICS", "lpips_distance"]
+__all__ = ["Fid", "Flicker", "Fvd", "FvdVideoMae", "Lpips", "Psnr", "Ssim", "lpips_distance"]
 
-Stack = NDArray[np.uint8]
-REGIONS = ("frame", "face")
+Stack = NDArray[np.uint8]  # (n, H, W, 3) RGB
+REGIONS = {"frame": "the whole frame", "face": f"the face, aligned in {CROP} px"}
+MIN_LPIPS_SIDE = 16  # px; four poolings leave one pixel of it
+LPIPS_BATCH = 8  # images; VGG16's first layers hold 64 channels at full size
 
 
-def _both(
+def _figures(
     name: str, unit: str, better: Literal["higher", "lower"], what: str
 ) -> tuple[Figure, ...]:
-    where = {"frame": "the whole frame", "face": f"the face, aligned in {CROP} px"}
     return tuple(
-        Figure(f"{name}_{region}", unit, better, f"{what} of {where[region]}") for region in REGIONS
+        Figure(f"{name}_{region}", unit, better, f"{what} of {where}")
+        for region, where in REGIONS.items()
     )
 
 
-@dataclass
-class _Pending:
-    """Pictures that wait for their batch."""
-
-    indices: list[int] = field(default_factory=list)
-    pictures: list[Frame] = field(default_factory=list)
-    truth: list[Frame] = field(default_factory=list)
-
-    def add(self, index: int, picture: Frame, truth: Frame) -> int:
-        self.indices.append(index)
-        self.pictures.append(picture)
-        self.truth.append(truth)
-        return len(self.indices)
-
-
 class _Batched(Metric):
-    """Sees both regions of both files, a batch at a time."""
+    """A metric of both regions that processes `batch` frames at once."""
 
+    name: ClassVar[str]
     batch: ClassVar[int]
+    windows: ClassVar[bool] = False  # a batch is 16 consecutive frames, never fewer
 
     def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
-        self._pending = {region: _Pending() for region in REGIONS}
+        self._pending: dict[str, list[tuple[int, Frame, Frame]]] = {name: [] for name in REGIONS}
 
-    def update(self, moment: FramePair) -> None:
-        self._add("frame", moment.index, moment.whole, moment.whole_reference)
-        if moment.affine is not None:
-            self._add("face", moment.index, moment.face, moment.face_reference)
-
-    def _add(self, region: str, index: int, picture: Frame, truth: Frame) -> None:
-        if self._pending[region].add(index, picture, truth) == self.batch:
-            self._flush(region)
+    def update(self, frames: FramePair) -> None:
+        pairs = {"frame": (frames.whole, frames.whole_reference)}
+        if frames.affine is not None:
+            pairs["face"] = frames.face, frames.face_reference
+        for region, (image, reference) in pairs.items():
+            pending = self._pending[region]
+            if self.windows and pending and pending[-1][0] != frames.index - 1:
+                pending.clear()
+            pending.append((frames.index, image, reference))
+            if len(pending) == self.batch:
+                self._flush(region)
 
     def _flush(self, region: str) -> None:
-        waiting, self._pending[region] = self._pending[region], _Pending()
-        if waiting.indices:
-            both = np.stack(waiting.pictures), np.stack(waiting.truth)
-            self._see(region, waiting.indices, *both)
+        if self._pending[region]:
+            indices, images, references = zip(*self._pending[region], strict=True)
+            self._pending[region].clear()
+            self._process(region, indices, np.stack(images), np.stack(references))
 
-    def _see(self, region: str, indices: list[int], pictures: Stack, truth: Stack) -> None:
+    def _process(
+        self, region: str, indices: tuple[int, ...], images: Stack, references: Stack
+    ) -> None:
         raise NotImplementedError
+
+    def end(self) -> dict[str, float]:
+        for region in () if self.windows else REGIONS:
+            self._flush(region)
+        return {}
 
 
 class _PerFrame(_Batched):
     """A value for each frame and region, pooled over the clip."""
 
     batch = 4
-    name: ClassVar[str]
+    compare: Callable[[Stack, Stack], NDArray[np.floating]]  # (n,) values of n image pairs
+    pool: Callable[[NDArray[np.float64]], float | np.floating] = staticmethod(np.mean)
 
-    def compare(self, pictures: Stack, truth: Stack) -> NDArray[np.floating]:
-        """(n,) values of (n, H, W, 3)."""
-        raise NotImplementedError
-
-    def pool(self, curve: NDArray[np.float64]) -> float:
-        return float(curve.mean())
-
-    def _see(self, region: str, indices: list[int], pictures: Stack, truth: Stack) -> None:
-        for index, value in zip(indices, self.compare(pictures, truth), strict=True):
-            self.on_curve(f"{self.name}_{region}", index, float(value))
+    def _process(
+        self, region: str, indices: tuple[int, ...], images: Stack, references: Stack
+    ) -> None:
+        for index, value in zip(indices, self.compare(images, references), strict=True):
+            self.add_to_curve(f"{self.name}_{region}", index, float(value))
 
     def end(self) -> dict[str, float]:
-        for region in REGIONS:
-            self._flush(region)
+        super().end()
         curves = {name: np.array(curve) for name, curve in self.curves.items()}
-        return {name: self.pool(curve[~np.isnan(curve)]) for name, curve in curves.items()}
+        return {name: float(self.pool(curve[~np.isnan(curve)])) for name, curve in curves.items()}
 
 
 class Psnr(_PerFrame):
     name = "psnr"
-    figures = _both(name, "dB", "higher", "peak signal-to-noise ratio")
-
-    def compare(self, pictures_: Stack, truth: Stack) -> NDArray[np.floating]:
-        return pictures.psnr_curve(pictures_, truth)
-
-    def pool(self, curve: NDArray[np.float64]) -> float:
-        return pictures.pooled_psnr(curve)
+    figures = _figures(name, "dB", "higher", "peak signal-to-noise ratio")
+    compare = staticmethod(psnr_curve)
+    pool = staticmethod(pooled_psnr)
 
 
 class Ssim(_PerFrame):
     name = "ssim"
-    figures = _both(name, "", "higher", "structural similarity")
-
-    def compare(self, pictures_: Stack, truth: Stack) -> NDArray[np.floating]:
-        return pictures.ssim_curve(pictures_, truth)
+    figures = _figures(name, "", "higher", "structural similarity")
+    compare = staticmethod(ssim_curve)
 
 
 class Lpips(_PerFrame):
     name = "lpips"
-    figures = _both(name, "", "lower", "LPIPS distance on VGG16")
+    figures = _figures(name, "", "lower", "LPIPS distance on VGG16")
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         path = setup.weights / "auxiliary/vgg16-397923af.pth"
-        self.net = loading.load_lpips(path, device=setup.device)
-
-    def compare(self, pictures_: Stack, truth: Stack) -> NDArray[np.floating]:
-        return lpips_distance(self.net, pictures_, truth)
+        self.compare = partial(lpips_distance, loading.load_lpips(path, device=setup.device))
 
 
 class _Frechet(_Batched):
-    """The distance between what two nets' features of all outputs and all references are like."""
+    """The Frechet distance between the features of all outputs and those of all references."""
 
-    name: ClassVar[str]
-    width: ClassVar[int]
+    width: ClassVar[int]  # of a feature
     whole_set = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.sums = {
-            region: [Moments.none(self.width), Moments.none(self.width)] for region in REGIONS
-        }
+        none = Moments.none(self.width)
+        self.moments = {region: [none, none] for region in REGIONS}  # outputs', references'
+        self.features = self.load(setup)
 
-    def features(self, stack: Stack) -> FloatArray:
-        """(n, width) of a batch."""
+    def load(self, setup: Setup) -> Callable[[Stack], FloatArray]:
+        """Load the net; the function returned gives (n, width) features of a batch."""
         raise NotImplementedError
 
-    def _see(self, region: str, indices: list[int], pictures: Stack, truth: Stack) -> None:  # noqa: ARG002
-        for side, stack in enumerate((pictures, truth)):
-            self.sums[region][side] += Moments.of(self.features(stack))
+    def _process(
+        self,
+        region: str,
+        indices: tuple[int, ...],  # noqa: ARG002
+        images: Stack,
+        references: Stack,
+    ) -> None:
+        for side, stack in enumerate((images, references)):
+            batch = stack[None] if self.windows else stack
+            self.moments[region][side] += Moments.of(self.features(batch))
 
     def total(self) -> dict[str, tuple[float, int]]:
         return {
-            f"{self.name}_{region}": (frechet_distance(*sums), sums[0].count)
-            for region, sums in self.sums.items()
-            if sums[0].count > 1
+            f"{self.name}_{region}": (frechet_distance(*moments), moments[0].count)
+            for region, moments in self.moments.items()
+            if moments[0].count > 1
         }
 
 
 class Fid(_Frechet):
     name, width, batch = "fid", 2048, 16
-    figures = _both(name, "", "lower", "Frechet distance of Inception's features, of all clips,")
+    figures = _figures(name, "", "lower", "Frechet distance of Inception's features, of all clips,")
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
+    def load(self, setup: Setup) -> Callable[[Stack], FloatArray]:
         path = setup.weights / "auxiliary/pt_inception-2015-12-05-6726825d.pth"
-        self.net = features.load_inception(path, setup.device)
-
-    def features(self, stack: Stack) -> FloatArray:
-        return features.inception_features(self.net, stack)
-
-    def end(self) -> dict[str, float]:
-        for region in REGIONS:
-            self._flush(region)
-        return {}
+        net = loading.load_net(Inception, path, device=setup.device)
+        return partial(features.inception_features, net)
 
 
-class _OfWindows(_Frechet):
-    batch = 16  # frames in a window; what is left of a clip is no window
+class Fvd(_Frechet):
+    name, width, batch, windows = "fvd", 400, features.WINDOW, True
+    figures = _figures(name, "", "lower", "Frechet distance of I3D's features, of all clips,")
 
-    def _add(self, region: str, index: int, picture: Frame, truth: Frame) -> None:
-        waiting = self._pending[region].indices
-        if waiting and waiting[-1] != index - 1:  # a window is unbroken
-            self._pending[region] = _Pending()
-        super()._add(region, index, picture, truth)
-
-
-class Fvd(_OfWindows):
-    name, width = "fvd", 400
-    figures = _both(name, "", "lower", "Frechet distance of I3D's features, of all clips,")
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.net = features.load_i3d(setup.weights / "auxiliary/i3d_torchscript.pt", setup.device)
-
-    def features(self, stack: Stack) -> FloatArray:
-        return features.i3d_features(self.net, stack[None])
+    def load(self, setup: Setup) -> Callable[[Stack], FloatArray]:
+        net = features.load_i3d(setup.weights / "auxiliary/i3d_torchscript.pt", setup.device)
+        return partial(features.i3d_features, net)
 
 
-class FvdVideoMae(_OfWindows):
-    name, width = "fvd_videomae", 1408
-    figures = _both(name, "", "lower", "Frechet distance of VideoMAE's features, of all clips,")
+class FvdVideoMae(_Frechet):
+    name, width, batch, windows = "fvd_videomae", 1408, features.WINDOW, True
+    figures = _figures(name, "", "lower", "Frechet distance of VideoMAE's features, of all clips,")
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
+    def load(self, setup: Setup) -> Callable[[Stack], FloatArray]:
         path = setup.weights / "auxiliary/vit_g_hybrid_pt_1200e_ssv2_ft.pth"
-        self.net = loading.load_videomae(path, device=setup.device)
-
-    def features(self, stack: Stack) -> FloatArray:
-        return features.videomae_features(self.net, stack[None])
-
-
-class _OfFace(Metric):
-    """What nets say of the face in both files: its curves, and the mean of each."""
-
-    needs_face = True
-
-    def compare(self, moment: FramePair, face: Face) -> dict[str, float]:
-        """The values of a frame, by figure; the face is at the same place in both."""
-        raise NotImplementedError
-
-    def update(self, moment: FramePair) -> None:
-        if moment.affine is not None:
-            for name, value in self.compare(moment, face_of(moment.affine, CROP)).items():
-                self.on_curve(name, moment.index, value)
-
-    def end(self) -> dict[str, float]:
-        return {name: float(np.nanmean(curve)) for name, curve in self.curves.items()}
-
-
-class Lmd(_OfFace):
-    figures = (
-        Figure("lmd", "px", "lower", "lips' landmarks to the reference's, of one sound"),
-        Figure("lmd_norm", "", "lower", "the same, in sizes of the face"),
-    )
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.detector = landmarks.mouth_finder(setup.detector)
-
-    def begin(self, clip: EvaluatedClip) -> None:
-        super().begin(clip)
-        if why := why_no_truth(clip):
-            raise InputError(why)
-
-    def compare(self, moment: FramePair, face: Face) -> dict[str, float]:
-        frames = (moment.whole, moment.whole_reference)
-        mouths = [self.detector.mouth(frame, face)[None] for frame in frames]
-        distance = float(landmarks.landmark_distance(*mouths)[0])
-        _, top, _, bottom = face.box
-        return {"lmd": distance, "lmd_norm": distance / (bottom - top)}
-
-
-class IdentitySimilarity(_OfFace):
-    figures = (Figure("identity", "", "higher", "ArcFace's cosine to the reference's face"),)
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        gpu = is_cuda(torch.device(setup.device))
-        self.net = identity.ArcFace(setup.weights / identity.ARCFACE_FILE, gpu=gpu)
-
-    def compare(self, moment: FramePair, face: Face) -> dict[str, float]:
-        frames = (moment.whole, moment.whole_reference)
-        look, truth = (self.net.embed(frame, face)[None] for frame in frames)
-        return {"identity": identity.identity_similarity(look, truth)}
+        net = loading.load_videomae(path, device=setup.device)
+        return partial(features.videomae_features, net)
 
 
 class Flicker(Metric):
+    needs_face = True
     figures = (
         Figure("flicker", "", "lower", "trembling of what stands still; 1: as the reference"),
     )
-    needs_face = True
 
     def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
-        self.sum = pictures.FlickerAccumulator()
+        self.accumulator = FlickerAccumulator()
 
-    def update(self, moment: FramePair) -> None:
-        if moment.affine is not None:
-            self.sum.add(moment.face, moment.face_reference)
+    def update(self, frames: FramePair) -> None:
+        if frames.affine is not None:
+            self.accumulator.add(frames.face, frames.face_reference)
 
     def end(self) -> dict[str, float]:
-        return {"flicker": self.sum.value}
-
-
-METRICS: dict[str, type[Metric]] = {
-    "psnr": Psnr,
-    "ssim": Ssim,
-    "lpips": Lpips,
-    "fid": Fid,
-    "fvd": Fvd,
-    "fvd_videomae": FvdVideoMae,
-    "lmd": Lmd,
-    "identity": IdentitySimilarity,
-    "flicker": Flicker,
-    "sync": SyncConfidence,
-    "sync_local": SyncLocal,
-    "stable": SyncNetAccuracy,
-    "lips": LipMetrics,
-}
-"""By the names that `--metrics` takes, in the order in which they are reported."""
-
-
-LEAST_SIDE = 16  # px; what four poolings leave one pixel of
-BATCH = 8  # pictures; VGG16's first layers hold 64 channels at full size
+        return {"flicker": self.accumulator.value}
 
 
 def lpips_distance(
-    net: LPIPS,
-    pictures: NDArray[np.uint8],
-    truth: NDArray[np.uint8],
-    region: Box | None = None,
+    net: LPIPS, images: Stack, references: Stack, region: Box | None = None
 ) -> FloatArray:
-    """How different each picture is from its truth in `region`: 0 is equal, 1 is as good as all.
+    """Measure how different each image looks from its reference: 0 is equal, about 1 unrelated.
 
-    https://arxiv.org/abs/1801.03924 on VGG16, version 0.1. Pictures are looked at in their own
-    size, so compare figures of one size only.
+    https://arxiv.org/abs/1801.03924 on VGG16, version 0.1. Images are not resized, so compare only
+    figures of one size.
 
     Args:
         net: by `latentsync.evaluation.nets.loading.load_lpips`.
-        pictures, truth: (n, H, W, 3) uint8 RGB.
+        images, references: (n, H, W, 3) uint8 RGB.
+        region: px, default the whole image.
 
     Returns:
-        (n,), one a frame.
+        (n,), one for each image.
 
     Raises:
-        OptionError: stacks of different shapes, or less than 16 x 16 px of them.
+        OptionError: the stacks differ in shape, or there are less than 16 x 16 px of them.
     """
-    a, b = compared(pictures, truth, region)
-    if min(a.shape[1:3]) < LEAST_SIDE:
+    a, b = compared(images, references, region)
+    if min(a.shape[1:3]) < MIN_LPIPS_SIDE:
         raise OptionError(
-            f"LPIPS was asked of {a.shape[2]} x {a.shape[1]} px; it needs {LEAST_SIDE} x "
-            f"{LEAST_SIDE}: measure larger crops"
+            f"LPIPS was asked of {a.shape[2]} x {a.shape[1]} px; it needs {MIN_LPIPS_SIDE} x "
+            f"{MIN_LPIPS_SIDE}: measure larger crops"
         )
     like = next(net.parameters())
     found = []
     with torch.inference_mode():
-        for i in range(0, len(a), BATCH):
-            both = np.stack([a[i : i + BATCH], b[i : i + BATCH]]).transpose(0, 1, 4, 2, 3)
-            x, y = torch.from_numpy(both).to(like) / 127.5 - 1
+        for i in range(0, len(a), LPIPS_BATCH):
+            both = torch.from_numpy(np.stack([a[i : i + LPIPS_BATCH], b[i : i + LPIPS_BATCH]]))
+            x, y = to_float(both).to(like)
             found.append(net(x, y).cpu().numpy())
     return np.concatenate(found)

@@ -1,6 +1,6 @@
-"""How good the pictures are: closeness to the truth, flicker, and sheets for the eye.
+"""Image quality against a reference (PSNR, SSIM), flicker, and contact sheets for the eye.
 
-Stacks are uint8 (n, H, W, 3) RGB, one picture a frame; aligned crops, where a mouth is meant.
+Stacks are uint8 (n, H, W, 3) RGB, one image a frame; aligned crops where a mouth is meant.
 """
 
 import math
@@ -27,23 +27,25 @@ __all__ = [
     "sheet",
     "ssim",
     "ssim_curve",
+    "true_proportions",
 ]
 
 Stack = NDArray[np.uint8]
 Array = NDArray[np.float64]
 
 # Of an aligned crop: lips, their corners and the chin, from a shut to a wide open mouth. It lies
-# inside of what the network draws.
+# inside the area that the network generates.
 MOUTH = (0.2, 0.5, 0.8, 0.94)  # left, top, right, bottom as shares of the side
-STILLEST = 0.25  # share of the drawn area that counts as still
-LEAST_STEP = 0.1  # grey levels; what counts as the reference's own flicker if it has less
+STILL_SHARE = 0.25  # of the generated area, that which moves least
+MIN_STEP = 0.1  # grey levels; the reference's own flicker if it has less
 PEAK = 255.0  # grey levels
 SSIM_WINDOW = 7  # px, scikit-image's default
 SSIM_CONSTANTS = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2  # the paper's; they keep black finite
 SSIM_ROWS = 32  # computed at once: what a processor's cache holds
 
 LABEL_WIDTH = 64  # px
-GAP = 4  # px between pictures
+GAP = 4  # px between images
+MIN_COLUMN = 16  # px
 PAPER, INK = 255, (40, 40, 40)
 
 
@@ -53,46 +55,44 @@ def mouth_box(resolution: int) -> Box:
 
 
 def mouth_picture(crop: Frame) -> Frame:
-    """The mouth of an aligned crop, for the eye: in its true proportions, (h, w, 3) uint8.
-
-    Crops are an upright box of the face, squeezed into a square.
-    """
+    """The mouth of an aligned crop in its true proportions, (h, w, 3) uint8."""
     box = mouth_box(crop.shape[0])
-    mouth = crop[box.top : box.bottom, box.left : box.right]
-    size = (round(box.width * align.BOX_WIDTH / align.BOX_HEIGHT), box.height)
-    return np.asarray(cv2.resize(mouth, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return true_proportions(crop[box.top : box.bottom, box.left : box.right])
 
 
-def psnr(pictures: Stack, truth: Stack, region: Box | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of the stack as one, in `region`; inf where it is equal.
+def true_proportions(crop: Frame) -> Frame:
+    """Undo the squeezing of an upright box of the face into a square crop, or into a part of it."""
+    size = (round(crop.shape[1] * align.BOX_WIDTH / align.BOX_HEIGHT), crop.shape[0])
+    return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def psnr(images: Stack, references: Stack, region: Box | None = None) -> float:
+    """Peak signal-to-noise ratio of the whole stack in dB; inf for equal stacks.
 
     Raises:
-        OptionError: the stacks are of different shapes, or the region holds no pixel of them.
+        OptionError: the stacks differ in shape, or the region holds no pixel of them.
     """
-    return pooled_psnr(psnr_curve(pictures, truth, region))
+    return pooled_psnr(psnr_curve(images, references, region))
 
 
-def psnr_curve(pictures: Stack, truth: Stack, region: Box | None = None) -> Array:
-    """The same of each picture by itself: (n,) dB, inf where it is equal. Raises as `psnr`."""
-    a, b = compared(pictures, truth, region)
-    errors = np.array(
-        [np.mean(np.square(x.astype(np.float32) - y)) for x, y in zip(a, b, strict=True)],
-        np.float64,
-    )
+def psnr_curve(images: Stack, references: Stack, region: Box | None = None) -> Array:
+    """Peak signal-to-noise ratio of each image: (n,) dB, inf for equal ones. Raises as `psnr`."""
+    a, b = compared(images, references, region)
+    errors = [np.mean(np.square(x.astype(np.float32) - y)) for x, y in zip(a, b, strict=True)]
     with np.errstate(divide="ignore"):
-        return np.asarray(10 * np.log10(PEAK**2 / errors))
+        return np.asarray(10 * np.log10(PEAK**2 / np.array(errors, np.float64)))
 
 
 def pooled_psnr(curve: NDArray[np.floating]) -> float:
-    """The ratio of all pictures together, dB: from the mean of their errors, not of their ratios.
+    """Peak signal-to-noise ratio of all images together in dB, from the mean of their errors.
 
     So one broken frame of a hundred counts as it should, and equal ones don't make it infinite.
 
     Args:
-        curve: (n,) by `psnr_curve`, in as many parts as it came in; pictures of one size.
+        curve: (n,) by `psnr_curve`, of images of one size.
 
     Raises:
-        OptionError: it holds nothing.
+        OptionError: the curve is empty.
     """
     if not len(curve):
         raise OptionError("there is no picture to take the ratio of; give one or more")
@@ -100,31 +100,31 @@ def pooled_psnr(curve: NDArray[np.floating]) -> float:
     return -10 * math.log10(error) if error else math.inf
 
 
-def ssim(pictures: Stack, truth: Stack, region: Box | None = None) -> float:
-    """Structural similarity of each picture to its truth in `region`, 1 at most; their mean.
+def ssim(images: Stack, references: Stack, region: Box | None = None) -> float:
+    """Mean structural similarity of images to their references, at most 1.
 
-    https://doi.org/10.1109/TIP.2003.819861; scikit-image's number, `structural_similarity` with
+    https://doi.org/10.1109/TIP.2003.819861; equal to scikit-image's `structural_similarity` with
     channel_axis=2 and data_range=255, in a fifth of its time.
 
     Raises:
         OptionError: as `psnr`, or the region is smaller than 7 x 7 px.
     """
-    return float(ssim_curve(pictures, truth, region).mean())
+    return float(ssim_curve(images, references, region).mean())
 
 
-def ssim_curve(pictures: Stack, truth: Stack, region: Box | None = None) -> Array:
-    """The same of each picture, not their mean: (n,). Raises as `ssim`."""
-    a, b = compared(pictures, truth, region)
+def ssim_curve(images: Stack, references: Stack, region: Box | None = None) -> Array:
+    """Structural similarity of each image: (n,). Raises as `ssim`."""
+    a, b = compared(images, references, region)
     if min(a.shape[1:3]) < SSIM_WINDOW:
         raise OptionError(
             f"SSIM was asked of {a.shape[2]} x {a.shape[1]} px; it needs {SSIM_WINDOW} x "
             f"{SSIM_WINDOW}: measure larger crops"
         )
-    return np.array([_similarity(x, y).mean() for x, y in zip(a, b, strict=True)], np.float64)
+    return np.array([_ssim_map(x, y).mean() for x, y in zip(a, b, strict=True)], np.float64)
 
 
-def _similarity(picture: Frame, truth: Frame) -> Array:
-    """(H - 6, W - 6, 3): at each pixel of the window around it; those at the border have none."""
+def _ssim_map(image: Frame, reference: Frame) -> Array:
+    """(H - 6, W - 6, 3): of the window around each pixel, if that lies inside the image."""
     edge, (c1, c2) = SSIM_WINDOW // 2, SSIM_CONSTANTS
     unbiased = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
 
@@ -133,9 +133,9 @@ def _similarity(picture: Frame, truth: Frame) -> Array:
         return np.asarray(around[edge:-edge, edge:-edge])
 
     strips = []
-    for top in range(0, len(picture) - 2 * edge, SSIM_ROWS):
+    for top in range(0, len(image) - 2 * edge, SSIM_ROWS):
         rows = slice(top, top + SSIM_ROWS + 2 * edge)
-        x, y = picture[rows].astype(np.float64), truth[rows].astype(np.float64)
+        x, y = image[rows].astype(np.float64), reference[rows].astype(np.float64)
         mx, my = mean(x), mean(y)
         product, squares = mx * my, mx * mx + my * my
         covariance = unbiased * (mean(x * y) - product)
@@ -146,29 +146,28 @@ def _similarity(picture: Frame, truth: Frame) -> Array:
 
 
 def flicker(crops: Stack, reference: Stack) -> float:
-    """How much what should stand still trembles: 1 is as much as in the reference, 0 is frozen.
+    """Measure how much the still part of a face trembles: 1 is as the reference, 0 is frozen.
 
-    The mean absolute step from frame to frame, in the still part of what the network draws, over
-    the reference's own step there. Still is the quarter of that area which moves least in the
-    reference, over the whole clip: cheeks mostly. A quarter, not a threshold, for film grain
-    differs from camera to camera.
+    It is the mean absolute difference from frame to frame in the still part of the generated area,
+    divided by the reference's own there. Still is the quarter of that area that moves least in the
+    reference over the whole clip, mostly cheeks. It is a quarter and not a threshold because film
+    grain differs from camera to camera.
 
     Args:
         crops, reference: (n, R, R, 3) aligned crops, both cut at the same places; the reference is
             the true clip, or the source.
 
     Raises:
-        OptionError: the stacks are of different shapes, are not square, or hold one frame only.
+        OptionError: the stacks differ in shape, are not square, or hold a single frame.
     """
-    a, b = compared(crops, reference)
-    found = FlickerAccumulator()
-    for pair in zip(a, b, strict=True):
-        found.add(*pair)
-    return found.value
+    accumulator = FlickerAccumulator()
+    for pair in zip(*compared(crops, reference), strict=True):
+        accumulator.add(*pair)
+    return accumulator.value
 
 
 class FlickerAccumulator:
-    """`flicker` of crops that stream by; what is held is two crops and two maps of their size."""
+    """Computes `flicker` of streamed crops; it holds two crops and two maps of their size."""
 
     def __init__(self) -> None:
         self._last: tuple[Frame, Frame] | None = None
@@ -176,7 +175,7 @@ class FlickerAccumulator:
         self._steps = 0
 
     def add(self, crop: Frame, reference: Frame) -> None:
-        """The next frame's, (R, R, 3) uint8 each. Raises OptionError for another shape."""
+        """Add the next frame's crops, (R, R, 3) uint8. Raises OptionError for another shape."""
         if crop.shape != reference.shape or crop.ndim != 3 or crop.shape[0] != crop.shape[1]:
             raise OptionError(
                 f"got crops of shapes {crop.shape} and {reference.shape}; flicker needs both "
@@ -184,57 +183,48 @@ class FlickerAccumulator:
             )
         if self._last:
             pairs = zip(self._last, (crop, reference), strict=True)
-            steps = np.stack([_step(before, after) for before, after in pairs])
+            steps = np.stack([cv2.absdiff(*pair).mean(axis=2, dtype=np.float32) for pair in pairs])
             self._total = steps if self._total is None else self._total + steps
             self._steps += 1
         self._last = crop, reference
 
     @property
     def value(self) -> float:
-        """Of all frames so far. Raises OptionError of fewer than two."""
-        still, own = self.still_and_own()
-        assert self._total is not None
-        return float(self._total[0][still].mean() / self._steps / own)
-
-    def still_and_own(self) -> tuple[NDArray[np.bool_], float]:
-        """Which pixels (R, R) stand still, and the reference's own mean step there."""
+        """The flicker of all frames so far. Raises OptionError of fewer than two."""
         if self._total is None:
             raise OptionError("got one frame or none; flicker needs 2 or more")
         own = self._total[1] / self._steps
-        drawn = keep_mask(len(own)) < 0.5
-        still = drawn & (own <= np.quantile(own[drawn], STILLEST))
-        return still, max(float(own[still].mean()), LEAST_STEP)
+        generated = keep_mask(len(own)) < 0.5
+        still = generated & (own <= np.quantile(own[generated], STILL_SHARE))
+        own_step = max(float(own[still].mean()), MIN_STEP)
+        return float(self._total[0][still].mean() / self._steps / own_step)
 
 
-def _step(before: Frame, after: Frame) -> NDArray[np.float32]:
-    """(h, w) absolute difference of each pixel to itself a frame later, in grey levels."""
-    return np.asarray(cv2.absdiff(before, after).mean(axis=2, dtype=np.float32))
-
-
-def compared(pictures: Stack, truth: Stack, region: Box | None = None) -> tuple[Stack, Stack]:
-    """Two stacks of one shape, cut to a region. Raises OptionError as `psnr`."""
-    if pictures.shape != truth.shape or pictures.ndim != 4 or not pictures.size:
+def compared(images: Stack, references: Stack, region: Box | None = None) -> tuple[Stack, Stack]:
+    """Check that two stacks have one shape, and crop both to a region. Raises as `psnr`."""
+    if images.shape != references.shape or images.ndim != 4 or not images.size:
         raise OptionError(
-            f"stacks of shapes {pictures.shape} and {truth.shape} can't be compared; both must be "
-            "(n, H, W, 3)"
+            f"stacks of shapes {images.shape} and {references.shape} can't be compared; both must "
+            "be (n, H, W, 3)"
         )
     if region is None:
-        return pictures, truth
+        return images, references
     rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
-    a, b = pictures[:, rows, columns], truth[:, rows, columns]
+    a, b = images[:, rows, columns], references[:, rows, columns]
     if not a.size:
-        raise OptionError(f"{region} holds no pixel of pictures of shape {pictures.shape[1:]}")
+        raise OptionError(f"{region} holds no pixel of pictures of shape {images.shape[1:]}")
     return a, b
 
 
 def sheet(rows: Sequence[Sequence[Frame]], labels: Sequence[str], width: int = 1600) -> Frame:
-    """A contact sheet `width` px wide: rows of pictures of any sizes, a small label left of each.
+    """Draw a contact sheet: rows of images of any sizes, each with a small label on its left.
 
-    The pictures of a row get one height, at which the row fills the width.
+    The images of a row get the height at which the row fills the width.
 
     Args:
-        rows: pictures, each (H, W, 3) uint8; no row is empty.
-        labels: one for each row; "" begins the row without any.
+        rows: images, each (H, W, 3) uint8; no row is empty.
+        labels: one for each row; "" for none.
+        width: px, of the sheet.
 
     Raises:
         OptionError: a row is empty, labels are too few or too many, or the width is too small.
@@ -244,25 +234,23 @@ def sheet(rows: Sequence[Sequence[Frame]], labels: Sequence[str], width: int = 1
             f"got {len(rows)} rows, {sum(not row for row in rows)} of them empty, and "
             f"{len(labels)} labels; wanted pictures in each row and a label for it"
         )
-    room = width - LABEL_WIDTH - GAP * (max(map(len, rows)) + 1)
-    if room < 16 * max(map(len, rows)):
-        raise OptionError(
-            f"a sheet {width} px wide is too narrow for {max(map(len, rows))} columns"
-        )
+    columns = max(map(len, rows))
+    if width - LABEL_WIDTH - GAP * (columns + 1) < MIN_COLUMN * columns:
+        raise OptionError(f"a sheet {width} px wide is too narrow for {columns} columns")
     strips = [_strip(row, label, width) for row, label in zip(rows, labels, strict=True)]
     return np.vstack([np.full((GAP, width, 3), PAPER, np.uint8), *strips])
 
 
 def _strip(row: Sequence[Frame], label: str, width: int) -> Frame:
-    shares = [picture.shape[1] / picture.shape[0] for picture in row]
-    height = int((width - LABEL_WIDTH - GAP * (len(row) + 1)) / sum(shares))
+    aspects = [image.shape[1] / image.shape[0] for image in row]
+    height = int((width - LABEL_WIDTH - GAP * (len(row) + 1)) / sum(aspects))
     strip = np.full((height + GAP, width, 3), PAPER, np.uint8)
     place = (GAP, height // 2)
     cv2.putText(strip, label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
     left = LABEL_WIDTH
-    for picture, share in zip(row, shares, strict=True):
-        size = (max(1, int(height * share)), height)
-        method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_CUBIC
-        strip[:height, left : left + size[0]] = cv2.resize(picture, size, interpolation=method)
+    for image, aspect in zip(row, aspects, strict=True):
+        size = (max(1, int(height * aspect)), height)
+        method = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_CUBIC
+        strip[:height, left : left + size[0]] = cv2.resize(image, size, interpolation=method)
         left += size[0] + GAP
     return strip

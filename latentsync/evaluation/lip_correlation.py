@@ -1,9 +1,8 @@
-"""Does a mouth do what the voice says? Two tracks of it against each other, one number a frame.
+"""Correlation of two mouth tracks: does a mouth move as the voice asks?
 
 A track is how far a mouth is open (or how wide, how round) in each frame: `measured` on an output,
-and the `truth`, what the voice asks for. Their correlation is 1 where both move alike, about 0
-where they have nothing to do with each other; it says nothing of how far the mouth moves, so
-`amplitude_ratio` stands beside it.
+and the `truth` that belongs to the voice. Their correlation is 1 if both move alike and about 0 if
+they have nothing in common. It doesn't tell how far the mouth moves; `amplitude_ratio` does.
 """
 
 from collections.abc import Sequence
@@ -28,39 +27,39 @@ __all__ = [
 Track = NDArray[np.floating]
 """(n,) one value a frame."""
 
-SKIP = 15  # frames, 0.6 s; by then every drawn voice has begun to speak
-TIE = 1e-9  # correlations nearer to each other are equal
-STILL = 1e-9  # a track whose values differ less than this, relative to their size, is constant
+SKIP_FRAMES = 15  # 0.6 s; by then every drawn voice has begun to speak
+MIN_GAIN = 1e-9  # of correlation, by which another lag must be better
+MIN_SPREAD = 1e-9  # relative to its largest value; a track that varies less is constant
 
 
 @dataclass(frozen=True)
 class LipCorrelation:
-    """How alike two tracks of one clip are; each correlation in -1..1, 0 for a constant track."""
+    """Correlations of two tracks of one clip, in -1..1; 0 for a constant track."""
 
-    at_zero: float  # as they stand
-    best: float  # the highest within the lags that were tried
-    best_lag: int  # frames; positive: the measured mouth comes late
+    at_zero: float  # without a lag
+    best: float  # the highest of the lags that were tried
+    best_lag: int  # frames; positive: the measured mouth is late
 
 
 @dataclass(frozen=True)
 class LipSummary:
-    """What a set of clips says about a model."""
+    """The results of a model over a set of clips."""
 
     mean: float  # of the clips' correlations at lag 0
     worst: float  # the lowest of them
     pooled: float  # one correlation over all frames of all clips
-    wrong: float  # mean correlation to other clips' voices: what is had for nothing
+    wrong: float  # mean correlation with other clips' voices: the chance level
     amplitude: float  # median of the clips' amplitude ratios
 
 
 def lip_correlation(measured: Track, truth: Track, max_lag: int = 5) -> LipCorrelation:
-    """Correlation of two tracks (n,) as they stand, and at the lag where it is highest.
+    """Correlate two tracks (n,) without a lag, and at the lag with the highest correlation.
 
-    Of two lags that are equally good the smaller one is given. A clip too short for a lag (fewer
-    than 3 frames would overlap) is not shifted that far.
+    Of two equally good lags the smaller one is taken. A lag at which fewer than 3 frames would
+    overlap is not tried.
 
     Args:
-        max_lag: frames, tried either way.
+        max_lag: frames, in either direction.
 
     Raises:
         OptionError: the tracks differ in length, are empty, or hold a value that is not finite.
@@ -70,17 +69,17 @@ def lip_correlation(measured: Track, truth: Track, max_lag: int = 5) -> LipCorre
     best_lag = 0
     reach = max(0, min(max_lag, len(a) - 3))
     for lag in sorted(range(-reach, reach + 1), key=abs):
-        both = len(a) - abs(lag)
-        here = _correlation(a[max(lag, 0) :][:both], b[max(-lag, 0) :][:both])
-        if here > best + TIE:
+        overlap = len(a) - abs(lag)
+        here = _correlation(a[max(lag, 0) :][:overlap], b[max(-lag, 0) :][:overlap])
+        if here > best + MIN_GAIN:
             best, best_lag = here, lag
     return LipCorrelation(at_zero, best, best_lag)
 
 
 def pooled_correlation(measured: Sequence[Track], truth: Sequence[Track]) -> float:
-    """One correlation over the frames of all clips, which are not normalised one by one.
+    """Correlate over the frames of all clips, without normalising each clip.
 
-    So a model whose mouths are all open alike, whoever speaks and however loud, pays for it here.
+    So a model that opens every mouth equally far, however loud the voice, scores lower here.
     Raises as `lip_correlation` does.
     """
     pairs = [_checked(a, b) for a, b in zip(measured, truth, strict=True)]
@@ -90,22 +89,18 @@ def pooled_correlation(measured: Sequence[Track], truth: Sequence[Track]) -> flo
 
 
 def amplitude_ratio(measured: Track, truth: Track) -> float:
-    """Standard deviation of the measured track over the truth's; 1 moves as far as it should.
+    """Divide the measured track's standard deviation by the truth's; 0 for a constant truth.
 
-    Not the slope of a regression: that one is this times the correlation, so that a mouth which
-    moves amply at the wrong moments would look as if it barely moved. 0 for a constant truth.
-    Raises as `lip_correlation` does.
+    It is not the slope of a regression, which is this ratio times the correlation: then a mouth
+    that moves far at the wrong moments would seem to move little. Raises as `lip_correlation` does.
     """
     a, b = _checked(measured, truth)
     return 0.0 if _is_constant(b) else float(a.std() / b.std())
 
 
-def wrong_pairs(count_clips: int, pairs: int = 40, seed: int = 0) -> list[tuple[int, int]]:
-    """Up to `pairs` different (i, j), i != j, among so many clips; by chance, the same each time.
-
-    All there are where there are no more than that; none of fewer than two clips.
-    """
-    every = [(i, j) for i in range(count_clips) for j in range(count_clips) if i != j]
+def wrong_pairs(clips: int, pairs: int = 40, seed: int = 0) -> list[tuple[int, int]]:
+    """Draw up to `pairs` different (i, j), i != j, of so many clips; the same for a seed."""
+    every = [(i, j) for i in range(clips) for j in range(clips) if i != j]
     if len(every) <= pairs:
         return every
     drawn = np.random.default_rng(seed).choice(len(every), size=pairs, replace=False)
@@ -117,17 +112,17 @@ def wrong_voice_correlation(
     truth: Sequence[Track],
     pairs: int = 40,
     seed: int = 0,
-    skip: int = SKIP,
+    skip: int = SKIP_FRAMES,
 ) -> float:
-    """Mean correlation of clip i's mouth to what clip j's voice asks for, over `wrong_pairs`.
+    """Mean correlation of clip i's mouth with the truth of clip j, over `wrong_pairs`.
 
-    Near 0 for a model that listens. Clips of different lengths are compared as far as both go; 0
-    for fewer than two clips.
+    It is near 0 for a model that follows the voice, and 0 for fewer than two clips. Clips of
+    different lengths are compared as far as both go.
 
     Args:
-        skip: frames left out at the beginning, though never more than half a clip: voices mostly
-            begin with silence, and one silence is like another. With it even the truth would score
-            0.1 over clips of 4 s, and 0.3 over clips of 2 s.
+        skip: frames to leave out at the beginning, but never more than half a clip. Voices mostly
+            begin with silence, and one silence is like another: without skipping, even the truth
+            would score 0.1 over clips of 4 s, and 0.3 over clips of 2 s.
     """
     found = []
     for i, j in wrong_pairs(len(measured), pairs, seed):
@@ -138,9 +133,9 @@ def wrong_voice_correlation(
 
 
 def summarise(measured: Sequence[Track], truth: Sequence[Track], seed: int = 0) -> LipSummary:
-    """All of the above over a set of clips, each with its own truth; zeros of no clip.
+    """Compute all of the above over a set of clips, each with its own truth; zeros for no clip.
 
-    `seed` picks the pairs with a wrong voice. Raises as `lip_correlation` does.
+    `seed` chooses the pairs with a wrong voice. Raises as `lip_correlation` does.
     """
     if not measured:
         return LipSummary(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -163,7 +158,7 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def _is_constant(track: NDArray[np.float64]) -> bool:
-    return bool(np.ptp(track) <= STILL * np.abs(track).max())
+    return bool(np.ptp(track) <= MIN_SPREAD * np.abs(track).max())
 
 
 def _checked(measured: Track, truth: Track) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,7 +1,7 @@
-"""What a metric of `latentsync evaluate` is: loaded once, then shown every frame of each clip.
+"""The interface of a metric: loaded once, then given every frame of each clip.
 
-Weights that are missing are noticed as it is loaded; of each clip it is told `begin`, `update` of
-every frame, `end`. Only what has to be summed up is kept.
+Missing weights are noticed on loading. For each clip the runner calls `begin`, `update` for every
+frame, and `end`.
 """
 
 from array import array
@@ -24,7 +24,7 @@ NEEDS_REFERENCE = "needs --reference"
 class Setup:
     """What metrics are loaded with."""
 
-    weights: Path
+    weights: Path  # folder
     device: str
     detector: Detector
 
@@ -36,11 +36,11 @@ class Figure:
     name: str
     unit: str
     better: Literal["higher", "lower", ""]
-    what: str  # for people
+    what: str  # description, for people
 
 
 class Metric:
-    """One metric, loaded; its figures of a clip by name, and its curves over the clip's frames."""
+    """A loaded metric: figures of each clip by name, and curves over the clip's frames."""
 
     figures: ClassVar[tuple[Figure, ...]]
     needs_reference: ClassVar[bool] = True
@@ -48,29 +48,30 @@ class Metric:
     whole_set: ClassVar[bool] = False  # one number for all clips, none for each
 
     def __init__(self, setup: Setup) -> None:
-        """Load it. Raises WeightsError or BackendUnavailable where something it needs is absent."""
+        """Load it. Raises WeightsError or BackendUnavailable if something it needs is missing."""
         self.setup = setup
 
     def begin(self, clip: EvaluatedClip) -> None:
-        """Look at the next clip. Raises InputError where it lacks a face that is needed."""
+        """Start the next clip. Raises InputError if it lacks a face and one is needed."""
         if self.needs_face and clip.track is None:
             raise InputError(clip.no_face)
         self.clip = clip
         self.curves: dict[str, array[float]] = {}  # one value a frame, NaN where there is none
-        self.absent: dict[str, str] = {}  # figure -> why this clip has none, where it is known
+        self.absent: dict[str, str] = {}  # figure -> why this clip has none, where that is known
 
-    def update(self, moment: FramePair) -> None:
-        """See the next frame."""
+    def update(self, frames: FramePair) -> None:
+        """Process the next frame."""
 
     def end(self) -> dict[str, float]:
-        """The clip's figures; one that can't be had is left out, or all by an error."""
+        """Return the clip's figures, without those that can't be measured."""
         return {}
 
     def total(self) -> dict[str, tuple[float, int]]:
-        """Figures of all clips seen, where `whole_set`, and of how many things each is made."""
+        """Return the figures of all clips so far and their numbers of samples, if `whole_set`."""
         return {}
 
-    def on_curve(self, name: str, index: int, value: float) -> None:
+    def add_to_curve(self, name: str, index: int, value: float) -> None:
+        """Append frame `index`'s value to a curve; frames left out before it become NaN."""
         curve = self.curves.setdefault(name, array("d"))
         curve.extend([np.nan] * (index - len(curve)))
         curve.append(value)

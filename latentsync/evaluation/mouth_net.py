@@ -1,11 +1,11 @@
-"""The ruler: a small net that reads off a face how far its mouth is open, how wide, how round.
+"""The mouth net, which measures how far a face's mouth is open, how wide and how round.
 
-It knows drawn faces only. `find_track` says where the face is, by the product's own detector;
-`aligned_crops` cuts it out; `mouth_track` measures it in each frame. An output is measured where
-its source has the face (`track`), so that a mouth drawn anew can't move the place of measurement.
+It knows drawn faces only. `find_track` finds the face with the product's own detector,
+`aligned_crops` crops it, `mouth_track` measures each frame. An output is measured where its source
+has the face (`track`), so that the generated mouth can't move the place of measurement.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import cycle, islice
@@ -19,42 +19,43 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from latentsync import faces
+from latentsync.diffusion.generator import to_float
 from latentsync.errors import NoFaceFound, OptionError, WeightsMismatch, WeightsMissing
 from latentsync.faces import align
 from latentsync.faces.detectors.landmark_net import SIDE, Regressor
 from latentsync.media import VideoReader
 from latentsync.pipeline import timeline
 from latentsync.pipeline.frame_source import FPS
-from latentsync.runtime.checkpoints import root
+from latentsync.runtime.checkpoints import first_line, root
 from latentsync.types import FaceTrack, FloatArray, Frame
 
 __all__ = ["CROP", "MEASURES", "MouthNet", "aligned_crops", "find_track", "mouth_track"]
 
 MEASURES = ("opening", "width", "rounding")
-"""The columns of what the ruler gives: gap of the inner lips and distance of the mouth's corners in
-eye distances, and rounding 0..1; as `latentsync.training.synthetic.measure` has them."""
-CROP = 256  # px; side of the crops that are looked at
+"""The net's outputs: gap of the inner lips and distance of the mouth's corners in eye distances,
+and rounding 0..1; as in `latentsync.training.synthetic.measure`."""
+CROP = 256  # px, side of an aligned crop
 BATCH = 32  # crops
 FILE = "demo/ruler.safetensors"
 
 
 @dataclass(frozen=True)
 class MouthNet:
-    """A loaded ruler, on the CPU in float32."""
+    """The loaded net, on the CPU in float32."""
 
     net: Regressor
     name: str  # the file it came from, below the weights folder
 
     @classmethod
     def load(cls, folder: Path | str | None = None) -> "MouthNet":
-        """Read demo/ruler.safetensors of the weights folder.
+        """Load demo/ruler.safetensors of the weights folder.
 
         Args:
             folder: default $LATENTSYNC_WEIGHTS, then `weights/` of the checkout.
 
         Raises:
-            WeightsMissing: no such file.
-            WeightsMismatch: something else is in it.
+            WeightsMissing: there is no such file.
+            WeightsMismatch: the file holds something else.
         """
         path = root(folder) / FILE
         if not path.is_file():
@@ -67,28 +68,29 @@ class MouthNet:
             net.load_state_dict(load_file(path), strict=True)
         except (RuntimeError, SafetensorError) as error:
             raise WeightsMismatch(
-                f"{path} is no ruler of {len(MEASURES)} measures "
-                f"({str(error).strip().splitlines()[0][:200]}); restore it from the repository"
+                f"{path} is no mouth net of {len(MEASURES)} measures ({first_line(error)}); "
+                "restore it from the repository"
             ) from error
         return cls(net.eval().requires_grad_(False), FILE)
 
     def measure(self, crops: NDArray[np.uint8]) -> FloatArray:
-        """Aligned crops (n, R, R, 3) uint8 RGB of any side -> (n, 3) float32, see MEASURES.
+        """Measure aligned crops (n, R, R, 3) uint8 RGB of any side: (n, 3) float32, see MEASURES.
 
         Raises:
             OptionError: crops of another form.
         """
         if crops.ndim != 4 or crops.shape[1] != crops.shape[2] or crops.shape[3] != 3:
-            raise OptionError(f"got crops of shape {crops.shape}; the ruler takes (n, R, R, 3)")
-        parts = [self._batch(crops[i : i + BATCH]) for i in range(0, len(crops), BATCH)]
-        return np.concatenate([np.empty((0, len(MEASURES)), np.float32), *parts])
-
-    def _batch(self, crops: NDArray[np.uint8]) -> FloatArray:
+            raise OptionError(f"got crops of shape {crops.shape}; the mouth net takes (n, R, R, 3)")
         method = cv2.INTER_AREA if crops.shape[1] > SIDE else cv2.INTER_LINEAR
-        small = [cv2.resize(crop, (SIDE, SIDE), interpolation=method) for crop in crops]
-        pictures = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float()
-        with torch.inference_mode():
-            return self.net(pictures / 127.5 - 1).numpy()
+        found = [np.empty((0, len(MEASURES)), np.float32)]
+        for i in range(0, len(crops), BATCH):
+            small = [
+                cv2.resize(crop, (SIDE, SIDE), interpolation=method)
+                for crop in crops[i : i + BATCH]
+            ]
+            with torch.inference_mode():
+                found.append(self.net(to_float(torch.from_numpy(np.stack(small)))).numpy())
+        return np.concatenate(found)
 
 
 def find_track(
@@ -98,11 +100,11 @@ def find_track(
     at_most: int | None = None,
     fps: Fraction = FPS,
 ) -> FaceTrack:
-    """Where the face is in each frame, for crops of CROP px.
+    """Find the face in each frame, for crops of CROP px.
 
     Args:
-        at_most: frames to look at; all by default.
-        fps: frames per second at which it is read.
+        at_most: frames to search; default all.
+        fps: frames per second at which the clip is read.
 
     Raises:
         MediaError: the file can't be read.
@@ -120,13 +122,13 @@ def find_track(
 
 
 def aligned_crops(video: Path | str, track: FaceTrack, *, fps: Fraction = FPS) -> Iterator[Frame]:
-    """The aligned crop of each frame, (CROP, CROP, 3) uint8 RGB.
+    """Cut out the aligned crop of each frame, (CROP, CROP, 3) uint8 RGB.
 
-    Where the track has no face, the nearest frame's place is looked at. A clip longer than its
-    track is taken to bounce, as the product's outputs do.
+    A frame without a face is cropped where the nearest frame with one has it. If a clip is longer
+    than its track, the track plays forwards and backwards, as the product's outputs do.
 
     Args:
-        track: by `find_track`, of this clip or of the one it was made from, at the same `fps`.
+        track: by `find_track`, of this clip or of its source, at the same `fps`.
     """
     found = np.flatnonzero(track.found)
     nearest = found[np.searchsorted((found[1:] + found[:-1]) / 2, np.arange(len(track)))]
@@ -139,22 +141,20 @@ def aligned_crops(video: Path | str, track: FaceTrack, *, fps: Fraction = FPS) -
 
 
 def mouth_track(
-    video: Path | str, ruler: MouthNet, detector: faces.Detector, *, track: FaceTrack | None = None
+    video: Path | str,
+    net: MouthNet,
+    detector: faces.Detector,
+    *,
+    track: FaceTrack | None = None,
 ) -> FloatArray:
-    """What the ruler reads off each frame of a clip: (n, 3), see MEASURES.
+    """Measure the mouth in each frame of a clip: (n, 3), see MEASURES.
 
     Args:
-        track: where to look, the source's by `find_track`; by default found in this very clip.
+        track: where to crop, the source's by `find_track`; default found in this clip.
 
     Raises:
         MediaError, NoFaceFound: as `find_track`.
     """
     crops = aligned_crops(video, track or find_track(video, detector))
-    parts = [ruler.measure(np.stack(batch)) for batch in _batches(crops)]
-    return np.concatenate(parts)
-
-
-def _batches(crops: Iterable[Frame]) -> Iterator[list[Frame]]:
-    crops = iter(crops)
-    while batch := list(islice(crops, BATCH)):
-        yield batch
+    batches = iter(lambda: list(islice(crops, BATCH)), [])
+    return np.concatenate([net.measure(np.stack(batch)) for batch in batches])

@@ -1,15 +1,14 @@
 """Lip-sync confidence on the published crop geometry: S3FD's boxes -> face tracks -> squares.
 
 As https://github.com/joonson/syncnet_python/blob/1fbfc08/run_pipeline.py, with the shorter tracks
-that LatentSync's evaluation takes (https://github.com/bytedance/LatentSync/blob/a229c39/eval).
-Two things differ: cuts are this project's (there PySceneDetect's), and no frame goes through JPEG
-and a lossy encode on its way to SyncNet.
+of LatentSync's evaluation (https://github.com/bytedance/LatentSync/blob/a229c39/eval). There are
+two differences: shots are detected by this project's detector instead of PySceneDetect, and no
+frame goes through JPEG and a lossy encode on its way to SyncNet.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,31 +19,30 @@ from latentsync.errors import NoFaceFound
 from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
 from latentsync.evaluation.nets.s3fd import S3FD
 from latentsync.evaluation.sync import (
-    MEDIAN,
+    MEDIAN_FRAMES,
     PADDING,
-    SAMPLES,
+    SAMPLES_PER_FRAME,
     SyncScore,
-    cut_square,
+    crop_square,
     running_median,
     sync_confidence,
 )
 from latentsync.faces.tracking.shots import detect_shots
 from latentsync.media import VideoFrame, VideoReader
-from latentsync.runtime import checkpoints
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["FaceBoxes", "box_crops", "detect_boxes", "face_tracks", "load_s3fd", "sync_conf"]
+__all__ = ["FaceBoxes", "box_crops", "detect_boxes", "face_tracks", "sync_conf"]
 
 Array = NDArray[np.float64]
 
-SCALE = 0.25  # of the frame, in which faces are sought
-LEAST_SIDE = 32  # px of that; of less nothing is left after five poolings
-SURE = 0.9  # score
-OVERLAPS = (0.3, 0.1)  # intersection over union from which on two boxes are one, first and again
-SAME = 0.5  # intersection over union with the last box of a track
-GAP = 25  # frames that a track may miss its face
-LEAST_FRAMES = 50  # a track has more
-LEAST_FACE = 100  # px, mean of the longer side
+SCALE = 0.25  # of the frame, at which faces are detected
+MIN_SIDE = 32  # px of the scaled frame; five poolings leave one pixel of it
+MIN_SCORE = 0.9
+MAX_OVERLAPS = (0.3, 0.1)  # intersection over union of two boxes, in two rounds of suppression
+MIN_TRACK_OVERLAP = 0.5  # intersection over union with the last box of a track
+MAX_GAP_FRAMES = 25  # in which a track may miss its face
+MIN_TRACK_FRAMES = 50  # a track has more
+MIN_FACE = 100  # px, mean of the longer side; a face is larger
 
 
 @dataclass(frozen=True)
@@ -53,17 +51,6 @@ class FaceBoxes:
 
     start: int  # its first frame
     boxes: Array  # (n, 4) left, top, right, bottom in square px, as high as the frame's
-
-
-def load_s3fd(path: Path, device: torch.device | str = "cpu") -> S3FD:
-    """The published `sfd_face.pth`, strictly; float32, frozen.
-
-    Raises:
-        WeightsMissing: no such file.
-        WeightsMismatch: something else is in it.
-    """
-    state = checkpoints.read(path, hint="run `latentsync download eval`")
-    return checkpoints.filled(S3FD, state, path).to(device)
 
 
 def sync_conf(
@@ -75,16 +62,16 @@ def sync_conf(
     wanted: Callable[[int, Array], bool] = lambda _start, _boxes: True,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[SyncScore, ...]:
-    """What the published evaluation says of each face track; its figure is their mean.
+    """Score each face track as the published evaluation does; its figure is their mean.
 
-    Frames stream by twice. S3FD is a large net: a second a frame on one core of a CPU, in full HD.
+    The clip is read twice. S3FD is a large net: one second a frame on one CPU core, in full HD.
 
     Args:
         clip: read at 25 fps.
         sound: (samples,) float32 in [-1, 1) at 16 kHz, beginning with the clip.
-        wanted: of a track's first frame and its boxes (n, 4), in shares of the frame's width and
-            height, says whether the track counts. Default all do, as published.
-        check: called at each frame in which faces are sought; raises what is to stop it.
+        wanted: called with a track's first frame and boxes (n, 4) in shares of the frame's width
+            and height; whether the track counts. Default all do, as published.
+        check: called for each frame in which faces are detected; raises to cancel.
 
     Raises:
         NoFaceFound: no face of 100 px is there for more than 50 frames, or none that is wanted.
@@ -99,7 +86,7 @@ def sync_conf(
     tracks = face_tracks(found, cuts)
     if not tracks:
         raise NoFaceFound(
-            f"S3FD has no face of {LEAST_FACE} px over {LEAST_FRAMES} frames among the "
+            f"S3FD has no face of {MIN_FACE} px over {MIN_TRACK_FRAMES} frames among the "
             f"{len(found)} of this clip; give a longer or a larger one, or take sync_conf_local"
         )
     tracks = [track for track in tracks if wanted(track.start, track.boxes / size)]
@@ -109,35 +96,32 @@ def sync_conf(
     for track in tracks:
         start, stop = track.start, track.start + len(track.boxes)
         crops = box_crops(clip.frames(range(start, stop)), track.boxes)
-        scores.append(sync_confidence(net, crops, sound[start * SAMPLES : stop * SAMPLES]))
+        scores.append(
+            sync_confidence(net, crops, sound[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME])
+        )
     return tuple(scores)
 
 
 def detect_boxes(net: S3FD, frame: Frame, pixel_aspect: float = 1.0) -> Array:
-    """Boxes (k, 4) of the faces in a frame, in square px as high as its own, the surest first."""
+    """Detect faces: boxes (k, 4) in square px as high as the frame's, highest score first."""
     wide = SCALE * pixel_aspect
     small = cv2.resize(frame, None, fx=wide, fy=SCALE, interpolation=cv2.INTER_LINEAR)
-    if min(small.shape[:2]) < LEAST_SIDE:
+    if min(small.shape[:2]) < MIN_SIDE:
         return np.empty((0, 4))
     device = next(net.parameters()).device
     with torch.inference_mode():
         picture = torch.from_numpy(small).permute(2, 0, 1)[None].to(device).float()
         scores, boxes = (x[0].double().cpu().numpy() for x in net(picture))
     order = np.argsort(-scores, kind="stable")
-    boxes = boxes[order[scores[order] > SURE]]
-    for overlap in OVERLAPS:
-        boxes = _distinct(boxes, overlap)
+    boxes = boxes[order[scores[order] > MIN_SCORE]]
+    for overlap in MAX_OVERLAPS:
+        kept: list[int] = []  # boxes that overlap no better one
+        for i, box in enumerate(boxes):
+            if (_overlaps(boxes[kept], box) <= overlap).all():
+                kept.append(i)
+        boxes = boxes[kept]
     sizes = np.array(frame.shape[1::-1]) * (pixel_aspect, 1) / small.shape[1::-1]
     return np.asarray(boxes * np.tile(sizes, 2))
-
-
-def _distinct(boxes: Array, overlap: float) -> Array:
-    """Of boxes that overlap more than that only the first."""
-    kept: list[int] = []
-    for i, box in enumerate(boxes):
-        if (_overlaps(boxes[kept], box) <= overlap).all():
-            kept.append(i)
-    return boxes[kept]
 
 
 def _overlaps(boxes: Array, box: Array) -> Array:
@@ -149,11 +133,11 @@ def _overlaps(boxes: Array, box: Array) -> Array:
 
 
 def face_tracks(found: Sequence[Array], cuts: Sequence[int] = ()) -> list[FaceBoxes]:
-    """The faces of a clip that are there long enough; where one was missed, boxes in between.
+    """Track faces, and keep the tracks that are long enough; gaps are interpolated.
 
     Args:
         found: (k, 4) for each frame, by `detect_boxes`.
-        cuts: first frames of new shots; no track goes across.
+        cuts: first frames of new shots; no track crosses them.
     """
     edges = [0, *cuts, len(found)]
     tracks = []
@@ -165,34 +149,34 @@ def face_tracks(found: Sequence[Array], cuts: Sequence[int] = ()) -> list[FaceBo
             columns = np.array(list(track.values())).T
             boxes = np.stack([np.interp(every, frames, column) for column in columns], axis=1)
             sides = (boxes[:, 2:] - boxes[:, :2]).mean(axis=0)
-            if len(track) > LEAST_FRAMES and sides.max() > LEAST_FACE:
+            if len(track) > MIN_TRACK_FRAMES and sides.max() > MIN_FACE:
                 tracks.append(FaceBoxes(first + int(frames[0]), boxes))
     return tracks
 
 
 def _next_track(free: list[list[Array]]) -> dict[int, Array]:
-    """Frame -> box of the first face that no track has yet, followed; it is taken out."""
+    """Remove the first face from `free` in all frames of its track: frame -> box."""
     track: dict[int, Array] = {}
     last = 0
     for i, boxes in enumerate(free):
-        if track and i - last > GAP:
+        if track and i - last > MAX_GAP_FRAMES:
             break
         for j, box in enumerate(boxes):
-            if not track or _overlaps(box[None], track[last])[0] > SAME:
+            if not track or _overlaps(box[None], track[last])[0] > MIN_TRACK_OVERLAP:
                 track[i], last = boxes.pop(j), i
                 break
     return track
 
 
 def box_crops(frames: Iterable[VideoFrame], boxes: Array) -> Iterator[Frame]:
-    """The square around each frame's face as SyncNet is asked, (224, 224, 3) uint8 RGB.
+    """Crop the square around each frame's face for SyncNet, (224, 224, 3) uint8 RGB.
 
-    0.4 of half the box's longer side are added at either side and twice that below; place and size
-    are a median over 13 frames, with zeros beyond the ends as published.
+    The box's longer side is widened by 0.4 of its half on either side, and by twice that below.
+    Place and size are smoothed by a median over 13 frames, padded with zeros as published.
     """
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
     halves = (boxes[:, 2:] - boxes[:, :2]).max(axis=1) / 2
-    rows = running_median(np.column_stack([middles, halves]), MEDIAN, beyond="constant")
+    rows = running_median(np.column_stack([middles, halves]), MEDIAN_FRAMES, beyond="constant")
     for frame, (x, y, half) in zip(frames, rows.tolist(), strict=False):
         aspect, reach = float(frame.pixel_aspect), (1 + PADDING) * half
-        yield cut_square(frame, x / aspect, y + PADDING * half, reach / aspect, reach)
+        yield crop_square(frame, x / aspect, y + PADDING * half, reach / aspect, reach)

@@ -1,11 +1,10 @@
-"""The report folder: metrics.json, metrics.csv, and report.html, one file that needs no other.
+"""The report folder: metrics.json, metrics.csv, and report.html, a self-contained page.
 
-Names of files come from outside: the page is a template that escapes whatever is put into it.
+Names of files come from outside, so the page is a template that escapes every value.
 """
 
 import base64
 import math
-import uuid
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ from latentsync.errors import OutputError
 from latentsync.evaluation.runner import ClipResult, Evaluation
 from latentsync.evaluation.tables import as_csv, as_json, counted, interval, shown
 from latentsync.pipeline.frame_source import FPS
+from latentsync.runtime.files import replacing
 
 __all__ = ["as_html", "write_report"]
 
 Curve: TypeAlias = "array[float] | NDArray[np.float64] | None"
 
-DETAILED = 50  # clips that are shown with plots and frames; the others only in the table
-POINTS = 600  # of a line at most; more frames are averaged
+MAX_DETAILS = 50  # clips shown with plots and frames; the others only in the table
+MAX_POINTS = 600  # of a line; more frames are averaged
 WIDTH, HEIGHT = 480, 170  # px of a plot; its numbers can still be read on a phone
 MARGIN = 52, 8, 8, 26  # px: left, top, right, bottom, for the numbers
 COLOURS = "#1f6fb4", "#d9822b"
@@ -113,7 +113,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """Curves over time; edges in px of the picture."""
+    """Curves over time; edges in px of the drawing."""
 
     title: str
     lines: list[Line]
@@ -127,41 +127,35 @@ class Plot:
 
 
 def write_report(found: Evaluation, folder: Path) -> tuple[Path, ...]:
-    """Write the three files into a folder, which is made; each is whole or as it was.
+    """Write the three files into a folder, which is made; each appears whole or not at all.
 
     Raises:
-        OutputError: it can't be written.
+        OutputError: the folder can't be made, or a file can't be written.
     """
     texts = {"metrics.json": as_json, "metrics.csv": as_csv, "report.html": as_html}
-    written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, make in texts.items():
-            path, temporary = folder / name, folder / f".{uuid.uuid4().hex}"
-            try:
-                temporary.write_text(make(found), encoding="utf-8", errors="backslashreplace")
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-            written.append(path)
     except OSError as error:
         raise OutputError(
             f"the report can't be written to {folder} ({error.strerror}); choose another folder"
         ) from error
-    return tuple(written)
+    for name, make in texts.items():
+        with replacing(folder / name) as file:
+            file.write_text(make(found), encoding="utf-8", errors="backslashreplace")
+    return tuple(folder / name for name in texts)
 
 
 def as_html(found: Evaluation) -> str:
-    """The whole page."""
-    absent: dict[str, list[str]] = {}  # why, and which figures
-    for one in found.figures:
-        if one.name not in found.means:
-            absent.setdefault(found.missing[one.name], []).append(one.name)
+    """Render the page."""
+    absent: dict[str, list[str]] = {}  # reason -> figures
+    for figure in found.figures:
+        if figure.name not in found.means:
+            absent.setdefault(found.missing[figure.name], []).append(figure.name)
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     measured = [clip for clip in found.clips if not clip.error]
-    thinned = len(measured) > DETAILED
+    thinned = len(measured) > MAX_DETAILS
     if thinned:
-        measured = sorted(measured, key=_looks)[:DETAILED]
+        measured = sorted(measured, key=_quality)[:MAX_DETAILS]
     details = [
         {
             "clip": clip,
@@ -174,7 +168,11 @@ def as_html(found: Evaluation) -> str:
     return page.render(
         found=found,
         clips=found.clips,
-        columns=[one.name for one in found.figures if any(one.name in c.figures for c in measured)],
+        columns=[
+            figure.name
+            for figure in found.figures
+            if any(figure.name in clip.figures for clip in measured)
+        ],
         absent=absent,
         left_over=found.pairs.unmatched_outputs + found.pairs.unmatched_references,
         details=details,
@@ -187,12 +185,12 @@ def as_html(found: Evaluation) -> str:
     )
 
 
-def _looks(clip: ClipResult) -> float:
+def _quality(clip: ClipResult) -> float:
     return clip.figures.get("psnr_face", clip.figures.get("psnr_frame", math.inf))
 
 
 def _plots(curves: Mapping[str, "array[float]"]) -> list[Plot]:
-    """PSNR over the frames, LPIPS, and how mouth and sound go together."""
+    """Plots of PSNR, LPIPS, SyncNet, and of mouth and loudness."""
     both = ("the face", "_face"), ("the whole frame", "_frame")
     plots = [
         _plot(title, [(label, curves.get(name + end)) for label, end in both])
@@ -201,20 +199,16 @@ def _plots(curves: Mapping[str, "array[float]"]) -> list[Plot]:
     for title, name in (("confidence", "sync_conf_local"), ("offset, frames", "sync_offset_local")):
         plots.append(_plot("SyncNet:", [(title, curves.get(name))]))
     if "mouth" in curves:
-        moving = ("opening of the mouth", "mouth"), ("loudness", "loudness")
-        pair: list[tuple[str, Curve]] = [(label, _standard(curves[name])) for label, name in moving]
+        pair: list[tuple[str, Curve]] = []
+        for label, name in (("opening of the mouth", "mouth"), ("loudness", "loudness")):
+            values = np.asarray(curves[name], np.float64)
+            pair.append((label, (values - np.nanmean(values)) / (np.nanstd(values) or 1.0)))
         plots.append(_plot("on one scale:", pair))
     return [plot for plot in plots if plot]
 
 
-def _standard(curve: Curve) -> NDArray[np.float64]:
-    values = np.asarray(curve, np.float64)
-    spread = float(np.nanstd(values))
-    return (values - np.nanmean(values)) / (spread or 1.0)
-
-
 def _plot(title: str, curves: list[tuple[str, Curve]]) -> Plot | None:
-    """None where no curve has a finite value."""
+    """Draw curves; None if none has a finite value."""
     drawn = [(label, *_thinned(curve)) for label, curve in curves if curve is not None]
     finite = np.concatenate([np.empty(0), *(y[np.isfinite(y)] for _, _, y in drawn)])
     if not len(finite):
@@ -235,9 +229,9 @@ def _plot(title: str, curves: list[tuple[str, Curve]]) -> Plot | None:
 
 
 def _thinned(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Frame numbers and values, at most POINTS of them, NaN where there is nothing finite."""
+    """Average to at most MAX_POINTS: frame numbers, and values with NaN for infinite ones."""
     values = np.asarray(curve, np.float64)
-    step = -(-len(values) // POINTS)
+    step = -(-len(values) // MAX_POINTS)
     padded = np.full(-(-len(values) // step) * step, np.nan)
     padded[: len(values)] = np.where(np.isfinite(values), values, np.nan)
     grouped = padded.reshape(-1, step)

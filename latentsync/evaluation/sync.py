@@ -1,20 +1,19 @@
-"""Lip-sync confidence: does the mouth fit the sound, and if not, by how many frames is it off?
+"""Lip-sync confidence (SyncNet): does the mouth fit the sound, and by how many frames is it off?
 
-Every window of 5 frames at 25 fps becomes a feature, and so do the 20 MFCC steps beside it. Their
-mean distance, with the sound shifted by up to 15 frames either way, is a curve: its lowest value
-is the distance (LSE-D), its median less that value the confidence (LSE-C), its place the offset.
+Each window of 5 frames at 25 fps gives a feature, and so do the 20 MFCC steps beside it. Their mean
+distance as a function of a shift of the sound by up to 15 frames is a curve: its minimum is the
+distance (LSE-D), its median minus its minimum the confidence (LSE-C), the minimum's place the
+offset.
 
 Arithmetic as published, https://github.com/joonson/syncnet_python/blob/1fbfc08/SyncNetInstance.py,
 which https://github.com/bytedance/LatentSync/blob/a229c39/eval/syncnet/syncnet_eval.py follows:
-pictures go in as OpenCV reads them, BGR as floats of 0..255; sound goes in as 16-bit integers.
+frames enter as OpenCV reads them, BGR as floats of 0..255; sound enters as 16-bit integers.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -30,16 +29,14 @@ from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
 from latentsync.faces import align
 from latentsync.faces.align import BOX_CENTRE, HALF_BOX
 from latentsync.media import VideoFrame, VideoReader, even_box
-from latentsync.runtime import checkpoints
 from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
 __all__ = [
     "SyncCurve",
     "SyncScore",
-    "cut_square",
+    "crop_square",
     "distance_curve",
     "face_crops",
-    "load_eval_syncnet",
     "longest_run",
     "mfcc",
     "running_median",
@@ -54,34 +51,35 @@ Array = NDArray[np.float64]
 
 SAMPLE_RATE = 16000  # Hz
 FPS = 25
-SAMPLES = SAMPLE_RATE // FPS  # a frame
-WINDOW = 5  # frames seen at once
-STEPS_A_FRAME = 4  # MFCC steps of 10 ms
-SHIFT = 15  # frames, either way
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+WINDOW = 5  # frames of a lip feature
+STEPS_PER_FRAME = 4  # MFCC steps of 10 ms
+MAX_SHIFT = 15  # frames, in either direction
 BATCH = 8  # windows
 CONFIDENCE_WINDOW = 9  # frames of the median, as published
 OFFSET_WINDOW = FPS  # frames of the mean: 1 s
 
-# MFCC as `python_speech_features.mfcc` has them by default.
-STEP = SAMPLE_RATE // 100  # samples, 10 ms
-LENGTH = SAMPLE_RATE // 40  # samples, 25 ms
-FFT = 512
+# MFCC with the defaults of `python_speech_features.mfcc`.
+STEP_SAMPLES = SAMPLE_RATE // 100  # 10 ms
+LENGTH_SAMPLES = SAMPLE_RATE // 40  # 25 ms
+FFT_SAMPLES = 512
 FILTERS, COEFFICIENTS = 26, 13
 PREEMPHASIS = 0.97
 LIFTER = 22
-BLOCK = 4096  # steps computed at once
+BLOCK_STEPS = 4096  # computed at once
 
-# The crop shows about what the published one does: there a box from the upper forehead to the chin,
-# of half side s, gets 0.4 s at either side and 0.8 s below, https://github.com/joonson/syncnet_python/blob/1fbfc08/run_pipeline.py
+# The crop shows about the same as the published one: there a box from the upper forehead to the
+# chin, of half side s, is widened by 0.4 s on either side and by 0.8 s below,
+# https://github.com/joonson/syncnet_python/blob/1fbfc08/run_pipeline.py
 SIDE = 224  # px
 PADDING = 0.4
 GREY = 110  # outside the frame
-MEDIAN = 13  # frames over which place and size are smoothed
+MEDIAN_FRAMES = 13  # frames over which place and size are smoothed
 
 
 @dataclass(frozen=True)
 class SyncScore:
-    """What one face says about its sound."""
+    """How well one face fits its sound."""
 
     confidence: float  # LSE-C: the higher, the better in sync; 0 is chance
     distance: float  # LSE-D: the lower, the better
@@ -90,42 +88,29 @@ class SyncScore:
 
 @dataclass(frozen=True)
 class SyncCurve:
-    """The same in time, at each window of 5 frames; see `sync_curve`."""
+    """The score over time, at each window of 5 frames; see `sync_curve`."""
 
     confidence: FloatArray  # (n,)
     offset: IntArray  # (n,) frames by which the sound runs ahead of the picture
 
 
-def load_eval_syncnet(path: Path, device: torch.device | str = "cpu") -> EvalSyncNet:
-    """The published `syncnet_v2.model`, a bare state dict, strictly; float32, in eval mode.
-
-    Raises:
-        WeightsMissing: no such file.
-        WeightsMismatch: something else is in it.
-    """
-    state = checkpoints.read(path, hint="run `latentsync download eval`")
-    return checkpoints.filled(EvalSyncNet, state, path).to(device).eval().requires_grad_(False)
-
-
 def sync_confidence(net: EvalSyncNet, crops: Iterable[Frame], sound: FloatArray) -> SyncScore:
-    """How well a mouth fits a sound: `sync_distances`, read as one."""
+    """Score how well a mouth fits a sound; arguments as `sync_distances`."""
     return score(sync_distances(net, crops, sound).mean(dim=1))
 
 
 def sync_distances(net: EvalSyncNet, crops: Iterable[Frame], sound: FloatArray) -> Tensor:
-    """How far a mouth is from a sound, at each window and shift.
+    """Measure the distance of a mouth from a sound, at each window and shift.
 
-    Crops stream by; what is held of a window are its 31 distances, and a second's features.
-
-    Of n frames that have sound, the published evaluation looks at n - 5 windows; so does this.
+    Crops are streamed: only a window's 31 distances are held, and a second's features. Of n frames
+    with sound, n - 5 windows are used, as in the published evaluation.
 
     Args:
-        crops: each (224, 224, 3) uint8 RGB, at 25 fps; an array (n, 224, 224, 3) does as well.
+        crops: each (224, 224, 3) uint8 RGB, at 25 fps.
         sound: (samples,) float32 in [-1, 1) at 16 kHz, beginning with the first crop.
 
     Returns:
-        (31, n - 5), as `distance_curve` has it: its mean over time is what `score` reads, and
-        `sync_curve` reads it in time.
+        (31, n - 5), see `distance_curve`; `score` takes the mean over time, `sync_curve` all of it.
 
     Raises:
         InputError: fewer than 6 frames with sound.
@@ -142,43 +127,38 @@ def sync_distances(net: EvalSyncNet, crops: Iterable[Frame], sound: FloatArray) 
 def _features(
     net: EvalSyncNet, crops: Iterable[Frame], sound: FloatArray
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of lips and voice, (b, d) each, of b windows at a time."""
+    """Lip and audio features, (b, d) each, of b windows at a time; none for the last 5 frames."""
     steps = torch.from_numpy(mfcc(sound).T.astype(np.float32))
     device = next(net.parameters()).device
-    windows, done = _windows(islice(crops, len(sound) // SAMPLES)), 0
-    while batch := list(islice(windows, BATCH)):
-        pictures = torch.from_numpy(np.stack(batch)).permute(0, 4, 1, 2, 3)
-        starts = [STEPS_A_FRAME * (done + i) for i in range(len(batch))]
-        beside = torch.stack([steps[None, :, s : s + STEPS_A_FRAME * WINDOW] for s in starts])
+    length = STEPS_PER_FRAME * WINDOW
+    frames = islice(crops, len(sound) // SAMPLES_PER_FRAME)
+    held = list(islice(frames, WINDOW))
+    start = 0
+    while more := list(islice(frames, BATCH)):
+        held += more
+        windows = np.stack([np.stack(held[i : i + WINDOW]) for i in range(len(more))])
+        images = torch.from_numpy(windows).permute(0, 4, 1, 2, 3).to(device).float()
+        starts = range(start, start + STEPS_PER_FRAME * len(more), STEPS_PER_FRAME)
+        beside = torch.stack([steps[None, :, i : i + length] for i in starts])
         with torch.inference_mode():
-            lips = net.lip_features(pictures.to(device).float().flip(1)).cpu()
+            lips = net.lip_features(images.flip(1)).cpu()
             voice = net.audio_features(beside.to(device)).cpu()
         yield lips, voice
-        done += len(batch)
+        held, start = held[len(more) :], starts.stop
 
 
-def _windows(crops: Iterable[Frame]) -> Iterator[NDArray[np.uint8]]:
-    """(5, h, w, 3) from every frame on but the last 5."""
-    held: deque[Frame] = deque(maxlen=WINDOW)
-    for crop in crops:
-        if len(held) == WINDOW:
-            yield np.stack(held)
-        held.append(crop)
-
-
-def distance_curve(features: Iterable[tuple[Tensor, Tensor]], shift: int = SHIFT) -> Tensor:
-    """Distances of every lip feature to the audio features around it.
+def distance_curve(features: Iterable[tuple[Tensor, Tensor]], shift: int = MAX_SHIFT) -> Tensor:
+    """Compute the distances of every lip feature to the audio features around it.
 
     Args:
-        features: (lips, voice), (b, d) each, in any number of parts; before and after the sound lie
-            zeros, as published, so in clips of a few seconds the outer shifts are compared to
-            silence.
+        features: (lips, voice), (b, d) each, in any number of parts. Zeros are put before and after
+            the voice, as published; in clips of a few seconds they decide the outer shifts.
 
     Returns:
         (2 * shift + 1, n): at [j, i] from lip feature i to audio feature i + j - shift.
     """
     blocks = [torch.empty(2 * shift + 1, 0)]
-    lips = voice = torch.empty(0)  # lips that wait for the voice after them; voice from before them
+    lips = voice = torch.empty(0)  # lips whose later voice is yet to come; voice from before them
 
     def compare(count: int) -> None:
         rows = [
@@ -186,10 +166,10 @@ def distance_curve(features: Iterable[tuple[Tensor, Tensor]], shift: int = SHIFT
         ]
         blocks.append(torch.stack(rows))
 
-    for seen, heard in features:
+    for new_lips, new_voice in features:
         if not len(voice):
-            lips, voice = seen[:0], heard.new_zeros(shift, heard.shape[1])
-        lips, voice = torch.cat([lips, seen]), torch.cat([voice, heard])
+            lips, voice = new_lips[:0], new_voice.new_zeros(shift, new_voice.shape[1])
+        lips, voice = torch.cat([lips, new_lips]), torch.cat([voice, new_voice])
         if (ready := len(lips) - shift) > 0:
             compare(ready)
             lips, voice = lips[ready:], voice[ready:]
@@ -200,7 +180,7 @@ def distance_curve(features: Iterable[tuple[Tensor, Tensor]], shift: int = SHIFT
 
 
 def score(curve: Tensor) -> SyncScore:
-    """Read the mean distances (2 * shift + 1,), the earliest sound first."""
+    """Score the mean distances (2 * shift + 1,), the earliest sound first."""
     lowest, place = curve.min(dim=0)
     return SyncScore(
         confidence=float(curve.median() - lowest),
@@ -210,13 +190,13 @@ def score(curve: Tensor) -> SyncScore:
 
 
 def sync_curve(distances: Tensor) -> SyncCurve:
-    """How well mouth and sound fit over time, for the eye; the clip's own figures are `score`'s.
+    """Score mouth and sound over time, for plots; the clip's own figures are those of `score`.
 
-    Confidence is as published: the clip's median less the distance of each frame at the clip's own
-    offset, by a median over 9 frames, as in
-    https://github.com/joonson/syncnet_python/blob/1fbfc08/SyncNetInstance.py. The offset is where
-    the mean distance of the 25 frames around is lowest; of so little it is less sure than the
-    clip's, and means nothing where the confidence is low.
+    Confidence is as published: the clip's median minus the distance of each frame at the clip's own
+    offset, then a running median over 9 frames, as in
+    https://github.com/joonson/syncnet_python/blob/1fbfc08/SyncNetInstance.py. The offset is that of
+    the lowest mean distance of the 25 frames around, so it is less certain than the clip's, and
+    meaningless where the confidence is low.
 
     Args:
         distances: (2 * shift + 1, n) by `sync_distances`.
@@ -233,7 +213,7 @@ def sync_curve(distances: Tensor) -> SyncCurve:
 def running_median(
     values: NDArray[np.floating], window: int, beyond: Literal["edge", "constant"] = "edge"
 ) -> Array:
-    """Medians over an odd number of rows (n, ...); beyond the ends lie these again, or zeros."""
+    """Medians over an odd number of rows (n, ...), padded by the end rows, or by zeros."""
     beside = [(window // 2, window // 2)] + [(0, 0)] * (values.ndim - 1)
     padded = np.pad(values, beside, mode=beyond)
     views = np.lib.stride_tricks.sliding_window_view(padded, window, axis=0)
@@ -241,79 +221,74 @@ def running_median(
 
 
 def mfcc(sound: FloatArray) -> Array:
-    """Mel-frequency cepstral coefficients of 16 kHz sound, 100 a second.
+    """Compute mel-frequency cepstral coefficients of 16 kHz sound, 100 a second.
 
     Args:
-        sound: (samples,) float32 in [-1, 1); taken as 16-bit integers, for the first coefficient
-            is the logarithm of the energy and knows how loud it is.
+        sound: (samples,) float32 in [-1, 1); scaled to 16-bit integers, because the first
+            coefficient is the logarithm of the energy, which depends on the scale.
 
     Returns:
         (steps, 13) float64; steps = 1 + ceil((samples - 400) / 160), at least 1.
     """
-    steps = 1 + max(0, math.ceil((len(sound) - LENGTH) / STEP))
-    blocks = [_pieces(sound, i, min(BLOCK, steps - i)) for i in range(0, steps, BLOCK)]
-    return np.concatenate([_cepstra(block) for block in blocks])
+    steps = 1 + max(0, math.ceil((len(sound) - LENGTH_SAMPLES) / STEP_SAMPLES))
+    blocks = range(0, steps, BLOCK_STEPS)
+    return np.concatenate([_cepstra(sound, i, min(BLOCK_STEPS, steps - i)) for i in blocks])
 
 
-def _pieces(sound: FloatArray, first: int, count: int) -> Array:
-    """(count, 400) pre-emphasized samples of the steps from `first` on, zeros after the end."""
-    start, length = first * STEP, (count - 1) * STEP + LENGTH
+def _cepstra(sound: FloatArray, first: int, count: int) -> Array:
+    """(count, 13) of the steps from `first` on; zeros follow the end of the sound."""
+    start, length = first * STEP_SAMPLES, (count - 1) * STEP_SAMPLES + LENGTH_SAMPLES
     levels = np.round(sound[max(0, start - 1) : start + length].astype(np.float64) * 32768)
-    sharp = np.zeros(length)
+    emphasized = np.zeros(length)
     here = levels[min(1, start) :]
-    sharp[: len(here)] = here
-    sharp[len(here) - len(levels) + 1 : len(here)] -= PREEMPHASIS * levels[:-1]
-    return np.lib.stride_tricks.sliding_window_view(sharp, LENGTH)[::STEP]
-
-
-def _cepstra(pieces: Array) -> Array:
-    """(n, 400) samples -> (n, 13)."""
-    power = np.abs(np.fft.rfft(pieces, FFT)) ** 2 / FFT
-    bands = np.log(_not_zero(power @ _mel_filters().T))
+    emphasized[: len(here)] = here
+    emphasized[len(here) - len(levels) + 1 : len(here)] -= PREEMPHASIS * levels[:-1]
+    pieces = np.lib.stride_tricks.sliding_window_view(emphasized, LENGTH_SAMPLES)[::STEP_SAMPLES]
+    power = np.abs(np.fft.rfft(pieces, FFT_SAMPLES)) ** 2 / FFT_SAMPLES
+    bands, energy = power @ _mel_filters().T, power.sum(axis=1)
+    for values in (bands, energy):
+        values[values == 0] = np.finfo(np.float64).eps
     n, k = np.arange(FILTERS), np.arange(COEFFICIENTS)[:, None]
     cosines = np.sqrt(2 / FILTERS) * np.cos(np.pi / FILTERS * (n + 0.5) * k)
     lift = 1 + LIFTER / 2 * np.sin(np.pi * np.arange(COEFFICIENTS) / LIFTER)
-    cepstra = bands @ cosines.T * lift
-    cepstra[:, 0] = np.log(_not_zero(power.sum(axis=1)))
+    cepstra = np.log(bands) @ cosines.T * lift
+    cepstra[:, 0] = np.log(energy)
     return cepstra
-
-
-def _not_zero(values: Array) -> Array:
-    return np.where(values == 0, np.finfo(np.float64).eps, values)
 
 
 def _mel_filters() -> Array:
     """(26, 257): triangles between 28 whole bins, evenly spaced in mel from 0 to 8 kHz."""
     top = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
     hertz = 700 * (10 ** (np.linspace(0, top, FILTERS + 2) / 2595) - 1)
-    bins = np.floor((FFT + 1) * hertz / SAMPLE_RATE)[:, None]
+    bins = np.floor((FFT_SAMPLES + 1) * hertz / SAMPLE_RATE)[:, None]
     low, peak, high = bins[:-2], bins[1:-1], bins[2:]
-    x = np.arange(FFT // 2 + 1)
+    x = np.arange(FFT_SAMPLES // 2 + 1)
     return np.clip(np.minimum((x - low) / (peak - low), (high - x) / (high - peak)), 0, None)
 
 
 def sync_conf_local(
     net: EvalSyncNet, clip: VideoReader, track: FaceTrack, resolution: int, sound: FloatArray
 ) -> SyncScore:
-    """Lip-sync confidence of the longest stretch of a clip with a face, cropped by our own track.
+    """Score the longest run of frames with a face, cropped by our own track.
 
-    Not the published figure, though of its kind; compare it only with itself. See `face_crops`.
+    It is not the published figure, because the crops differ (see `face_crops`): compare it only
+    with itself.
 
     Args:
-        track: of this very clip, made for crops of `resolution` px.
+        track: of this clip, made for crops of `resolution` px.
         sound: (samples,) float32 in [-1, 1) at 16 kHz, beginning with the clip.
 
     Raises:
-        InputError: the stretch is shorter than 6 frames.
+        InputError: the run is shorter than 6 frames.
     """
     start, stop = longest_run(track.found)
     frames = clip.frames(range(start, stop))
     crops = face_crops(frames, track.affine[start:stop], resolution)
-    return sync_confidence(net, crops, sound[start * SAMPLES : stop * SAMPLES])
+    return sync_confidence(net, crops, sound[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME])
 
 
 def longest_run(found: NDArray[np.bool_]) -> tuple[int, int]:
-    """The first of the longest stretches [start, stop) of True in (n,); (0, 0) without any."""
+    """Find the first of the longest runs [start, stop) of True in (n,); (0, 0) if there is none."""
     edges = np.flatnonzero(np.diff(found.astype(np.int8), prepend=0, append=0))
     starts, stops = edges[::2], edges[1::2]
     if not len(starts):
@@ -325,38 +300,38 @@ def longest_run(found: NDArray[np.bool_]) -> tuple[int, int]:
 def face_crops(
     frames: Iterable[VideoFrame], affine: FloatArray, resolution: int
 ) -> Iterator[Frame]:
-    """The square around mouth and face of each frame, (224, 224, 3) uint8 RGB.
+    """Crop the square around each frame's face, (224, 224, 3) uint8 RGB.
 
     As in the published evaluation the square is upright, reaches from the forehead to below the
     chin, is smoothed by a median over 13 frames, resized bilinearly, and grey 110 beyond the frame.
-    It differs in where the square comes from: there from the box of the S3FD detector, here from
-    brows and nose, by a mean face. So it is some pixels larger or smaller, follows an open jaw
-    less, and has not gone through two more lossy encodes.
+    There the square comes from the box of the S3FD detector, here from brows and nose and a mean
+    face. So it is some pixels larger or smaller, follows an open jaw less, and was not encoded
+    twice more.
 
     Args:
         affine: (n, 2, 3) frame px -> crop px of `resolution`, one for each frame.
     """
     for frame, square in zip(frames, _squares(affine, resolution).tolist(), strict=False):
-        yield cut_square(frame, *square)
+        yield crop_square(frame, *square)
 
 
 def _squares(affine: FloatArray, resolution: int) -> Array:
-    """(n, 4) px of the frame, wide ones or not: centre x, y and half sides x, y, smoothed."""
-    unit = align.crop_size(resolution)[1] / align.BOX_HEIGHT  # px of the crop in one of template
+    """(n, 4) px of the frame: centre x, y and half sides x, y, smoothed."""
+    unit = align.crop_size(resolution)[1] / align.BOX_HEIGHT  # px of the crop per template unit
     matrices = affine.astype(np.float64)
     turn, move = matrices[:, :, :2], matrices[:, :, 2]
     centre = np.linalg.solve(turn, (np.array(BOX_CENTRE) * unit - move)[..., None])[..., 0]
     half_box = HALF_BOX * unit / np.linalg.norm(turn, axis=1)
     centre[:, 1] += PADDING * half_box[:, 1]  # twice the padding is added, below
     rows = np.column_stack([centre, (1 + PADDING) * half_box])
-    return running_median(rows, MEDIAN)
+    return running_median(rows, MEDIAN_FRAMES)
 
 
-def cut_square(frame: VideoFrame, x: float, y: float, half_x: float, half_y: float) -> Frame:
-    """An upright square of a frame by its centre and half sides, (224, 224, 3) uint8 RGB.
+def crop_square(frame: VideoFrame, x: float, y: float, half_x: float, half_y: float) -> Frame:
+    """Crop an upright square by its centre and half sides, (224, 224, 3) uint8 RGB.
 
-    The sides differ where the frame's pixels aren't square. Its edges lie on the whole pixels
-    below, as published. Only what lies inside of the frame is converted; grey 110 beyond.
+    The half sides differ if the frame's pixels aren't square. Edges are rounded down to whole
+    pixels, as published. Only the part inside the frame is converted; grey 110 beyond.
     """
     edges = x - half_x, y - half_y, x + half_x, y + half_y
     left, top, right, bottom = map(math.floor, edges)

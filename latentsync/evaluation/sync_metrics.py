@@ -1,27 +1,26 @@
-"""The metrics of lip-sync: what mouth and sound have to do with each other. See metric.py."""
+"""The lip-sync metrics: SyncNet, StableSyncNet, and the mouth's opening against the sound."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentsync.errors import MediaError
-from latentsync.evaluation import features, sync
-from latentsync.evaluation import (
-    lip_correlation as lips,
-)
-from latentsync.evaluation import (
-    published_sync as published,
-)
+from latentsync.diffusion.generator import to_float
+from latentsync.errors import InputError, MediaError
+from latentsync.evaluation import features, published_sync, sync
 from latentsync.evaluation.clips import EvaluatedClip, FramePair
+from latentsync.evaluation.lip_correlation import lip_correlation
 from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
 from latentsync.evaluation.mouth_net import CROP, MouthNet
 from latentsync.evaluation.nets import loading, syncnet_mel
 from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
-from latentsync.evaluation.stable import stable_syncnet_accuracy
+from latentsync.evaluation.nets.s3fd import S3FD
+from latentsync.evaluation.nets.syncnet import StableSyncNet, accuracies, stacked
+from latentsync.evaluation.sync import SAMPLE_RATE, SAMPLES_PER_FRAME
 from latentsync.faces.align import face_of
 from latentsync.media import AudioReader
 from latentsync.types import FloatArray, Frame
@@ -32,21 +31,23 @@ __all__ = [
     "SyncLocal",
     "SyncNetAccuracy",
     "loudness_of",
+    "syncnet_accuracy",
     "why_no_truth",
 ]
 
 SYNCNET_FILE, S3FD_FILE = "auxiliary/syncnet_v2.model", "auxiliary/sfd_face.pth"
 
-SAMPLE_RATE = 16000  # Hz
-SAMPLES = SAMPLE_RATE // 25  # of a frame
-QUIET = 1e-3  # of full scale, -60 dB: what is taken for silence
-SAME_SOUND = 0.95  # correlation of loudness from which two clips are taken to say the same
-MOSTLY = 0.5  # of the frames: in so many a box lies around a face to be that face's
-MAX_LAG = 12  # frames by which a mouth may come late or early
+SILENCE = 1e-3  # of full scale, -60 dB
+MIN_SAME_SOUND = 0.95  # correlation of two clips' loudness from which they say the same
+MIN_TRACK_SHARE = 0.5  # of the frames in which a box surrounds a face, for it to be that face's box
+MAX_LAG = 12  # frames by which a mouth may be late or early
 
 
 class SyncConfidence(Metric):
-    """On the published geometry, in two passes: all faces that S3FD follows, or the chosen one."""
+    """SyncNet on the published crop geometry: of all faces that S3FD tracks, or of the chosen one.
+
+    It reads the clip twice more.
+    """
 
     needs_reference = False
     figures = (
@@ -57,40 +58,41 @@ class SyncConfidence(Metric):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.net = _syncnet(setup)
-        self.detector = published.load_s3fd(setup.weights / S3FD_FILE, setup.device)
+        load, device = loading.load_net, setup.device
+        self.net = load(EvalSyncNet, setup.weights / SYNCNET_FILE, device=device)
+        self.detector = load(S3FD, setup.weights / S3FD_FILE, device=device)
 
     def end(self) -> dict[str, float]:
         clip = self.clip
-        scores = published.sync_conf(
+        scores = published_sync.sync_conf(
             self.net,
             self.detector,
             clip.output,
-            _wave(clip),
-            wanted=self._of_chosen,
-            check=clip.reporter.check,
+            _samples(clip),
+            wanted=self._is_chosen,
+            check=clip.context.check,
         )
         rows = [(score.confidence, score.distance, score.offset) for score in scores]
-        names = [one.name for one in self.figures]
+        names = [figure.name for figure in self.figures]
         return dict(zip(names, map(float, np.mean(rows, axis=0)), strict=True))
 
-    def _of_chosen(self, start: int, boxes: NDArray[np.float64]) -> bool:
-        """Whether boxes, from a frame on, are around the chosen face, in most frames."""
+    def _is_chosen(self, start: int, boxes: NDArray[np.float64]) -> bool:
+        """Whether a track's boxes surround the chosen face in most of its frames."""
         clip = self.clip
         if not clip.chosen or clip.track is None:
             return not clip.chosen
-        shown = (clip.reference or clip.output).info
+        info = (clip.reference or clip.output).info
         inside = []
         for index, box in enumerate(boxes, start):
             affine = clip.affine(index)
             if affine is not None:
-                nose = face_of(affine, CROP).points[2] / (shown.width, shown.height)
+                nose = face_of(affine, CROP).points[2] / (info.width, info.height)
                 inside.append(bool((box[:2] < nose).all() and (nose < box[2:]).all()))
-        return bool(inside) and float(np.mean(inside)) > MOSTLY
+        return bool(inside) and float(np.mean(inside)) > MIN_TRACK_SHARE
 
 
 class SyncLocal(Metric):
-    """Of the longest stretch with a face, where the reference has it, in a pass of its own."""
+    """SyncNet on the longest run of frames with a face, cropped where the reference has it."""
 
     needs_reference, needs_face = False, True
     figures = (
@@ -101,20 +103,21 @@ class SyncLocal(Metric):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.net = _syncnet(setup)
+        path = setup.weights / SYNCNET_FILE
+        self.net = loading.load_net(EvalSyncNet, path, device=setup.device)
 
     def end(self) -> dict[str, float]:
         clip = self.clip
         assert clip.track is not None
-        sound = _wave(clip)
         start, stop = sync.longest_run(clip.track.found[: clip.frames])
-        shown = (moment.shown for moment in clip.moments_at(range(start, stop)))
-        crops = sync.face_crops(shown, clip.track.affine[start:stop], CROP)
-        distances = sync.sync_distances(self.net, crops, sound[start * SAMPLES : stop * SAMPLES])
+        outputs = (frames.scaled_output for frames in clip.frame_pairs_at(range(start, stop)))
+        crops = sync.face_crops(outputs, clip.track.affine[start:stop], CROP)
+        sound = _samples(clip)[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
+        distances = sync.sync_distances(self.net, crops, sound)
         found, curve = sync.score(distances.mean(dim=1)), sync.sync_curve(distances)
         for i, (confidence, offset) in enumerate(zip(curve.confidence, curve.offset, strict=True)):
-            self.on_curve("sync_conf_local", start + i, float(confidence))
-            self.on_curve("sync_offset_local", start + i, float(offset))
+            self.add_to_curve("sync_conf_local", start + i, float(confidence))
+            self.add_to_curve("sync_offset_local", start + i, float(offset))
         return {
             "sync_conf_local": found.confidence,
             "sync_dist_local": found.distance,
@@ -123,7 +126,7 @@ class SyncLocal(Metric):
 
 
 class SyncNetAccuracy(Metric):
-    """Of neighbouring stretches of 16 frames in the longest stretch with a face."""
+    """StableSyncNet on pairs of neighbouring windows of the longest run of frames with a face."""
 
     needs_reference, needs_face = False, True
     figures = (
@@ -137,28 +140,61 @@ class SyncNetAccuracy(Metric):
         self.net = loading.load_syncnet(setup.weights / "stable_syncnet.pt", device=setup.device)
 
     def end(self) -> dict[str, float]:
-        return {"stable_accuracy": stable_syncnet_accuracy(self.net, self._pairs()).accuracy}
+        return {"stable_accuracy": syncnet_accuracy(self.net, self._windows())}
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Two stretches and their sounds, each (1, 2, ...), as far as both go."""
-        clip, columns = self.clip, syncnet_mel.sync_mel(_wave(self.clip))
+    def _windows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Two windows and their sounds, each (1, 2, ...), as long as there are both."""
+        clip, columns = self.clip, syncnet_mel.sync_mel(_samples(self.clip))
         assert clip.track is not None
         start, stop = sync.longest_run(clip.track.found[: clip.frames])
-        stretches = features.windows(m.face for m in clip.moments_at(range(start, stop)))
-        for one, other in zip(stretches, stretches, strict=False):
+        windows = features.windows(pair.face for pair in clip.frame_pairs_at(range(start, stop)))
+        for pair in zip(windows, windows, strict=False):
+            starts = start, start + features.WINDOW
             try:
-                heard = [
-                    syncnet_mel.sync_window(columns, first) for first in (start, start + len(one))
-                ]
+                mel = torch.stack([syncnet_mel.sync_window(columns, first) for first in starts])
             except ValueError:  # the sound is over
                 return
-            seen = torch.from_numpy(np.stack([one, other])).permute(0, 4, 1, 2, 3)
-            yield seen[None].float() / 127.5 - 1, torch.stack(heard)[None].float()
-            start += 2 * len(one)
+            video = to_float(torch.from_numpy(np.stack(pair))).transpose(1, 2)
+            yield video[None], mel[None].float()
+            start += 2 * features.WINDOW
+
+
+def syncnet_accuracy(net: StableSyncNet, windows: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Measure how often StableSyncNet tells right whether lips and sound belong together.
+
+    https://arxiv.org/abs/2412.09262. Each clip gives two windows without a common frame, each with
+    its own sound and with the other's, as in training: so only lips and sound together can tell
+    which fit. Chance is 0.5.
+
+    Args:
+        windows: batches of (video, mel): video (b, 2, 3, 16, R, R) in [-1, 1], or
+            (b, 2, 4, 16, h, w) latents; mel (b, 2, 1, 80, 52) as `nets.syncnet_mel.sync_window`.
+
+    Raises:
+        InputError: there is no window.
+    """
+    in_sync: list[Tensor] = []
+    out_of_sync: list[Tensor] = []
+    like = next(net.parameters())
+    with torch.inference_mode():
+        for video, mel in windows:
+            frames = stacked(video.flatten(0, 1).to(like), net.config)
+            visual, audio = (x.float() for x in net(frames, mel.flatten(0, 1).to(like)))
+            swapped = audio.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+            in_sync.append(F.cosine_similarity(visual, audio).cpu())
+            out_of_sync.append(F.cosine_similarity(visual, swapped).cpu())
+    if not in_sync:
+        raise InputError("there is no window to ask StableSyncNet about; give a clip of 32 frames")
+    cosines = torch.cat(in_sync + out_of_sync)
+    accuracy, _ = accuracies(cosines, torch.arange(len(cosines)) < len(cosines) // 2)
+    return accuracy
 
 
 class LipMetrics(Metric):
-    """What needs no weights from elsewhere; the ruler reads drawn faces, and no others."""
+    """The mouth's opening against loudness and reference; it needs no download.
+
+    The mouth net knows drawn faces only.
+    """
 
     needs_reference, needs_face = False, True
     batch = 32
@@ -170,73 +206,67 @@ class LipMetrics(Metric):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.ruler = MouthNet.load(setup.weights)
+        self.mouth_net = MouthNet.load(setup.weights)
 
     def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
-        self.loudness = loudness_of(clip.sound())
+        self.loudness = loudness_of(AudioReader(clip.pair.output))
         self.no_truth = why_no_truth(clip)
-        self._waiting: list[tuple[int, str, Frame]] = []
+        self._pending: list[tuple[int, str, Frame]] = []
 
-    def update(self, moment: FramePair) -> None:
-        if moment.affine is None:
+    def update(self, frames: FramePair) -> None:
+        if frames.affine is None:
             return
-        self._waiting.append((moment.index, "mouth", moment.face))
+        self._pending.append((frames.index, "mouth", frames.face))
         if not self.no_truth:
-            self._waiting.append((moment.index, "mouth_reference", moment.face_reference))
-        if len(self._waiting) >= self.batch:
-            self._measure()
+            self._pending.append((frames.index, "mouth_reference", frames.face_reference))
+        if len(self._pending) >= self.batch:
+            self._flush()
 
-    def _measure(self) -> None:
-        if self._waiting:
-            openings = self.ruler.measure(np.stack([crop for *_, crop in self._waiting]))[:, 0]
-            for (index, name, _), opening in zip(self._waiting, openings, strict=True):
-                self.on_curve(name, index, float(opening))
-        self._waiting = []
+    def _flush(self) -> None:
+        if self._pending:
+            openings = self.mouth_net.measure(np.stack([crop for *_, crop in self._pending]))[:, 0]
+            for (index, name, _), opening in zip(self._pending, openings, strict=True):
+                self.add_to_curve(name, index, float(opening))
+        self._pending = []
 
     def end(self) -> dict[str, float]:
-        self._measure()
-        mouth = _filled(self.curves["mouth"])
+        self._flush()
+        mouth = _interpolated(self.curves["mouth"])
         count = min(len(mouth), len(self.loudness))
         self.curves["loudness"] = array("d", self.loudness[:count])
-        heard = lips.lip_correlation(mouth[:count], self.loudness[:count], MAX_LAG)
-        found = {"lip_loudness": heard.at_zero, "lip_lag": float(heard.best_lag)}
+        to_sound = lip_correlation(mouth[:count], self.loudness[:count], MAX_LAG)
+        found = {"lip_loudness": to_sound.at_zero, "lip_lag": float(to_sound.best_lag)}
         self.absent["lip_correlation"] = self.no_truth
         if "mouth_reference" in self.curves:
-            truth = _filled(self.curves["mouth_reference"])
-            found["lip_correlation"] = lips.lip_correlation(mouth, truth, 0).at_zero
+            truth = _interpolated(self.curves["mouth_reference"])
+            found["lip_correlation"] = lip_correlation(mouth, truth, 0).at_zero
         return found
 
 
-def _syncnet(setup: Setup) -> EvalSyncNet:
-    return sync.load_eval_syncnet(setup.weights / SYNCNET_FILE, setup.device)
-
-
-def _wave(clip: EvaluatedClip) -> FloatArray:
-    """(n,) at 16 kHz: 230 MB an hour."""
-    chunks = [np.empty(0, np.float32), *clip.sound().chunks()]
-    return np.concatenate(chunks).astype(np.float32)
+def _samples(clip: EvaluatedClip) -> FloatArray:
+    """(n,) the output's sound at 16 kHz: 230 MB an hour. MediaError if it has none."""
+    chunks = AudioReader(clip.pair.output).chunks()
+    return np.concatenate([np.empty(0, np.float32), *chunks]).astype(np.float32)
 
 
 def loudness_of(sound: AudioReader) -> NDArray[np.float64]:
-    """(frames,) dB of full scale, of the sound while each frame is shown."""
-    return np.array(list(_levels(sound.chunks())), np.float64)
-
-
-def _levels(chunks: Iterator[FloatArray]) -> Iterator[float]:
+    """(frames,) level of the sound during each frame, in dB of full scale."""
+    levels = [np.empty(0)]
     rest = np.empty(0, np.float32)
-    for chunk in chunks:
+    for chunk in sound.chunks():
         rest = np.concatenate([rest, chunk])
-        whole = len(rest) // SAMPLES * SAMPLES
-        mean = np.sqrt(np.mean(rest[:whole].reshape(-1, SAMPLES).astype(np.float64) ** 2, axis=1))
-        yield from 20 * np.log10(np.maximum(mean, QUIET))
+        whole = len(rest) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME
+        frames = rest[:whole].reshape(-1, SAMPLES_PER_FRAME).astype(np.float64)
+        levels.append(20 * np.log10(np.maximum(np.sqrt(np.mean(frames**2, axis=1)), SILENCE)))
         rest = rest[whole:]
+    return np.concatenate(levels)
 
 
 def why_no_truth(clip: EvaluatedClip) -> str:
-    """Why the reference's mouth is not the truth for the output's; "" where it is.
+    """Why the reference's mouth is no ground truth for the output's; "" if it is.
 
-    It is where both say the same at the same time. A reference is heard where its frames are shown.
+    It is one if both say the same at the same time.
     """
     if clip.no_truth is None:
         clip.no_truth = _why_no_truth(clip)
@@ -253,18 +283,18 @@ def _why_no_truth(clip: EvaluatedClip) -> str:
         except MediaError:
             return f"the {name} has no sound, so nothing tells whether both say the same"
     own, other = levels
-    if clip.beside:
-        slots = np.round(clip.beside.seconds * SAMPLE_RATE / SAMPLES).astype(int)
+    if clip.mapping:  # the reference's sound is that of the time at which its frames are shown
+        slots = np.round(clip.mapping.seconds * SAMPLE_RATE / SAMPLES_PER_FRAME).astype(int)
         own, slots = own[: len(slots)], slots[: len(own)]
         there = slots < len(other)
         own, other = own[there], other[slots[there]]
     count = min(len(own), len(other))
-    same = count > 0 and lips.lip_correlation(own[:count], other[:count], 0).at_zero >= SAME_SOUND
+    same = count > 0 and lip_correlation(own[:count], other[:count], 0).at_zero >= MIN_SAME_SOUND
     return "" if same else "the reference says something else"
 
 
-def _filled(curve: "array[float]") -> NDArray[np.float64]:
-    """Without its gaps, by straight lines."""
+def _interpolated(curve: "array[float]") -> NDArray[np.float64]:
+    """The curve with its gaps filled by straight lines."""
     values = np.array(curve)
     there = np.flatnonzero(~np.isnan(values))
     return np.interp(np.arange(len(values)), there, values[there])

@@ -1,4 +1,4 @@
-"""An evaluation as text, JSON and CSV. Equal inputs give equal files: no times, no dates."""
+"""Evaluations as text, JSON and CSV. Equal inputs give equal files: no times, no dates."""
 
 import csv
 import io
@@ -10,38 +10,18 @@ from typing import Any
 from latentsync.evaluation.mouth_net import CROP
 from latentsync.evaluation.runner import ClipResult, Evaluation, Mean
 
-__all__ = ["as_csv", "as_json", "as_text", "shown"]
+__all__ = ["as_csv", "as_json", "as_text", "counted", "interval", "shown"]
 
 BEFORE_FIGURES = ("clip", "reference", "frames")
 AFTER_FIGURES = ("notes", "error")
+MAX_REASON = 160  # characters of why a metric is missing
 
 
 def shown(value: float | None) -> str:
-    """A figure for people: four digits, "inf" where two pictures are equal."""
+    """Format a figure: four digits, "inf" for equal images, "" for None."""
     if value is None:
         return ""
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-def as_text(found: Evaluation) -> str:
-    """One line a figure: mean, interval, clips; or why there is none."""
-    width = max(len(one.name) for one in found.figures)
-    lines = [f"{'metric':<{width}}  {'mean':>8}  {'95 %':<17}  {'of':<11}  better"]
-    said = ""
-    for one in found.figures:
-        mean = found.means.get(one.name)
-        if mean is None:
-            why = textwrap.shorten(found.missing[one.name], 160, placeholder=" ...")
-            lines.append(f"{one.name:<{width}}  {'-':>8}  {'as above' if why == said else why}")
-            said = why
-            continue
-        values = f"{shown(mean.mean):>8}  {interval(mean):<17}  {counted(mean):<11}"
-        lines.append(f"{one.name:<{width}}  {values}  {one.better:<6} {one.unit}".rstrip())
-    for clip in found.clips:
-        lines += [f"{clip.pair.name}: {line}" for line in _said(clip)]
-    lines += [f"{name}: no reference of this name" for name in found.pairs.unmatched_outputs]
-    lines += [f"{name}: no output of this name" for name in found.pairs.unmatched_references]
-    return "\n".join(" ".join(line.splitlines()) for line in lines)
 
 
 def interval(mean: Mean) -> str:
@@ -54,20 +34,40 @@ def counted(mean: Mean) -> str:
     return f"{mean.count} clip{'s' * (mean.count > 1)}"
 
 
-def _said(clip: ClipResult) -> list[str]:
-    return [clip.error] if clip.error else clip.notes
+def as_text(found: Evaluation) -> str:
+    """Format one line for each figure: mean, interval, clips; or why there is none."""
+    width = max(len(figure.name) for figure in found.figures)
+    lines = [f"{'metric':<{width}}  {'mean':>8}  {'95 %':<17}  {'of':<11}  better"]
+    last_reason = ""
+    for figure in found.figures:
+        mean = found.means.get(figure.name)
+        if mean is None:
+            why = textwrap.shorten(found.missing[figure.name], MAX_REASON, placeholder=" ...")
+            reason = "as above" if why == last_reason else why
+            lines.append(f"{figure.name:<{width}}  {'-':>8}  {reason}")
+            last_reason = why
+            continue
+        values = f"{shown(mean.mean):>8}  {interval(mean):<17}  {counted(mean):<11}"
+        line = f"{figure.name:<{width}}  {values}  {figure.better:<6} {figure.unit}"
+        lines.append(line.rstrip())
+    for clip in found.clips:
+        remarks = [clip.error] if clip.error else clip.notes
+        lines += [f"{clip.pair.name}: {remark}" for remark in remarks]
+    lines += [f"{name}: no reference of this name" for name in found.pairs.unmatched_outputs]
+    lines += [f"{name}: no output of this name" for name in found.pairs.unmatched_references]
+    return "\n".join(" ".join(line.splitlines()) for line in lines)
 
 
 def as_json(found: Evaluation) -> str:
-    """Everything but the curves. A PSNR of equal pictures is the string "inf"."""
+    """Format everything but the curves. The PSNR of equal images is the string "inf"."""
     means = {
-        one.name: {
-            "unit": one.unit,
-            "better": one.better,
-            "what": one.what,
-            **_mean(found.means.get(one.name), found.missing.get(one.name)),
+        figure.name: {
+            "unit": figure.unit,
+            "better": figure.better,
+            "what": figure.what,
+            **_mean(found.means.get(figure.name), found.missing.get(figure.name)),
         }
-        for one in found.figures
+        for figure in found.figures
     }
     document = {
         "metrics": means,
@@ -106,21 +106,21 @@ def _clip(clip: ClipResult) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | str | None:
-    """As JSON has it, which knows no infinity: "inf", "-inf"; nothing for what is no number."""
+    """A number as JSON allows it: "inf" and "-inf" as strings, None for NaN."""
     if math.isfinite(value):
         return value
     return None if math.isnan(value) else str(value)
 
 
 def as_csv(found: Evaluation) -> str:
-    """A row a clip, a column a figure; empty where there is none."""
-    names = [one.name for one in found.figures]
+    """Format a row for each clip and a column for each figure, empty where there is none."""
+    names = [figure.name for figure in found.figures]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*BEFORE_FIGURES, *names, *AFTER_FIGURES])
     for clip in found.clips:
         reference = clip.pair.reference.name if clip.pair.reference else ""
         values = [repr(clip.figures[name]) if name in clip.figures else "" for name in names]
-        said = "; ".join(clip.notes), clip.error
-        table.writerow([clip.pair.name, reference, clip.frames, *values, *said])
+        remarks = "; ".join(clip.notes), clip.error
+        table.writerow([clip.pair.name, reference, clip.frames, *values, *remarks])
     return text.getvalue()

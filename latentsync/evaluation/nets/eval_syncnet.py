@@ -1,7 +1,8 @@
-"""The net that scores lip-sync: "Out of time" (Chung and Zisserman, 2016), as published.
+"""SyncNet, which scores lip-sync: "Out of time" (Chung and Zisserman, 2016), as published.
 
-Five frames of a face and the 0.2 s of sound beside them, each to 1024 numbers; the nearer the two,
-the better in sync. Attribute names are the keys of the published `syncnet_v2.model`; layers as in
+Five frames of a face and 0.2 s of sound each become a vector of 1024 numbers; the smaller their
+distance, the better the sync. Attribute names are the keys of the published `syncnet_v2.model`;
+layers as in
 https://github.com/joonson/syncnet_python/blob/5befaa3/SyncNetModel.py
 """
 
@@ -9,17 +10,17 @@ from torch import Tensor, nn
 
 __all__ = ["EvalSyncNet"]
 
-WIDTH = 512  # channels that each tower ends in
+WIDTH = 512  # channels at the end of each tower
 
 
 class EvalSyncNet(nn.Module):
-    """Two towers. Use it in eval mode: a batch must not change what a window gives."""
+    """Two towers. Use it in eval mode, so that a window's result doesn't depend on its batch."""
 
     def __init__(self, features: int = 1024) -> None:
         super().__init__()
         self.netcnnaud = nn.Sequential(
             *_sound(1, 64, 3, padding=1),
-            nn.Identity(),  # the published net pools by 1 here: it keeps the numbering
+            nn.Identity(),  # in place of a pooling by 1, for the numbering of the keys
             *_sound(64, 192, 3, padding=1),
             nn.MaxPool2d(3, (1, 2)),
             *_sound(192, 384, 3, padding=1),
@@ -45,7 +46,7 @@ class EvalSyncNet(nn.Module):
         )
 
     def forward(self, lips: Tensor, mfcc: Tensor) -> tuple[Tensor, Tensor]:
-        """Both towers: `lip_features` of `lips` and `audio_features` of `mfcc`."""
+        """Compute `lip_features` of `lips` and `audio_features` of `mfcc`."""
         return self.lip_features(lips), self.audio_features(mfcc)
 
     def lip_features(self, lips: Tensor) -> Tensor:
@@ -58,22 +59,22 @@ class EvalSyncNet(nn.Module):
 
 
 def _sound(
-    inside: int, outside: int, kernel: int | tuple[int, int], *, padding: int
+    channels: int, width: int, kernel: int | tuple[int, int], *, padding: int
 ) -> tuple[nn.Module, ...]:
-    conv = nn.Conv2d(inside, outside, kernel, padding=padding)
-    return conv, nn.BatchNorm2d(outside), nn.ReLU(inplace=True)
+    conv = nn.Conv2d(channels, width, kernel, padding=padding)
+    return conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)
 
 
 def _picture(
-    inside: int,
-    outside: int,
+    channels: int,
+    width: int,
     kernel: tuple[int, int, int],
     *,
-    stride: tuple[int, int, int] = (1, 1, 1),
-    padding: tuple[int, int, int] = (0, 0, 0),
+    stride: int | tuple[int, int, int] = 1,
+    padding: int | tuple[int, int, int] = 0,
 ) -> tuple[nn.Module, ...]:
-    conv = nn.Conv3d(inside, outside, kernel, stride, padding)
-    return conv, nn.BatchNorm3d(outside), nn.ReLU(inplace=True)
+    conv = nn.Conv3d(channels, width, kernel, stride, padding)
+    return conv, nn.BatchNorm3d(width), nn.ReLU(inplace=True)
 
 
 def _head(features: int) -> nn.Sequential:

@@ -1,9 +1,9 @@
-"""hyperIQA: how good a picture looks to people, with no other picture beside it.
+"""hyperIQA: no-reference image quality, as people judge it.
 
 "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", Su et al., CVPR
-2020. A ResNet-50 sees the picture; from its last features come the weights of a small net, another
-one for each picture, and that net judges what all four stages saw. Attribute names are the keys of
-the published `koniq_pretrained.pkl`; layers as in
+2020. The last features of a ResNet-50 give the weights of a small net, different for each image,
+which scores features of all four stages. Attribute names are the keys of the published
+`koniq_pretrained.pkl`; layers as in
 https://github.com/SSL92/hyperIQA/blob/8be5a29/models.py
 """
 
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 __all__ = ["SIDE", "HyperIQA"]
 
-SIDE = 224  # px, of the pictures it sees
-# Of the pictures that ResNet-50 was trained with: R, G, B of 0..1
+SIDE = 224  # px, of its input
+# ImageNet's, with which ResNet-50 was trained: R, G, B of 0..1
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLOCKS = (3, 4, 6, 3)  # of ResNet-50's stages
-GROWTH = 4  # channels that a block gives, in those it works with
+GROWTH = 4  # of channels, within a block
 POOL = 7  # px of a stage's features that are averaged; the last stage has 7 x 7
-LOCAL = 16  # numbers that each of the first three stages gives to judge by
-JUDGED = 224  # numbers of all four
-RULES = 112  # channels from which the judging net is made
-JUDGE = (112, 56, 28, 14)  # widths of its layers, before the last, which gives the score
+LOCAL = 16  # features from each of the first three stages
+SCORED = 224  # features from all four stages: the small net's input
+HYPER = 112  # channels from which the small net's weights are made
+LAYERS = (112, 56, 28, 14)  # widths of the small net's layers; the last, of width 1, is the score
 
 
 class HyperIQA(nn.Module):
@@ -38,38 +38,34 @@ class HyperIQA(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(16 * width, 8 * width, 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(8 * width, RULES, 1),
+            nn.Conv2d(8 * width, HYPER, 1),
             nn.ReLU(inplace=True),
         )
-        for i, (before, after) in enumerate(pairwise((JUDGED, *JUDGE)), start=1):
+        for i, (before, after) in enumerate(pairwise((SCORED, *LAYERS)), start=1):
             self.add_module(
-                f"fc{i}w_conv", nn.Conv2d(RULES, before * after // POOL**2, 3, padding=1)
+                f"fc{i}w_conv", nn.Conv2d(HYPER, before * after // POOL**2, 3, padding=1)
             )
-            self.add_module(f"fc{i}b_fc", nn.Linear(RULES, after))
-        self.fc5w_fc = nn.Linear(RULES, JUDGE[-1])
-        self.fc5b_fc = nn.Linear(RULES, 1)
+            self.add_module(f"fc{i}b_fc", nn.Linear(HYPER, after))
+        self.fc5w_fc = nn.Linear(HYPER, LAYERS[-1])
+        self.fc5b_fc = nn.Linear(HYPER, 1)
         self.requires_grad_(False).eval()
 
     def forward(self, pictures: Tensor) -> Tensor:
         """(n, 3, 224, 224) RGB in [0, 1] -> (n,), about 0 (bad) to 100 (excellent)."""
         mean, deviation = (pictures.new_tensor(c)[:, None, None] for c in (MEAN, DEVIATION))
         features, x = self.res((pictures - mean) / deviation)
-        rules = self.conv1(features)
-        pooled = rules.mean((2, 3))
-        for i, width in enumerate(JUDGE, start=1):
-            weight = self.get_submodule(f"fc{i}w_conv")(rules).reshape(len(x), width, -1)
+        hyper = self.conv1(features)
+        pooled = hyper.mean((2, 3))
+        for i, width in enumerate(LAYERS, start=1):  # each image has its own weights
+            weight = self.get_submodule(f"fc{i}w_conv")(hyper).reshape(len(x), width, -1)
             bias = self.get_submodule(f"fc{i}b_fc")(pooled)
-            x = _each(x, weight, bias).sigmoid()
-        return _each(x, self.fc5w_fc(pooled)[:, None], self.fc5b_fc(pooled))[:, 0]
-
-
-def _each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer of its own for each: (n, a), (n, b, a), (n, b) -> (n, b)."""
-    return torch.einsum("nba,na->nb", weight, x) + bias
+            x = (torch.einsum("nba,na->nb", weight, x) + bias).sigmoid()
+        weight, bias = self.fc5w_fc(pooled)[:, None], self.fc5b_fc(pooled)
+        return (torch.einsum("nba,na->nb", weight, x) + bias)[:, 0]
 
 
 class Backbone(nn.Module):
-    """ResNet-50 without its classifier, and what its stages give to judge by."""
+    """ResNet-50 without its classifier, with features of each stage for the score."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -82,10 +78,10 @@ class Backbone(nn.Module):
         self.lda1_pool, self.lda1_fc = _pool(4 * width, 16), nn.Linear(16 * 8**2, LOCAL)
         self.lda2_pool, self.lda2_fc = _pool(8 * width, 32), nn.Linear(32 * 4**2, LOCAL)
         self.lda3_pool, self.lda3_fc = _pool(16 * width, 64), nn.Linear(64 * 2**2, LOCAL)
-        self.lda4_fc = nn.Linear(32 * width, JUDGED - 3 * LOCAL)
+        self.lda4_fc = nn.Linear(32 * width, SCORED - 3 * LOCAL)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 3, 224, 224) -> features (n, 32 width, 7, 7), and (n, 224) to judge by."""
+        """(n, 3, 224, 224) -> features (n, 32 width, 7, 7), and (n, 224) to score."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
         x = self.layer1(x)
         local = [self.lda1_fc(self.lda1_pool(x).flatten(1))]
@@ -108,7 +104,7 @@ def _stage(before: int, width: int, blocks: int, *, stride: int) -> nn.Sequentia
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1, beside a way around them; the first of a stage has a convolution there."""
+    """Residual block of 1x1, 3x3, 1x1; a stage's first has a convolution in its shortcut."""
 
     def __init__(self, before: int, width: int, *, stride: int = 1) -> None:
         super().__init__()

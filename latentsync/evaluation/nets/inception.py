@@ -1,7 +1,7 @@
-"""Inception-v3 as FID has it: a picture becomes the 2048 numbers before the classifier.
+"""Inception-v3 for FID: the 2048 features before the classifier.
 
-https://arxiv.org/abs/1512.00567 in its edition of 2015-12-05, whose pools differ from the common
-one: averages leave the border's padding out, and the last block has a maximum instead. As ported by
+https://arxiv.org/abs/1512.00567, released on 2015-12-05. Its pools differ from the common release:
+averages leave out the border's padding, and the last block takes a maximum instead. As ported by
 https://github.com/mseitzer/pytorch-fid/blob/1232cd6/src/pytorch_fid/inception.py; attribute names
 are the keys of that file, pt_inception-2015-12-05-6726825d.pth.
 """
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 __all__ = ["SIDE", "WIDTH", "Inception"]
 
-SIDE = 299  # px, of the pictures it sees
-WIDTH = 2048  # of its features
+SIDE = 299  # px, of its input
+WIDTH = 2048  # of a feature
 CLASSES = 1008
 EPS = 1e-3  # of every BatchNorm
 
@@ -70,7 +70,7 @@ class Conv(nn.Module):
 
 
 class BlockA(nn.Module):
-    """1x1, 5x5, twice 3x3 and a pool, side by side; at a side of 35."""
+    """Branches 1x1, 5x5, 3x3 twice, and a pool; for features of 35 x 35."""
 
     def __init__(self, before: int, pooled: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """From a side of 35 to 17."""
+    """Reduces features of 35 x 35 to 17 x 17."""
 
     def __init__(self, before: int) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """7x7 as 1x7 and 7x1, once and twice; at a side of 17."""
+    """Branches 1x1, 7x7 once and twice (each as 1x7 and 7x1), and a pool; for 17 x 17."""
 
     def __init__(self, inner: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """From a side of 17 to 8."""
+    """Reduces features of 17 x 17 to 8 x 8."""
 
     def __init__(self, before: int) -> None:
         super().__init__()
@@ -146,7 +146,10 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """3x3 as 1x3 beside 3x1; at a side of 8. `highest`: its pool takes the maximum."""
+    """Branches 1x1, 3x3 once and twice (as 1x3 beside 3x1), and a pool; for 8 x 8.
+
+    `highest`: the pool takes the maximum.
+    """
 
     def __init__(self, before: int, *, highest: bool = False) -> None:
         super().__init__()
@@ -177,5 +180,5 @@ class BlockE(nn.Module):
 
 
 def average(x: Tensor) -> Tensor:
-    """Mean of each place's 3x3 neighbours, at the border of those that there are."""
+    """Average pooling 3x3 that leaves out the border's padding."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)

@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, by the features of VGG16; it supervises training.
+"""LPIPS: perceptual distance of two images, by features of VGG16; a training loss, too.
 
 "The unreasonable effectiveness of deep features", https://arxiv.org/abs/1801.03924, version 0.1 as
 in https://github.com/richzhang/PerceptualSimilarity/blob/082bb24/lpips/lpips.py. Attribute names
@@ -13,7 +13,7 @@ __all__ = ["LPIPS"]
 
 # VGG16, https://arxiv.org/abs/1409.1556: widths of its 3x3 convolutions, a pooling between groups
 GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# What brings [-1, 1] to the mean and deviation that VGG16 was trained with
+# From [-1, 1] to the mean and deviation that VGG16 was trained with
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 EPS = 1e-10  # added to the length of a feature
@@ -53,8 +53,10 @@ class LPIPS(nn.Module):
             a, b = layer(a), layer(b)
             if i in self.taps:
                 linear = getattr(self, f"lin{self.taps.index(i)}")
-                difference = (_unit(a) - _unit(b)).square()
-                distance = distance + linear(difference).mean((1, 2, 3))
+                x, y = (
+                    f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + EPS) for f in (a, b)
+                )
+                distance = distance + linear((x - y).square()).mean((1, 2, 3))
         return distance
 
 
@@ -63,13 +65,8 @@ class Linear(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # The identity keeps the file's numbering, where a dropout stands.
+        # The identity stands for a dropout, for the numbering of the keys.
         self.model = nn.Sequential(nn.Identity(), nn.Conv2d(width, 1, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """The features of each place as a vector of length 1."""
-    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPS)

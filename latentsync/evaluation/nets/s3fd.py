@@ -1,9 +1,9 @@
-"""S3FD, the face detector by which lip-sync figures are published: VGG16 with boxes at six scales.
+"""S3FD, the face detector of published lip-sync figures: VGG16 with boxes at six scales.
 
 https://arxiv.org/abs/1708.05237. Attribute names are the keys of the published `sfd_face.pth`;
 layers as in https://github.com/joonson/syncnet_python/blob/1fbfc08/detectors/s3fd/nets.py, boxes as
-in box_utils.py there. (`s3fd-619a316812.pth` is another project's training of the same net, with
-other names.)
+in box_utils.py there. (`s3fd-619a316812.pth` is the same net trained by another project, with other
+names.)
 """
 
 import torch
@@ -14,10 +14,10 @@ __all__ = ["S3FD"]
 
 # Widths of the 3x3 convolutions, a pooling after each group; the third rounds its size up.
 GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-STEPS = (4, 8, 16, 32, 64, 128)  # px of the picture from one place to the next, at each scale
-FACES = (16, 32, 64, 128, 256, 512)  # px, side of the square at each place
+STRIDES = (4, 8, 16, 32, 64, 128)  # px of the image between two anchors, at each scale
+ANCHORS = (16, 32, 64, 128, 256, 512)  # px, side of an anchor
 WIDTHS = (256, 512, 512, 1024, 512, 256)
-SHIFT, GROWTH = 0.1, 0.2  # what the net's 1 means, in sides and in the side's logarithm
+SHIFT, GROWTH = 0.1, 0.2  # unit of the net's output: sides of the anchor, and their logarithm
 MEAN = (123.0, 117.0, 104.0)  # R, G, B
 
 
@@ -27,7 +27,7 @@ class S3FD(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        before, self.taps = 3, []  # ends of the groups that are looked at
+        before, self.taps = 3, []  # last layers of the groups whose features are used
         for i, widths in enumerate(GROUPS):
             for width in widths:
                 layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
@@ -54,7 +54,7 @@ class S3FD(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """All boxes there may be, from small to large.
+        """Compute the box of every anchor, from small to large.
 
         Args:
             pictures: (n, 3, h, w) RGB, 0..255.
@@ -64,10 +64,10 @@ class S3FD(nn.Module):
         """
         scores, boxes = [], []
         for i, x in enumerate(self._scales(pictures - pictures.new_tensor(MEAN)[:, None, None])):
-            # At the smallest scale three kinds of "no face" compete, for most places hold none.
+            # The smallest scale has three scores of "no face", because most anchors hold none.
             *nothing, face = self.conf[i](x).unbind(1)
             scores.append(torch.sigmoid(face - torch.stack(nothing).amax(0)).flatten(1))
-            boxes.append(_boxes(self.loc[i](x), STEPS[i], FACES[i]))
+            boxes.append(_boxes(self.loc[i](x), STRIDES[i], ANCHORS[i]))
         return torch.cat(scores, 1), torch.cat(boxes, 1)
 
     def _scales(self, x: Tensor) -> list[Tensor]:
@@ -85,7 +85,7 @@ class S3FD(nn.Module):
 
 
 class Norm(nn.Module):
-    """Features of each place brought to length 1, then a weight for each channel."""
+    """L2 norm over the channels, with a weight for each."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Norm(nn.Module):
 
 
 def _boxes(moved: Tensor, step: int, side: int) -> Tensor:
-    """What the net says of each place (n, 4, h, w): shifts and growth -> boxes (n, h w, 4)."""
+    """Decode shifts and growths of anchors (n, 4, h, w) to boxes (n, h w, 4)."""
     rows, columns = (torch.arange(size).to(moved) for size in moved.shape[2:])
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     places = torch.stack([x, y]) * step + step / 2

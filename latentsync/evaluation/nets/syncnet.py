@@ -1,7 +1,7 @@
-"""StableSyncNet, the net that supervises lip-sync in training: 16 frames and their sound.
+"""StableSyncNet, which supervises lip-sync in training: 16 frames and their sound.
 
-Both become unit vectors; their cosine is read as the chance that they belong together. Attribute
-names are the keys of the published `stable_syncnet.pt`; layers as in
+Both become unit vectors, whose cosine is the probability that they belong together. Attribute names
+are the keys of the published `stable_syncnet.pt`; layers as in
 https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/models/stable_syncnet.py, the idea
 in https://arxiv.org/abs/2412.09262, section 3.3.
 """
@@ -28,17 +28,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SyncNetTower:
-    """One of the two halves of a SyncNet: a row of residual blocks, down to a side of 1."""
+    """One of the two halves of a SyncNet: residual blocks that reduce the input to 1 x 1."""
 
     in_channels: int
     block_out_channels: tuple[int, ...]
     strides: tuple[tuple[int, int], ...]  # of each block: height, width
-    attention: tuple[int, ...] = ()  # numbers of the blocks that an attention follows
+    attention: tuple[int, ...] = ()  # indices of the blocks followed by attention
 
 
 @dataclass(frozen=True)
 class SyncNetConfig:
-    """Size of StableSyncNet and what it is shown; the defaults are the published stable_syncnet.pt.
+    """Size and input of StableSyncNet; the defaults are the published stable_syncnet.pt.
 
     Four sizes were published, `SYNCNETS`:
     https://github.com/bytedance/LatentSync/tree/a229c39/configs/syncnet
@@ -57,9 +57,9 @@ class SyncNetConfig:
         attention=(3, 4),
     )
     frames: int = 16  # of a window, at 25 fps
-    side: int = 256  # of the square of which it sees a half or all: px, or cells of latents
-    lower_half: bool = True
-    latent: bool = False  # it sees the VAE's latents in place of pixels
+    side: int = 256  # of the square input: px, or cells of latents
+    lower_half: bool = True  # use only this half of it
+    latent: bool = False  # the input is the VAE's latents, not pixels
 
 
 _PIXEL_ATTN = SyncNetConfig()
@@ -85,8 +85,8 @@ SYNCNETS: dict[str, SyncNetConfig] = {
         lower_half=False,
         latent=True,
     ),
-    # syncnet_25_pixel.yaml names no attention, which the published code asks for; nothing was
-    # published that it trained.
+    # syncnet_25_pixel.yaml names no attention, although the published code requires it; no weights
+    # of this size were published.
     "25_pixel": SyncNetConfig(
         visual=SyncNetTower(
             in_channels=75,  # 25 RGB frames
@@ -106,7 +106,7 @@ SYNCNETS: dict[str, SyncNetConfig] = {
 GROUPS = 32
 EPS = 1e-6  # of every GroupNorm
 HEADS = 8
-IN_SYNC = 0.5  # the cosine is the chance that both belong together
+IN_SYNC = 0.5  # cosine, that is the probability that both belong together
 
 
 class StableSyncNet(nn.Module):
@@ -119,7 +119,7 @@ class StableSyncNet(nn.Module):
         self.visual_encoder = Tower(config.visual)
 
     def forward(self, frames: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed pictures and sound; gradients reach both.
+        """Embed frames and sound; gradients reach both.
 
         Args:
             frames: (b, 48, 128, 256) in [-1, 1], or (b, 64, 32, 32) latents, as `stacked` gives.
@@ -136,16 +136,16 @@ class StableSyncNet(nn.Module):
 
 
 def stacked(video: Tensor, config: SyncNetConfig) -> Tensor:
-    """What the visual tower sees of a video: its frames in channels, the lower half of each.
+    """Stack a video's frames, their lower halves, as channels for the visual tower.
 
-    Pixels of another side than the net's are resized first, bicubically and without antialiasing,
+    Frames of another side than the net's are resized first, bicubically and without antialiasing,
     as published, https://github.com/bytedance/LatentSync/blob/a229c39/scripts/train_unet.py.
 
     Args:
         video: (b, c, f, h, w): 3 channels in [-1, 1], or the VAE's scaled latents.
 
     Returns:
-        (b, f * c, side / 2, side), or (b, f * c, side, side) where the net sees all of it.
+        (b, f * c, side / 2, side), or (b, f * c, side, side) without `lower_half`.
 
     Raises:
         ValueError: the net was made for another number of frames, or for latents of another side.
@@ -166,19 +166,19 @@ def stacked(video: Tensor, config: SyncNetConfig) -> Tensor:
 
 
 def cosine_loss(visual: Tensor, audio: Tensor, in_sync: Tensor | None = None) -> Tensor:
-    """(b,) cross-entropy of the cosines of two (b, width) embeddings; call it outside autocast.
+    """Cross-entropy (b,) of the cosines of two (b, width) embeddings; call it outside autocast.
 
     Args:
-        in_sync: (b,) 1 where picture and sound belong together, else 0; None: all do.
+        in_sync: (b,) 1 where frames and sound belong together, else 0; None: all do.
     """
     cosine = F.cosine_similarity(visual.float(), audio.float())
-    cosine = cosine.clamp(0, 1)  # rounding may lift it above 1, which the next line refuses
+    cosine = cosine.clamp(0, 1)  # rounding may exceed 1, which binary_cross_entropy refuses
     target = torch.ones_like(cosine) if in_sync is None else in_sync.to(cosine)
     return F.binary_cross_entropy(cosine, target, reduction="none")
 
 
 def accuracies(cosines: Tensor, in_sync: Tensor) -> tuple[float, float]:
-    """Share of (n,) pairs that a threshold of 0.5 tells right, and that the best one does."""
+    """Share of (n,) pairs classified correctly by a threshold of 0.5, and by the best threshold."""
     right = ((cosines > IN_SYNC) == in_sync).float().mean().item()
     thresholds = torch.cat([cosines.min()[None] - 1, cosines])
     best = ((cosines > thresholds[:, None]) == in_sync).float().mean(1).max().item()
@@ -211,7 +211,7 @@ class Tower(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a residual, then a third that shrinks by the stride, if any."""
+    """Two 3x3 convolutions with a residual, then a strided third one if there is a stride."""
 
     def __init__(self, before: int, width: int, stride: tuple[int, int]) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class ResidualBlock(nn.Module):
             self.conv_shortcut = nn.Conv2d(before, width, 1)
         if stride != (1, 1):
             self.downsample_conv = nn.Conv2d(width, width, 3, stride)
-            # left, right, top, bottom; an axis that keeps its length is padded on both ends
+            # left, right, top, bottom; an axis without stride is padded on both sides
             self.padding = (int(stride[1] == 1), 1, int(stride[0] == 1), 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all places, and a feed-forward net, as one residual."""
+    """Self-attention over all positions and a feed-forward net, with a residual."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

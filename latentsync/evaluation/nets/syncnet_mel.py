@@ -1,4 +1,4 @@
-"""The mel spectrogram that StableSyncNet hears."""
+"""The mel spectrogram for StableSyncNet."""
 
 import math
 from functools import cache
@@ -26,7 +26,7 @@ __all__ = ["sync_mel", "sync_window"]
 
 
 def sync_mel(samples: FloatArray) -> Tensor:
-    """Log-mel of a whole sound for StableSyncNet, 80 columns a second.
+    """Compute the log-mel spectrogram of a whole sound, 80 columns a second.
 
     Args:
         samples: (n,) float32 in [-1, 1] at 16 kHz.
@@ -46,7 +46,7 @@ def sync_mel(samples: FloatArray) -> Tensor:
 
 
 def sync_window(columns: Tensor, first_frame: int, frames: int = 16) -> Tensor:
-    """The columns of `sync_mel` beside frames of a video of 25 fps: (1, 80, 52) beside 16.
+    """Slice the columns of `sync_mel` for frames of a 25 fps video: (1, 80, 52) for 16.
 
     Raises:
         ValueError: the sound ends before these frames do.
@@ -65,8 +65,8 @@ def sync_window(columns: Tensor, first_frame: int, frames: int = 16) -> Tensor:
 def _slaney_filters() -> Tensor:
     """(80, 401) triangles of equal area, linear below 1 kHz and logarithmic above.
 
-    As librosa 0.10 makes them by default, https://librosa.org/doc/0.10.2/generated/librosa.filters.mel.html,
-    which holds them in float32.
+    The default of librosa 0.10, https://librosa.org/doc/0.10.2/generated/librosa.filters.mel.html,
+    rounded to float32 as there.
     """
     step, knee, mel_knee = 200 / 3, 1000.0, 15.0  # Hz a mel, Hz, mels
     log_step = np.log(6.4) / 27  # a mel above the knee

@@ -1,9 +1,9 @@
-"""VideoMAE V2 and TREPA, the loss on how a video moves that it gives; it supervises training.
+"""VideoMAE V2, and TREPA, the training loss on motion that is computed with it.
 
 TREPA, temporal representation alignment: https://arxiv.org/abs/2412.09262, section 3.4, as in
 https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/trepa/loss.py. The net is ViT-g/14
 of https://arxiv.org/abs/2303.16727, fine-tuned on Something-Something V2
-(`vit_g_hybrid_pt_1200e_ssv2_ft.pth`). Transformers has all of it but the last norm.
+(`vit_g_hybrid_pt_1200e_ssv2_ft.pth`). Transformers lacks only its last norm.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ NAMES = (  # part of a published key -> part of ours, in this order
 
 
 def giant() -> VideoMAEConfig:
-    """Size of the published ViT-g/14, 1.01 G numbers."""
+    """The configuration of the published ViT-g/14, 1.01 G parameters."""
     return VideoMAEConfig(
         image_size=224,
         patch_size=14,
@@ -47,7 +47,7 @@ def giant() -> VideoMAEConfig:
 
 
 class VideoMAE(nn.Module):
-    """Frozen: gradients reach the video only. Nothing in it depends on train or eval mode."""
+    """Frozen: gradients reach the video only. Train and eval mode are the same."""
 
     def __init__(self, config: VideoMAEConfig | None = None) -> None:
         super().__init__()
@@ -74,12 +74,13 @@ class VideoMAE(nn.Module):
 
 
 def trepa_loss(net: VideoMAE, video: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of the unit vectors that the net makes of two videos.
+    """Mean squared difference of the normalised features of two videos.
 
     It is small, at most 4 / 1408: its published weight is 10.
 
     Args:
-        video, target: (b, 3, 16, h, w) RGB in [-1, 1]; resized to the net's side.
+        video, target: (b, 3, 16, h, w) RGB in [-1, 1]; resized to the net's side, bicubically and
+            without antialiasing as published.
 
     Returns:
         0-d, float32.
@@ -89,21 +90,19 @@ def trepa_loss(net: VideoMAE, video: Tensor, target: Tensor) -> Tensor:
     """
     if video.shape[2] != net.config.num_frames:
         raise ValueError(f"a video has {video.shape[2]} frames; it needs {net.config.num_frames}")
-    a, b = (F.normalize(net(_fitted(net, x)).float()) for x in (video, target))
-    return F.mse_loss(a, b)
-
-
-def _fitted(net: VideoMAE, video: Tensor) -> Tensor:
-    """Each frame resized bicubically, without antialiasing as published; [0, 1], clipped."""
     frames, side = video.shape[2], net.config.image_size
-    flat = F.interpolate(video.transpose(1, 2).flatten(0, 1), size=(side, side), mode="bicubic")
-    return (flat.unflatten(0, (-1, frames)).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+    features = []
+    for x in (video, target):
+        flat = F.interpolate(x.transpose(1, 2).flatten(0, 1), size=(side, side), mode="bicubic")
+        resized = (flat.unflatten(0, (-1, frames)).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
+        features.append(F.normalize(net(resized).float()))
+    return F.mse_loss(*features)
 
 
 def renamed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint under the names in `VideoMAE`.
+    """Rename the tensors of a published checkpoint as in `VideoMAE`.
 
-    There query, key and value lie in one matrix. Its classifier is left out.
+    Its one matrix of query, key and value is split, its classifier is left out.
     """
     state = {}
     for key, value in published.items():

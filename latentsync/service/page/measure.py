@@ -18,6 +18,7 @@ from latentsync.evaluation.clips import EvaluatedClip, FramePair, Pair
 from latentsync.evaluation.image_quality import mouth_picture
 from latentsync.evaluation.metric import Metric, Setup
 from latentsync.evaluation.sync_metrics import LipMetrics, SyncLocal, loudness_of
+from latentsync.media import AudioReader
 from latentsync.options import Options
 from latentsync.pipeline.frame_source import FPS
 from latentsync.pipeline.lipsync import LipSync
@@ -55,17 +56,17 @@ class Motion(Metric):
         super().begin(clip)
         self._before: NDArray[np.float32] | None = None
 
-    def update(self, moment: FramePair) -> None:
+    def update(self, frames: FramePair) -> None:
         mouth = None
-        if moment.affine is not None:
-            mouth = mouth_picture(moment.face).astype(np.float32)
+        if frames.affine is not None:
+            mouth = mouth_picture(frames.face).astype(np.float32)
             if self._before is not None:
                 change = float(np.abs(mouth - self._before).mean())
-                self.on_curve("motion", moment.index, change)
+                self.add_to_curve("motion", frames.index, change)
         self._before = mouth
 
     def end(self) -> dict[str, float]:
-        self.curves["loudness"] = loudness_of(self.clip.sound())  # type: ignore[assignment]
+        self.curves["loudness"] = loudness_of(AudioReader(self.clip.pair.output))  # type: ignore[assignment]
         return {}
 
 
@@ -87,10 +88,10 @@ def measure(
     metrics = _metrics(lipsync)
     for metric in metrics:
         metric.begin(clip)
-    for moment in clip.moments():
+    for frames in clip.frame_pairs():
         reporter.check()
         for metric in metrics:
-            metric.update(moment)
+            metric.update(frames)
     figures: dict[str, float] = {}
     curves: dict[str, NDArray[np.float64]] = {}
     for metric in metrics:

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 from latentsync import faces
 from latentsync.errors import OptionError
-from latentsync.evaluation.sync import load_eval_syncnet
+from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
+from latentsync.evaluation.nets.loading import load_net
 from latentsync.runtime import checkpoints, devices
 from latentsync.runtime.disk_cache import file_digest
 from latentsync.training.preparation.clip import Form, Write
@@ -149,7 +150,7 @@ class PreparationSettings:
             root=checkpoints.root(self.weights) / "auxiliary",
             gpu=devices.is_cuda(device),
         )
-        syncnet = load_eval_syncnet(self.syncnet, device) if self.syncnet else None
+        syncnet = load_net(EvalSyncNet, self.syncnet, device=device) if self.syncnet else None
         hyper_iqa = load_hyper_iqa(self.hyper_iqa, device) if self.hyper_iqa else None
         return Tools(detector, syncnet, hyper_iqa, folder)
 
