@@ -30,76 +30,7 @@ MAX_POINTS = 600  # of a line; more frames are averaged
 WIDTH, HEIGHT = 480, 170  # px of a plot; its numbers can still be read on a phone
 MARGIN = 52, 8, 8, 26  # px: left, top, right, bottom, for the numbers
 COLOURS = "#1f6fb4", "#d9822b"
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>LatentSync evaluation</title>
-<meta name="viewport" content="width=device-width">
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em;
-  color: #222; background: #fff }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2.2em; overflow-wrap: anywhere }
-table { border-collapse: collapse; margin: 1em 0 }
-.wide { position: relative; left: 50%; transform: translateX(-50%); width: max-content;
-  min-width: 100%; max-width: calc(100vw - 2em); overflow-x: auto }
-table { font-size: .85em }
-td, th { padding: .2em .35em; border-bottom: 1px solid #ddd; text-align: left;
-  white-space: nowrap }
-th { white-space: normal; vertical-align: bottom }
-td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6em }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
-td.what { white-space: normal; min-width: 24em }
-.error { color: #a11; white-space: normal; max-width: 34em } .note { color: #666 }
-dd { margin: 0 0 .5em 1.5em; color: #666; overflow-wrap: anywhere }
-.plots { display: flex; flex-wrap: wrap; gap: 0 2em } .plots figure { max-width: {{ width }}px }
-figure { margin: .8em 0 }
-img, svg { max-width: 100%; height: auto; display: block } figcaption { color: #555 }
-.key { display: inline-block; width: 1.2em; height: .25em; vertical-align: middle }
-</style></head><body>
-<h1>LatentSync evaluation</h1>
-<p>{{ clips|length }} clip{{ "" if clips|length == 1 else "s" }}, read at 25 frames a second. Face
-regions are cut out where the reference has the face, by {{ found.detector }}.</p>
-<div class="wide"><table><tr><th>metric<th>mean<th>95 % interval<th>of<th>better<th>what
-{% for one in found.figures if one.name in found.means %}{% set mean = found.means[one.name] %}
-<tr><td>{{ one.name }}<td class="number">{{ shown(mean.mean) }} {{ one.unit }}
-<td>{{ interval(mean) }}<td>{{ counted(mean) }}<td>{{ one.better }}<td class="what">{{ one.what }}
-{% endfor %}</table></div>
-{% if absent %}<h2>Not measured</h2>
-<dl>{% for why, names in absent.items() %}<dt>{{ names|join(", ") }}<dd>{{ why }}{% endfor %}</dl>
-{% endif %}
-{% if left_over %}<p>Left over, for want of a partner of the same name:
-{{ left_over|join(", ") }}</p>{% endif %}
-<h2>Clips</h2>
-<div class="wide"><table><tr><th>clip<th>frames{% for name in columns %}<th>
-{{ name.split("_")|join("_<wbr>"|safe) }}{% endfor %}
-{% for clip in clips %}<tr><td>{{ clip.pair.name }}
-{% if clip.error %}<td colspan="{{ columns|length + 1 }}"><div class="error">{{ clip.error }}</div>
-{% else %}<td class="number">{{ clip.frames }}
-{% for name in columns %}<td class="number">{{ shown(clip.figures.get(name)) }}{% endfor %}
-{% endif %}{% endfor %}</table></div>
-{% if thinned %}<p class="note">Plots and frames: the {{ details|length }}
-clips that look worst.</p>{% endif %}
-{% for one in details %}<h2>{{ one.clip.pair.name }}</h2>
-{% for note in one.clip.notes %}<p class="note">{{ note }}</p>{% endfor %}
-<div class="plots">{% for plot in one.plots %}<figure><figcaption>{{ plot.title }}
-{% for line in plot.lines %} <span class="key" style="background: {{ line.colour }}"></span>
-{{ line.label }}{% endfor %}</figcaption>
-<svg width="{{ width }}" height="{{ height }}" viewBox="0 0 {{ width }} {{ height }}"
- fill="none" font-family="sans-serif" font-size="12">
-<rect x="{{ plot.left }}" y="{{ plot.top }}" width="{{ plot.right - plot.left }}"
- height="{{ plot.bottom - plot.top }}" stroke="#ccc"/>
-{% for line in plot.lines %}{% for run in line.runs %}
-<polyline stroke="{{ line.colour }}" points="{{ run }}"/>{% endfor %}{% endfor %}
-<g fill="#555"><text x="{{ plot.left }}" y="{{ height - 8 }}">0</text><g text-anchor="end">
-<text x="{{ plot.left - 6 }}" y="{{ plot.top + 9 }}">{{ plot.high }}</text>
-<text x="{{ plot.left - 6 }}" y="{{ plot.bottom }}">{{ plot.low }}</text>
-<text x="{{ plot.right }}" y="{{ height - 8 }}">{{ plot.seconds }} s</text></g></g>
-</svg></figure>{% endfor %}</div>
-{% if one.sheet %}<figure><figcaption>The worst frames: {{ one.worst }};
-originals above outputs above their differences.</figcaption>
-<img alt="the worst frames, originals above outputs" src="data:image/jpeg;base64,{{ one.sheet }}">
-</figure>{% endif %}
-{% endfor %}</body></html>
-"""
+PAGE = Path(__file__).with_name("report.html")
 
 
 @dataclass(frozen=True)
@@ -151,7 +82,7 @@ def as_html(found: Evaluation) -> str:
     for figure in found.figures:
         if figure.name not in found.means:
             absent.setdefault(found.missing[figure.name], []).append(figure.name)
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
     measured = [clip for clip in found.clips if not clip.error]
     thinned = len(measured) > MAX_DETAILS
     if thinned:

@@ -53,9 +53,7 @@ class LPIPS(nn.Module):
             a, b = layer(a), layer(b)
             if i in self.taps:
                 linear = getattr(self, f"lin{self.taps.index(i)}")
-                x, y = (
-                    f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + EPS) for f in (a, b)
-                )
+                x, y = _normalized(a), _normalized(b)
                 distance = distance + linear((x - y).square()).mean((1, 2, 3))
         return distance
 
@@ -70,3 +68,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+def _normalized(features: Tensor) -> Tensor:
+    """Bring each position's vector to length 1."""
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + EPS)

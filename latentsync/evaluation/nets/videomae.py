@@ -91,12 +91,12 @@ def trepa_loss(net: VideoMAE, video: Tensor, target: Tensor) -> Tensor:
     if video.shape[2] != net.config.num_frames:
         raise ValueError(f"a video has {video.shape[2]} frames; it needs {net.config.num_frames}")
     frames, side = video.shape[2], net.config.image_size
-    features = []
+    features: list[Tensor] = []
     for x in (video, target):
         flat = F.interpolate(x.transpose(1, 2).flatten(0, 1), size=(side, side), mode="bicubic")
         resized = (flat.unflatten(0, (-1, frames)).transpose(1, 2) / 2 + 0.5).clamp(0, 1)
         features.append(F.normalize(net(resized).float()))
-    return F.mse_loss(*features)
+    return F.mse_loss(features[0], features[1])
 
 
 def renamed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
