@@ -253,13 +253,10 @@ def _samples(clip: EvaluatedClip) -> FloatArray:
 def loudness_of(sound: AudioReader) -> NDArray[np.float64]:
     """(frames,) level of the sound during each frame, in dB of full scale."""
     levels = [np.empty(0)]
-    rest = np.empty(0, np.float32)
-    for chunk in sound.chunks():
-        rest = np.concatenate([rest, chunk])
-        whole = len(rest) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME
-        frames = rest[:whole].reshape(-1, SAMPLES_PER_FRAME).astype(np.float64)
-        levels.append(20 * np.log10(np.maximum(np.sqrt(np.mean(frames**2, axis=1)), SILENCE)))
-        rest = rest[whole:]
+    for chunk in sound.chunks():  # each is a second, so each begins with a frame
+        whole = chunk[: len(chunk) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME].astype(np.float64)
+        power = np.mean(whole.reshape(-1, SAMPLES_PER_FRAME) ** 2, axis=1)
+        levels.append(20 * np.log10(np.maximum(np.sqrt(power), SILENCE)))
     return np.concatenate(levels)
 
 
