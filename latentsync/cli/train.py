@@ -273,8 +273,8 @@ def _speak(
 ) -> dict[str, float]:
     """What the model makes of a face and another's voice, and how its mouth follows that voice.
 
-    The truth is the mouth of the voice's own clip. The ruler that reads both knows drawn faces; on
-    filmed ones its figure is a hint, no measurement.
+    The truth is the mouth of the voice's own clip. The mouth net that measures both
+    knows drawn faces; on filmed ones its figure is a hint, no measurement.
 
     Raises:
         Cancelled: `cancel` said so.
@@ -288,9 +288,9 @@ def _speak(
     )
     if cancel():
         raise Cancelled("the validation was stopped")
-    ruler = MouthNet.load()
-    shown = mouth_track(output, ruler, detector, track=find_track(face, detector))[:, 0]
-    truth = mouth_track(voice, ruler, detector)[:, 0]
+    net = MouthNet.load()
+    shown = mouth_track(output, net, detector, track=find_track(face, detector))[:, 0]
+    truth = mouth_track(voice, net, detector)[:, 0]
     both = min(len(shown), len(truth))
     return {"lip_correlation": lip_correlation(shown[:both], truth[:both]).at_zero}
 

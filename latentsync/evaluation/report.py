@@ -82,9 +82,8 @@ def as_html(found: Evaluation) -> str:
     for figure in found.figures:
         if figure.name not in found.means:
             absent.setdefault(found.missing[figure.name], []).append(figure.name)
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        PAGE.read_text(encoding="utf-8")
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    page = environment.from_string(PAGE.read_text(encoding="utf-8"))
     measured = [clip for clip in found.clips if not clip.error]
     thinned = len(measured) > MAX_DETAILS
     if thinned:

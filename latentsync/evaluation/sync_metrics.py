@@ -199,8 +199,8 @@ class LipMetrics(Metric):
     needs_reference, needs_face = False, True
     batch = 32
     figures = (
-        Figure("lip_correlation", "", "higher", "mouth (ruler) to the reference's, of one sound"),
-        Figure("lip_loudness", "", "higher", "mouth (ruler, for drawn faces) to the loudness"),
+        Figure("lip_correlation", "", "higher", "mouth's opening to the reference's, of one sound"),
+        Figure("lip_loudness", "", "higher", "mouth's opening (of drawn faces) to the loudness"),
         Figure("lip_lag", "frames", "", "by which the mouth comes late, by its loudness"),
     )
 
