@@ -91,4 +91,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-restore out .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-restore out .cache .mypy_cache .pytest_cache .ruff_cache
