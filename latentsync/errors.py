@@ -14,8 +14,8 @@
     `-- Cancelled                     the caller's `cancel()` said so; nothing was left behind
 
 A message has three parts: what we got, what we wanted, what to do. It names options by
-`option_name` and puts what needs an option into `with_option`: each border then tells it in the
-words of whoever asked (`LatentSyncError.told`), who may call an option otherwise or not have it.
+`option_name`, and marks by `with_option` what concerns only those who have an option. The library,
+the command line and the task API then tell it in their own words, by `LatentSyncError.told`.
 """
 
 import re
@@ -89,13 +89,13 @@ _LIBRARY = Asker(option=lambda name: name, at_host=True)
 
 
 class LatentSyncError(Exception):
-    """Base of all errors below; `str(error)` is one line for who calls the library."""
+    """Base of all errors below; `str(error)` is one line for callers of the library."""
 
     def __str__(self) -> str:
         return _LIBRARY.words(super().__str__())
 
     def told(self, asker: Asker) -> str:
-        """One line for whoever asked; what they can't mend is for the log."""
+        """Tell the error in one line, in the asker's words; what they can't mend is for the log."""
         if isinstance(self, InputError | Cancelled) or asker.at_host:
             return asker.words(super().__str__())
         return _AT_THE_HOST
@@ -110,11 +110,11 @@ class MediaError(InputError):
 
 
 class NoFaceFound(InputError):
-    """No frame of the clip holds a face that the detector accepts."""
+    """No frame of the clip has a face that the detector accepts."""
 
 
 class OptionError(InputError, ValueError):
-    """An option lies outside its range."""
+    """An option is out of its range."""
 
 
 class OutputError(InputError):
@@ -130,7 +130,7 @@ class WeightsMissing(WeightsError):
 
 
 class WeightsMismatch(WeightsError):
-    """A weight file holds another model than the one asked for."""
+    """A weight file holds another model than the requested one."""
 
 
 class TrainingError(LatentSyncError):
@@ -138,7 +138,7 @@ class TrainingError(LatentSyncError):
 
 
 class BackendUnavailable(LatentSyncError):
-    """A device or an attention back end that was asked for can't be used here."""
+    """A requested device or back end can't be used here."""
 
 
 class Cancelled(LatentSyncError):

@@ -104,12 +104,12 @@ class Face:
 
 @dataclass(frozen=True)
 class ShotFaces:
-    """Which faces were found in one shot of the source, and which of them speak."""
+    """The faces of one shot of the source, and which of them speak."""
 
     start: int  # first source frame
     stop: int  # one past the last
-    faces: tuple[tuple[int, int], ...]  # x, y of the middle of each in px of the frame, on average
-    taken: tuple[int | None, ...]  # which of `faces` each speaker's is; None: nobody's here
+    faces: tuple[tuple[int, int], ...]  # mean x, y of each centre, px of the frame
+    taken: tuple[int | None, ...]  # index into `faces` of each speaker; None: not in this shot
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is; `total` is None while nobody knows yet."""
+    """Progress of one stage; `total` is None while it is unknown."""
 
-    stage: str  # "detect", "generate", "finish"; "draw"; in training the name of the run
+    stage: str  # "detect", "generate", "finish"; "draw"; in training the run's name
     done: int  # frames
     total: int | None  # frames
 
@@ -178,26 +178,28 @@ class Result:
     source: Path  # the clip or the picture, absolute
     frames: int  # in the output
     fps: float  # frames per second
-    seconds: float  # of output
+    seconds: float  # of the output
     width: int  # px
     height: int  # px
     faces_found: int  # source frames with a face
-    source_frames: int  # source frames looked at, as they follow each other in the output
+    source_frames: int  # source frames searched for faces
     passed_through: tuple[tuple[int, int, str], ...]  # output frames [start, stop) untouched, why
     lost: tuple[tuple[int, int, str], ...]  # source frames [start, stop) without a face, and why
     model: str
     detector: str
     device: str
     dtype: str
-    seed: int  # the one used, never 0
+    seed: int  # the seed that was used, never 0
     cuts: tuple[int, ...] = ()  # source frames at which a new shot begins
     shots: tuple[ShotFaces, ...] = ()  # the faces of each; none where no detector looked
-    options: dict[str, Any] = field(default_factory=dict)  # all of them, by name
-    voices: dict[str, str] = field(default_factory=dict)  # the sound of each face, as chosen
-    # The clip's frames in pass 1: decoded, shown, and behind, with a time not after the last one's.
+    options: dict[str, Any] = field(default_factory=dict)  # every option of the run, by name
+    voices: dict[str, str] = field(default_factory=dict)  # path of the voice, by face as chosen
+    # Frames in pass 1: decoded, shown, and behind (timed no later than the frame before them).
     # All 0 where a cache knew the faces.
     decoding: dict[str, int] = field(default_factory=dict)
-    sound_tracks: dict[str, str] = field(default_factory=dict)  # by face: which of its file's
-    left_out: tuple[str, ...] = ()  # what of the inputs is not in the output
-    peak_memory: dict[str, int] = field(default_factory=dict)  # bytes, of the process and the GPU
+    sound_tracks: dict[str, str] = field(
+        default_factory=dict
+    )  # which track of its file was used, by face
+    left_out: tuple[str, ...] = ()  # parts of the inputs that the output lacks
+    peak_memory: dict[str, int] = field(default_factory=dict)  # bytes, by "process" and "gpu"
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage

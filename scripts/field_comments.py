@@ -21,6 +21,10 @@ class FieldComments(Extension):  # type: ignore[misc]  # griffe comes with the e
         rows = []
         for field in cls.members.values():
             if isinstance(field, Attribute) and "property" not in field.labels and field.lineno:
+                if str(field.annotation).startswith(
+                    "Annotated["
+                ):  # an option, with a page of its own
+                    return
                 start, stop = field.lineno - first, (field.endlineno or field.lineno) - first + 1
                 above = start
                 while lines[above - 1].lstrip().startswith("#"):
