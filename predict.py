@@ -88,17 +88,17 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
             default=0,
         ),
         sync_mode: str = Input(
-            description="What becomes of a clip that is not as long as the voice.",
+            description="How the clip is fitted to a longer or shorter voice.",
             choices=["bounce", "pingpong", "loop", "freeze", "cut_off", "silence", "remap"],
             default="bounce",
         ),
         fps: str = Input(
-            description="25 frames a second, or every frame of the clip at its own time.",
+            description="Frame rate: 25, or every frame of the clip at its own time (source).",
             choices=["25", "source"],
             default="25",
         ),
         audio_track: str = Input(
-            description="Of a sound with several tracks: auto, its number from 1, or a language.",
+            description="Sound track, where a file has several: auto, its number, or a language.",
             default="auto",
         ),
         face: str = Input(
@@ -106,12 +106,12 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
             default="largest",
         ),
         on_missing: str = Input(
-            description="Frames without the face: pass them through, or fail.",
+            description="Frames without the face: keep them as they are, or fail.",
             choices=["keep", "error"],
             default="keep",
         ),
         speed: str = Input(
-            description="exact, or fewer operations at some cost of quality.",
+            description="Preset for speed: exact, or fewer operations at some cost of quality.",
             choices=["exact", "fast", "preview"],
             default="exact",
         ),
@@ -121,13 +121,13 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
             default="none",
         ),
         mask_smooth: float = Input(
-            description="How softly a restored face goes over into the face around it.",
+            description="Softness of the transition from a restored face to the face around it.",
             ge=0,
             le=1,
             default=0.5,
         ),
         sr_ratio: float = Input(
-            description="How many times the model's resolution a restored face has.",
+            description="Resolution of a restored face, as a multiple of the model's.",
             ge=1,
             le=4,
             default=2,

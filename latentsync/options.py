@@ -83,16 +83,20 @@ class Declared(Option):
         return tuple(part for part in get_args(self.hint) if part is not NoneType) or (self.hint,)
 
     @property
-    def help(self) -> str:
-        """The description and the values allowed."""
+    def values(self) -> str:
+        """The values allowed, where type and description don't say it."""
         if self.choices:
-            return f"{self.description} One of {', '.join(self.choices)}."
+            return f"one of {', '.join(self.choices)}"
         if self.within is None:
-            return self.description
+            return ""
         low, high = self.within
-        return (
-            f"{self.description} {f'At least {low}' if high == UNBOUNDED else f'{low} to {high}'}."
-        )
+        return f"at least {low}" if high == UNBOUNDED else f"{low} to {high}"
+
+    @property
+    def help(self) -> str:
+        """The description and the values allowed, in sentences."""
+        values = self.values and f" {self.values[0].upper()}{self.values[1:]}."
+        return self.description + values
 
     def check(self, value: object) -> None:
         """Raise OptionError unless the field may have this value."""
@@ -224,7 +228,7 @@ class Options:
     ] = False
 
     speed: Annotated[
-        Speed, _SPEED("Preset of the speed: exact, or fewer operations at some cost of quality.")
+        Speed, _SPEED("Preset for speed: exact, or fewer operations at some cost of quality.")
     ] = "exact"
     steps: Annotated[
         int | None, _SPEED("Denoising steps.", within=(1, 50), unset=_by_speed("steps"))
@@ -282,12 +286,12 @@ class Options:
         ),
     ] = None
     cache_bytes: Annotated[
-        int, _SPEED("Size of that folder, at most about, in bytes.", within=(2**20, UNBOUNDED))
+        int, _SPEED("Size limit of that folder in bytes, approximate.", within=(2**20, UNBOUNDED))
     ] = 10 * 2**30
 
     sync_mode: Annotated[
         SyncMode,
-        _PACE("What becomes of a clip that is not as long as the voice.", published="pingpong"),
+        _PACE("How the clip is fitted to a longer or shorter voice.", published="pingpong"),
     ] = "bounce"  # see `timeline.lay_out`
     lead_in: Annotated[
         float, _PACE("Seconds of the clip that are shown before the voice.", within=(0, 3600))
@@ -297,7 +301,7 @@ class Options:
     ] = 0.0
     fps: Annotated[
         Literal["25", "source"],
-        _PACE("Frames a second: 25, or every frame of the clip at its own time."),
+        _PACE("Frame rate: 25, or every frame of the clip at its own time (source)."),
     ] = "25"
     fade: Annotated[
         int,
@@ -322,14 +326,14 @@ class Options:
     smooth: Annotated[
         int,
         _FACE(
-            "Frames over which the face's place is smoothed: an odd number, or 0 for none.",
+            "Frames over which the face's position is smoothed: an odd number, or 0 for none.",
             within=(0, 51),
         ),
     ] = 0
     max_yaw: Annotated[
         float | None,
         _FACE(
-            "Degrees; a face turned further to the side keeps the clip's own mouth.",
+            "Degrees of head turn beyond which a face keeps the clip's own mouth.",
             within=(5, 85),
             unset="no limit",
         ),
@@ -344,18 +348,22 @@ class Options:
         ),
     ] = "none"  # names in any case; see `load_restorer`
     sr_ratio: Annotated[
-        float, _RESTORATION("Times the model's resolution that a restored face has.", within=(1, 4))
+        float,
+        _RESTORATION("Resolution of a restored face, as a multiple of the model's.", within=(1, 4)),
     ] = 2
     mask_smooth: Annotated[
         float,
-        _RESTORATION("How softly a restored face blends into the face around it.", within=(0, 1)),
+        _RESTORATION(
+            "Softness of the transition from a restored face to the face around it.", within=(0, 1)
+        ),
     ] = 0.5
     sr_weight: Annotated[
         float,
         _RESTORATION("CodeFormer's fidelity: 0 cleanest, 1 nearest to the clip.", within=(0, 1)),
     ] = 0.5
     sr_stability: Annotated[
-        float, _RESTORATION("How much flicker of restored faces is suppressed.", within=(0, 1))
+        float,
+        _RESTORATION("Strength of the suppression of flicker of restored faces.", within=(0, 1)),
     ] = 0.5
 
     codec: Annotated[

@@ -496,6 +496,7 @@ def test_no_face_is_one_line(latentsync, voice, out, tmp_path):
         (["--model", "v9"], "model is 'v9'; it must be one of v1.6, v1.5, demo"),
         (["--model", "v\n9"], "v1.5"),
         (["--nonsense", "1"], "--nonsense"),
+        (["--occluder", "none.onnx"], "'none.onnx' does not exist"),
         (["one too many"], "one too many"),
     ],
 )

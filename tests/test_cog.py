@@ -16,7 +16,6 @@ import tokenize
 import tomllib
 import warnings
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import jsonschema
 import pytest
@@ -25,7 +24,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from latentsync.diffusion.config import PRESETS
-from latentsync.options import MAX_SEED, RESTORERS, Options
+from latentsync.options import MAX_SEED, RESTORERS, SPEEDS, Options, declared
+from latentsync.training.presets import UNET_RUNS
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ROOT / "tests/cog"  # Cog's own, as of 0.23.1
@@ -166,12 +166,27 @@ def test_the_inputs():
     }
 
 
-def test_the_choices_are_the_library_s():
-    schemas = json.loads(SCHEMA.read_text())["components"]["schemas"]
-    hints = get_type_hints(Options)
-    for name in ("speed", "sync_mode", "fps", "on_missing"):
-        assert tuple(schemas[name]["enum"]) == get_args(hints[name])
-    assert schemas["superres"]["enum"] == ["none", *RESTORERS]
+# Inputs whose text is their own: shorter, for a literal is one line; or a request can say less.
+OWN_WORDS = {"guidance_scale", "seed", "inference_steps", "audio_track", "face", "superres"}
+
+
+def test_the_inputs_are_those_of_the_options():
+    """Bounds, choices, defaults and text; 0 steps are as many as `speed` says."""
+    known = declared(Options)
+    inputs = inspect.signature(predictor().predict).parameters
+    asked = {name: one.default for name, one in inputs.items() if hasattr(one.default, "choices")}
+    assert set(asked) - set(known) == {"video", "audio", "inference_steps"}
+    for name in asked.keys() - {"video", "audio"}:
+        said, option = asked[name], known["steps" if name == "inference_steps" else name]
+        if name not in OWN_WORDS:
+            assert said.description == option.description
+        choices = ("none", *RESTORERS) if name == "superres" else option.choices
+        assert tuple(said.choices or ()) == choices
+        low, high = option.within or (None, None)
+        assert said.ge == (0 if name == "inference_steps" else low)
+        assert said.le == (None if name == "seed" else high)  # larger ones are refused by Options
+        assert said.default == (0 if name == "inference_steps" else option.default)
+    assert f"{SPEEDS['exact'].steps} when exact" in asked["inference_steps"].description
 
 
 def test_the_inputs_of_training():
@@ -187,6 +202,9 @@ def test_the_inputs_of_training():
         "learning_rate": ("number", 0, 0.01, 0),
         "seed": ("integer", 0, MAX_SEED, 0),
     }
+    rates = inputs["properties"]["learning_rate"]["description"]
+    for name in ("stage2_efficient", "demo"):
+        assert f"{UNET_RUNS[name].learning_rate:f}".rstrip("0") in rates
 
 
 @pytest.mark.parametrize(("file", "inputs"), [("predict.py", 15), ("train.py", 4)])

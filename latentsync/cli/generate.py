@@ -75,6 +75,7 @@ Occluder = Annotated[
     Path | None,
     face_option(
         exists=True,
+        dir_okay=False,
         help="The .onnx of a segmentation net: a hand or a microphone before the mouth stays on "
         "top.",
     ),
