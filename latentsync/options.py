@@ -186,275 +186,144 @@ class Options:
         OptionError: a value is out of its range.
     """
 
-    guidance_scale: Annotated[
-        float,
-        _GENERAL(
-            "Influence of the voice on the mouth (classifier-free guidance). Above 1 the voice "
-            "counts for more, and each step takes twice as long.",
-            within=(0, 10),
-        ),
-    ] = 1.0
-    seed: Annotated[
-        int,
-        _GENERAL(
-            "Seed of the noise. Equal seeds give equal results; 0 draws a seed, which the result "
-            "names.",
-            within=(0, MAX_SEED),
-            published=1247,
-        ),
-    ] = 0
-    silence: Annotated[
-        Literal["generate", "keep", "close"],
-        _GENERAL("Mouth while nobody speaks: generated, the clip's own, or closed."),
-    ] = "generate"
-    overlap: Annotated[
-        int,
-        _GENERAL(
-            "Frames that neighbouring groups of 16 share. More make seams softer and take longer.",
-            within=(0, 12),
-        ),
-    ] = 0
-    audio_track: Annotated[
-        str | int,
-        _GENERAL(
-            "Sound track to use where a file has several: its number from 1, a language such as "
-            "en or eng, or auto, the main track unless it is silent.",
-            pattern=r"[1-9]\d{0,3}|[A-Za-z]{2,3}([-_][A-Za-z\d]{1,8}){0,3}|auto",
-            wanted="'auto', the track's number from 1, or a language such as 'en', 'eng' or 'de'",
-        ),
-    ] = "auto"
-    report: Annotated[
-        bool, _GENERAL("Also write what was done to a .json file beside the output.")
-    ] = False
+    # A table. Of each field: the type, the help, the bounds and the default.
+    # fmt: off
+    guidance_scale: Annotated[float, _GENERAL(
+        "Influence of the voice on the mouth (classifier-free guidance). Above 1 the voice "
+        "counts for more, and each step takes twice as long.", within=(0, 10))] = 1.0
+    seed: Annotated[int, _GENERAL(
+        "Seed of the noise. Equal seeds give equal results; 0 draws a seed, which the result "
+        "names.", within=(0, MAX_SEED), published=1247)] = 0
+    silence: Annotated[Literal["generate", "keep", "close"], _GENERAL(
+        "Mouth while nobody speaks: generated, the clip's own, or closed.")] = "generate"
+    overlap: Annotated[int, _GENERAL(
+        "Frames that neighbouring groups of 16 share. More make seams softer and take longer.",
+        within=(0, 12))] = 0
+    audio_track: Annotated[str | int, _GENERAL(
+        "Sound track to use where a file has several: its number from 1, a language such as en "
+        "or eng, or auto, the main track unless it is silent.",
+        pattern=r"[1-9]\d{0,3}|[A-Za-z]{2,3}([-_][A-Za-z\d]{1,8}){0,3}|auto",
+        wanted="'auto', the track's number from 1, or a language such as 'en', 'eng' or 'de'"
+    )] = "auto"
+    report: Annotated[bool, _GENERAL(
+        "Also write what was done to a .json file beside the output.")] = False
 
-    speed: Annotated[
-        Speed, _SPEED("Preset for speed: exact, or fewer operations at some cost of quality.")
-    ] = "exact"
-    steps: Annotated[
-        int | None, _SPEED("Denoising steps.", within=(1, 50), unset=_by_speed("steps"))
-    ] = None
-    sampler: Annotated[
-        Sampler | None,
-        _SPEED("Sampler. dpm++ (DPM-Solver++) needs fewer steps.", unset=_by_speed("sampler")),
-    ] = None
-    cache_interval: Annotated[
-        int | None,
-        _SPEED(
-            "Steps from one computation of the U-Net's deep layers to the next (DeepCache).",
-            within=(1, 10),
-            unset=_by_speed("cache_interval"),
-        ),
-    ] = None
-    guidance_start: Annotated[
-        float | None,
-        _SPEED(
-            "Share of the steps before guidance begins.",
-            within=(0, 1),
-            unset=_by_speed("guidance_start"),
-        ),
-    ] = None
-    guidance_stop: Annotated[
-        float | None,
-        _SPEED(
-            "Share of the steps after which guidance ends.",
-            within=(0, 1),
-            unset=_by_speed("guidance_stop"),
-        ),
-    ] = None
-    detect_every: Annotated[
-        int | None,
-        _SPEED(
-            "Frames from one face detection to the next. Known faces are followed in between.",
-            within=(1, 50),
-            unset=_by_speed("detect_every"),
-        ),
-    ] = None
-    batch: Annotated[
-        int | None,
-        _SPEED(
-            "Groups of 16 frames that the network computes at once.",
-            within=(1, 16),
-            unset="as many as memory allows",
-        ),
-    ] = None
-    cache_dir: Annotated[
-        str | None,
-        _SPEED(
-            "Folder that remembers clips, so that another voice on the same clip needs less work.",
-            unset="none",
-            wanted="a folder's name",
-        ),
-    ] = None
-    cache_bytes: Annotated[
-        int, _SPEED("Size limit of that folder in bytes, approximate.", within=(2**20, UNBOUNDED))
-    ] = 10 * 2**30
+    speed: Annotated[Speed, _SPEED(
+        "Preset for speed: exact, or fewer operations at some cost of quality.")] = "exact"
+    steps: Annotated[int | None, _SPEED(
+        "Denoising steps.", within=(1, 50), unset=_by_speed("steps"))] = None
+    sampler: Annotated[Sampler | None, _SPEED(
+        "Sampler. dpm++ (DPM-Solver++) needs fewer steps.", unset=_by_speed("sampler"))] = None
+    cache_interval: Annotated[int | None, _SPEED(
+        "Steps from one computation of the U-Net's deep layers to the next (DeepCache).",
+        within=(1, 10), unset=_by_speed("cache_interval"))] = None
+    guidance_start: Annotated[float | None, _SPEED(
+        "Share of the steps before guidance begins.", within=(0, 1),
+        unset=_by_speed("guidance_start"))] = None
+    guidance_stop: Annotated[float | None, _SPEED(
+        "Share of the steps after which guidance ends.", within=(0, 1),
+        unset=_by_speed("guidance_stop"))] = None
+    detect_every: Annotated[int | None, _SPEED(
+        "Frames from one face detection to the next. Known faces are followed in between.",
+        within=(1, 50), unset=_by_speed("detect_every"))] = None
+    batch: Annotated[int | None, _SPEED(
+        "Groups of 16 frames that the network computes at once.", within=(1, 16),
+        unset="as many as memory allows")] = None
+    cache_dir: Annotated[str | None, _SPEED(
+        "Folder that remembers clips, so that another voice on the same clip needs less work.",
+        unset="none", wanted="a folder's name")] = None
+    cache_bytes: Annotated[int, _SPEED(
+        "Size limit of that folder in bytes, approximate.", within=(2**20, UNBOUNDED))] = 10 * 2**30
 
-    sync_mode: Annotated[
-        SyncMode,
-        _PACE("How the clip is fitted to a longer or shorter voice.", published="pingpong"),
-    ] = "bounce"  # see `timeline.lay_out`
-    lead_in: Annotated[
-        float, _PACE("Seconds of the clip that are shown before the voice.", within=(0, 3600))
-    ] = 0.0
-    lead_out: Annotated[
-        float, _PACE("Seconds of the clip that are shown after the voice.", within=(0, 3600))
-    ] = 0.0
-    fps: Annotated[
-        Literal["25", "source"],
-        _PACE("Frame rate: 25, or every frame of the clip at its own time (source)."),
-    ] = "25"
-    fade: Annotated[
-        int,
-        _PACE(
-            "Frames over which the mouth fades in and out beside frames left untouched.",
-            within=(0, 25),
-            published=0,
-        ),
-    ] = 3
+    sync_mode: Annotated[SyncMode, _PACE(
+        "How the clip is fitted to a longer or shorter voice.",
+        published="pingpong")] = "bounce"  # see `timeline.lay_out`
+    lead_in: Annotated[float, _PACE(
+        "Seconds of the clip that are shown before the voice.", within=(0, 3600))] = 0.0
+    lead_out: Annotated[float, _PACE(
+        "Seconds of the clip that are shown after the voice.", within=(0, 3600))] = 0.0
+    fps: Annotated[Literal["25", "source"], _PACE(
+        "Frame rate: 25, or every frame of the clip at its own time (source).")] = "25"
+    fade: Annotated[int, _PACE(
+        "Frames over which the mouth fades in and out beside frames left untouched.",
+        within=(0, 25), published=0)] = 3
 
-    face: Annotated[
-        str,
-        _FACE(
-            "Face that speaks: largest, left, right, center, all, a point x,y or a box "
-            "x,y,width,height in px (with @seconds for a later time), or a picture of the person."
-        ),
-    ] = "largest"  # see `faces.FaceChoice`
-    on_missing: Annotated[
-        Literal["keep", "error"],
-        _FACE("Frames without the face: keep them as they are, or fail.", published="error"),
-    ] = "keep"
-    smooth: Annotated[
-        int,
-        _FACE(
-            "Frames over which the face's position is smoothed: an odd number, or 0 for none.",
-            within=(0, 51),
-        ),
-    ] = 0
-    max_yaw: Annotated[
-        float | None,
-        _FACE(
-            "Degrees of head turn beyond which a face keeps the clip's own mouth.",
-            within=(5, 85),
-            unset="no limit",
-        ),
-    ] = None
+    face: Annotated[str, _FACE(
+        "Face that speaks: largest, left, right, center, all, a point x,y or a box "
+        "x,y,width,height in px (with @seconds for a later time), or a picture of the person."
+    )] = "largest"  # see `faces.FaceChoice`
+    on_missing: Annotated[Literal["keep", "error"], _FACE(
+        "Frames without the face: keep them as they are, or fail.", published="error")] = "keep"
+    smooth: Annotated[int, _FACE(
+        "Frames over which the face's position is smoothed: an odd number, or 0 for none.",
+        within=(0, 51))] = 0
+    max_yaw: Annotated[float | None, _FACE(
+        "Degrees of head turn beyond which a face keeps the clip's own mouth.", within=(5, 85),
+        unset="no limit")] = None
     color_match: Annotated[bool, _FACE("Give the mouth the colours of the face around it.")] = False
 
-    superres: Annotated[
-        str,
-        _RESTORATION(
-            "Net that restores the face as well: none, gfpgan, codeformer (not for commercial "
-            "use), or the file of a net that spandrel knows."
-        ),
-    ] = "none"  # names in any case; see `load_restorer`
-    sr_ratio: Annotated[
-        float,
-        _RESTORATION("Resolution of a restored face, as a multiple of the model's.", within=(1, 4)),
-    ] = 2
-    mask_smooth: Annotated[
-        float,
-        _RESTORATION(
-            "Softness of the transition from a restored face to the face around it.", within=(0, 1)
-        ),
-    ] = 0.5
-    sr_weight: Annotated[
-        float,
-        _RESTORATION("CodeFormer's fidelity: 0 cleanest, 1 nearest to the clip.", within=(0, 1)),
-    ] = 0.5
-    sr_stability: Annotated[
-        float,
-        _RESTORATION("Strength of the suppression of flicker of restored faces.", within=(0, 1)),
-    ] = 0.5
+    superres: Annotated[str, _RESTORATION(
+        "Net that restores the face as well: none, gfpgan, codeformer (not for commercial use), "
+        "or the file of a net that spandrel knows."
+    )] = "none"  # names in any case; see `load_restorer`
+    sr_ratio: Annotated[float, _RESTORATION(
+        "Resolution of a restored face, as a multiple of the model's.", within=(1, 4))] = 2
+    mask_smooth: Annotated[float, _RESTORATION(
+        "Softness of the transition from a restored face to the face around it.",
+        within=(0, 1))] = 0.5
+    sr_weight: Annotated[float, _RESTORATION(
+        "CodeFormer's fidelity: 0 cleanest, 1 nearest to the clip.", within=(0, 1))] = 0.5
+    sr_stability: Annotated[float, _RESTORATION(
+        "Strength of the suppression of flicker of restored faces.", within=(0, 1))] = 0.5
 
-    codec: Annotated[
-        Codec, _ENCODING("Video encoder. h264_nvenc and hevc_nvenc need an NVIDIA GPU.")
-    ] = "h264"
-    crf: Annotated[
-        int,
-        _ENCODING("Quality, as the encoder's constant rate factor: 0 is lossless.", within=(0, 51)),
-    ] = 17
-    preset: Annotated[
-        Preset, _ENCODING("Effort of the encoder: slower ones make smaller files.")
-    ] = "medium"
-    max_side: Annotated[
-        int | None,
-        _ENCODING(
-            "Longest side in px, to which larger pictures are scaled down.",
-            within=(MIN_SIDE, 16384),
-            unset="no limit",
-        ),
-    ] = None
+    codec: Annotated[Codec, _ENCODING(
+        "Video encoder. h264_nvenc and hevc_nvenc need an NVIDIA GPU.")] = "h264"
+    crf: Annotated[int, _ENCODING(
+        "Quality, as the encoder's constant rate factor: 0 is lossless.", within=(0, 51))] = 17
+    preset: Annotated[Preset, _ENCODING(
+        "Effort of the encoder: slower ones make smaller files.")] = "medium"
+    max_side: Annotated[int | None, _ENCODING(
+        "Longest side in px, to which larger pictures are scaled down.", within=(MIN_SIDE, 16384),
+        unset="no limit")] = None
 
     # The defaults: 8K video and photographs of 64 million px; longer than any film; 6 hours at
     # 20 Mbit/s are 54 GB.
-    max_pixels: Annotated[
-        int, _LIMITS("Pixels of an input's frames, at most.", within=(1, UNBOUNDED))
-    ] = 8192 * 8192
-    max_seconds: Annotated[
-        float,
-        _LIMITS("Seconds of an input's pictures or sound, at most.", within=(0.001, UNBOUNDED)),
-    ] = 6 * 3600.0
-    max_bytes: Annotated[
-        int, _LIMITS("Bytes of an input file, at most.", within=(1, UNBOUNDED))
-    ] = 64 * 2**30
+    max_pixels: Annotated[int, _LIMITS(
+        "Pixels of an input's frames, at most.", within=(1, UNBOUNDED))] = 8192 * 8192
+    max_seconds: Annotated[float, _LIMITS(
+        "Seconds of an input's pictures or sound, at most.",
+        within=(0.001, UNBOUNDED))] = 6 * 3600.0
+    max_bytes: Annotated[int, _LIMITS(
+        "Bytes of an input file, at most.", within=(1, UNBOUNDED))] = 64 * 2**30
 
     # Where ours and the published choice differ, ours is the default.
-    follow: Annotated[
-        Literal["person", "frame"],
-        _PUBLISHED(
-            "Choice of the face: one person is followed, or each frame is looked at by itself.",
-            published="frame",
-        ),
-    ] = "person"
-    length: Annotated[
-        Literal["exact", "published"],
-        _PUBLISHED(
-            "Frames of the output: ceil(25 x seconds of the voice), or floor(Whisper tokens / 2) "
-            "+ 2.",
-            published="published",
-        ),
-    ] = "exact"
-    speech_windows: Annotated[
-        Literal["overlap", "disjoint"],
-        _PUBLISHED(
-            "Windows that Whisper encodes. Disjoint ones leave a seam every 30 s.",
-            published="disjoint",
-        ),
-    ] = "overlap"
-    groups: Annotated[
-        Literal["even", "short_tail"],
-        _PUBLISHED(
-            "Groups of frames that the network computes: 17 are 9 + 8, or 16 + 1.",
-            published="short_tail",
-        ),
-    ] = "even"
-    vae_posterior: Annotated[
-        Literal["mean", "sample"],
-        _PUBLISHED(
-            "Latents of the clip: the mean of the VAE's posterior, or a sample.", published="sample"
-        ),
-    ] = "mean"
-    resampling: Annotated[
-        Literal["once", "published"],
-        _PUBLISHED("Resampling between frame and crop.", published="published"),
-    ] = "once"  # see `faces.align` and `faces.align_published`
-    landmarks: Annotated[
-        Literal["subpixel", "rounded"],
-        _PUBLISHED("Coordinates of the landmarks.", published="rounded"),
-    ] = "subpixel"
-    paste: Annotated[
-        Literal["mouth", "crop"],
-        _PUBLISHED(
-            "Part of the crop that is pasted. crop resamples the eyes as well.", published="crop"
-        ),
-    ] = "mouth"
-    conversion: Annotated[
-        Literal["exact", "published"],
-        _PUBLISHED(
-            "Conversion to 25 frames a second: FFmpeg's fps filter, or ffmpeg -r.",
-            published="published",
-        ),
-    ] = "exact"
+    follow: Annotated[Literal["person", "frame"], _PUBLISHED(
+        "Choice of the face: one person is followed, or each frame is looked at by itself.",
+        published="frame")] = "person"
+    length: Annotated[Literal["exact", "published"], _PUBLISHED(
+        "Frames of the output: ceil(25 x seconds of the voice), or floor(Whisper tokens / 2) + 2.",
+        published="published")] = "exact"
+    speech_windows: Annotated[Literal["overlap", "disjoint"], _PUBLISHED(
+        "Windows that Whisper encodes. Disjoint ones leave a seam every 30 s.",
+        published="disjoint")] = "overlap"
+    groups: Annotated[Literal["even", "short_tail"], _PUBLISHED(
+        "Groups of frames that the network computes: 17 are 9 + 8, or 16 + 1.",
+        published="short_tail")] = "even"
+    vae_posterior: Annotated[Literal["mean", "sample"], _PUBLISHED(
+        "Latents of the clip: the mean of the VAE's posterior, or a sample.",
+        published="sample")] = "mean"
+    resampling: Annotated[Literal["once", "published"], _PUBLISHED(
+        "Resampling between frame and crop.",
+        published="published")] = "once"  # see `faces.align` and `faces.align_published`
+    landmarks: Annotated[Literal["subpixel", "rounded"], _PUBLISHED(
+        "Coordinates of the landmarks.", published="rounded")] = "subpixel"
+    paste: Annotated[Literal["mouth", "crop"], _PUBLISHED(
+        "Part of the crop that is pasted. crop resamples the eyes as well.",
+        published="crop")] = "mouth"
+    conversion: Annotated[Literal["exact", "published"], _PUBLISHED(
+        "Conversion to 25 frames a second: FFmpeg's fps filter, or ffmpeg -r.",
+        published="published")] = "exact"
+    # fmt: on
 
     def __post_init__(self) -> None:
         for name, option in declared(Options).items():
