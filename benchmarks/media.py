@@ -44,6 +44,7 @@ from latentsync.media import VideoFrame, VideoReader, VideoWriter
 from latentsync.options import Options, Preset
 from latentsync.pipeline import timeline
 from latentsync.pipeline.compositor import SpeakingFace
+from latentsync.pipeline.frame_source import FrameSource
 from latentsync.types import Face, FaceTrack, FloatArray, Frame
 
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080), "4K": (3840, 2160)}
@@ -153,7 +154,7 @@ def whole(model: LipSync, track: FaceTrack, clip: Path, output: Path, options: O
     plan = timeline.segments(np.arange(len(track)), track.found)
     role: Any = SpeakingFace(track, plan, Silence())
     with VideoWriter(output, crf=options.crf, preset=options.preset) as writer:
-        for frame in model.generate(VideoReader(clip), [role], options):
+        for frame in model.generate(FrameSource.of(VideoReader(clip)), [role], options):
             writer.write(frame)
 
 

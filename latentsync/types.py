@@ -16,6 +16,7 @@ __all__ = [
     "FloatArray",
     "Frame",
     "IntArray",
+    "PaintablePicture",
     "Picture",
     "Progress",
     "ProgressCallback",
@@ -70,6 +71,14 @@ class Picture(Protocol):
 
     def thumbnail(self, max_side: int) -> Frame:
         """All of it, scaled down until no side is over `max_side` px."""
+        ...
+
+
+class PaintablePicture(Picture, Protocol):
+    """A frame that can be looked at and painted on: `media.VideoFrame`."""
+
+    def pasted(self, box: Box, rgb: Frame, weight: Frame | None = None) -> "PaintablePicture":
+        """The frame with `rgb` laid over `box`, by (h, w) weights in 1/255; None: all of it."""
         ...
 
 
@@ -152,10 +161,16 @@ class Segment:
     source: IntArray  # (stop - start,) the source frame shown at each
     passthrough: bool  # True: nobody speaks here, the frames go to the output untouched
     strength: FloatArray  # (stop - start,) 0..1, how much of the drawn mouth is laid on
-    shared: int = 0  # of its first frames, how many the group before it has drawn as well
+    shared: int = 0  # of its first frames, how many the group before it generates as well
+    kept: int = 0  # of its last frames, how many the group after it generates as well, and gives
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def own(self) -> slice:
+        """The frames that no other group gives."""
+        return slice(0, len(self) - self.kept)
 
 
 @dataclass(frozen=True)

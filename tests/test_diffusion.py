@@ -81,7 +81,7 @@ def test_ddim_steps_are_the_published_ones():
     predicted = torch.from_numpy(arrays["one_step/pred_noise"])
     steps = sampling._steps(Effort(steps=4))
     for step, expected in zip(steps, arrays["ddim/steps_4_const_eps"], strict=True):
-        x, _ = step.taken(x, predicted, x)
+        x, _ = step.step(x, predicted, x)
         np.testing.assert_allclose(x, expected, rtol=1e-6)
 
 
@@ -229,13 +229,13 @@ def test_groups_side_by_side_come_out_as_one_by_one(unet, effort):
     assert (together[0] - together[1]).abs().max() > 1e-2 * largest
 
 
-def test_a_batch_has_no_seam(unet):
+def test_groups_of_a_batch_do_not_overlap(unet):
     shape = (2, 3, 4, 8, 8)
     both = sampling.Latents(torch.zeros(shape), torch.zeros(shape))
-    with pytest.raises(AssertionError, match="seam"):
+    with pytest.raises(AssertionError, match="one by one"):
         sampling.denoise(
             unet, torch.zeros(4, 8, 8), torch.ones(64, 64), both, torch.zeros(2, 3, 50, 384),
-            Effort(steps=1), guidance_scale=1.0, seam=sampling.GroupOverlap(0, 1, []),
+            Effort(steps=1), guidance_scale=1.0, after_step=sampling.GroupOverlap().between(0, 1),
         )  # fmt: skip
 
 
@@ -263,11 +263,15 @@ def test_nothing_in_the_loop_waits_for_the_device(sampler):
     crossings = []
     for steps in (2, 5):
         effort = Effort(steps, sampler, cache_interval=2, guidance_stop=0.5)
-        seam = sampling.GroupOverlap(1, 1, list(torch.zeros(5, 1, 4, 1, 8, 8, device="meta")))
-        with Crossings() as seen:
-            sampling.denoise(unet, noise, mask, both, speech, effort, guidance_scale=1.5, seam=seam)
-        crossings.append(seen.count)
-    assert crossings == [1, 1]  # the timesteps, all at once
+        overlap = sampling.GroupOverlap()
+        for shared in (0, 1):
+            with Crossings() as seen:
+                sampling.denoise(
+                    unet, noise, mask, both, speech, effort, guidance_scale=1.5,
+                    after_step=overlap.between(shared, 1),
+                )  # fmt: skip
+            crossings.append(seen.count)
+    assert crossings == [1] * 4  # the timesteps, all at once
 
 
 def test_the_network_waits_for_nothing():
@@ -350,17 +354,18 @@ def test_scaling_is_undone_by_decoding(vae):
 
 
 def test_a_seam_blends_what_two_groups_share_at_every_step():
-    before = [torch.full((1, 4, 3, 2, 2), float(step)) for step in (1, 2)]
-    seam = sampling.GroupOverlap(shared=3, keep=2, steps=list(before))
+    overlap = sampling.GroupOverlap()
+    before, between, after = (overlap.between(*ends) for ends in ((0, 3), (3, 2), (2, 0)))
+    own = 10.0
     for step in range(2):
-        x = seam.blended(step, torch.full((1, 4, 8, 2, 2), 10.0))
-        own, other = 10.0, float(step + 1)
+        other = float(step + 1)
+        before(step, torch.full((1, 4, 8, 2, 2), other))
+        x = between(step, torch.full((1, 4, 8, 2, 2), own))
         expected = [0.25 * own + 0.75 * other, (own + other) / 2, 0.75 * own + 0.25 * other]
         assert x[0, 0, :, 0, 0].tolist() == pytest.approx([*expected, *[own] * 5])
-        assert seam.steps[step].shape == (1, 4, 2, 2, 2)
-        assert (seam.steps[step] == own).all()
+        last = after(step, torch.full((1, 4, 8, 2, 2), own))
+        assert (last == own).all()
 
 
-def test_without_a_seam_nothing_changes():
-    x = torch.rand(1, 4, 8, 2, 2)
-    assert sampling.GroupOverlap(0, 0, []).blended(0, x) is x
+def test_without_an_overlap_nothing_is_called():
+    assert sampling.GroupOverlap().between(0, 0) is None

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from latentsync.diffusion.weights import Nets
 from latentsync.options import Options
 from latentsync.pipeline import timeline
 from latentsync.pipeline.compositor import SpeakingFace
+from latentsync.pipeline.frame_source import FrameSource
 from latentsync.pipeline.lipsync import FPS, LipSync
 from latentsync.types import Face
 from tests.golden.golden_rule import image, landmarks106, wave
@@ -49,6 +51,8 @@ class ArrayPicture:
 
 
 class ArrayClip:
+    info = SimpleNamespace(is_image=False, duration_seconds=None)
+
     def __init__(self, arrays):
         self.pictures = [ArrayPicture(a) for a in arrays]
 
@@ -110,9 +114,8 @@ def test_frames_are_the_published_ones(case, monkeypatch):
     arrays = golden(f"pipeline_{case}")
     spec = json.loads(str(arrays["spec_json"]))
     height, width = spec["frame_hw"]
-    clip = ArrayClip(
-        [image(height, width, spec["seed"], f"v{i}") for i in range(spec["n_video_frames"])]
-    )
+    frames = [image(height, width, spec["seed"], f"v{i}") for i in range(spec["n_video_frames"])]
+    source = FrameSource(ArrayClip(frames))
     lipsync = model(arrays, spec)
     draws = iter(
         arrays[f"draw_{k}"] for k in range(len(json.loads(str(arrays["draw_shapes_json"]))))
@@ -138,15 +141,15 @@ def test_frames_are_the_published_ones(case, monkeypatch):
         windows=options.speech_windows,
     )
     assert len(speech) == arrays["n_frames_out"]
-    (track,) = lipsync.find_faces(clip, len(speech), options)
-    source = timeline.source_frames(len(speech), len(track), options.sync_mode)
-    plan = timeline.segments(source, track.found[source], options.groups)
-    np.testing.assert_allclose(track.affine[source], arrays["affine_matrices"], atol=1e-4)
+    (track,) = lipsync.find_faces(source, len(speech), options)
+    shown = timeline.source_frames(len(speech), len(track), options.sync_mode)
+    plan = timeline.segments(shown, track.found[shown], options.groups)
+    np.testing.assert_allclose(track.affine[shown], arrays["affine_matrices"], atol=1e-4)
 
     frames = [
         f.array
         for f in lipsync.generate(
-            clip, [SpeakingFace(track, plan, speech)], replace(options, seed=1)
+            source, [SpeakingFace(track, plan, speech)], replace(options, seed=1)
         )
     ]
 

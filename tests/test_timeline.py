@@ -102,11 +102,11 @@ def test_any_cadence_lasts_as_long_as_it_should(lasts, voice, lead_in, lead_out,
 
     shown = np.diff(laid.begins)
     assert len(laid.source) == len(shown) == len(laid.speaks)
-    assert 0 <= laid.seconds - expected < int(shown[-1]) * laid.tick
+    assert 0 <= laid.seconds - expected < int(shown[-1]) * laid.time_base
     if mode != "remap":
         np.testing.assert_array_equal(shown, np.diff(begins)[laid.source])  # the clip's own cadence
-    at = [int(ticks) * laid.tick for ticks in laid.begins[:-1]]
-    beside = [lead_in - laid.tick < t < lead_in + voice + laid.tick for t in at]
+    at = [int(ticks) * laid.time_base for ticks in laid.begins[:-1]]
+    beside = [lead_in - laid.time_base < t < lead_in + voice + laid.time_base for t in at]
     inside = [lead_in <= t < lead_in + voice for t in at]
     assert all(i <= s <= b for i, s, b in zip(inside, laid.speaks, beside, strict=True))
 
@@ -162,7 +162,7 @@ def test_groups_of_one_run_share_frames(frames, overlap):
     assert all(len(group) > group.shared for group in groups)
     assert groups[0].shared == 0
     for a, b in pairwise(groups):
-        assert a.stop - b.start == b.shared == overlap
+        assert a.stop - b.start == a.kept == b.shared == overlap
     assert len(groups) == max(1, -(-(frames - overlap) // (GROUP - overlap)))
 
 

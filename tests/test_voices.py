@@ -5,9 +5,8 @@ import pytest
 
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.media import Sound, mix
-from latentsync.media.limits import DEFAULT_LIMITS
 from latentsync.options import Options
-from latentsync.pipeline.speakers import speakers
+from latentsync.pipeline.speakers import open_voices
 from tests.clips import babble, heard, raw_frames, write_sound
 from tests.stubs import tiny_lipsync
 from tests.test_following import LEFT, RIGHT, WIDE, clip, lipsync
@@ -70,7 +69,7 @@ def test_of_a_silent_voice_it_is_said(tmp_path, caplog, peak):
     }
     if not peak:
         paths["right"] = write_sound(tmp_path / "low.wav", babble(0.5, 16000, seed=1), 16000)
-    with speakers(paths, Options(), DEFAULT_LIMITS, tmp_path / "no clip") as voices:
+    with open_voices(paths, Options(), tmp_path / "no clip") as voices:
         told = voices.tracks()
     said = [r.getMessage() for r in caplog.records if "is silent" in r.getMessage()]
     assert told["left"].endswith(", silent")

@@ -28,6 +28,7 @@ from latentsync.evaluation.sync import sync_conf_local
 from latentsync.faces import align
 from latentsync.media import AudioReader, VideoReader
 from latentsync.options import Options
+from latentsync.pipeline.frame_source import FrameSource
 from latentsync.pipeline.lipsync import LipSync
 from latentsync.runtime.checkpoints import root
 from latentsync.runtime.downloads import SETS, Download
@@ -148,8 +149,8 @@ def _fingerprint(output: Path) -> str:
 
 def _outside(lipsync: LipSync, source: Path, output: Path, result: Result) -> Check:
     """PSNR of the luma outside the face, where nothing but the encode may have changed it."""
-    clip, options = VideoReader(source), Options(seed=SEED)
-    (track,) = lipsync.find_faces(clip, result.frames, options)
+    clip = VideoReader(source)
+    (track,) = lipsync.find_faces(FrameSource.of(clip), result.frames, Options(seed=SEED))
     error, count = 0.0, 0
     shown = range(min(len(track), result.frames))
     pairs = zip(clip.frames(shown), VideoReader(output).frames(shown), strict=True)
@@ -179,7 +180,7 @@ def _sync(lipsync: LipSync, output: Path, result: Result, weights: Path) -> Chec
     clip = VideoReader(output)
     try:
         net = load_net(EvalSyncNet, weights, device=lipsync.device)
-        (track,) = lipsync.find_faces(clip, result.frames, Options(seed=SEED))
+        (track,) = lipsync.find_faces(FrameSource.of(clip), result.frames, Options(seed=SEED))
         sound = np.concatenate(list(AudioReader(output).chunks()))
         score = sync_conf_local(net, clip, track, lipsync.nets.config.resolution, sound)
     except InputError as error:  # too short, or no face left in it

@@ -43,7 +43,7 @@ Key = TypeVar("Key")
 
 # Of frames that will be shown again, at 512 px: latents of a minute and a half, where the nets are.
 LATENT_BYTES = 128 * 2**20
-MOST_GROUPS = 4  # at once, unless asked for more: their frames, at 4K 0.8 GB, wait together
+MAX_GROUPS = 4  # at once, unless asked for more: their frames, at 4K 0.8 GB, wait together
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CropBatch:
     start: int  # first frame of the output
     stop: int  # the one after the last
     shared: int = 0  # of the first frames, how many the group before gives
-    keep: int = 0  # of the last frames, how many the next group gives
+    kept: int = 0  # of the last frames, how many the next group gives
 
 
 class CropGenerator(Protocol):
@@ -84,7 +84,7 @@ class CropGenerator(Protocol):
 class Engine(Protocol):
     """Runs the generator in other processes or on other machines: `latentsync.diffusion.ray`."""
 
-    def drawing(self, options: Options, times: IntArray, reporter: RunContext) -> CropGenerator:
+    def drawing(self, options: Options, times: IntArray, context: RunContext) -> CropGenerator:
         """Of one face of a run, if `is_order_independent`; the arguments are `Network`'s."""
 
     @property
@@ -127,12 +127,8 @@ def ready_nets(
     if compile:
         side = nets.vae.latent_shape(nets.config.resolution)[1]
         like = nets.unet.conv_in.weight
-        rows = {
-            1,
-            2,
-            default_batch_size(nets),
-            2 * default_batch_size(nets),
-        }  # with guidance twice as many
+        groups = default_batch_size(nets)
+        rows = {1, 2, groups, 2 * groups}  # with guidance twice as many
         calls = (memory.unet_call(nets.config.unet, side, like, n) for n in sorted(rows))
         devices.compile_for(nets.unet, *calls)
     return nets
@@ -147,7 +143,7 @@ class Network:
 
     Args:
         times: (n,) how often each source frame will be drawn.
-        reporter: asked before every denoising step whether to stop.
+        context: asked before every denoising step whether to stop.
         known: latents of source frames from runs before.
     """
 
@@ -156,11 +152,11 @@ class Network:
         nets: Nets,
         options: Options,
         times: IntArray,
-        reporter: RunContext | None = None,
+        context: RunContext | None = None,
         known: disk_cache.LatentCache | None = None,
     ) -> None:
         self._nets, self._options, self._known = nets, options, known
-        self._reporter = reporter or RunContext()
+        self._context = context or RunContext()
         side = nets.config.resolution
         self._like = nets.unet.conv_in.weight  # what goes into the nets has its device and dtype
         draw = sampling.seeded_draw(options.seed)
@@ -168,10 +164,10 @@ class Network:
         self._draw = draw if options.vae_posterior == "sample" else None
         self._mask = torch.from_numpy(keep_mask(side)).to(self._like)
         self._latents: FrameCache[Tensor] = FrameCache(times, 0 if self._draw else LATENT_BYTES)
-        self._seam = sampling.GroupOverlap(0, 0, [])
-        self.batch = (
-            (options.batch or default_batch_size(nets)) if is_order_independent(options) else 1
-        )
+        self._overlap = sampling.GroupOverlap()
+        self.batch = 1
+        if is_order_independent(options):
+            self.batch = options.batch or default_batch_size(nets)
 
     def __call__(
         self, batches: Generator[tuple[Key, CropBatch | None], None, None]
@@ -180,7 +176,7 @@ class Network:
         for key, batch in batches:
             faces = None
             if batch is not None:
-                with self._reporter.timed("network"):
+                with self._context.timed("network"):
                     faces = self.drawn(batch)
             del batch  # else it would be held while the next groups are read
             yield key, faces
@@ -202,7 +198,6 @@ class Network:
     def _drawn(self, work: CropBatch) -> Tensor:
         pixels = to_float(work.crops.to(self._like.device)).to(self._like)
         latents = self._encoded(work, pixels)
-        self._seam = sampling.GroupOverlap(work.shared, work.keep, self._seam.steps)
         denoised = sampling.denoise(
             self._nets.unet,
             self._noise,
@@ -211,8 +206,8 @@ class Network:
             work.speech.to(self._like),
             self._options.effort,
             guidance_scale=self._options.guidance_scale,
-            before_step=self._reporter.check,
-            seam=self._seam,
+            before_step=self._context.check,
+            after_step=self._overlap.between(work.shared, work.kept),
         )
         faces = sampling.decode(
             self._nets.vae, denoised.flatten(0, 1), pixels.flatten(0, 1), self._mask
@@ -261,7 +256,7 @@ def default_batch_size(nets: Nets) -> int:
         return 1
     side, free = nets.vae.latent_shape(nets.config.resolution)[1], devices.free_memory(like.device)
     fitting = memory.groups_that_fit(nets.config.unet, side, like.dtype, free, guided=True)
-    return min(fitting, MOST_GROUPS)
+    return min(fitting, MAX_GROUPS)
 
 
 def to_float(crops: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ __all__ = [
     "Draw",
     "GroupOverlap",
     "Latents",
+    "StepHook",
     "add_noise",
     "alpha_bar",
     "decode",
@@ -46,6 +47,8 @@ DPM_POWER = 1.5
 
 Draw = Callable[[tuple[int, ...]], Tensor]
 """Shape -> standard normal float32 on the CPU, a new draw at every call."""
+StepHook = Callable[[int, Tensor], Tensor]
+"""The number of a step and (g, 4, f, h, w) after it -> what the next step gets."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +59,33 @@ class Latents:
     reference: Tensor  # of the same shape, of the whole crops
 
 
-@dataclass
 class GroupOverlap:
-    """Carries what neighbouring groups share from one to the next: a few frames' latents.
+    """The latents of the frames that a group shares with the next, after each step.
 
     At every step the first frames of a group are blended with the last ones of the group before,
     from mostly the other's to mostly its own.
     """
 
-    shared: int  # frames, the group's first ones
-    keep: int  # frames, the group's last ones, for the next group
-    steps: list[Tensor]  # (b, 4, frames, h, w) of the group before, after each step
+    def __init__(self) -> None:
+        self._last: dict[int, Tensor] = {}  # step -> (1, 4, frames, h, w)
 
-    def blended(self, step: int, x: Tensor) -> Tensor:
-        """(b, 4, f, h, w) after a step -> the same, blended; its end is remembered."""
-        if self.shared:
-            count = torch.arange(1, self.shared + 1, dtype=x.dtype, device=x.device)
-            own = count[:, None, None] / (self.shared + 1)
-            first = own * x[:, :, : self.shared] + (1 - own) * self.steps[step]
-            x = torch.cat([first, x[:, :, self.shared :]], dim=2)
-        if self.keep:
-            self.steps[step : step + 1] = [x[:, :, -self.keep :]]
-        return x
+    def between(self, shared: int, kept: int) -> StepHook | None:
+        """Blend a group's first `shared` frames, and hold its last `kept` ones; None: neither."""
+        if not (shared or kept):
+            return None
+
+        def blend(step: int, x: Tensor) -> Tensor:
+            assert len(x) == 1, "groups that overlap are sampled one by one"
+            if shared:
+                count = torch.arange(1, shared + 1, dtype=x.dtype, device=x.device)
+                own = count[:, None, None] / (shared + 1)
+                first = own * x[:, :, :shared] + (1 - own) * self._last[step]
+                x = torch.cat([first, x[:, :, shared:]], dim=2)
+            if kept:
+                self._last[step] = x[:, :, -kept:]
+            return x
+
+        return blend
 
 
 def seeded_draw(seed: int) -> Draw:
@@ -131,7 +139,7 @@ def denoise(
     *,
     guidance_scale: float,
     before_step: Callable[[], None] | None = None,
-    seam: "GroupOverlap | None" = None,
+    after_step: StepHook | None = None,
 ) -> Tensor:
     """From one noise map, shared by all frames, to latents that speak.
 
@@ -146,14 +154,13 @@ def denoise(
         guidance_scale: above 1, the prediction with speech is pushed away from the one without
             (classifier-free guidance), at twice the cost; at most 1, there is no second one.
         before_step: called before each step; what it raises ends the call.
-        seam: to the groups before and after, where they share frames; of one group only.
+        after_step: changes the latents after each step; None: nothing does.
 
     Returns:
         (f, 4, h, w), or (g, f, 4, h, w), latents, of the noise's dtype.
     """
     speech = audio if audio.dim() == 4 else audio[None]
     groups, frames = speech.shape[:2]
-    assert groups == 1 or seam is None or not (seam.shared or seam.keep), "a seam in a batch"
     steps = _steps(effort)
     timesteps = torch.tensor([step.timestep for step in steps], device=noise.device)
     guided = _guided_steps(effort, guidance_scale)
@@ -174,9 +181,9 @@ def denoise(
         if guided[k]:
             without, with_speech = predicted.chunk(2)
             predicted = without + guidance_scale * (with_speech - without)
-        x, clean = step.taken(x, predicted, clean)
-        if seam:
-            x = seam.blended(k, x)
+        x, clean = step.step(x, predicted, clean)
+        if after_step:
+            x = after_step(k, x)
     denoised = x.transpose(1, 2)
     return denoised if audio.dim() == 4 else denoised[0]
 
@@ -224,7 +231,7 @@ class _SamplerStep:
     # Second-order coefficient: extrapolates the x0 prediction from the last two steps; 0: none.
     slope: float
 
-    def taken(self, x: Tensor, predicted: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, predicted: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """The sample after the step, and the picture it was headed for, which is next's `before`.
 
         With `slope` 0 this is a DDIM step. Second-order DPM-Solver++ takes the same step towards

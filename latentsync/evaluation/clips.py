@@ -285,22 +285,18 @@ class EvaluatedClip:
 
     def _find_face(self, detector: faces.Detector, at_most: int | None) -> FaceTrack:
         """Find the face in each of the output's frames; NoFaceFound if it is in none."""
-        clip: FrameSource | VideoReader = self.reference or self.output
-        fps = FPS
+        own = False
         if self.mapping:
             at_most = int(self.mapping.numbers.max()) + 1
-            if self.mapping.own_pace and self.reference:
-                clip = FrameSource.of(self.reference, "source")
-                fps = clip.fps
+            own = self.mapping.own_pace and self.reference is not None
         (track, *_) = find_face_tracks(
-            clip,
+            FrameSource.of(self.reference or self.output, "source" if own else "25"),
             at_most,
             detector,
             [self.face],
             Options(),
             resolution=CROP,
-            fps=fps,
-            reporter=self.context,
+            context=self.context,
         )
         if self.mapping:
             there = np.minimum(self.mapping.numbers, len(track) - 1)

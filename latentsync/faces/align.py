@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentsync.faces import align
-from latentsync.types import Box, Face, FaceTrack, FloatArray, Frame
+from latentsync.types import Box, Face, FaceTrack, FloatArray, Frame, PaintablePicture, Picture
 
 __all__ = [
     "BOX_CENTRE",
     "HALF_BOX",
     "CropView",
+    "FaceResampler",
     "crop_size",
     "cut_face",
     "face_box",
@@ -90,6 +91,26 @@ class CropView:
     def onto(self, other: "CropView") -> Array:
         """(3, 3) float64: px of this -> px of the other."""
         return np.asarray(other.matrix @ np.linalg.inv(self.matrix), np.float64)
+
+
+@dataclass(frozen=True)
+class FaceResampler:
+    """Cuts faces out of frames and pastes them back, in one resampling each way."""
+
+    side: int  # px, of a crop
+
+    def cut(self, picture: Picture, affine: FloatArray) -> Frame:
+        """(side, side, 3) uint8: the crop of a face."""
+        box = face_box(affine, self.side, picture.width, picture.height)
+        return cut_face(picture.rgb(box), box, affine, self.side)
+
+    def paste(
+        self, picture: PaintablePicture, face: Tensor, affine: FloatArray, weight: Tensor | None
+    ) -> PaintablePicture:
+        """Lay a face, (s, s, 3) uint8, over its frame by an (s, s) weight; None: all of it."""
+        size = picture.width, picture.height
+        laid = paste_face(face.numpy(), affine, size, share=weight, resolution=self.side)
+        return picture.pasted(*laid)
 
 
 def square(affine: FloatArray, resolution: int, side: int | None = None) -> CropView:

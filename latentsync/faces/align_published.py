@@ -6,6 +6,7 @@ https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/affine_tra
 """
 
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -13,10 +14,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentsync.faces.align import EDGE_DIVISOR, FILL, Size, crop_size
-from latentsync.types import Box, FloatArray, Frame
+from latentsync.faces.align import EDGE_DIVISOR, FILL, Size, crop_size, face_box
+from latentsync.types import Box, FloatArray, Frame, PaintablePicture, Picture
 
-__all__ = ["cut_face", "paste_face"]
+__all__ = ["PublishedResampler", "cut_face", "paste_face"]
+
+
+@dataclass(frozen=True)
+class PublishedResampler:
+    """Cuts faces out of frames and pastes them back, as the published code does."""
+
+    side: int  # px, of a crop
+
+    def cut(self, picture: Picture, affine: FloatArray) -> Frame:
+        """(side, side, 3) uint8: the crop of a face."""
+        size = picture.width, picture.height
+        box = face_box(affine, self.side, *size)
+        return cut_face(picture.rgb(box), box, affine, self.side, size)
+
+    def paste(
+        self, picture: PaintablePicture, face: Tensor, affine: FloatArray, weight: Tensor | None
+    ) -> PaintablePicture:
+        """Lay a face, (3, side, side) float32 about [-1, 1], over its frame."""
+        size = picture.width, picture.height
+        box = face_box(affine, self.side, *size)
+        region = picture.rgb(box)
+        return picture.pasted(box, paste_face(region, box, face, affine, size, share=weight))
 
 
 def cut_face(

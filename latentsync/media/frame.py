@@ -1,7 +1,7 @@
 """One picture: its YUV planes as they were decoded, RGB on demand, changes written in place."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import cast
 
@@ -101,7 +101,7 @@ class Colour:
         RGB has no matrix yet: it gets the usual one for its height, in limited range. So
         does what is tagged as RGB and is none, as the grey of a PNG.
         """
-        usual = 1 if height >= _HD_HEIGHT else 6
+        usual = _usual_matrix(height)
         if _is_rgb(raw):
             return cls(usual, raw.color_primaries, raw.color_trc, 1, pixel_aspect)
         full = raw.format.name.startswith("yuvj") or (_is_grey(raw) and raw.color_range == 0)
@@ -114,10 +114,19 @@ class Colour:
         untagged = Colorspace.ITU709 if height >= _HD_HEIGHT else Colorspace.ITU601
         return _MATRICES.get(self.matrix, untagged)
 
+    def resolved(self, height: int) -> "Colour":
+        """Name the matrix, where none is tagged: that of untagged pictures `height` px high."""
+        return self if self.matrix != _UNSAID else replace(self, matrix=_usual_matrix(height))
+
     @property
     def levels(self) -> ColorRange:
         """The range to convert with."""
         return ColorRange.JPEG if self.range == ColorRange.JPEG else ColorRange.MPEG
+
+
+def _usual_matrix(height: int) -> int:
+    """BT.709 or BT.601, as players take untagged video."""
+    return 1 if height >= _HD_HEIGHT else 6
 
 
 class VideoFrame:

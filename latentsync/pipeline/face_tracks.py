@@ -1,11 +1,11 @@
 """Pass 1: detect and track the faces that will be lip-synced."""
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +14,13 @@ from latentsync.errors import NoFaceFound, OptionError, option_name
 from latentsync.faces import FaceChoice, align
 from latentsync.faces.head_pose import nose_places, turned_away, yaw
 from latentsync.options import Options
+from latentsync.pipeline.frame_source import FrameSource
 from latentsync.runtime.disk_cache import ClipCache, file_digest
 from latentsync.runtime.prefetch import prefetch
 from latentsync.runtime.progress import RunContext
 from latentsync.types import FaceTrack, ShotFaces
 
-__all__ = ["Clip", "cuts", "faces_at", "faces_found", "find_face_tracks", "lost", "shots", "told"]
+__all__ = ["cuts", "faces_at", "faces_found", "find_face_tracks", "lost", "shots"]
 
 log = logging.getLogger(__name__)
 
@@ -27,32 +28,22 @@ ALIKE = 0.5  # px; two speakers' faces that lie no further apart are one face
 FRAMES_AHEAD = 8  # decoded before the detector wants them
 
 
-class Clip(Protocol):
-    """Frames by number: `media.VideoReader`."""
-
-    def frames(self, indices: Iterable[int] | None = None) -> Iterator[Any]: ...
-
-
 def find_face_tracks(
-    clip: Clip,
+    source: FrameSource,
     at_most: int | None,
     detector: faces.Detector,
     choices: Sequence[FaceChoice],
     options: Options,
     *,
     resolution: int,
-    fps: Fraction,
-    total: int | None = None,
-    reporter: RunContext,
+    context: RunContext,
     known: ClipCache | None = None,
 ) -> list[FaceTrack]:
-    """Find the chosen faces in the clip's first `at_most` frames.
+    """Find the chosen faces in the first `at_most` frames.
 
     Args:
         choices: one, of which several faces may be meant ("all"), or one for each speaker.
         resolution: px, side of the square crop of a face.
-        fps: of the clip.
-        total: how many frames the clip will give, where that is known.
         known: of the clip. Then all of it is looked at, so that a longer voice finds it done.
 
     Returns:
@@ -64,16 +55,15 @@ def find_face_tracks(
     """
 
     def look() -> list[FaceTrack]:
-        most, all_frames = (None, None) if known else (at_most, total)
-        found = _look(clip, most, detector, choices, options, fps, all_frames, reporter)
+        found = _look(source, None if known else at_most, detector, choices, options, context)
         if len(choices) > 1:
             _check_apart(found, choices)
-        return [_placed(one, options, resolution, float(fps)) for one in found]
+        return [_placed(one, options, resolution, float(source.fps)) for one in found]
 
     facts = {
         "detector": detector.describe(),
         "faces": [(choice, choice.picture and file_digest(choice.picture)) for choice in choices],
-        "fps": fps,
+        "fps": source.fps,
         "resolution": resolution,
         "options": [getattr(options, name) for name in ("landmarks", "follow", "smooth")],
         "max_yaw": options.max_yaw,
@@ -82,17 +72,17 @@ def find_face_tracks(
     tracks = known.tracks(facts, look) if known else look()
     tracks = tracks if at_most is None else [track.first(at_most) for track in tracks]
     count = len(tracks[0])
-    reporter.step("detect", count, count)
+    context.step("detect", count, count)
     missing = [i for i, track in enumerate(tracks) if not track.found.any()]
     if missing and (len(choices) > 1 or len(missing) == len(tracks)):
         first = missing[0]  # of `all` the largest face
         choice = choices[first if len(choices) > 1 else 0]
         turned = _all_turned(tracks[first], choice, options)
-        raise NoFaceFound(turned or faces.no_face(detector, count, choice, float(fps)))
+        raise NoFaceFound(turned or faces.no_face(detector, count, choice, float(source.fps)))
     tracks = [track for track in tracks if track.found.any()]
-    _tell(tracks, choices, fps)
+    _tell(tracks, choices, source.fps)
     for start, stop, reason in lost(tracks, choices):
-        said = f"source frames {start}-{stop - 1} ({float(start / fps):.2f} s on): {reason}"
+        said = f"source frames {start}-{stop - 1} ({float(start / source.fps):.2f} s on): {reason}"
         if options.on_missing == "error":
             raise NoFaceFound(
                 f"{said}; to let such frames pass through, set {option_name('on_missing')} to keep"
@@ -140,11 +130,6 @@ def _all_turned(track: FaceTrack, choice: FaceChoice, options: Options) -> str:
         f"{angles.max():.0f}); give a larger {option_name('max_yaw')}, or none, to have the mouth "
         "drawn on turned faces too"
     )
-
-
-def told(tracks: Sequence[FaceTrack]) -> dict[str, Any]:
-    """The fields of a `Result` that say what was found."""
-    return {"cuts": cuts(tracks), "shots": shots(tracks)}
 
 
 def cuts(tracks: Sequence[FaceTrack]) -> tuple[int, ...]:
@@ -205,52 +190,33 @@ def _at(place: tuple[int, int]) -> str:
 
 
 def _look(
-    clip: Clip,
+    source: FrameSource,
     at_most: int | None,
     detector: faces.Detector,
     choices: Sequence[FaceChoice],
     options: Options,
-    fps: Fraction,
-    total: int | None,
-    reporter: RunContext,
+    context: RunContext,
 ) -> list[faces.PointTrack]:
-    rounded = options.landmarks == "rounded"
-    if options.follow == "frame" and len(choices) > 1:
+    published = options.follow == "frame"  # whose detector shrinks RGB frames itself
+    if published and len(choices) > 1:
         raise OptionError("follow is 'frame', which knows one face; speakers want follow 'person'")
-    whole = options.follow == "frame"  # as published: the detector shrinks RGB frames itself
-    pictures = _pictures(clip, at_most, whole=whole)
-    with_stop = prefetch(pictures, FRAMES_AHEAD)
-    if whole:
-        return faces.follow(
-            with_stop,
-            detector,
-            choices[0],
-            rounded=rounded,
-            published=True,
-            total=total,
-            fps=float(fps),
-            progress=reporter,
-        )
-    scene = faces.look(
-        with_stop,
-        detector,
-        choices,
-        rounded=rounded,
-        total=total,
-        fps=float(fps),
-        detect_every=options.effort.detect_every,
-        progress=reporter,
-    )
-    if len(choices) == 1:
-        return scene.tracks(choices[0])
-    return scene.speakers(choices)
 
+    def read() -> Generator[faces.FrameLike, None, None]:
+        for frame in islice(source.frames(), at_most):
+            yield frame.rgb() if published else frame
 
-def _pictures(
-    clip: Clip, at_most: int | None, *, whole: bool
-) -> Generator[faces.FrameLike, None, None]:
-    for frame in islice(clip.frames(), at_most):
-        yield frame.rgb() if whole else frame
+    frames = prefetch(read(), FRAMES_AHEAD)
+    how: dict[str, Any] = {
+        "rounded": options.landmarks == "rounded",
+        "total": source.expected(at_most),
+        "fps": float(source.fps),
+        "progress": context,
+    }
+    if published:
+        return faces.follow(frames, detector, choices[0], published=True, **how)
+    every = options.effort.detect_every
+    scene = faces.look(frames, detector, choices, detect_every=every, **how)
+    return scene.tracks(choices[0]) if len(choices) == 1 else scene.speakers(choices)
 
 
 def _check_apart(found: Sequence[faces.PointTrack], choices: Sequence[FaceChoice]) -> None:

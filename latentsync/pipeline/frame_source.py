@@ -1,15 +1,14 @@
-"""At which cadence a clip is read and the output written: 25 frames a second, or the clip's own."""
+"""A clip's frames by number, and when each is shown: at 25 frames a second, or its own times."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from latentsync.media import VideoReader
+from latentsync.media import VideoFrame, VideoReader
 from latentsync.types import IntArray, VideoInfo
 
 __all__ = ["FPS", "FrameSource", "converted"]
@@ -19,63 +18,78 @@ FPS = Fraction(25)  # the rate the published nets were trained at
 
 @dataclass(frozen=True)
 class FrameSource:
-    """A clip's frames by number, and when each begins.
+    """A clip's frames by number, and when each is shown.
 
-    At the clip's own pace, 50 and 60 frames a second are treated as any other: each frame hears
-    the sound around its own time, and 16 neighbours make a group.
+    At the clip's own times, 50 and 60 frames a second are treated as any other rate: each frame
+    hears the sound around its own time, and 16 neighbours make a group.
     """
 
-    read: Callable[[Iterable[int] | None], Iterator[Any]]  # the reader's frames or source_frames
-    fps: Fraction  # of the output; a mean where the clip's rate varies
-    tick: Fraction  # seconds
-    own: IntArray | None  # (all + 1,) ticks, when each begins and the last ends; None: at 25 fps
+    reader: VideoReader
+    fps: Fraction = FPS  # a mean where the clip's rate varies
+    time_base: Fraction = 1 / FPS  # seconds
+    # (all + 1,) when each frame begins and the last ends, in units of `time_base`; None: frame n
+    # begins at n, and only reading to the end tells how many there are.
+    pts: IntArray | None = None
+    numbers: Sequence[int] | None = None  # the file's frame that each of ours shows; None: computed
 
     @classmethod
     def of(
         cls,
-        clip: VideoReader,
-        fps: Literal["25", "source"],
+        reader: VideoReader,
+        fps: Literal["25", "source"] = "25",
         conversion: Literal["exact", "published"] = "exact",
     ) -> "FrameSource":
-        """The pace of a clip; a still picture has 25 frames a second always.
+        """Choose a clip's frames; a still picture has 25 frames a second always.
 
         Args:
             conversion: to 25 frames a second: "exact" shows at each time the frame of that time;
                 "published" converts as the published code does, by FFmpeg's output option -r.
         """
-        if fps == "25" and conversion == "published" and not clip.info.is_image:
-            numbers = converted(list(clip.times()), list(clip.durations()), FPS)
-            return cls(partial(_numbered, clip, numbers), FPS, 1 / FPS, None)
-        if fps == "25" or clip.info.is_image:
-            return cls(clip.frames, FPS, 1 / FPS, None)
-        tick = clip.time_base
-        begins = np.array([int(at / tick) for at in clip.times()], dtype=np.int64)
-        claimed = round(1 / (clip.info.source_fps or FPS) / tick)
+        if reader.info.is_image or (fps, conversion) == ("25", "exact"):
+            return cls(reader)
+        if fps == "25":
+            numbers = converted(list(reader.times()), list(reader.durations()), FPS)
+            return cls(reader, numbers=numbers)
+        unit = reader.time_base
+        begins = np.array([int(at / unit) for at in reader.times()], dtype=np.int64)
+        claimed = round(1 / (reader.info.source_fps or FPS) / unit)
         last = begins[-1] - begins[-2] if len(begins) > 1 else claimed
-        own = np.append(begins, begins[-1] + max(1, last))
-        mean = len(begins) / (int(own[-1]) * tick)
-        return cls(clip.source_frames, mean.limit_denominator(1001), tick, own)
+        pts = np.append(begins, begins[-1] + max(1, last))
+        mean = len(begins) / (int(pts[-1]) * unit)
+        return cls(reader, mean.limit_denominator(1001), unit, pts)
 
-    def frames(self, numbers: Iterable[int] | None = None) -> Iterator[Any]:
-        """Every frame in order, or those of `numbers`, in that order."""
-        return self.read(numbers)
+    @property
+    def info(self) -> VideoInfo:
+        return self.reader.info
+
+    def frames(self, numbers: Iterable[int] | None = None) -> Iterator[VideoFrame]:
+        """Read every frame in order, or those of `numbers`, in that order."""
+        if self.numbers is not None:
+            every = self.numbers
+            chosen = every if numbers is None else (every[number] for number in numbers)
+            return self.reader.source_frames(chosen)
+        read = self.reader.frames if self.pts is None else self.reader.source_frames
+        return read(numbers)
 
     def frames_in(self, seconds: Fraction | None) -> int | None:
-        """How many frames begin before so many seconds; None: all there are."""
+        """Count the frames that begin before so many seconds; None: all there are."""
         if seconds is None:
             return None
-        ticks = math.ceil(seconds / self.tick)
-        return ticks if self.own is None else int(np.searchsorted(self.own[:-1], ticks))
+        end = math.ceil(seconds / self.time_base)
+        return end if self.pts is None else int(np.searchsorted(self.pts[:-1], end))
+
+    def expected(self, at_most: int | None) -> int | None:
+        """How many frames reading the first `at_most` will give; None where nobody knows yet."""
+        if self.info.is_image:
+            return 1
+        if self.pts is not None:
+            return len(self.pts) - 1 if at_most is None else at_most
+        enough = at_most is not None and (self.info.duration_seconds or 0) * FPS >= at_most
+        return at_most if enough else None
 
     def begins(self, frames: int) -> IntArray:
-        """(frames + 1,) ticks: when each of the first ones begins and the last one ends."""
-        return np.arange(frames + 1, dtype=np.int64) if self.own is None else self.own[: frames + 1]
-
-
-def _numbered(
-    clip: VideoReader, numbers: Sequence[int], indices: Iterable[int] | None
-) -> Iterator[Any]:
-    return clip.source_frames(numbers if indices is None else (numbers[i] for i in indices))
+        """(frames + 1,) when each of the first ones begins and the last one ends."""
+        return np.arange(frames + 1, dtype=np.int64) if self.pts is None else self.pts[: frames + 1]
 
 
 # video_sync_process and adjust_frame_pts_to_encoder_tb in
@@ -106,13 +120,3 @@ def converted(times: Sequence[Fraction], durations: Sequence[Fraction], fps: Fra
         before = round(early - 0.6) if late > SLACK_FRAMES and early > SLACK_FRAMES else 0
         numbers += [max(number - 1, 0)] * min(before, count) + [number] * max(count - before, 0)
     return numbers
-
-
-def frames_to_look_at(clip: VideoInfo, pace: FrameSource, at_most: int | None) -> int | None:
-    """How many frames pass 1 will see; None where only reading to the end will tell."""
-    if clip.is_image:
-        return 1
-    if pace.own is not None:
-        return len(pace.own) - 1 if at_most is None else at_most
-    enough = at_most is not None and (clip.duration_seconds or 0) * FPS >= at_most
-    return at_most if enough else None

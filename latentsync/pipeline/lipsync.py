@@ -12,16 +12,12 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from latentsync import faces
 from latentsync.audio import mel
@@ -40,27 +36,30 @@ from latentsync.faces.restoration.nets import load_restorer
 from latentsync.faces.restoration.restoration import Restorer
 from latentsync.media import (
     AudioReader,
-    Carried,
     Limits,
-    Sound,
+    VideoFrame,
     VideoReader,
     VideoWriter,
     carried,
     check_codec,
     check_output,
-    output_size,
 )
 from latentsync.options import MAX_SEED, Options
-from latentsync.pipeline import face_tracks, timeline
-from latentsync.pipeline import speakers as voices
 from latentsync.pipeline.compositor import Compositor, SpeakingFace
-from latentsync.pipeline.face_tracks import Clip
-from latentsync.pipeline.frame_source import FPS, FrameSource, frames_to_look_at
-from latentsync.pipeline.report import comment, report_path, write_report
-from latentsync.pipeline.speakers import SpeakerAssignment
+from latentsync.pipeline.face_tracks import find_face_tracks
+from latentsync.pipeline.frame_source import FPS, FrameSource
+from latentsync.pipeline.report import comment, describe, report_path, write_report
+from latentsync.pipeline.speakers import (
+    Inputs,
+    SpeakerAssignment,
+    assign,
+    audio_span,
+    open_inputs,
+)
+from latentsync.pipeline.timeline import Timeline, lay_out
 from latentsync.runtime.checkpoints import root
 from latentsync.runtime.devices import choose, is_cuda, peak_memory
-from latentsync.runtime.disk_cache import Cache, ClipCache, LatentCache, net_digest
+from latentsync.runtime.disk_cache import Cache, ClipCache, net_digest
 from latentsync.runtime.prefetch import prefetch
 from latentsync.runtime.progress import RunContext
 from latentsync.types import (
@@ -69,7 +68,6 @@ from latentsync.types import (
     Progress,
     ProgressCallback,
     Result,
-    Segment,
     VideoInfo,
 )
 
@@ -188,112 +186,71 @@ class LipSync:
         """
         options = replace(options or Options(), **changes)
         options = replace(options, seed=options.seed or 1 + secrets.randbelow(MAX_SEED))
-        reporter, audio = (
-            RunContext(progress, cancelled, preview),
-            video if audio is None else audio,
-        )
+        context, output = RunContext(progress, cancelled, preview), Path(output)
+        audio = video if audio is None else audio
         sounds = [audio] if isinstance(audio, Path | str) else audio.values()
         check_output(output, (video, *sounds))
         if options.report:
-            check_output(report_path(Path(output)), (video, *sounds, output), (".json",))
+            check_output(report_path(output), (video, *sounds, output), (".json",))
         check_codec(options.codec)
         self.restorer(options)
-        with ExitStack() as inputs:
-            limits = Limits.of(options)
-            with reporter.timed("speech"):
-                speakers = inputs.enter_context(voices.speakers(audio, options, limits, video))
-                used = _seconds_used(speakers, options)
-            with reporter.timed("read"):
-                clip = inputs.enter_context(VideoReader(video, limits=limits, used_seconds=used))
-                known = inputs.enter_context(self._cache(clip, options))
-            return self._run(clip, speakers, Path(output), options, reporter, known, engine)
-
-    def _run(
-        self,
-        clip: VideoReader,
-        speakers: SpeakerAssignment,
-        output: Path,
-        options: Options,
-        reporter: RunContext,
-        known: ClipCache | None,
-        engine: Engine | None,
-    ) -> Result:
-        _size(clip.info, options)
-        with reporter.timed("speech"):
-            speeches = [self.listen(sound, options) for sound in speakers.sounds]
-        longest = max(map(len, speeches))
-        log.info("%d frames; %s", longest, options.changes())
-        voice = voices.audio_span(speakers.seconds, longest, options)
-        with reporter.timed("read"):
-            pace = FrameSource.of(clip, options.fps, options.conversion)
-        with reporter.timed("detect"):
-            wanted = pace.frames_in(voice.clip_needed(options.sync_mode))
-            total = frames_to_look_at(clip.info, pace, wanted)
-            tracks = self.find_faces(
-                pace,
-                wanted,
-                options,
-                reporter,
-                speakers.choices,
-                total=total,
-                fps=pace.fps,
-                known=known,
-            )
-        _warn_of_lost_frames(clip)
-        begins = pace.begins(len(tracks[0]))
-        shown = timeline.lay_out(begins, pace.tick, voice, options.sync_mode)
-        with reporter.timed("speech"):
-            heard = [
-                voices.align_speech(sound, speech, shown, voice, options)
-                for sound, speech in zip(speakers.sounds, speeches, strict=True)
-            ]
-        if len(heard) == 1:  # one voice, also of several faces
-            heard *= len(tracks)
-        roles = [
-            SpeakingFace(track, _plan(shown, track, speaks, options), speech)
-            for track, (speech, speaks) in zip(tracks, heard, strict=True)
-        ]
-        kept = carried(clip.path, speakers.read(), pace.fps, Limits.of(options))
         with (
-            self._writer(output, speakers.together, voice.after, pace, options, kept) as writer,
-            closing(self.generate(pace, roles, options, reporter, known, engine)) as frames,
+            open_inputs(video, audio, options, context) as inputs,
+            self._cache(inputs.frames.info, options, context) as known,
         ):
-            for frame, (begin, end) in zip(frames, pairwise(shown.begins), strict=True):
-                span = (int(begin) * shown.tick, int(end) * shown.tick)
-                with reporter.timed("write"):
-                    writer.write(frame, *((None, None) if pace.own is None else span))
-            reporter.step("finish", 0, 1)
-        result = self._result(output, clip.info, roles, shown, options, speakers, reporter, engine)
-        result = replace(result, decoding=asdict(clip.tally), left_out=kept.left_out)
+            speech = self.encode(inputs.voices, options, context)
+            span = audio_span(inputs.voices.seconds, max(map(len, speech)), options)
+            at_most = inputs.frames.frames_in(span.clip_needed(options.sync_mode))
+            choices = inputs.voices.choices
+            tracks = self.find_faces(inputs.frames, at_most, options, context, choices, known)
+            _warn_of_lost_frames(inputs.frames.reader)
+            begins = inputs.frames.begins(len(tracks[0]))
+            shown = lay_out(begins, inputs.frames.time_base, span, options.sync_mode)
+            faces = assign(inputs.voices, speech, tracks, shown, span, options, context)
+            frames = self.generate(inputs.frames, faces, options, context, known, engine)
+            left_out = self._write(output, frames, inputs, shown, span.lead_in, options, context)
+        result = describe(
+            output, inputs, shown, faces, options, context, self._where(engine), left_out
+        )
         if options.report:
             write_report(result)
-        reporter.tell(Progress("finish", 1, 1))
+        context.tell(Progress("finish", 1, 1))
         return result
 
-    def _writer(
+    def _write(
         self,
         output: Path,
-        sound: Sound,
-        sound_at: Fraction,
-        pace: FrameSource,
+        frames: Generator[VideoFrame, None, None],
+        inputs: Inputs,
+        shown: Timeline,
+        lead_in: Fraction,
         options: Options,
-        kept: Carried,
-    ) -> VideoWriter:
-        how = (options.seed, options.effort.steps, options.guidance_scale)
-        return VideoWriter(
+        context: RunContext,
+    ) -> tuple[str, ...]:
+        """Write each frame as it comes; returns what of the inputs is not in the output."""
+        source, limits = inputs.frames, Limits.of(options)
+        kept = carried(source.info.path, inputs.voices.read(), source.fps, limits)
+        made = options.seed, options.effort.steps, options.guidance_scale
+        writer = VideoWriter(
             output,
-            audio=sound,
-            audio_at=sound_at,
-            fps=pace.fps,
-            time_base=pace.tick,
+            audio=inputs.voices.together,
+            audio_at=lead_in,
+            fps=source.fps,
+            time_base=source.time_base,
             codec=options.codec,
             crf=options.crf,
             preset=options.preset,
             max_side=options.max_side,
-            limits=Limits.of(options),
-            comment=comment(self.nets.config.name, *how),
+            limits=limits,
+            comment=comment(self.nets.config.name, *made),
             tags=kept.tags,
         )
+        with writer, closing(frames):
+            for frame, span in zip(frames, shown.spans(), strict=True):
+                with context.timed("write"):
+                    writer.write(frame, *span)
+            context.step("finish", 0, 1)
+        return kept.left_out
 
     def restorer(self, options: Options) -> Restorer | None:
         """The restoration net that is asked for; loaded once, then kept.
@@ -310,57 +267,67 @@ class LipSync:
             )
         return self._restorers[key]
 
-    def listen(self, sound: AudioReader, options: Options) -> SpeechFeatures:
-        """The speech at each frame of the output; their number is the output's length.
+    def encode(
+        self, voices: SpeakerAssignment, options: Options, context: RunContext
+    ) -> list[SpeechFeatures]:
+        """The speech of each voice at each frame of the output; the longest decides its length.
 
         Raises:
-            MediaError: the sound holds no sample.
+            MediaError: a sound holds no sample.
         """
 
-        def frames(tokens: int) -> int:
-            if options.length == "published":
+        def features(sound: AudioReader) -> SpeechFeatures:
+            def published(tokens: int) -> int:
                 return mel.published_frame_count(tokens, FPS)
-            return math.ceil(sound.seconds * FPS)
 
-        windows = options.speech_windows
-        return encode_speech(self.nets.speech, sound, frames=frames, fps=FPS, windows=windows)
+            return encode_speech(
+                self.nets.speech,
+                sound,
+                frames=published
+                if options.length == "published"
+                else math.ceil(sound.seconds * FPS),
+                fps=FPS,
+                windows=options.speech_windows,
+            )
+
+        with context.timed("speech"):
+            speech = [features(sound) for sound in voices.sounds]
+        log.info("%d frames; %s", max(map(len, speech)), options.changes())
+        return speech
 
     def find_faces(
         self,
-        clip: Clip,
+        source: FrameSource,
         at_most: int | None,
         options: Options,
-        reporter: RunContext | None = None,
+        context: RunContext | None = None,
         choices: Sequence[FaceChoice] = (),
-        *,
-        total: int | None = None,
-        fps: Fraction = FPS,
         known: ClipCache | None = None,
     ) -> list[FaceTrack]:
-        """Pass 1: where the chosen faces are in each of the clip's first `at_most` frames.
+        """Pass 1: where the chosen faces are in each of the first `at_most` frames.
 
         `choices` are `options.face`, unless there are several speakers; the rest, and the errors,
         as in `find_face_tracks`.
         """
-        return face_tracks.find_face_tracks(
-            clip,
-            at_most,
-            self.detector,
-            choices or [FaceChoice.parse(options.face)],
-            options,
-            resolution=self.nets.config.resolution,
-            fps=fps,
-            total=total,
-            reporter=reporter or RunContext(),
-            known=known,
-        )
+        context = context or RunContext()
+        with context.timed("detect"):
+            return find_face_tracks(
+                source,
+                at_most,
+                self.detector,
+                choices or [FaceChoice.parse(options.face)],
+                options,
+                resolution=self.nets.config.resolution,
+                context=context,
+                known=known,
+            )
 
     def generate(
         self,
-        clip: Clip,
-        roles: Sequence[SpeakingFace],
+        source: FrameSource,
+        faces: Sequence[SpeakingFace],
         options: Options,
-        reporter: RunContext | None = None,
+        context: RunContext | None = None,
         known: ClipCache | None = None,
         engine: Engine | None = None,
     ) -> Generator[Any, None, None]:
@@ -368,98 +335,70 @@ class LipSync:
 
         Each face is painted, by its own plan, onto what came of the one before.
         """
-        reporter = reporter or RunContext()
-        first = roles[0].plan
-        wanted = (int(i) for segment in first for i in segment.source[segment.shared :])
-        pictures = reporter.each("decode", clip.frames(wanted))
+        context = context or RunContext()
+        plan = faces[0].plan
+        numbers = (int(i) for segment in plan for i in segment.source[segment.shared :])
+        frames: Generator[Any, None, None] = context.each("decode", source.frames(numbers))
         side, extra = self.nets.config.resolution, (self.occluder, self.restorer(options))
-        for role in roles:
-            draw = self._drawing(role, options, reporter, known, engine)
-            compositor = Compositor(draw, side, role, options, reporter, *extra)
-            groups = prefetch(compositor.crop(pictures), draw.batch)
-            drawn = prefetch(compositor.generate(groups))
-            pictures = prefetch(compositor.paste(drawn), PASTED_AHEAD)
-        reporter.step("generate", 0, first[-1].stop)
-        with closing(pictures):
-            for done, picture in enumerate(pictures, start=1):
-                yield picture
-                reporter.step("generate", done, first[-1].stop)
+        for face in faces:
+            generator = self._generator(face, options, context, known, engine)
+            compositor = Compositor(generator, side, face, options, context, *extra)
+            groups = prefetch(compositor.crop(frames), generator.batch)
+            generated = prefetch(compositor.generate(groups))
+            frames = prefetch(compositor.paste(generated), PASTED_AHEAD)
+        context.step("generate", 0, plan[-1].stop)
+        with closing(frames):
+            for done, frame in enumerate(frames, start=1):
+                yield frame
+                context.step("generate", done, plan[-1].stop)
 
-    def _drawing(
+    def _generator(
         self,
-        role: SpeakingFace,
+        face: SpeakingFace,
         options: Options,
-        reporter: RunContext,
+        context: RunContext,
         known: ClipCache | None,
         engine: Engine | None,
     ) -> CropGenerator:
-        """Draws one face: here, or by the engine if there is one, and groups can be parted."""
+        """Generates the crops of one face: here, or by an engine if groups can be parted."""
         if engine is not None:
             if is_order_independent(options):
-                return engine.drawing(options, role.times, reporter)
+                return engine.drawing(options, face.times, context)
             log.warning("groups depend on each other (overlap, or a sampled posterior): drawn here")
-        return Network(self.nets, options, role.times, reporter, self._latents(known, role))
+        latents = None
+        if known is not None:
+            side = self.nets.config.resolution
+            facts = {"vae": self._vae_digest, "dtype": self.dtype, "side": side}
+            latents = known.latents(facts, face.track.affine, self.nets.unet.conv_in.weight)
+        return Network(self.nets, options, face.times, context, latents)
 
     @contextmanager
-    def _cache(self, clip: VideoReader, options: Options) -> Iterator[ClipCache | None]:
+    def _cache(
+        self, clip: VideoInfo, options: Options, context: RunContext
+    ) -> Iterator[ClipCache | None]:
         """What is known of the clip, where a folder for it is given."""
         if options.cache_dir is None:
             yield None
             return
         with Cache(options.cache_dir, options.cache_bytes) as cache:
-            pace = "25" if clip.info.is_image else f"{options.fps} {options.conversion}"
-            yield ClipCache(cache, clip.path, {"pace": pace})
-
-    def _latents(self, known: ClipCache | None, role: SpeakingFace) -> LatentCache | None:
-        """Of one face; the pictures they are made of follow from the clip and the face's place."""
-        if known is None:
-            return None
-        facts = {"vae": self._vae_digest, "dtype": self.dtype, "side": self.nets.config.resolution}
-        return known.latents(facts, role.track.affine, self.nets.unet.conv_in.weight)
+            pace = "25" if clip.is_image else f"{options.fps} {options.conversion}"
+            with context.timed("read"):
+                known = ClipCache(cache, clip.path, {"pace": pace})
+            yield known
 
     @cached_property
     def _vae_digest(self) -> str:
         return net_digest(self.nets.vae)
 
-    def _result(
-        self,
-        path: Path,
-        clip: VideoInfo,
-        roles: Sequence[SpeakingFace],
-        shown: timeline.Timeline,
-        options: Options,
-        speakers: SpeakerAssignment,
-        reporter: RunContext,
-        engine: Engine | None,
-    ) -> Result:
-        frames, tracks = len(shown.source), [role.track for role in roles]
-        width, height = _size(clip, options)
-        lost = face_tracks.lost(tracks, speakers.choices)
-        plans, why = [role.plan for role in roles], timeline.reasons(shown, lost)
-        return Result(
-            path=path,
-            source=clip.path.absolute(),
-            frames=frames,
-            fps=float(frames / shown.seconds),
-            seconds=float(shown.seconds),
-            width=width,
-            height=height,
-            faces_found=face_tracks.faces_found(tracks),
-            source_frames=len(tracks[0]),
-            passed_through=timeline.passed_through(plans, why),
-            lost=lost,
-            model=self.nets.config.name,
-            detector=self.detector.name,
-            device=engine.device if engine else str(self.device),
-            dtype=engine.dtype if engine else str(self.dtype).removeprefix("torch."),
-            seed=options.seed,
-            **face_tracks.told(tracks),
-            options=asdict(options) | asdict(options.effort),
-            voices=speakers.named(),
-            sound_tracks=speakers.tracks(),
-            peak_memory=peak_memory(self.device),
-            timings=reporter.timings(),
-        )
+    def _where(self, engine: Engine | None) -> dict[str, Any]:
+        """The fields of a `Result` that say by what it was made."""
+        return {
+            "model": self.nets.config.name,
+            "detector": self.detector.name,
+            "device": engine.device if engine else str(self.device),
+            "dtype": engine.dtype if engine else str(self.dtype).removeprefix("torch."),
+            "peak_memory": peak_memory(self.device),
+        }
 
 
 def _warn_of_lost_frames(clip: VideoReader) -> None:
@@ -470,31 +409,3 @@ def _warn_of_lost_frames(clip: VideoReader) -> None:
             " shown: if the output stutters, rewrite the clip: ffmpeg -i IN -r 25 OUT.mp4",
             *(clip.tally.behind, clip.tally.decoded, str(clip.path)),
         )
-
-
-def _plan(
-    shown: timeline.Timeline, track: FaceTrack, speaks: NDArray[np.bool_], options: Options
-) -> list[Segment]:
-    """The output in groups: where this face is found and its voice sounds, it speaks."""
-    speaks = speaks & track.found[shown.source]
-    cut = None if track.cut is None else timeline.new_shots(shown.source, track.cut)
-    return timeline.segments(
-        shown.source,
-        speaks,
-        options.groups,
-        cut=cut,
-        fade=options.fade,
-        overlap=options.overlap,
-    )
-
-
-def _seconds_used(speakers: SpeakerAssignment, options: Options) -> float | None:
-    """How much of a clip will be looked at, at most."""
-    exact = replace(options, length="exact")
-    needed = voices.audio_span(speakers.seconds, 0, exact).clip_needed(options.sync_mode)
-    return None if needed is None else float(needed) + 1  # the published length is 2 frames longer
-
-
-def _size(clip: VideoInfo, options: Options) -> tuple[int, int]:
-    """Of the output; OutputError when the codec can't hold it."""
-    return output_size(clip.width, clip.height, codec=options.codec, max_side=options.max_side)

@@ -4,7 +4,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,17 +16,29 @@ from latentsync.audio.vad import detect_speech
 from latentsync.audio.whisper import SpeechFeatures
 from latentsync.errors import OptionError, option_name
 from latentsync.faces import FaceChoice
-from latentsync.media import AudioReader, Limits, Sound, decided, first_shown, mix
+from latentsync.media import (
+    AudioReader,
+    Limits,
+    Sound,
+    VideoReader,
+    decided,
+    first_shown,
+    mix,
+    output_size,
+)
 from latentsync.options import Options
 from latentsync.pipeline import timeline
-from latentsync.pipeline.frame_source import FPS
+from latentsync.pipeline.compositor import SpeakingFace
+from latentsync.pipeline.frame_source import FPS, FrameSource
 from latentsync.pipeline.timeline import AudioSpan, Timeline
+from latentsync.runtime.progress import RunContext
+from latentsync.types import FaceTrack
 
-__all__ = ["SpeakerAssignment", "align_speech", "audio_span", "speakers"]
+__all__ = ["Inputs", "SpeakerAssignment", "assign", "audio_span", "open_inputs", "open_voices"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-CLOSING = 3  # frames in which a mouth closes where silence is to close it
+CLOSING_FRAMES = 3  # in which a mouth closes where silence is to close it
 LAST_WORD = Fraction(1, 5)  # s after a sound's end in which a mouth that goes on being drawn closes
 
 
@@ -58,12 +70,45 @@ class SpeakerAssignment:
         return {str(choice): sound.described() for choice, sound in pairs}
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The clip and the voices of one run."""
+
+    frames: FrameSource
+    voices: SpeakerAssignment
+
+
 @contextmanager
-def speakers(
+def open_inputs(
+    video: Path | str,
     audio: Path | str | Mapping[str, Path | str],
     options: Options,
-    limits: Limits,
-    video: Path | str,
+    context: RunContext,
+) -> Iterator[Inputs]:
+    """Open the clip and the voices, whose length bounds how much of the clip is read.
+
+    Raises:
+        MediaError: one of them can't be used. OptionError: a face is none.
+        OutputError: the codec can't hold pictures as large as the clip's.
+    """
+    with ExitStack() as stack:
+        with context.timed("speech"):
+            voices = stack.enter_context(open_voices(audio, options, video))
+            exact = audio_span(voices.seconds, 0, replace(options, length="exact"))
+        needed = exact.clip_needed(options.sync_mode)
+        used = None if needed is None else float(needed) + 1  # "published" is 2 frames longer
+        with context.timed("read"):
+            reader = VideoReader(video, limits=Limits.of(options), used_seconds=used)
+            stack.enter_context(reader)
+            size = reader.info.width, reader.info.height
+            output_size(*size, codec=options.codec, max_side=options.max_side)
+            frames = FrameSource.of(reader, options.fps, options.conversion)
+        yield Inputs(frames, voices)
+
+
+@contextmanager
+def open_voices(
+    audio: Path | str | Mapping[str, Path | str], options: Options, video: Path | str
 ) -> Iterator[SpeakerAssignment]:
     """Look at the sounds; where there are several, their sum is a temporary file.
 
@@ -73,6 +118,7 @@ def speakers(
         OptionError: a face is none, or given beside `options.face`.
         MediaError: a sound can't be used.
     """
+    limits = Limits.of(options)
     voices = {options.face: audio} if isinstance(audio, Path | str) else dict(audio)
     several = len(voices) > 1
     if not voices:
@@ -93,7 +139,7 @@ def speakers(
     )
     for sound in sounds:
         if sound.silent:
-            logger.warning(
+            log.warning(
                 "the sound of %r is silent (%s): give another%s",
                 *(str(sound.path), sound.sound.track),
                 ", or choose another of its tracks" if sound.sound.track.of > 1 else "",
@@ -124,38 +170,71 @@ def _same(path: Path | str, other: Path | str) -> bool:
         return False
 
 
-def align_speech(
-    sound: AudioReader, speech: SpeechFeatures, shown: Timeline, voice: AudioSpan, options: Options
-) -> tuple[SpeechFeatures, NDArray[np.bool_]]:
-    """What a face hears beside the output's frames, and in which of them it speaks, (n,).
+def assign(
+    voices: SpeakerAssignment,
+    speech: Sequence[SpeechFeatures],
+    tracks: Sequence[FaceTrack],
+    shown: Timeline,
+    span: AudioSpan,
+    options: Options,
+    context: RunContext,
+) -> list[SpeakingFace]:
+    """Give each face what it hears and when it speaks.
 
     Args:
-        sound: the face's own.
-        speech: the same, as the network hears it.
-        voice: the longest one of all; a face whose sound ends before keeps its mouth shut then.
+        speech: of each voice.
+        tracks: of each voice's face; of one voice, also of several faces.
+        span: the longest voice of all; a face whose own ends before keeps its mouth shut then.
 
     Raises:
         OptionError: the output ends before the voice begins.
     """
-    if shown.seconds <= voice.after:
+    if shown.seconds <= span.lead_in:
         raise OptionError(
             f"{option_name('lead_in')} is {options.lead_in:g} s, but the clip ends after"
             f" {float(shown.seconds):.2f} s, and with {option_name('sync_mode')}"
             f" {options.sync_mode} so does the output: choose a smaller one, or another mode"
         )
+    with context.timed("speech"):
+        pairs = zip(voices.sounds, speech, strict=True)
+        heard = [_heard(*pair, shown, span, options) for pair in pairs]
+    if len(heard) == 1:
+        heard *= len(tracks)
+    faces = []
+    for track, (features, speaks) in zip(tracks, heard, strict=True):
+        plan = timeline.segments(
+            shown.source,
+            speaks & track.found[shown.source],
+            options.groups,
+            cut=None if track.cut is None else timeline.new_shots(shown.source, track.cut),
+            fade=options.fade,
+            overlap=options.overlap,
+        )
+        faces.append(SpeakingFace(track, plan, features))
+    return faces
+
+
+def _heard(
+    sound: AudioReader,
+    speech: SpeechFeatures,
+    shown: Timeline,
+    span: AudioSpan,
+    options: Options,
+) -> tuple[SpeechFeatures, NDArray[np.bool_]]:
+    """The speech at each output frame, and (n,) whether the mouth is drawn there."""
     begins = shown.begins[:-1]
-    speech = speech.at(begins, shown.tick, voice.after)
-    end = voice.after + sound.seconds + LAST_WORD
-    sounding = begins < math.ceil(end / shown.tick)
+    end = span.lead_in + sound.seconds + LAST_WORD
+    sounding = begins < math.ceil(end / shown.time_base)
     speaks = shown.speaks
     if options.silence != "generate":
-        aloud = detect_speech(sound).at(begins, shown.tick, voice.after)
+        aloud = detect_speech(sound).at(begins, shown.time_base, span.lead_in)
         if options.silence == "keep":
             speaks = speaks & aloud
         else:
             sounding = sounding & aloud
+    speech = speech.at(begins, shown.time_base, span.lead_in)
     if not sounding[speaks].all():
-        speech = replace(speech, weight=timeline.fading(sounding, CLOSING))
+        speech = replace(speech, weight=timeline.fading(sounding, CLOSING_FRAMES))
     return speech, speaks
 
 
@@ -163,6 +242,6 @@ def audio_span(longest: Fraction, frames: int, options: Options) -> AudioSpan:
     """All voices together, `frames` long at 25 fps, and the time around them."""
     return AudioSpan(
         seconds=frames / FPS if options.length == "published" else longest,
-        after=Fraction(options.lead_in).limit_denominator(1000),
-        then=Fraction(options.lead_out).limit_denominator(1000),
+        lead_in=Fraction(options.lead_in).limit_denominator(1000),
+        lead_out=Fraction(options.lead_out).limit_denominator(1000),
     )

@@ -4,7 +4,7 @@ the clip's frames + the voice's length -> lay_out -> Timeline -> segments -> gro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
@@ -37,18 +37,18 @@ class AudioSpan:
     """Duration of the voice, and the silent lead-in and lead-out around it."""
 
     seconds: Fraction
-    after: Fraction = Fraction(0)  # seconds of pictures before it begins
-    then: Fraction = Fraction(0)  # seconds of pictures when it has ended
+    lead_in: Fraction = Fraction(0)  # seconds of frames before it begins
+    lead_out: Fraction = Fraction(0)  # seconds of frames when it has ended
 
     @property
     def end(self) -> Fraction:
         """Seconds."""
-        return self.after + self.seconds
+        return self.lead_in + self.seconds
 
     @property
     def whole(self) -> Fraction:
-        """Seconds, with what is around it."""
-        return self.end + self.then
+        """Seconds, lead-in and lead-out included."""
+        return self.end + self.lead_out
 
     def clip_needed(self, mode: SyncMode) -> Fraction | None:
         """How many seconds of a clip may play beside it; None: all there are."""
@@ -60,13 +60,17 @@ class Timeline:
     """What the output shows when."""
 
     source: IntArray  # (n,) the source frame shown at each output frame
-    begins: IntArray  # (n + 1,) ticks: when each output frame begins, and when the last one ends
-    tick: Fraction  # seconds
+    begins: IntArray  # (n + 1,) when each output frame begins, and the last one ends
+    time_base: Fraction  # seconds, the unit of `begins`
     speaks: NDArray[np.bool_]  # (n,) whether the voice sounds when an output frame begins
 
     @property
     def seconds(self) -> Fraction:
-        return int(self.begins[-1]) * self.tick
+        return int(self.begins[-1]) * self.time_base
+
+    def spans(self) -> Iterator[tuple[Fraction, Fraction]]:
+        """When each output frame begins and ends, in seconds."""
+        return pairwise(int(at) * self.time_base for at in self.begins)
 
 
 def source_frames(output: int, available: int, mode: SyncMode = "bounce") -> IntArray:
@@ -86,7 +90,7 @@ def source_frames(output: int, available: int, mode: SyncMode = "bounce") -> Int
 
 
 def lay_out(
-    begins: IntArray, tick: Fraction, voice: AudioSpan, mode: SyncMode = "bounce"
+    begins: IntArray, time_base: Fraction, span: AudioSpan, mode: SyncMode = "bounce"
 ) -> Timeline:
     """Lay the clip out beside the voice.
 
@@ -104,16 +108,16 @@ def lay_out(
     ends with the frame that is shown when the voice and the time around it are over.
 
     Args:
-        begins: (frames + 1,) ticks: when each frame of the clip begins and the last one ends.
-        tick: seconds.
+        begins: (frames + 1,) when each frame of the clip begins and the last one ends.
+        time_base: seconds, the unit of `begins`.
     """
     frames, lasts = len(begins) - 1, np.diff(begins)
     clip = int(begins[-1] - begins[0])
     if mode == "remap":
-        tick, lasts = tick * clip / frames, np.ones_like(lasts)
-        source = source_frames(math.ceil(voice.whole / tick), frames, mode)
+        time_base, lasts = time_base * clip / frames, np.ones_like(lasts)
+        source = source_frames(math.ceil(span.whole / time_base), frames, mode)
     else:
-        wanted = math.ceil(voice.whole / tick)  # ticks
+        wanted = math.ceil(span.whole / time_base)  # units
         if mode == "cut_off":
             wanted = min(wanted, clip)
         elif mode == "silence":
@@ -121,8 +125,9 @@ def lay_out(
         source = _lasting(wanted, lasts, mode)
     shown = np.concatenate([[0], np.cumsum(lasts[source])]).astype(np.int64)
     begins = shown[:-1]
-    speaks = (begins >= math.ceil(voice.after / tick)) & (begins < math.ceil(voice.end / tick))
-    return Timeline(source, shown, tick, speaks)
+    first, end = math.ceil(span.lead_in / time_base), math.ceil(span.end / time_base)
+    speaks = (begins >= first) & (begins < end)
+    return Timeline(source, shown, time_base, speaks)
 
 
 def _round(available: int, mode: SyncMode) -> IntArray:
@@ -132,15 +137,15 @@ def _round(available: int, mode: SyncMode) -> IntArray:
     return np.concatenate([there, back])
 
 
-def _lasting(ticks: int, lasts: IntArray, mode: SyncMode) -> IntArray:
-    """The fewest source frames that, one after the other, last so many ticks."""
+def _lasting(units: int, lasts: IntArray, mode: SyncMode) -> IntArray:
+    """The fewest source frames that, one after the other, last so many units."""
     if mode == "freeze":
-        more = max(0, ticks - int(lasts.sum()))
+        more = max(0, units - int(lasts.sum()))
         source = source_frames(len(lasts) + -(-more // int(lasts[-1])), len(lasts), mode)
     else:
         once = _round(len(lasts), mode)
-        source = np.tile(once, -(-ticks // int(lasts[once].sum())))
-    return source[: int(np.searchsorted(np.cumsum(lasts[source]), ticks)) + 1]
+        source = np.tile(once, -(-units // int(lasts[once].sum())))
+    return source[: int(np.searchsorted(np.cumsum(lasts[source]), units)) + 1]
 
 
 def segments(
@@ -170,9 +175,12 @@ def segments(
     strength[strength < MIN_STRENGTH] = 0
     groups: list[Segment] = []
     for start, stop in pairwise(borders):
-        for a, b, shared in _groups(start, stop, grouping, overlap if speaks[start] else 0):
-            untouched = not speaks[start]
-            groups.append(Segment(a, b, source[a:b], untouched, strength[a:b], shared))
+        share = overlap if speaks[start] else 0
+        for a, b in _groups(start, stop, grouping, share):
+            shared, kept = (share if a > start else 0), (share if b < stop else 0)
+            groups.append(
+                Segment(a, b, source[a:b], not speaks[start], strength[a:b], shared, kept)
+            )
     return groups
 
 
@@ -255,15 +263,12 @@ def fading(
 
 def _groups(
     start: int, stop: int, grouping: Literal["even", "short_tail"], overlap: int
-) -> list[tuple[int, int, int]]:
-    """(start, stop, shared) of each group of a run."""
+) -> list[tuple[int, int]]:
+    """[start, stop) of each group of a run."""
     if grouping == "short_tail" and not overlap:
         edges = [*range(start, stop, GROUP), stop]
     else:
         alone = stop - start - overlap  # frames that only one group would have, were it not shared
         groups = max(1, -(-alone // (GROUP - overlap)))
         edges = [start + alone * i // groups for i in range(groups)] + [stop - overlap]
-    return [
-        (a, b + overlap if overlap else b, overlap if i else 0)
-        for i, (a, b) in enumerate(pairwise(edges))
-    ]
+    return [(a, b + overlap) for a, b in pairwise(edges)]

@@ -16,7 +16,6 @@ from latentsync.faces import FaceChoice, align
 from latentsync.faces.restoration.restoration import FaceRestorer, Restorer, enlarged
 from latentsync.media import (
     Carried,
-    Colour,
     Limits,
     Sound,
     VideoFrame,
@@ -42,8 +41,6 @@ __all__ = ["Upscaled", "upscale_clip"]
 log = logging.getLogger(__name__)
 
 RESOLUTION = 512  # px, of the crop that `sr_ratio` counts from: that of the model v1.6
-HD_HEIGHT = 720  # px; below, untagged video is BT.601 (ITU-T H.273 numbers it 6), else BT.709 (1)
-UNSAID = 2  # in ITU-T H.273
 
 Pictures = Generator[VideoFrame, None, None]
 
@@ -76,7 +73,7 @@ def upscale_clip(
     cancelled: Callable[[], bool] | None = None,
     **changes: Any,  # noqa: ANN401 - fields of Options, by name
 ) -> Upscaled:
-    """Make `output`, an mp4 of the clip with its faces restored, its own sound, at its own pace.
+    """Make `output`, an mp4 of the clip with its faces restored, its own sound, at its own source.
 
     Args:
         detector: finds the faces that `options.face` means; None: whole frames are enlarged, to
@@ -88,7 +85,7 @@ def upscale_clip(
         Cancelled: `cancelled` said so. As in every failure nothing is left behind.
     """
     options = replace(options or Options(face="all"), fps="source", **changes)
-    reporter = RunContext(progress, cancelled)
+    context = RunContext(progress, cancelled)
     output = Path(output)
     check_output(output, (video,))
     check_codec(options.codec)
@@ -99,26 +96,26 @@ def upscale_clip(
             raise MediaError(f"{video} is a picture; this takes a clip")
         size = clip.info.width * scale, clip.info.height * scale
         width, height = output_size(*size, codec=options.codec, max_side=options.max_side)
-        with reporter.timed("read"):
-            pace = FrameSource.of(clip, options.fps)
-            assert pace.own is not None  # only a picture has none
-            times = [int(begin) * pace.tick for begin in pace.own]
+        with context.timed("read"):
+            source = FrameSource.of(clip, options.fps)
+            assert source.pts is not None  # only a picture has none
+            times = [int(begin) * source.time_base for begin in source.pts]
         frames = len(times) - 1
-        tracks = _tracks(pace, frames, detector, options, reporter) if detector else []
+        tracks = _tracks(source, detector, options, context) if detector else []
         sound = None
         if probe(video).audio:
             sound = Sound.of(video, limits, first_shown(video, limits), options.audio_track)
-        kept = carried(video, [sound] if sound else [], pace.fps, limits)
+        kept = carried(video, [sound] if sound else [], source.fps, limits)
         with (
-            _writer(output, sound, kept, pace, restorer, options, limits) as writer,
-            closing(_pictures(pace, frames, tracks, restorer, options, reporter)) as pictures,
+            _writer(output, sound, kept, source, restorer, options, limits) as writer,
+            closing(_pictures(source, frames, tracks, restorer, options, context)) as pictures,
         ):
             for done, (picture, span) in enumerate(zip(pictures, pairwise(times), strict=True)):
-                with reporter.timed("write"):
+                with context.timed("write"):
                     writer.write(picture, *span)
-                reporter.step("restore", done + 1, frames)
-            reporter.step("finish", 0, 1)
-    reporter.tell(Progress("finish", 1, 1))
+                context.step("restore", done + 1, frames)
+            context.step("finish", 0, 1)
+    context.tell(Progress("finish", 1, 1))
     return Upscaled(
         path=output,
         frames=frames,
@@ -130,7 +127,7 @@ def upscale_clip(
         licence=restorer.licence,
         sound=str(sound or ""),
         left_out=kept.left_out,
-        timings=reporter.timings(),
+        timings=context.timings(),
     )
 
 
@@ -148,7 +145,7 @@ def _writer(
     output: Path,
     sound: Sound | None,
     kept: Carried,
-    pace: FrameSource,
+    source: FrameSource,
     restorer: Restorer,
     options: Options,
     limits: Limits,
@@ -156,8 +153,8 @@ def _writer(
     return VideoWriter(
         output,
         audio=sound,
-        fps=pace.fps,
-        time_base=pace.tick,
+        fps=source.fps,
+        time_base=source.time_base,
         codec=options.codec,
         crf=options.crf,
         preset=options.preset,
@@ -169,54 +166,40 @@ def _writer(
 
 
 def _tracks(
-    pace: FrameSource, frames: int, detector: faces.Detector, options: Options, reporter: RunContext
+    source: FrameSource, detector: faces.Detector, options: Options, context: RunContext
 ) -> list[FaceTrack]:
-    with reporter.timed("detect"):
+    choices = [FaceChoice.parse(options.face)]
+    with context.timed("detect"):
         return find_face_tracks(
-            pace,
-            frames,
-            detector,
-            [FaceChoice.parse(options.face)],
-            options,
-            resolution=RESOLUTION,
-            fps=pace.fps,
-            total=frames,
-            reporter=reporter,
+            source, None, detector, choices, options, resolution=RESOLUTION, context=context
         )
 
 
 def _pictures(
-    pace: FrameSource,
+    source: FrameSource,
     frames: int,
     tracks: list[FaceTrack],
     restorer: Restorer,
     options: Options,
-    reporter: RunContext,
+    context: RunContext,
 ) -> Pictures:
     """The output's frames; what is read, restored and written runs side by side."""
-    pictures = prefetch(reporter.each("decode", pace.frames(range(frames))))
+    pictures = prefetch(context.each("decode", source.frames(range(frames))))
     if not tracks:
-        pictures = _enlarged(pictures, restorer, reporter)
+        pictures = _enlarged(pictures, restorer, context)
     for track in tracks:
-        pictures = _restored(pictures, track, restorer, options, reporter)
+        pictures = _restored(pictures, track, restorer, options, context)
     return prefetch(pictures)
 
 
-def _enlarged(pictures: Pictures, restorer: Restorer, reporter: RunContext) -> Pictures:
+def _enlarged(pictures: Pictures, restorer: Restorer, context: RunContext) -> Pictures:
     with closing(pictures):
         for picture in pictures:
-            reporter.check()
-            with reporter.timed("restore"):
-                large = VideoFrame.from_rgb(enlarged(picture.rgb(), restorer), _said(picture))
+            context.check()
+            colour = picture.colour.resolved(picture.height)  # a larger one would pass for HD
+            with context.timed("restore"):
+                large = VideoFrame.from_rgb(enlarged(picture.rgb(), restorer), colour)
             yield large
-
-
-def _said(picture: VideoFrame) -> Colour:
-    """Its colours by their own name, since a larger picture's would be guessed otherwise."""
-    colour = picture.colour
-    if colour.matrix != UNSAID:
-        return colour
-    return replace(colour, matrix=1 if picture.height >= HD_HEIGHT else 6)
 
 
 def _restored(
@@ -224,7 +207,7 @@ def _restored(
     track: FaceTrack,
     restorer: Restorer,
     options: Options,
-    reporter: RunContext,
+    context: RunContext,
 ) -> Pictures:
     """The frames with one face of theirs restored, where it is found."""
     upscaler = FaceRestorer(restorer, RESOLUTION, options, mouths=False)
@@ -237,16 +220,16 @@ def _restored(
             if segment.passthrough:
                 yield from shown
                 continue
-            reporter.check()
+            context.check()
             affines = track.affine[segment.start : segment.stop]
             fresh = segment.start != last + 1 or bool(cut[segment.start])
-            with reporter.timed("restore"):
+            with context.timed("restore"):
                 crops = upscaler(shown, affines, fresh=fresh).numpy()
             last = segment.stop - 1
             for picture, affine, crop, strength in zip(
                 shown, affines, crops, segment.strength.tolist(), strict=True
             ):
-                with reporter.timed("paste"):
+                with context.timed("paste"):
                     frame = picture.width, picture.height
                     share = strength * upscaler.share(affine)
                     laid = align.paste_face(crop, affine, frame, share=share, resolution=RESOLUTION)
