@@ -52,11 +52,11 @@ from latentsync.pipeline.report import comment, describe, report_path, write_rep
 from latentsync.pipeline.speakers import (
     Inputs,
     SpeakerAssignment,
-    assign,
     audio_span,
+    make_timeline,
     open_inputs,
 )
-from latentsync.pipeline.timeline import Timeline, lay_out
+from latentsync.pipeline.timeline import Timeline
 from latentsync.runtime.checkpoints import root
 from latentsync.runtime.devices import choose, is_cuda, peak_memory
 from latentsync.runtime.disk_cache import Cache, ClipCache, net_digest
@@ -204,9 +204,7 @@ class LipSync:
             choices = inputs.voices.choices
             tracks = self.find_faces(inputs.frames, at_most, options, context, choices, known)
             _warn_of_lost_frames(inputs.frames.reader)
-            begins = inputs.frames.begins(len(tracks[0]))
-            shown = lay_out(begins, inputs.frames.time_base, span, options.sync_mode)
-            faces = assign(inputs.voices, speech, tracks, shown, span, options, context)
+            shown, faces = make_timeline(inputs, speech, tracks, span, options, context)
             frames = self.generate(inputs.frames, faces, options, context, known, engine)
             left_out = self._write(output, frames, inputs, shown, span.lead_in, options, context)
         result = describe(

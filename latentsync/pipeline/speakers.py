@@ -34,7 +34,14 @@ from latentsync.pipeline.timeline import AudioSpan, Timeline
 from latentsync.runtime.progress import RunContext
 from latentsync.types import FaceTrack
 
-__all__ = ["Inputs", "SpeakerAssignment", "assign", "audio_span", "open_inputs", "open_voices"]
+__all__ = [
+    "Inputs",
+    "SpeakerAssignment",
+    "audio_span",
+    "make_timeline",
+    "open_inputs",
+    "open_voices",
+]
 
 log = logging.getLogger(__name__)
 
@@ -170,16 +177,15 @@ def _same(path: Path | str, other: Path | str) -> bool:
         return False
 
 
-def assign(
-    voices: SpeakerAssignment,
+def make_timeline(
+    inputs: Inputs,
     speech: Sequence[SpeechFeatures],
     tracks: Sequence[FaceTrack],
-    shown: Timeline,
     span: AudioSpan,
     options: Options,
     context: RunContext,
-) -> list[SpeakingFace]:
-    """Give each face what it hears and when it speaks.
+) -> tuple[Timeline, list[SpeakingFace]]:
+    """Lay the clip out beside the voices, and give each face what it hears and when it speaks.
 
     Args:
         speech: of each voice.
@@ -189,6 +195,8 @@ def assign(
     Raises:
         OptionError: the output ends before the voice begins.
     """
+    begins = inputs.frames.begins(len(tracks[0]))
+    shown = timeline.lay_out(begins, inputs.frames.time_base, span, options.sync_mode)
     if shown.seconds <= span.lead_in:
         raise OptionError(
             f"{option_name('lead_in')} is {options.lead_in:g} s, but the clip ends after"
@@ -196,7 +204,7 @@ def assign(
             f" {options.sync_mode} so does the output: choose a smaller one, or another mode"
         )
     with context.timed("speech"):
-        pairs = zip(voices.sounds, speech, strict=True)
+        pairs = zip(inputs.voices.sounds, speech, strict=True)
         heard = [_heard(*pair, shown, span, options) for pair in pairs]
     if len(heard) == 1:
         heard *= len(tracks)
@@ -211,7 +219,7 @@ def assign(
             overlap=options.overlap,
         )
         faces.append(SpeakingFace(track, plan, features))
-    return faces
+    return shown, faces
 
 
 def _heard(
