@@ -212,9 +212,7 @@ class Result:
     # Frames in pass 1: decoded, shown, and behind (timed no later than the frame before them).
     # All 0 where a cache knew the faces.
     decoding: dict[str, int] = field(default_factory=dict)
-    sound_tracks: dict[str, str] = field(
-        default_factory=dict
-    )  # which track of its file was used, by face
+    sound_tracks: dict[str, str] = field(default_factory=dict)  # track of its file, by face
     left_out: tuple[str, ...] = ()  # parts of the inputs that the output lacks
     peak_memory: dict[str, int] = field(default_factory=dict)  # bytes, by "process" and "gpu"
     timings: dict[str, float] = field(default_factory=dict)  # seconds by stage

@@ -70,6 +70,13 @@ def parse(words: list[str]) -> None:
         words = [words[0], *rest]
 
 
+def shown_options(command: str) -> list[set[str]]:
+    """The options that a command's help shows, each by all its spellings."""
+    params = get_command(commands).commands[command].params
+    shown = [set(one.opts) for one in params if not getattr(one, "hidden", False)]
+    return [names for names in shown if all(name.startswith("-") for name in names)]
+
+
 @cache
 def options() -> frozenset[str]:
     """Every option of every command."""

@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from latentsync import cli
+from latentsync.evaluation.runner import METRICS
 from latentsync.options import Options
 from latentsync.pipeline.lipsync import LipSync
 from latentsync.types import Face
@@ -421,6 +422,40 @@ def test_the_task_api_s_paths_are_on_its_page(tmp_path):
     known["/openapi.json"] = {"get"}
     for method, path in told:
         assert method.lower() in known[path]
+
+
+@pytest.mark.parametrize(
+    ("command", "pages"),
+    [
+        ("generate", "user/*.md"),
+        ("upscale", "user/*.md"),
+        ("prepare", "research/train.md"),
+        ("evaluate", "research/evaluate.md"),
+        ("serve", "host/service.md"),
+    ],
+)
+def test_every_option_is_on_a_page(command, pages):
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob(pages))
+    named = {"--help", *re.findall(r"(?<=[\s`])--?[a-z][\w-]*", text)}
+    assert [names for names in documentation.shown_options(command) if not names & named] == []
+
+
+def test_published_choices_are_on_their_page():
+    text = (ROOT / "docs/research/reproduce.md").read_text(encoding="utf-8")
+    table = text[text.index("| option | published |") : text.index("`inference.sh` also")]
+    told = {
+        name: value.split(maxsplit=1)[0].strip("`,:")
+        for name, value in re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.MULTILINE)
+    }
+    ours, published = vars(Options()), vars(Options.published())
+    assert told == {name: str(published[name]) for name in ours if ours[name] != published[name]}
+
+
+def test_every_metric_is_on_its_page():
+    text = (ROOT / "docs/research/evaluate.md").read_text(encoding="utf-8")
+    table = text[text.index("| `--metrics` | |") : text.index("| option | default |")]
+    cells = re.findall(r"^\| (`[a-z].*?) \|", table, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == set(METRICS)
 
 
 def test_reasons_for_untouched_frames_are_those_of_the_code():
