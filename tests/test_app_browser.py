@@ -20,10 +20,9 @@ import numpy as np
 import pytest
 
 from latentsync.evaluation.clips import Pair, PairedFiles
-from latentsync.evaluation.image_metrics import METRICS
 from latentsync.evaluation.metric import Figure
 from latentsync.evaluation.report import as_html
-from latentsync.evaluation.runner import ClipResult, Evaluation, Mean
+from latentsync.evaluation.runner import METRICS, ClipResult, Evaluation, Mean
 from latentsync.pipeline.lipsync import LipSync
 from latentsync.service.page import run
 from latentsync.service.page.measure import Curves

@@ -23,6 +23,7 @@ from latentsync.cli.common import (
     Device,
     Dtype,
     ModelsDetector,
+    OutputFolder,
     Weights,
     path_argument,
     print_json,
@@ -98,9 +99,9 @@ def _explained(error: Exception) -> tuple[str, int]:
 def _flag(option: str) -> str | None:
     """What an option is called here; HOST has no name, and whoever is here has it."""
     known = get_command(commands).commands.values()  # type: ignore[attr-defined]  # it is a group
-    flags = {flag for one in known for given in one.params for flag in given.opts}
-    flag = f"--{option.replace('_', '-')}"
-    return flag if flag in flags or option == HOST else None
+    params = [given for one in known for given in one.params if given.opts[0].startswith("--")]
+    flags = {given.name: given.opts[0] for given in params}
+    return option if option == HOST else flags.get(option)
 
 
 @commands.callback()
@@ -166,9 +167,15 @@ def download(
 
 @commands.command("verify")
 def _verify(
-    model: Annotated[str, typer.Argument(help="v1.6, v1.5, demo, or a folder training wrote.")],
-    clip: Annotated[Path | None, path_argument(help="Default the drawn example.")] = None,
-    voice: Annotated[Path | None, path_argument(help="Default the spoken example.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="Model: v1.6, v1.5, demo, or a folder that training wrote.")
+    ],
+    clip: Annotated[
+        Path | None, path_argument(help="Clip to run on.", show_default="the drawn example")
+    ] = None,
+    voice: Annotated[
+        Path | None, path_argument(help="Voice to run on.", show_default="the spoken example")
+    ] = None,
     weights: Weights = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -220,14 +227,18 @@ def _doctor(
 
 @commands.command()
 def synthesise(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")],
-    identities: Annotated[int, typer.Option(help="How many people, one clip each.")] = 200,
-    seconds: Annotated[float, typer.Option(help="0.2-3600, the length of each clip.")] = 20.0,
-    seed: Annotated[int, typer.Option(help="Equal seeds draw equal clips.")] = 1,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels, 64-4096 each.")] = "512x512",
+    output: OutputFolder,
+    identities: Annotated[int, typer.Option(help="Number of people, one clip each.")] = 200,
+    seconds: Annotated[float, typer.Option(help="Seconds of each clip. 0.2 to 3600.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Seed; equal seeds draw equal clips.")] = 1,
+    size: Annotated[
+        str, typer.Option(help="Size of the clips, WIDTHxHEIGHT in px. 64 to 4096 each.")
+    ] = "512x512",
     languages: Annotated[
         list[str] | None,
-        typer.Option(help="de,fr,...: a list, or repeated; default all that are spoken."),
+        typer.Option(
+            help="Languages of the voices, de,fr,... or repeated.", show_default="all there are"
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(help="Clips drawn side by side.")] = 1,
 ) -> None:

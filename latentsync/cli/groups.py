@@ -40,8 +40,8 @@ class FieldsOf:
     flags: Mapping[str, str] = field(default_factory=dict)  # where others than the fields' names
 
     def parameters(self) -> list[Parameter]:
-        options = (declared(self.declaring)[name] for name in self.names)
-        return [self._parameter(option) for option in options]
+        known = declared(self.declaring)
+        return [self._parameter(known[name]) for name in self.names]
 
     def _parameter(self, option: Declared) -> Parameter:
         kind = option.types[0]  # of "str | int" the first: the command line has text
@@ -54,20 +54,13 @@ class FieldsOf:
             show_default=option.unset or True,
         )
         hint = kind | None if default is None else kind
-        return Parameter(
-            option.name,
-            Parameter.KEYWORD_ONLY,
-            default=default,
-            annotation=Annotated[hint, info],
-        )
+        where = {"default": default, "annotation": Annotated[hint, info]}
+        return Parameter(option.name, Parameter.KEYWORD_ONLY, **where)
 
     def value(self, values: dict[str, Any], context: typer.Context) -> object:
         sources = {name: context.get_parameter_source(name) for name in values}
-        return dict(self.defaults) | {
-            name: value
-            for name, value in values.items()
-            if (source := sources[name]) and source.name != "DEFAULT"
-        }
+        given = {name for name, source in sources.items() if source and source.name != "DEFAULT"}
+        return dict(self.defaults) | {name: values[name] for name in given}
 
 
 @dataclass(frozen=True)

@@ -46,22 +46,17 @@ Data = Annotated[
     Path,
     typer.Option(envvar="LATENTSYNC_DATA", help="Folder of the service's database and files."),
 ]
-DatabaseUrl = Annotated[
-    str,
-    typer.Option(
-        envvar="LATENTSYNC_DATABASE",
-        help="Database: postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
-        show_default="SQLite in the data folder",
-    ),
-]
-StorageUrl = Annotated[
-    str,
-    typer.Option(
-        envvar="LATENTSYNC_STORAGE",
-        help="Storage of uploads and outputs: s3://BUCKET/PREFIX, or a folder.",
-        show_default="a folder in the data folder",
-    ),
-]
+database_option = partial(
+    typer.Option,
+    envvar="LATENTSYNC_DATABASE",
+    help="Database: postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
+)
+DatabaseUrl = Annotated[str, database_option(show_default="SQLite in the data folder")]
+storage_option = partial(
+    typer.Option,
+    envvar="LATENTSYNC_STORAGE",
+    help="Storage of uploads and outputs: s3://BUCKET/PREFIX, or a folder.",
+)
 Compile = Annotated[
     bool | None,
     typer.Option(
@@ -121,7 +116,7 @@ def serve(
     compile_: Compile = None,
     data: Data = ServiceSettings.data,
     database: DatabaseUrl = "",
-    storage: StorageUrl = "",
+    storage: Annotated[str, storage_option(show_default="a folder in the data folder")] = "",
     limits: Annotated[dict[str, Any], FieldsOf(ServiceSettings, LIMITS, flags=FLAGS)],
     replicas: Replicas,
 ) -> None:
@@ -250,8 +245,8 @@ def _show_page(app: "FastAPI") -> None:
 
 
 def work(
-    database: DatabaseUrl,
-    storage: StorageUrl,
+    database: Annotated[str, database_option()],
+    storage: Annotated[str, storage_option()],
     workers: Workers = 1,
     model: Model = ServiceSettings.model,
     weights: Weights = None,

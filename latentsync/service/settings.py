@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from latentsync.errors import OptionError, OutputError
+from latentsync.errors import OptionError, OutputError, option_name
 from latentsync.options import Option
 from latentsync.runtime.files import private_folder
 
@@ -84,11 +84,13 @@ class ServiceSettings:
                      "upload_hours", "url_hours", "lease_seconds", "max_lost",
                      "give_up_hours"):  # fmt: skip
             if not getattr(self, name) > 0:
-                raise OptionError(f"{name} is {getattr(self, name)}; it must be more than 0")
+                raise OptionError(
+                    f"{option_name(name)} is {getattr(self, name)}; it must be more than 0"
+                )
         if not self.public_url.startswith(("http://", "https://")):
             raise OptionError(
-                f"public_url is {self.public_url!r}; it must be where clients reach this service, "
-                "such as https://lips.example.org"
+                f"{option_name('public_url')} is {self.public_url!r}; it must be where clients "
+                "reach this service, such as https://lips.example.org"
             )
 
     @property
