@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 
 from latentsync.options import Options
 from latentsync.service.app import create_app
-from latentsync.service.core import Service
-from latentsync.service.front import Front
+from latentsync.service.container import Service
+from latentsync.service.context import ApiContext
 from latentsync.service.settings import MODEL_PATH, ServiceSettings
 from latentsync.service.tables import Key, Task
 from latentsync.service.worker import Run, Worker
@@ -77,8 +77,8 @@ class House:
     client: TestClient
 
     @property
-    def front(self) -> Front:
-        return self.client.app.state.front
+    def context(self) -> ApiContext:
+        return self.client.app.state.context
 
     def person(self, name: str = "ann", **limits: int) -> Person:
         """Somebody with a new key, who may do much unless `limits` say otherwise."""

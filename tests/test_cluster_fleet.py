@@ -90,21 +90,21 @@ def test_replicas_come_and_leave_with_the_queue(clock, tmp_path):
     ray, counts = Ray(), {}
     with house(tmp_path) as home:
         fleet = Fleet(ray, home.service.settings, lambda: counts, least=1, most=3)
-        fleet._look()
+        fleet._update()
         assert [one.said for one in ray.actors] == [["work"]]
         counts["created"] = 9
-        fleet._look()
+        fleet._update()
         assert len(ray.actors) == 3
         counts |= {"created": 0, "processing": 1}
         clock[0] += IDLE_SECONDS - 1
-        fleet._look()
+        fleet._update()
         assert not any("leave" in one.said for one in ray.actors)
         clock[0] += 1
-        fleet._look()
+        fleet._update()
         assert [one.said for one in ray.actors] == [["work"], ["work", "leave"], ["work", "leave"]]
         ray.ended = {id(one): None for one in ray.actors[1:]}
         counts["created"] = 1
-        fleet._look()
+        fleet._update()
         assert ray.killed == ray.actors[1:3]
         assert len(ray.actors) == 4
 
@@ -115,7 +115,7 @@ def test_one_that_ends_is_followed_after_a_pause_that_grows(clock, tmp_path, cap
         fleet = Fleet(ray, home.service.settings, dict, least=1, most=3)
         begun = []
         for _ in range(200):
-            fleet._look()
+            fleet._update()
             begun += [clock[0]] * (len(ray.actors) - len(begun))
             ray.ended = {id(one): OSError("no weights") for one in ray.actors}
             clock[0] += 1
@@ -136,7 +136,7 @@ def test_a_database_that_is_away_is_a_line_in_the_log(tmp_path, monkeypatch, cap
         fleet = Fleet(Ray(), home.service.settings, away, least=0, most=1)
         monkeypatch.setattr(fleet._stopping, "wait", lambda _: None)
         fleet._keep()
-    assert "the fleet is not looked after: the database is away" in caplog.text
+    assert "the fleet is not updated: the database is away" in caplog.text
     assert not any(record.exc_info for record in caplog.records)
 
 

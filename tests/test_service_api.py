@@ -13,7 +13,7 @@ from anyio import to_thread
 from sqlalchemy import update
 
 from latentsync.options import Options
-from latentsync.service.bodies import MAX_BODY_BYTES
+from latentsync.service.middleware import MAX_BODY_BYTES
 from latentsync.service.requests import OPTIONS, TaskRequest, options_of
 from latentsync.service.tables import File
 from tests.service import BASE, ELSEWHERE, SUBMIT, house, joined
@@ -193,7 +193,7 @@ def test_a_key_is_looked_up_apart_from_the_threads_that_answer(home, monkeypatch
         seen.append(limiter)
         return work(*given)
 
-    monkeypatch.setattr("latentsync.service.gate.to_thread.run_sync", run_sync)
+    monkeypatch.setattr("latentsync.service.middleware.to_thread.run_sync", run_sync)
     assert home.client.get("/api/v3/x", headers={"Authorization": "Bearer ls_x"}).status_code == 401
     assert [limiter.total_tokens for limiter in seen] == [4]
     assert home.client.get("/api/v3/x", headers={"Authorization": "Bearer x"}).status_code == 401
@@ -274,18 +274,18 @@ def test_an_upload_holds_what_was_announced_and_once(home, ann):
     assert home.client.put(url, content=b"1234").json()["data"] == {"size": 4}
     assert home.client.put(url, content=b"4321").status_code == 409
     assert home.client.get(made["download_url"]).content == b"1234"
-    assert list(home.front.incoming.iterdir()) == []
+    assert list(home.context.incoming.iterdir()) == []
 
 
 def test_a_server_leaves_alone_what_others_on_its_folder_receive(home):
     folder = home.service.settings.data
     (folder / "incoming" / "killed").mkdir(parents=True)
     with home.client, house(folder) as other:
-        coming = home.front.incoming / "half a clip"
+        coming = home.context.incoming / "half a clip"
         coming.touch()
         assert not (folder / "incoming" / "killed").exists()
         with other.client:
-            assert other.front.incoming != home.front.incoming
+            assert other.context.incoming != home.context.incoming
             assert coming.exists()
     assert not list((folder / "incoming").glob("*/"))
 
@@ -554,7 +554,7 @@ def test_deleting_takes_the_output_along(home, ann):
 
 
 def test_sync_mode_answers_when_it_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr("latentsync.service.front.LOOK_EVERY", 0.01)
+    monkeypatch.setattr("latentsync.service.context.POLL_SECONDS", 0.01)
     with house(tmp_path, sync_seconds=0.05) as home:
         ann = home.person()
         late = ann.submit(enable_sync_mode=True)
@@ -562,7 +562,7 @@ def test_sync_mode_answers_when_it_ended(tmp_path, monkeypatch):
         assert late["error"].startswith("Sync mode timed out")
         assert late["urls"]["get"] in late["error"]
         home.service.tasks.cancel(ann.key.id, late["id"])
-        monkeypatch.setattr("latentsync.service.front.LOOK_EVERY", 0)
+        monkeypatch.setattr("latentsync.service.context.POLL_SECONDS", 0)
         create = home.service.tasks.create
 
         def worked_on(*given, **more):

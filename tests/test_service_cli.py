@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from latentsync.cli import serve
 from latentsync.errors import InputError, OptionError, OutputError
-from latentsync.service.core import Service
+from latentsync.service.container import Service
 from latentsync.service.keys import Keys
 from latentsync.service.settings import ServiceSettings
 from latentsync.service.tables import Database
@@ -112,11 +112,11 @@ def test_what_all_processes_agree_on_is_said_once(call, started, caplog):
         assert (told.max_seconds, told.upload_hours, told.lease_seconds) == (7.0, 3.0, 9.0)
         assert told.private_addresses is True
         assert service.files.keep_until() == pytest.approx(time.time() + 720 * 3600, abs=60)
-        assert service.agreeing() is service
+        assert service.refreshed() is service
         assert "from now on" not in caplog.text
         call("serve", "--workers", "0", *ELSEWHERE, "--keep-hours", "1")  # while workers work
         assert "keep_hours is 1.0 from now on; it was 720.0" in caplog.text
-        told = service.agreeing()
+        told = service.refreshed()
         assert (told.settings.keep_hours, told.settings.max_upload_bytes) == (1.0, 2 * 2**30)
         assert told.files.keep_until() == pytest.approx(time.time() + 3600, abs=60)
 

@@ -58,7 +58,7 @@ def dial(app, monkeypatch):
     """Connects to a server whose clients have a fifth of a second for everything."""
     for name in ("HEAD_SECONDS", "GRACE_SECONDS", "STALL_SECONDS"):
         monkeypatch.setattr(connections, name, 0.2)
-    monkeypatch.setattr(connections, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(connections, "POLL_SECONDS", 0.02)
     config = uvicorn.Config(
         app,
         port=0,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentsync.service import fetching
-from latentsync.service.fetching import FetchRefused, check_url, is_public, post, shown_url
+from latentsync.service import guarded_http
+from latentsync.service.guarded_http import FetchRefused, check_url, is_public, post, shown_url
 
 few = settings(max_examples=30, deadline=None)
 
@@ -111,10 +111,10 @@ def no_socket(*_args):
 
 
 def assert_refused(host):
-    with mock.patch.object(fetching.socket, "socket", no_socket):
+    with mock.patch.object(guarded_http.socket, "socket", no_socket):
         with pytest.raises(FetchRefused, match="no public address"):
             post(f"http://{host}/", b"")
-        anything = mock.patch.object(fetching, "is_public", return_value=True)
+        anything = mock.patch.object(guarded_http, "is_public", return_value=True)
         with anything, pytest.raises(AssertionError, match="connected"):  # an address it was
             post(f"http://{host}/", b"")
 

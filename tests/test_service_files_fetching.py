@@ -12,14 +12,8 @@ from unittest import mock
 import pytest
 
 from latentsync.errors import Cancelled, OutputError
-from latentsync.service import fetching
-from latentsync.service.fetching import (
-    Bounds,
-    FetchError,
-    FetchRefused,
-    fetch,
-    post,
-)
+from latentsync.service import guarded_http
+from latentsync.service.guarded_http import Bounds, FetchError, FetchRefused, fetch, post
 
 HERE = Bounds(seconds=20, allow_private=True)
 PUBLIC = "93.184.216.34"
@@ -112,7 +106,7 @@ def world(server, monkeypatch):
     """Every connection ends at `server`, whatever its address, and is written down."""
     it = World(server)
     ours = {"getaddrinfo": it.look_up, "socket": it.socket}
-    monkeypatch.setattr(fetching, "socket", types.SimpleNamespace(**vars(socket) | ours))
+    monkeypatch.setattr(guarded_http, "socket", types.SimpleNamespace(**vars(socket) | ours))
     return it
 
 
@@ -396,7 +390,7 @@ def test_a_receiver_that_does_not_read_ends_at_the_deadline():
 
 
 def test_silence_ends_before_the_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(guarded_http, "SILENCE_SECONDS", 0.05)
     with talking(b"") as place, pytest.raises(FetchError, match="nothing"):
         fetch(f"http://{place}/", tmp_path / "clip", bounds=HERE)
 
@@ -410,7 +404,7 @@ def test_what_is_no_http_is_not_repeated(tmp_path):
 
 def test_resolvers_that_fail_are_worth_another_try(monkeypatch, tmp_path):
     failing = mock.Mock(side_effect=socket.gaierror(socket.EAI_AGAIN, "try again"))
-    monkeypatch.setattr(fetching.socket, "getaddrinfo", failing)
+    monkeypatch.setattr(guarded_http.socket, "getaddrinfo", failing)
     with pytest.raises(FetchError, match="looked up") as failed:
         fetch("http://a.example/", tmp_path / "clip")
     assert type(failed.value) is FetchError
@@ -459,7 +453,7 @@ def secured(certificate, monkeypatch):
         server.handle_error = lambda *_: None  # a refused handshake is what some tests want
         server.named = named
         address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", server.server_address)
-        monkeypatch.setattr(fetching.socket, "getaddrinfo", lambda *_, **__: [address])
+        monkeypatch.setattr(guarded_http.socket, "getaddrinfo", lambda *_, **__: [address])
         yield server
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentsync.errors import BackendUnavailable, InputError, OptionError, OutputError
-from latentsync.service.outages import NoRoom
+from latentsync.service.outages import DiskFull
 from latentsync.service.storage import (
     LocalStorage,
     NotStored,
@@ -226,7 +226,7 @@ def test_a_file_that_has_no_room_leaves_nothing(tmp_path, clip):
     storage = open_storage(tmp_path / "kept")
     (tmp_path / "small").write_bytes(b"older")
     storage.put(KEY, tmp_path / "small")
-    with room_for(1_500_000), pytest.raises(NoRoom, match="File too large"):
+    with room_for(1_500_000), pytest.raises(DiskFull, match="File too large"):
         storage.put(KEY, clip)
     assert kept(storage, KEY) == b"older"
     assert len(names(tmp_path / "kept")) == 1
@@ -237,7 +237,7 @@ def test_a_full_disk_is_called_so(tmp_path):
         yield b"abc"
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OutputError, match=r"No space left on device\): make room"):
+    with pytest.raises(OutputError, match=r"No space left on device\); make room"):
         write_whole(pieces(), tmp_path / "clip")
     assert names(tmp_path) == []
 

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import InternalError, OperationalError
 
-from latentsync.service import app, core, outages, tables, tasks, worker
-from latentsync.service.housekeeping import Housekeeping
-from latentsync.service.outages import Backoff, NoRoom, Outage
+from latentsync.service import app, container, outages, tables, tasks, worker
+from latentsync.service.background_jobs import BackgroundJobs
+from latentsync.service.outages import Backoff, DiskFull, Outage
 from latentsync.service.storage import LocalStorage
 from latentsync.service.tables import Delivery, File, Task
 from latentsync.service.worker import GIVEN_UP
@@ -27,14 +27,14 @@ HOOK = "https://example.org/hook"
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(tables, "BUSY_SECONDS", 0.02)
-    monkeypatch.setattr(worker, "TROUBLE_PAUSES", (0.01, 0.05))
+    monkeypatch.setattr(worker, "PAUSE_SECONDS", (0.01, 0.05))
     monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(tasks, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(tasks, "PAUSE_SECONDS", (0.0, 0.0))
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "BEATS", 600)  # in a lease, which no slow machine lets run out
+    monkeypatch.setattr(worker, "BEATS_PER_LEASE", 600)  # in a lease, which no slow machine lets run out
     with house(tmp_path, private_addresses=True) as made:
         yield made
 
@@ -42,9 +42,9 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def hasty(home, monkeypatch):
     """The same, with leases of a fifth of a second."""
-    monkeypatch.setattr(worker, "BEATS", 4)
+    monkeypatch.setattr(worker, "BEATS_PER_LEASE", 4)
     settings = replace(home.service.settings, lease_seconds=0.2)
-    core._decide(home.service.database, settings)
+    container._write_agreed(home.service.database, settings)
     return home
 
 
@@ -280,7 +280,7 @@ def test_trouble_has_an_end(home, ann):
 
 
 def test_pauses_grow_with_the_trouble(home, ann, monkeypatch):
-    monkeypatch.setattr(tasks, "PAUSES", (2.0, 60.0))
+    monkeypatch.setattr(tasks, "PAUSE_SECONDS", (2.0, 60.0))
     ann.submit()
     clock, pauses = SimpleNamespace(now=time.time()), []
     monkeypatch.setattr("time.time", lambda: clock.now)
@@ -344,7 +344,7 @@ def test_a_locked_database_is_answered_503(home, ann):
     [
         (InternalError, "25006", Outage),  # PostgreSQL's of a database that only reads
         (InternalError, "25P03", Outage),  # of a transaction in which nothing was said for long
-        (OperationalError, "53100", NoRoom),  # of a full disk
+        (OperationalError, "53100", DiskFull),  # of a full disk
         (OperationalError, "57P03", Outage),  # of a server that is starting up
     ],
 )
@@ -447,7 +447,7 @@ def test_housekeeping_waits_for_the_database_with_one_line_a_try(home, monkeypat
             keeper._stopping.set()
         raise Outage("the database is away")
 
-    keeper = Housekeeping(home.front)
+    keeper = BackgroundJobs(home.context)
     pauses = []
     monkeypatch.setattr(keeper._stopping, "wait", pauses.append)
     keeper._repeat(job, 0.5)
@@ -464,7 +464,7 @@ def test_no_upload_expires_that_a_task_waits_for(home, ann):
     home.service.tasks.cancel(ann.key.id, ended["id"])
     with home.service.database.writing() as session:
         session.execute(update(File).values(expires_at=time.time() - 5))
-    keeper = Housekeeping(home.front)
+    keeper = BackgroundJobs(home.context)
     while keeper._sweep():
         pass
     assert len(stored(home)) == 2
@@ -478,7 +478,7 @@ def test_what_its_owner_deleted_is_kept_for_no_task(home, ann):
     ann.submit(video=ann.result(first)["outputs"][0], audio=ann.upload(b"more"))
     home.service.tasks.delete(ann.key.id, [first["id"]])
     before = len(stored(home))
-    Housekeeping(home.front)._sweep()
+    BackgroundJobs(home.context)._sweep()
     assert len(stored(home)) == before - 1
 
 
@@ -487,7 +487,7 @@ def test_a_full_folder_is_told_from_one_that_is_away(tmp_path, monkeypatch):
     (tmp_path / "clip").write_bytes(b"face")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
-        with pytest.raises(NoRoom, match="make room"):
+        with pytest.raises(DiskFull, match="make room"):
             storage.put("clip", tmp_path / "clip")
     (tmp_path / "kept").rmdir()
     for ask in (
@@ -499,4 +499,4 @@ def test_a_full_folder_is_told_from_one_that_is_away(tmp_path, monkeypatch):
         with pytest.raises(Outage) as caught:
             ask()
         assert type(caught.value) is Outage
-    assert not outages.is_full(caught.value)
+    assert not outages.is_disk_full(caught.value)

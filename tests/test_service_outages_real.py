@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 
 from latentsync.errors import Cancelled
 from latentsync.service import tasks, worker
-from latentsync.service.housekeeping import Housekeeping
+from latentsync.service.background_jobs import BackgroundJobs
 from latentsync.service.tables import Delivery, Task
 from tests.service import ELSEWHERE, SUBMIT, house, joined
 from tests.service_process import eventually, postgres
@@ -62,9 +62,9 @@ def home(tmp_path, server, store, monkeypatch):
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(worker, "TROUBLE_PAUSES", (0.1, 0.5))
-    monkeypatch.setattr(tasks, "PAUSES", (0.1, 0.5))
-    monkeypatch.setattr("latentsync.service.housekeeping.OUTAGE_SECONDS", 0.5)
+    monkeypatch.setattr(worker, "PAUSE_SECONDS", (0.1, 0.5))
+    monkeypatch.setattr(tasks, "PAUSE_SECONDS", (0.1, 0.5))
+    monkeypatch.setattr("latentsync.service.background_jobs.MAX_PAUSE_SECONDS", 0.5)
     name = f"o{secrets.token_hex(8)}"
     where = f"s3://{name}?endpoint=http://127.0.0.1:{store.port}&region=us-east-1"
     with house(
@@ -103,7 +103,7 @@ def working(home, runs):
 
     workers = [home.worker(run, stopping) for _ in range(WORKERS)]
     threads = [threading.Thread(target=one.work) for one in workers]
-    keeper = Housekeeping(home.front)
+    keeper = BackgroundJobs(home.context)
     keeper.start()
     for thread in threads:
         thread.start()

@@ -98,7 +98,7 @@ def test_who_dies_is_followed_after_longer_and_longer_pauses(spawned, scratch, m
 
 
 def test_who_lived_for_long_is_followed_soon(spawned, scratch, monkeypatch):
-    monkeypatch.setattr(supervisor, "HEALTHY", -1.0)
+    monkeypatch.setattr(supervisor, "HEALTHY_SECONDS", -1.0)
     assert pauses_of(supervised(scratch), monkeypatch, 3) == [1, 1, 1]
     assert len(spawned.made) == 3
 

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import Engine, event, select, text, update
 
 from latentsync.errors import InputError, OptionError
-from latentsync.service.keys import Buckets, Keys
+from latentsync.service.keys import Keys, RateLimiter
 from latentsync.service.settings import ServiceSettings
 from latentsync.service.tables import Database, Delivery, Key, Setting, Task
 from latentsync.service.tasks import Conflict, Tasks, TooMany
@@ -312,7 +312,7 @@ def test_requests_at_once_without_a_key_stand_for_one(database):
 
 
 def test_a_bucket_fills_again():
-    key, buckets = Key(id="a", per_minute=2), Buckets()
+    key, buckets = Key(id="a", per_minute=2), RateLimiter()
     assert [buckets.take(key, 100.0) for _ in range(3)] == [0, 0, 30.0]
     assert buckets.take(key, 129.0) == pytest.approx(1.0)
     assert buckets.take(key, 131.0) == 0
@@ -320,7 +320,7 @@ def test_a_bucket_fills_again():
 
 
 def test_a_bucket_holds_no_more_than_a_minute_allows():
-    key, buckets = Key(id="a", per_minute=2), Buckets()
+    key, buckets = Key(id="a", per_minute=2), RateLimiter()
     assert buckets.take(key, 0.0) == 0
     assert [buckets.take(key, 3600.0) for _ in range(3)] == [0, 0, 30.0]
 
@@ -333,6 +333,20 @@ def test_a_database_that_is_none(url):
     with pytest.raises(InputError, match="it must be sqlite:///FILE or") as caught:
         Database(url)
     assert "word" not in str(caught.value)
+
+
+def test_a_full_disk_is_named_and_no_other_url_is_asked_for(tmp_path):
+    def no_room(connection, _):
+        connection.execute("PRAGMA max_page_count = 1")
+
+    event.listen(Engine, "connect", no_room)
+    try:
+        with pytest.raises(InputError, match=r"tasks\.db: its disk is full .*make room") as caught:
+            Database(f"sqlite:///{tmp_path / 'tasks.db'}")
+    finally:
+        event.remove(Engine, "connect", no_room)
+    assert "it must be" not in str(caught.value)
+    Database(f"sqlite:///{tmp_path / 'tasks.db'}").close()
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o000])

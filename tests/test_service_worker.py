@@ -22,8 +22,8 @@ from latentsync.errors import (
 )
 from latentsync.runtime import devices
 from latentsync.service import worker
-from latentsync.service.fetching import FetchRefused
-from latentsync.service.housekeeping import Housekeeping
+from latentsync.service.background_jobs import BackgroundJobs
+from latentsync.service.guarded_http import FetchRefused
 from latentsync.service.settings import ServiceSettings
 from latentsync.service.signing import check_webhook
 from latentsync.service.tables import Delivery, File, Task
@@ -34,7 +34,7 @@ from tests.service import ELSEWHERE, SUBMIT, house, joined
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "BEATS", 600)  # in a lease, which no slow machine lets run out
+    monkeypatch.setattr(worker, "BEATS_PER_LEASE", 600)  # in a lease, which no slow machine lets run out
     with house(tmp_path, private_addresses=True) as made:
         yield made
 
@@ -97,7 +97,7 @@ def test_too_little_memory_or_a_broken_disk_is_tried_again(home, ann, error):
 
 
 def test_room_for_the_output_is_found_before_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("latentsync.service.tasks.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("latentsync.service.tasks.PAUSE_SECONDS", (0.0, 0.0))
     runs = []
 
     def run(*given):
@@ -269,7 +269,7 @@ def test_housekeeping_removes_what_is_old(home, ann):
         inputs = (old["input"]["video"], old["input"]["audio"])
         names = [urlsplit(address).path.removeprefix("/files/") for address in inputs]
         session.execute(update(File).where(File.name.in_(names)).values(expires_at=1.0))
-    while Housekeeping(home.front)._sweep():
+    while BackgroundJobs(home.context)._sweep():
         pass
     assert ann.get(old["urls"]["get"]).status_code == 404
     assert home.client.get(ann.result(kept)["outputs"][0]).status_code == 200
@@ -337,9 +337,9 @@ def receiver():
 
 
 def caller(home, **more):
-    front = home.front
+    context = home.context
     allow = {"allow_private": True} | more
-    return Webhooks(home.service.database, front.signer, front.described, **allow)
+    return Webhooks(home.service.database, context.signer, context.webhook_body, **allow)
 
 
 def hooked(ann, url):

@@ -32,7 +32,7 @@ from latentsync.service.settings import ServiceSettings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from latentsync.service.core import Service
+    from latentsync.service.container import Service
 
 __all__ = ["keys", "serve", "work"]
 
@@ -179,7 +179,7 @@ def _serve(
 
         from latentsync.service.app import create_app
         from latentsync.service.connections import Connection, connections_allowed
-        from latentsync.service.core import Service
+        from latentsync.service.container import Service
         from latentsync.service.signing import VARIABLE
 
     _check_port(host, port)  # before anything that another server on this machine would notice
@@ -228,12 +228,12 @@ def _check_port(host: str, port: int) -> None:
 def _show_page(app: "FastAPI") -> None:
     """Put the web page onto the task API's application, for whoever has a key."""
     from latentsync.pipeline.lipsync import LipSync
-    from latentsync.service.gate import PAGE
+    from latentsync.service.middleware import PAGE
 
     with _installed("the page", "app"):
         from latentsync.service.page.blocks import mount
 
-    settings = app.state.front.service.settings
+    settings = app.state.context.service.settings
     mount(
         app,
         lambda: LipSync.load(settings.model, weights=settings.weights, device=settings.device),
@@ -331,7 +331,7 @@ def revoke(
 @contextmanager
 def _opened(data: Path, database: str) -> "Iterator[Service]":
     with _installed():
-        from latentsync.service.core import Service
+        from latentsync.service.container import Service
 
     with Service.open(ServiceSettings(data=data, database=database)) as service:
         yield service

@@ -28,16 +28,20 @@ MOST_SHOWN = 200  # characters of a command
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a hidden file to write, which takes the place of `path` when the block ends well.
+def replacing(path: Path, *, unique: bool = False) -> Iterator[Path]:
+    """Yield the path of a hidden temporary file, which replaces `path` if the block succeeds.
 
-    It is on the disk before it does, so a machine that stops leaves the old file or the new one.
-    Otherwise it is removed. One process at a time may write a path.
+    It is synced first, so that a crash of the machine leaves either the old file or the new one.
+    If the block fails, the temporary file is removed.
+
+    Args:
+        unique: allow several processes to write `path` at once. Otherwise only one may, and a file
+            left behind by a killed process is overwritten next time.
 
     Raises:
-        OutputError: it can't be written, as on a full disk.
+        OutputError: the file can't be written, for example because the disk is full.
     """
-    temporary = path.with_name(f".{path.name}{PART}")
+    temporary = path.with_name(f".{path.name}{f'.{uuid.uuid4().hex}' if unique else ''}{PART}")
     try:
         yield temporary
         with temporary.open("rb+") as file:

@@ -1,4 +1,4 @@
-"""The application: routes, a bound on what a request may hold, and the work beside them."""
+"""The FastAPI application: middleware, routes, and background jobs."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,39 +9,34 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
 from latentsync.service import file_routes, task_routes
-from latentsync.service.answers import Health, answer_errors, problems
-from latentsync.service.bodies import BoundedBody
-from latentsync.service.core import Service
+from latentsync.service.background_jobs import BackgroundJobs
+from latentsync.service.container import Service
+from latentsync.service.context import ApiContext, Context
 from latentsync.service.docs import add_docs
+from latentsync.service.error_responses import add_error_handlers
 from latentsync.service.files import FILES
-from latentsync.service.front import Front, FrontOf
-from latentsync.service.gate import PAGE, Gate
-from latentsync.service.housekeeping import Housekeeping
+from latentsync.service.middleware import PAGE, Authentication, BodyLimit
 from latentsync.service.outages import Outage
+from latentsync.service.schemas import Health, problems
 from latentsync.service.settings import process_folder
 from latentsync.service.signing import Signer
 
 __all__ = ["create_app"]
 
-HEALTH_SECONDS = 2.0  # after which the database is said not to answer
-
-
-def _streamed(path: str) -> bool:
-    """Whether a path bounds what it takes itself: uploads, and the page."""
-    return path.startswith((FILES, f"{PAGE}/"))
+HEALTH_SECONDS = 2.0  # in which the database must answer
 
 
 def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
-    """The application of an open service; it keeps house as long as it runs."""
-    front = Front(service, Signer.from_folder(service.settings.data), needs_key)
+    """Create the application of an open service; its background jobs run as long as it does."""
+    context = ApiContext(service, Signer.from_folder(service.settings.data), needs_key)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with process_folder(front.incoming.parent, front.name):
-            housekeeping = Housekeeping(front)
-            housekeeping.start()
+        with process_folder(context.incoming.parent, context.name):
+            jobs = BackgroundJobs(context)
+            jobs.start()
             yield
-            housekeeping.stop()
+            jobs.stop()
 
     app = FastAPI(
         title="LatentSync",
@@ -53,22 +48,23 @@ def create_app(service: Service, *, needs_key: bool = True) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.front = front
-    app.add_middleware(BoundedBody, streamed=_streamed)
-    app.add_middleware(Gate, front=front)  # the one added last sees a request first
-    answer_errors(app)
-    app.include_router(file_routes.router)  # before the tasks', of which the last takes any path
+    app.state.context = context
+    # Uploads and the page limit their bodies themselves.
+    app.add_middleware(BodyLimit, streamed=lambda path: path.startswith((FILES, f"{PAGE}/")))
+    app.add_middleware(Authentication, context=context)  # added last, so it comes first
+    add_error_handlers(app)
+    app.include_router(file_routes.router)  # before the tasks', whose last route takes any path
     app.include_router(task_routes.router)
 
-    look = CapacityLimiter(1)  # who asks without a key takes no thread from those who have one
+    limiter = CapacityLimiter(1)  # requests without a key take no thread from those with one
 
     @app.get("/health", tags=["health"], responses=problems())
     @app.head("/health", include_in_schema=False)  # as monitors ask
-    async def get_health(front: FrontOf) -> Health:
-        """Whether the database answers, and how many tasks there are."""
+    async def get_health(context: Context) -> Health:
+        """State of the database, and the number of tasks by status."""
         with move_on_after(HEALTH_SECONDS):
             counts = await run_sync(
-                front.service.tasks.counts, limiter=look, abandon_on_cancel=True
+                context.service.tasks.counts, limiter=limiter, abandon_on_cancel=True
             )
             return Health(tasks=counts)
         raise Outage(f"the database did not answer in {HEALTH_SECONDS} s")

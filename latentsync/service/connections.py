@@ -1,9 +1,10 @@
-"""uvicorn's HTTP/1.1 connections, with time-outs and a bound on how many there are.
+"""uvicorn's HTTP/1.1 connections, with time-outs and a limit on their number.
 
-uvicorn ends a connection that is idle after a response, by `timeout_keep_alive`. It waits for ever
-for a request's head, for a body and for a client that reads nothing, and it accepts connections
-until the process has no file descriptor left. An ASGI middleware can't help: it is called when a
-head is complete. So this is the protocol class that uvicorn is given, by its option `http`.
+uvicorn closes a connection that is idle after a response, by `timeout_keep_alive`. But it waits
+forever for a request's head, for a body and for a client that doesn't read, and it accepts
+connections until the process has no file descriptor left. ASGI middleware can't prevent that,
+because it is called when a head is complete. So this is a protocol class for uvicorn's option
+`http`.
 """
 
 import asyncio
@@ -15,21 +16,21 @@ from uvicorn.server import ServerState
 
 __all__ = ["Connection", "connections_allowed"]
 
-CHECK_SECONDS = 1.0  # from one look at a connection to the next
-HEAD_SECONDS = 20.0  # from connecting, or from the response before, to the end of a request's head
-GRACE_SECONDS = 20.0  # that a body may take beside what its bytes allow; as Apache's mod_reqtimeout
-MIN_BYTES_PER_SECOND = 4096  # of a body on average; a poor mobile connection has twice that
-STALL_SECONDS = 60.0  # in which a client must read something; as nginx's send_timeout
+POLL_SECONDS = 1.0  # of a connection
+HEAD_SECONDS = 20.0  # for a request's head, after connecting or after the last response
+GRACE_SECONDS = 20.0  # for a body, in addition to its bytes; as in Apache's mod_reqtimeout
+MIN_BYTES_PER_SECOND = 4096  # of a body on average; a poor mobile connection has twice as much
+STALL_SECONDS = 60.0  # in which a client must read something; as in nginx's send_timeout
 MAX_CONNECTIONS = 1000
-FILES_PER_CONNECTION = 2  # its socket, and what is uploaded or downloaded by it
+FILES_PER_CONNECTION = 2  # its socket, and the file it uploads or downloads
 OTHER_FILES = 200  # of the database, the storage, libraries
 
-# Of each server, the connections on which no request is being answered: idle for longest first.
+# For each server, its connections without a request in progress, idle for longest first.
 IDLE: WeakKeyDictionary[ServerState, dict["Connection", None]] = WeakKeyDictionary()
 
 
 class Connection(H11Protocol):
-    """One connection; ended where its client keeps it waiting."""
+    """A connection that is closed if its client keeps it waiting."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -37,7 +38,7 @@ class Connection(H11Protocol):
         self._watched: RequestResponseCycle | None = None
         self._body_bytes = self._unsent_bytes = 0
         self._body_seconds = self._stalled_seconds = 0.0
-        self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
+        self._timer = self.loop.call_later(POLL_SECONDS, self._check)
         self._make_room()
         self._wait_for_head()
 
@@ -60,14 +61,14 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def _wait_for_head(self) -> None:
-        """Note that no request is being answered from now on."""
+        """Note that no request is in progress."""
         self._waiting_since = self.loop.time()
         self._idle[self] = None
 
     def _make_room(self) -> None:
-        """Of `limit_concurrency` connections, end the one that has been idle for longest.
+        """At the limit `limit_concurrency`, close the connection that was idle for longest.
 
-        Where requests are being answered on all of them, uvicorn answers the new one with 503.
+        If all have requests in progress, uvicorn answers the new one with 503.
         """
         limit = self.limit_concurrency
         if limit is not None and len(self.connections) >= limit and self._idle:
@@ -79,16 +80,16 @@ class Connection(H11Protocol):
         if self._overdue():
             self.transport.abort()
         else:
-            self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
+            self._timer = self.loop.call_later(POLL_SECONDS, self._check)
 
     def _overdue(self) -> bool:
-        """Whether the client took longer than it may, for what is its turn to do."""
+        """Whether the client has exceeded the time for its part."""
         if self.cycle is not self._watched:
             self._watched = self.cycle
             self._body_bytes, self._body_seconds = 0, 0.0
         unsent = self.transport.get_write_buffer_size()
         if unsent and unsent == self._unsent_bytes:
-            self._stalled_seconds += CHECK_SECONDS
+            self._stalled_seconds += POLL_SECONDS
         else:
             self._unsent_bytes, self._stalled_seconds = unsent, 0.0
         if self._stalled_seconds > STALL_SECONDS:
@@ -98,14 +99,14 @@ class Connection(H11Protocol):
         if self.cycle.more_body and not (
             self.flow.read_paused or self.cycle.waiting_for_100_continue
         ):
-            self._body_seconds += CHECK_SECONDS
+            self._body_seconds += POLL_SECONDS
         return self._body_seconds > GRACE_SECONDS + self._body_bytes / MIN_BYTES_PER_SECOND
 
 
 def connections_allowed() -> int:
-    """How many connections the process may have files for, once it has raised its limit of files.
+    """Raise the limit of open files; returns the number of connections that it allows.
 
-    MAX_CONNECTIONS, or fewer: what uvicorn's option `limit_concurrency` is to be.
+    This is MAX_CONNECTIONS or less, for uvicorn's option `limit_concurrency`.
     """
     wanted = FILES_PER_CONNECTION * MAX_CONNECTIONS + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""openapi.json as clients are made from it, and a page that shows it without the internet."""
+"""openapi.json, from which clients are generated, and a page that shows it offline."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,14 +21,14 @@ NOT_INSTALLED = (
 
 
 def add_docs(app: FastAPI) -> None:
-    """Add `/docs`, which shows openapi.json by Swagger UI, and what belongs to it."""
+    """Add `/docs`, which shows openapi.json with Swagger UI, and its assets."""
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
             app.openapi_schema = _described(app)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+    app.openapi = openapi  # type: ignore[method-assign]  # as in FastAPI's documentation
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -51,13 +51,13 @@ def add_docs(app: FastAPI) -> None:
 
 
 def _folder() -> Path | None:
-    """Where the package fastapi_swagger keeps Swagger UI's files; None: it isn't installed."""
+    """The folder of Swagger UI's files in the package fastapi_swagger; None if not installed."""
     found = find_spec("fastapi_swagger")
     return Path(found.origin).parent / "resources" if found and found.origin else None
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The document, without the answers 422 that FastAPI adds: here these are 400."""
+    """The document, without the 422 answers that FastAPI adds: here these are 400."""
     document = get_openapi(
         title=app.title,
         version=app.version,

@@ -1,4 +1,4 @@
-"""What is stored for whom: every file is a row first, so that nothing is forgotten or too much."""
+"""Stored files: each has a row first, so that limits hold and none is forgotten."""
 
 import re
 import secrets
@@ -18,19 +18,19 @@ from latentsync.service.tasks import TooMany
 
 __all__ = ["FILES", "TICKET_SECONDS", "Files", "ShareFull", "StorageFull"]
 
-FILES = "/files/"  # the path of addresses under which files are uploaded and fetched
+FILES = "/files/"  # path under which files are uploaded and downloaded
 MAX_NAME = 80  # characters of an upload's own name
 TICKET_SECONDS = 3600  # in which an upload must begin
-SWEPT_AT_ONCE = 500  # files
-INPUTS = 2  # of a task
+SWEEP_FILES = 500  # at once
+INPUTS_PER_TASK = 2
 
 
 class StorageFull(OutputError):
-    """There is no room for another file, whoever it belongs to."""
+    """The storage has no room for another file, of any key."""
 
 
 class ShareFull(OutputError):
-    """A key keeps as much as it may."""
+    """A key has used up its share of the storage."""
 
 
 class Files:
@@ -40,11 +40,11 @@ class Files:
         self._database, self.storage, self._settings = database, storage, settings
 
     def reserve_upload(self, key_id: str, given: str, size: int, content_type: str) -> File:
-        """Room for an upload of so many bytes, by the name that its owner gave.
+        """Reserve room for an upload of so many bytes, with the name that its owner gave.
 
         Raises:
-            InputError: it is empty, or larger than an upload may be.
-            TooMany: the key has as many tickets without an upload as it may.
+            InputError: the upload is empty or too large.
+            TooMany: the key has too many tickets without an upload.
             ShareFull, StorageFull
         """
         most = self._settings.max_upload_bytes
@@ -58,7 +58,7 @@ class Files:
         ))  # fmt: skip
 
     def reserve_output(self, lease: Task, size: int) -> File:
-        """Room for what this lease of a task makes, before it is made and its size is known.
+        """Reserve room for the output of a lease, before its size is known.
 
         Raises:
             ShareFull, StorageFull
@@ -70,7 +70,7 @@ class Files:
         ))  # fmt: skip
 
     def settle(self, name: str, size: int) -> None:
-        """Note how large an output became; what was made is kept, also where that is too much."""
+        """Note the size of an output, which is kept even if it exceeds the key's share."""
         with self._database.writing() as session:
             session.execute(update(File).where(File.name == name).values(bytes=size))
 
@@ -94,8 +94,8 @@ class Files:
         return file
 
     def find(self, name: str) -> File | None:
-        """The file, unless it has expired."""
-        if not is_key(name):  # a database refuses some of what can't be a name
+        """Find a file, unless it has expired."""
+        if not is_key(name):  # databases refuse some other text
             return None
         with self._database.reading() as session:
             return session.scalar(
@@ -103,7 +103,7 @@ class Files:
             )
 
     def received(self, name: str, size: int) -> bool:
-        """Note that an upload is stored, with so many bytes; False where it was before."""
+        """Note that an upload is stored, with its size; False if that was noted before."""
         until = time.time() + self._settings.upload_hours * HOUR
         with self._database.writing() as session:
             noted = session.execute(
@@ -115,42 +115,42 @@ class Files:
             return noted.first() is not None
 
     def not_received(self, file: File) -> None:
-        """Let its ticket hold again: what came could not be stored."""
+        """Make a ticket valid again, because its upload could not be stored."""
         with self._database.writing() as session:
             before = {"ready": False, "bytes": file.bytes, "expires_at": file.expires_at}
             session.execute(update(File).where(File.name == file.name).values(**before))
 
     def drop(self, names: list[str]) -> None:
-        """Let them expire at once."""
+        """Let files expire at once."""
         with self._database.writing() as session:
             session.execute(update(File).where(File.name.in_(names)).values(expires_at=0.0))
 
     def own(self, key_id: str, url: str) -> str | None:
-        """The name of the key's own file under an address of this service; None: it is elsewhere.
+        """Find the name of the key's file at an address of this service; None for another address.
 
-        A file that is named here is kept for `upload_hours` from now on, or longer.
+        The file is kept for at least `upload_hours` from now on.
 
         Raises:
-            InputError: this service has no such file for this key, or not yet.
+            InputError: the key has no such file, or it is not uploaded yet.
         """
         if not url.startswith(self._settings.base + FILES):
             return None
         path = urlsplit(url).path
         name = unquote(path[path.index(FILES) + len(FILES) :])
         file = self.find(name)
-        # Another's file is answered like one that isn't there, or its name could be guessed.
+        # The same answer for another key's file and for none, so that names can't be guessed.
         if file is None or file.key_id != key_id:
             raise InputError(f"no file {name!r} of this key; it may have expired: upload it again")
         if not file.ready:
-            self._arrived(file)
+            self._check_direct_upload(file)
         until = time.time() + self._settings.upload_hours * HOUR
         with self._database.writing() as session:
             kept = update(File).where(File.name == name, File.expires_at.between(1, until))
             session.execute(kept.values(expires_at=until))
         return name
 
-    def _arrived(self, file: File) -> None:
-        """Note an upload that went to the storage directly."""
+    def _check_direct_upload(self, file: File) -> None:
+        """Note an upload that went directly to the storage."""
         try:
             size = self.storage.size(file.name)
         except NotStored as error:
@@ -164,13 +164,13 @@ class Files:
         return time.time() + self._settings.keep_hours * HOUR
 
     def keep_inputs(self) -> None:
-        """Let no upload expire that an unfinished task is to read, however long it waits."""
+        """Extend the life of uploads that unfinished tasks will read."""
         with self._database.reading() as session:
             waiting = session.scalars(select(Task.stored).where(Task.status.in_(UNFINISHED))).all()
         names = sorted({name for stored in waiting for name in stored.values()})
         soon = time.time() + HOUR
-        for start in range(0, len(names), SWEPT_AT_ONCE):
-            some = File.name.in_(names[start : start + SWEPT_AT_ONCE])
+        for start in range(0, len(names), SWEEP_FILES):
+            some = File.name.in_(names[start : start + SWEEP_FILES])
             old = (some, File.expires_at.between(1, soon))  # 0: it was deleted
             with self._database.reading() as session:
                 if session.scalar(select(File.name).where(*old).limit(1)) is None:
@@ -179,19 +179,19 @@ class Files:
                 session.execute(update(File).where(*old).values(expires_at=soon + HOUR))
 
     def sweep(self) -> int:
-        """Remove what has expired; how many files these were."""
+        """Remove up to SWEEP_FILES expired files; returns their number."""
         with self._database.reading() as session:
-            old = select(File.name).where(File.expires_at <= time.time()).limit(SWEPT_AT_ONCE)
+            old = select(File.name).where(File.expires_at <= time.time()).limit(SWEEP_FILES)
             names = session.scalars(old).all()
         for name in names:
             self.storage.delete(name)
-        # Its row goes last: whoever dies in between leaves one that is swept again.
+        # Rows go last, so that a file is swept again if the process dies in between.
         with self._database.writing() as session:
             session.execute(delete(File).where(File.name.in_(names)))
         return len(names)
 
     def sweep_unknown(self) -> int:
-        """Remove what is stored without a row: a worker that lost its lease stored it too late."""
+        """Remove files without a row, which workers stored after they lost their lease."""
 
         def known(name: str) -> bool:
             with self._database.reading() as session:
@@ -205,8 +205,8 @@ class Files:
 
 
 def _check_tickets(session: Session, key: Key) -> None:
-    """Raise TooMany where the key has as many tickets as its tasks could have inputs."""
-    most = INPUTS * key.at_once
+    """Raise TooMany if the key has as many tickets as its tasks can have inputs."""
+    most = INPUTS_PER_TASK * key.at_once
     open_ones = (File.task_id.is_(None), File.ready.is_(False), File.expires_at > time.time())
     count = session.scalar(select(func.count()).where(File.key_id == key.id, *open_ones)) or 0
     if count >= most:

@@ -1,4 +1,4 @@
-"""Replicas that work off the task table, on whatever machines a Ray cluster has."""
+"""A fleet of workers on a Ray cluster, as large as the queue of tasks requires."""
 
 import logging
 import socket
@@ -14,26 +14,24 @@ from typing import Any
 
 from latentsync.diffusion.ray.session import cluster, replicas_that_fit
 from latentsync.errors import OptionError
-from latentsync.service.core import Service
-from latentsync.service.outages import Outage
+from latentsync.service.container import Service
+from latentsync.service.outages import Backoff, Outage
 from latentsync.service.settings import ServiceSettings
 from latentsync.service.worker import Run, Worker, load
 
 __all__ = ["IDLE_SECONDS", "Fleet", "ServingReplica", "serving", "wanted"]
 
-LOOK_EVERY = 1.0  # seconds from one look at the queue to the next
-PAUSES = (
-    1.0,
-    30.0,
-)  # s before a replica that ended is followed by the next; doubled up to the last
-HEALTHY = 60.0  # s after which one that ends is followed at once
-STOP_SECONDS = 20.0  # in which a replica must let go of its task
+POLL_SECONDS = 1.0  # of the queue
+PAUSE_SECONDS = (1.0, 30.0)  # before a replica is replaced, first and longest
+HEALTHY_SECONDS = 60.0  # of a replica, after which the pauses start again with the first
+STOP_SECONDS = 20.0  # in which a replica must give its task back
+IDLE_SECONDS = 300.0  # before a replica leaves; a good part of it is needed to load the model again
 
 log = logging.getLogger(__name__)
 
 
 class ServingReplica:
-    """An actor: a model, and the worker loop of the task API around it."""
+    """An actor with a loaded model and a worker of the task API."""
 
     def __init__(
         self, settings: ServiceSettings, loader: Callable[[ServiceSettings], Run], name: str
@@ -42,7 +40,7 @@ class ServingReplica:
         self._stopping, self._leaving = threading.Event(), threading.Event()
 
     def work(self) -> None:
-        """Work off tasks until `leave` or `stop`; beside it these are heard."""
+        """Run tasks until `leave` or `stop`, which are called in another thread."""
         name = f"{socket.gethostname()}:{self._name}"
         with (
             Service.open(self._settings) as service,
@@ -52,18 +50,18 @@ class ServingReplica:
             Worker(service, run, name, Path(scratch), self._stopping, self._leaving).work()
 
     def leave(self) -> None:
-        """End after the task at hand."""
+        """End after the current task."""
         self._leaving.set()
 
     def stop(self) -> None:
-        """Give the task at hand back, and end."""
+        """Give the current task back, and end."""
         self._leaving.set()
         self._stopping.set()
 
 
 @dataclass(eq=False)
 class _Member:
-    """One replica: the actor, and the promise that it works."""
+    """One replica: the actor, and the future of its `work`."""
 
     name: str
     actor: Any
@@ -73,14 +71,14 @@ class _Member:
 
 
 class Fleet:
-    """Keeps as many replicas as the queue needs, between `start` and `stop`.
+    """Keeps as many replicas as the queue requires, between `start` and `stop`.
 
-    A task whose replica or machine is gone is given to another when its lease ran out, as with any
+    A task whose replica or machine is gone goes to another when its lease has run out, as with any
     worker of the task API.
 
     Args:
-        counts: tasks by their status, as `Tasks.counts`.
-        least, most: replicas.
+        counts: returns the number of tasks by status, as `Tasks.counts`.
+        least, most: number of replicas.
     """
 
     def __init__(
@@ -102,7 +100,7 @@ class Fleet:
         self._members: list[_Member] = []
         self._made = 0
         self._busy_at = self._not_before = time.monotonic()
-        self._pause = PAUSES[0]
+        self._pauses = Backoff(*PAUSE_SECONDS)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="fleet", daemon=True)
 
@@ -110,7 +108,7 @@ class Fleet:
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the replicas give their tasks back, and end."""
+        """Make the replicas give their tasks back, and end."""
         self._stopping.set()
         self._thread.join()
         for member in self._members:
@@ -124,15 +122,15 @@ class Fleet:
     def _keep(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._look()
+                self._update()
             except Outage as outage:
-                log.warning("the fleet is not looked after: %s", outage)
+                log.warning("the fleet is not updated: %s", outage)
             except Exception:
-                log.exception("the fleet could not be looked after")
-            self._stopping.wait(LOOK_EVERY)
+                log.exception("the fleet could not be updated")
+            self._stopping.wait(POLL_SECONDS)
 
-    def _look(self) -> None:
-        """Bury who ended, and let come or leave as many as the queue says."""
+    def _update(self) -> None:
+        """Remove replicas that have ended, and start or dismiss as many as the queue requires."""
         for member in list(self._members):
             if self._ray.wait([member.work], timeout=0)[0]:
                 self._ended(member)
@@ -171,15 +169,16 @@ class Fleet:
             self._ray.get(member.work)
         except Exception as error:  # noqa: BLE001 - of Ray, of the worker, of what it loaded
             now = time.monotonic()
-            healthy = now - member.began > HEALTHY
-            self._pause = PAUSES[0] if healthy else min(2 * self._pause, PAUSES[1])
-            self._not_before = now + self._pause
+            if now - member.began > HEALTHY_SECONDS:
+                self._pauses.reset()
+            pause = self._pauses.pause()
+            self._not_before = now + pause
             reason = str(getattr(error, "cause", None) or error).strip().splitlines()
             log.warning(
                 "replica %s ended (%s); another in %g s",
                 member.name,
                 reason[0] if reason else type(error).__name__,
-                self._pause,
+                pause,
             )
         self._ray.kill(member.actor)
 
@@ -188,15 +187,15 @@ class Fleet:
 def serving(
     service: Service, *, least: int | None = None, most: int | None = None, address: str | None
 ) -> Iterator[None]:
-    """A fleet for the service, as long as the `with` lasts.
+    """Run a fleet for the service as long as the `with` block lasts.
 
     Args:
-        least: replicas that stay where there is nothing to do; None: 1.
-        most: replicas; None: one a GPU, or as `session.replicas_that_fit` counts CPUs.
+        least: replicas that stay when there is nothing to do; default 1.
+        most: replicas; default one for each GPU, or as `session.replicas_that_fit` counts CPUs.
         address: as in `session.cluster`.
 
     Raises:
-        BackendUnavailable: no Ray, or no cluster at the address.
+        BackendUnavailable: Ray is not installed, or there is no cluster at the address.
         OptionError: not 0 <= least <= most, or replicas elsewhere that can't reach the tasks.
     """
     settings = service.settings
@@ -219,19 +218,18 @@ def serving(
             fleet.stop()
 
 
-IDLE_SECONDS = 300.0  # loading the published model again costs a good part of it
-
-
 def wanted(
     *, waiting: int, processing: int, replicas: int, least: int, most: int, idle_seconds: float
 ) -> int:
-    """How many there should be: one a task, at once; and fewer when some had nothing for long.
+    """Number of replicas that the queue requires: one for each task, at once.
+
+    There are fewer when some were idle for IDLE_SECONDS.
 
     Args:
-        waiting, processing: tasks, of which a replica works on one at a time.
-        replicas: that there are, those that are about to leave not counted.
-        least, most: between which the answer lies.
-        idle_seconds: for how long by now there were more replicas than tasks.
+        waiting, processing: tasks; a replica runs one at a time.
+        replicas: number now, without those that are leaving.
+        least, most: bounds of the answer.
+        idle_seconds: for how long there were more replicas than tasks.
     """
     needed = waiting + processing
     if needed < replicas and idle_seconds < IDLE_SECONDS:

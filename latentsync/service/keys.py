@@ -1,4 +1,4 @@
-"""Who may use the service: keys, stored as hashes, and what each may begin."""
+"""API keys, stored as hashes, and their rate limits."""
 
 import hashlib
 import secrets
@@ -13,13 +13,13 @@ from latentsync.errors import OptionError
 from latentsync.service.outages import Outage
 from latentsync.service.tables import UNFINISHED, Database, Key, Task
 
-__all__ = ["AT_ONCE", "LOCAL", "PER_MINUTE", "PREFIX", "Buckets", "KeyUse", "Keys"]
+__all__ = ["AT_ONCE", "LOCAL", "PER_MINUTE", "PREFIX", "KeyUse", "Keys", "RateLimiter"]
 
 PREFIX = "ls_"  # of every key
 PER_MINUTE = 60
 AT_ONCE = 20
-NOTED_EVERY = 60.0  # s: `used_at` is no truer than that, so that polling doesn't write
-LOCAL = "local"  # the name of the one who needs no key, on a service that asks for none
+USED_AT_SECONDS = 60.0  # precision of `used_at`, so that polling clients don't cause writes
+LOCAL = "local"  # the name of the key of all requests, on a service that needs no key
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Keys:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._noted: dict[str, float] = {}  # key id -> when its use was last noted, or tried to be
+        self._noted: dict[str, float] = {}  # key id -> when writing `used_at` was last tried
 
     def create(
         self,
@@ -45,10 +45,10 @@ class Keys:
         at_once: int = AT_ONCE,
         max_bytes: int | None = None,
     ) -> tuple[Key, str]:
-        """A new key, and its text, which can't be had again.
+        """Create a key; returns it and its text, which is not stored.
 
         Args:
-            max_bytes: that its files may have; None: the usual share of the storage.
+            max_bytes: of its files; default the usual share of the storage.
 
         Raises:
             OptionError: the name is taken or empty, or a limit is below 1.
@@ -62,7 +62,7 @@ class Keys:
         key = Key(
             id=secrets.token_hex(8),
             name=name,
-            digest=_digest(shown),
+            digest=hashlib.sha256(shown.encode()).hexdigest(),
             per_minute=per_minute,
             at_once=at_once,
             max_bytes=max_bytes,
@@ -74,32 +74,35 @@ class Keys:
         return key, shown
 
     def local(self) -> Key:
-        """The one that requests without a key stand for, where a service asks for none."""
+        """The key of all requests, on a service that needs no key; created if there is none."""
         with self._database.reading() as session:
             key = session.scalar(select(Key).where(Key.name == LOCAL))
         if key:
             return key
-        with suppress(OptionError):  # another request made it since
+        with suppress(OptionError):  # another request has created it meanwhile
             self.create(LOCAL, per_minute=10_000, at_once=10_000)
         return self.local()
 
     def find(self, shown: str) -> Key | None:
-        """The key of this text, unless it is revoked."""
-        # By its hash: an index that is compared byte by byte tells nothing of 256 random bits.
+        """The key with this text, unless it is revoked."""
+        # By hash, so that the time of a comparison tells nothing about the 256 random bits.
         with self._database.reading() as session:
             key = session.scalar(
-                select(Key).where(Key.digest == _digest(shown), Key.revoked_at.is_(None))
+                select(Key).where(
+                    Key.digest == hashlib.sha256(shown.encode()).hexdigest(),
+                    Key.revoked_at.is_(None),
+                )
             )
-        long_ago = time.time() - NOTED_EVERY
+        long_ago = time.time() - USED_AT_SECONDS
         if key and max(key.used_at or 0, self._noted.get(key.id, 0)) < long_ago:
-            self._noted[key.id] = time.time()  # also where that can't be stored now
-            # Who only looks at tasks can do so while the database is locked.
+            self._noted[key.id] = time.time()  # also if it can't be written now
+            # Tasks can be read while the database is locked for writing.
             with suppress(Outage), self._database.writing() as session:
                 session.execute(update(Key).where(Key.id == key.id).values(used_at=time.time()))
         return key
 
     def all(self) -> list[KeyUse]:
-        """In the order of their making."""
+        """All keys by date of creation, with their numbers of unfinished tasks."""
         unfinished = (
             select(func.count())
             .where(Task.key_id == Key.id, Task.status.in_(UNFINISHED))
@@ -110,7 +113,7 @@ class Keys:
         return [KeyUse(key, count) for key, count in rows]
 
     def revoke(self, name: str) -> None:
-        """From now on it opens nothing; its tasks go on, and its files expire in their time.
+        """Revoke a key; its tasks continue, and its files expire as usual.
 
         Raises:
             OptionError: there is no such key.
@@ -126,10 +129,10 @@ class Keys:
             raise OptionError(f"no key {name!r} that isn't revoked; see `latentsync keys list`")
 
 
-class Buckets:
-    """What each key may still begin: as many as a minute allows at once, refilled steadily.
+class RateLimiter:
+    """A token bucket for each key: a minute's tokens at once, refilled steadily.
 
-    Kept by the process that answers, so a restart fills them.
+    It is kept in the server's memory, so a restart fills it.
     """
 
     def __init__(self) -> None:
@@ -137,16 +140,12 @@ class Buckets:
         self._lock = threading.Lock()
 
     def take(self, key: Key, now: float | None = None) -> float:
-        """Seconds until the key may begin one more; 0 where it may now, and then it has."""
+        """Take a token; returns 0, or the seconds until there is one."""
         now = time.monotonic() if now is None else now
-        a_second = key.per_minute / 60
+        per_second = key.per_minute / 60
         with self._lock:
             tokens, then = self._left.get(key.id, (float(key.per_minute), now))
-            tokens = min(float(key.per_minute), tokens + (now - then) * a_second)
+            tokens = min(float(key.per_minute), tokens + (now - then) * per_second)
             taken = tokens >= 1
             self._left[key.id] = (tokens - taken, now)
-        return 0.0 if taken else (1 - tokens) / a_second
-
-
-def _digest(shown: str) -> str:
-    return hashlib.sha256(shown.encode()).hexdigest()
+        return 0.0 if taken else (1 - tokens) / per_second

@@ -1,10 +1,10 @@
-"""Links that work for a while without a key, and messages that show who sent them.
+"""Signed links, which work without a key until they expire, and signed webhook messages.
 
-A link carries when it ends and an HMAC-SHA256 over method, path, owner and that time. Nothing is
-kept about it: whoever holds the secret can check it, another process or machine just as well.
+A link contains its expiry and an HMAC-SHA256 over method, path and expiry. Nothing is stored: any
+process or machine with the secret can check it.
 
-Messages are signed as https://www.standardwebhooks.com has it, for which there are libraries. A
-receiver without one checks them so, `secret` being "whsec_..." and `body` the bytes as they came:
+Messages are signed as in https://www.standardwebhooks.com, which has libraries. A receiver without
+one checks them as follows, where `secret` is "whsec_..." and `body` the bytes as received:
 
     stamp = headers["webhook-timestamp"]
     signed = f"{headers['webhook-id']}.{stamp}.".encode() + body
@@ -13,7 +13,7 @@ receiver without one checks them so, `secret` being "whsec_..." and `body` the b
     genuine = any(hmac.compare_digest(wanted, s) for s in headers["webhook-signature"].split())
     fresh = abs(time.time() - int(stamp)) < 300
 
-Whoever also remembers the ids of the last five minutes takes no message twice.
+A receiver that also remembers the ids of the last five minutes processes no message twice.
 """
 
 import base64
@@ -35,69 +35,66 @@ from latentsync.errors import InputError, OptionError, OutputError
 
 __all__ = ["VARIABLE", "BadSignature", "Signer", "check_webhook", "webhook_signature"]
 
-_SECRET_BYTES = 32  # as long as what SHA-256 gives: longer ones add nothing (RFC 2104, 3)
+SECRET_BYTES = 32  # the length of a SHA-256 digest: longer ones add nothing (RFC 2104, 3)
 VARIABLE = "LATENTSYNC_SECRET"
-_MAX_SECONDS = 7 * 24 * 3600  # of a link; as S3 has it
-_TOLERANCE_SECONDS = 300  # between two clocks, for a message
+MAX_LINK_SECONDS = 7 * 24 * 3600  # as for S3
+MAX_AGE_SECONDS = 300  # of a message, by the receiver's clock
 
 
 class BadSignature(InputError):
-    """A link or a message that was not made by us, was changed, or is past its time."""
+    """A link or a message that was not signed by us, was changed, or has expired."""
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Signs with the first of its secrets and accepts links made with any.
+    """Signs with the first of its secrets, and accepts links signed with any of them.
 
-    To change the secret, put the new one first, and drop the old one when its links have ended.
+    To change the secret, put the new one first, and drop the old one when its links have expired.
     """
 
     secrets: tuple[bytes, ...] = field(repr=False)
 
     def __post_init__(self) -> None:
-        if not self.secrets or min(map(len, self.secrets)) < _SECRET_BYTES:
+        if not self.secrets or min(map(len, self.secrets)) < SECRET_BYTES:
             raise OptionError(
-                f"secrets of at least {_SECRET_BYTES} characters are needed: "
+                f"secrets of at least {SECRET_BYTES} characters are needed: "
                 "make one with `openssl rand -hex 32`"
             )
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """With the secrets in $LATENTSYNC_SECRET, split at commas, else the one kept in `folder`.
+        """Use the secrets in $LATENTSYNC_SECRET, separated by commas, or else the one in `folder`.
 
-        That one is made by whoever comes first, for its owner's eyes only.
-        Raises OptionError for a secret too short, OutputError when the file can't be made or read.
+        That one is created if it is missing, readable by its owner only.
+        Raises OptionError for a short secret, OutputError if the file can't be written or read.
         """
         given = os.environ.get(VARIABLE, "")
-        texts = [text.strip() for text in given.split(",")] if given else [_kept(folder / "secret")]
+        texts = (
+            [text.strip() for text in given.split(",")]
+            if given
+            else [_stored_secret(folder / "secret")]
+        )
         return cls(tuple(text.encode() for text in texts))
 
     def sign(
-        self,
-        path: str,
-        *,
-        method: str = "GET",
-        owner: str = "",
-        seconds: int,
-        now: float | None = None,
+        self, path: str, *, method: str = "GET", seconds: int, now: float | None = None
     ) -> str:
-        """`path`, quoted for a URL, with a query that lets `method` through for `seconds`.
+        """Sign a path for a method: returns it quoted, with a query, valid for `seconds`.
 
         Args:
-            path: as a server sees it: decoded, without a query, beginning with one "/".
-            owner: whoever the file belongs to. It is not in the link: who checks the link knows it.
+            path: decoded, without a query, beginning with one "/".
             seconds: 1 to a week.
 
         Raises:
-            OptionError: `seconds` or `path` is none of these.
+            OptionError: `seconds` or `path` is invalid.
         """
-        if not 1 <= seconds <= _MAX_SECONDS or not re.match("/(?!/)", path):  # "//x" is a host
+        if not 1 <= seconds <= MAX_LINK_SECONDS or not re.match("/(?!/)", path):  # "//x" is a host
             raise OptionError(
                 f"no link to {path!r} for {seconds} s: give a path that begins with one / and 1 to "
-                f"{_MAX_SECONDS} s"
+                f"{MAX_LINK_SECONDS} s"
             )
         expires = str(int(_now(now)) + seconds)
-        signature = _link(self.secrets[0], method, path, owner, expires)
+        signature = _link(self.secrets[0], method, path, expires)
         return f"{quote(path)}?{urlencode({'expires': expires, 'signature': signature})}"
 
     def check(
@@ -105,19 +102,18 @@ class Signer:
         path: str,
         *,
         method: str = "GET",
-        owner: str = "",
         expires: str,
         signature: str,
         now: float | None = None,
     ) -> None:
-        """Raise BadSignature unless `sign` made this link, for this method, and it still holds.
+        """Raise BadSignature unless the link was signed for this method and has not expired.
 
-        A link to GET is good for HEAD, which players ask first. Anything else in the query is
-        neither signed nor looked at.
+        A link for GET is valid for HEAD, which players request first. The rest of the query is not
+        signed.
         """
         genuine = [
             hmac.compare_digest(
-                _link(secret, method, path, owner, expires).encode(),
+                _link(secret, method, path, expires).encode(),
                 signature.encode(errors="replace"),
             )
             for secret in self.secrets
@@ -131,15 +127,15 @@ class Signer:
             raise BadSignature(f"this link ended at {ended}: ask for a new one")
 
     def webhook_secret(self, owner: str) -> str:
-        """What `owner` checks our messages with: "whsec_..."; made of our secret, kept nowhere."""
+        """The secret by which `owner` checks our messages, "whsec_..."; derived, not stored."""
         return _webhook_secret(self.secrets[0], owner)
 
     def webhook_headers(
         self, owner: str, *, message_id: str, body: bytes, now: float | None = None
     ) -> dict[str, str]:
-        """The three headers to send with `body` to `owner`; one signature for each secret.
+        """The three headers of a message to `owner`, with one signature for each secret.
 
-        `message_id` is the same when a message is sent again; it holds no dot.
+        `message_id` stays the same when a message is sent again; it contains no dot.
         """
         timestamp = int(_now(now))
         signatures = [
@@ -159,7 +155,7 @@ class Signer:
 
 
 def webhook_signature(secret: str, *, message_id: str, timestamp: int, body: bytes) -> str:
-    """ "v1," and the HMAC-SHA256, in base64, of id, time (s since the epoch) and body with dots."""
+    """Sign a message: "v1," and the HMAC-SHA256, in base64, of "ID.TIMESTAMP.BODY"."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
@@ -168,17 +164,17 @@ def webhook_signature(secret: str, *, message_id: str, timestamp: int, body: byt
 def check_webhook(
     secret: str, headers: Mapping[str, str], body: bytes, *, now: float | None = None
 ) -> None:
-    """For receivers in Python: raise BadSignature unless the message is genuine and fresh.
+    """Raise BadSignature unless a message is genuine and recent; for receivers in Python.
 
     Args:
         secret: "whsec_...".
-        headers: of the request, by names in small letters.
-        body: as it came, before anything parses it.
+        headers: of the request, by lower-case names.
+        body: as received, before it is parsed.
     """
     stamp = headers.get("webhook-timestamp", "")
-    if not re.fullmatch(r"[0-9]{1,12}", stamp) or abs(_now(now) - int(stamp)) > _TOLERANCE_SECONDS:
+    if not re.fullmatch(r"[0-9]{1,12}", stamp) or abs(_now(now) - int(stamp)) > MAX_AGE_SECONDS:
         raise BadSignature(
-            f"the message is not from the last {_TOLERANCE_SECONDS} s: check this machine's clock"
+            f"the message is not from the last {MAX_AGE_SECONDS} s: check this machine's clock"
         )
     wanted = webhook_signature(
         secret, message_id=headers.get("webhook-id", ""), timestamp=int(stamp), body=body
@@ -192,10 +188,10 @@ def _now(now: float | None) -> float:
     return time.time() if now is None else now
 
 
-def _link(secret: bytes, method: str, path: str, owner: str, expires: str) -> str:
-    """In hexadecimal, over all that a link is for; JSON keeps one from running into the next."""
+def _link(secret: bytes, method: str, path: str, expires: str) -> str:
+    """The signature of a link, in hexadecimal; JSON separates the parts."""
     method = "GET" if method.upper() == "HEAD" else method.upper()
-    signed = json.dumps(["link", method, path, owner, expires]).encode()
+    signed = json.dumps(["link", method, path, "", expires]).encode()  # "" keeps older links valid
     return hmac.digest(secret, signed, "sha256").hex()
 
 
@@ -204,15 +200,15 @@ def _webhook_secret(secret: bytes, owner: str) -> str:
     return "whsec_" + base64.b64encode(key).decode()
 
 
-def _kept(file: Path) -> str:
-    """The secret in `file`, which is made unless it is there: whole, and by one process only."""
+def _stored_secret(file: Path) -> str:
+    """Read the secret in a file, which is created if missing: whole, and by one process only."""
     part = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not file.exists():
             with open(part, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as new:
-                new.write(random.token_hex(_SECRET_BYTES))
-            with contextlib.suppress(FileExistsError):  # who came first has made it
+                new.write(random.token_hex(SECRET_BYTES))
+            with contextlib.suppress(FileExistsError):  # another process was faster
                 os.link(part, file)
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

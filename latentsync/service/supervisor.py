@@ -1,4 +1,4 @@
-"""Worker processes, each in its slot, started anew when they die."""
+"""Worker processes that are restarted when they die."""
 
 import logging
 import multiprocessing
@@ -14,25 +14,26 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from latentsync.errors import LatentSyncError
-from latentsync.service.core import Service
+from latentsync.service.container import Service
 from latentsync.service.outages import Backoff
 from latentsync.service.settings import ServiceSettings, make_private, process_folder
 from latentsync.service.worker import Run, Worker, load
 
 __all__ = ["Supervisor"]
 
-PAUSES = (1.0, 30.0)  # s before a process that died is followed by the next; doubled up to the last
-HEALTHY = 30.0  # s after which a process that dies is followed at once
-STOP_SECONDS = 20.0  # in which a worker must let go of its task
+PAUSE_SECONDS = (1.0, 30.0)  # before a restart, first and longest
+HEALTHY_SECONDS = 30.0  # of a process, after which the pauses start again with the first
+STOP_SECONDS = 20.0  # in which a worker must give its task back
+POLL_SECONDS = 0.2  # of a process
 
 log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Keeps so many workers alive, between `start` and `stop`.
+    """Keeps a number of workers alive between `start` and `stop`.
 
-    In `scratch` it makes a folder of its own, in which each has one that goes when its process
-    does; other supervisors may share `scratch`.
+    It makes a folder of its own in `scratch`, with a subfolder for each process that is removed
+    with it; supervisors may share `scratch`.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Supervisor:
             slot.start()
 
     def stop(self) -> None:
-        """Let the workers give their tasks back, and return when they have ended."""
+        """Make the workers give their tasks back, and wait until they have ended."""
         self._stopping.set()
         with self._closing:
             for slot in self._slots:
@@ -64,17 +65,17 @@ class Supervisor:
             self._opened.close()
 
     def wait(self) -> None:
-        """Until something else in this process calls `stop`, or interrupts."""
+        """Wait until `stop` is called, or an interrupt."""
         while not self._stopping.wait(1.0):
             pass
 
     def _keep(self, slot: int) -> None:
-        pauses = Backoff(*PAUSES)
+        pauses = Backoff(*PAUSE_SECONDS)
         while not self._stopping.is_set():
             scratch = self._scratch / str(slot)
             make_private(scratch)
             began = time.monotonic()
-            # Spawned: a process that is forked from one with threads may inherit locked locks.
+            # Spawned, because a process forked from one with threads may inherit locked locks.
             process = multiprocessing.get_context("spawn").Process(
                 target=_work,
                 args=(self._settings, self._loader, slot, scratch, logging.root.level),
@@ -85,7 +86,7 @@ class Supervisor:
             shutil.rmtree(scratch, ignore_errors=True)
             if self._stopping.is_set():
                 return
-            if time.monotonic() - began > HEALTHY:
+            if time.monotonic() - began > HEALTHY_SECONDS:
                 pauses.reset()
             pause = pauses.pause()
             log.warning("worker %d ended (%s); another in %g s", slot, process.exitcode, pause)
@@ -93,7 +94,7 @@ class Supervisor:
 
     def _watch(self, process: SpawnProcess) -> None:
         while process.is_alive() and not self._stopping.is_set():
-            process.join(0.2)
+            process.join(POLL_SECONDS)
         if process.is_alive():
             process.terminate()
             process.join(STOP_SECONDS)
@@ -115,18 +116,18 @@ def _work(
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    threading.Thread(target=_orphaned, args=[stopping], daemon=True).start()
+    threading.Thread(target=_stop_with_parent, args=[stopping], daemon=True).start()
     try:
         with Service.open(settings) as service:
             name = f"{socket.gethostname()}:{os.getpid()}"
             Worker(service, loader(settings), name, scratch, stopping).work()
     except LatentSyncError as error:
-        log.error("worker %d can't work: %s", slot, error)  # a line: a person can act on it
+        log.error("worker %d can't work: %s", slot, error)
         raise SystemExit(1) from None
 
 
-def _orphaned(stopping: threading.Event) -> None:
-    """Stop when the supervisor is gone, however that happened."""
+def _stop_with_parent(stopping: threading.Event) -> None:
+    """Stop when the supervisor's process has ended, for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

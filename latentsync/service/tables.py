@@ -1,7 +1,7 @@
-"""The service's tables, and how their database is opened: SQLite, or PostgreSQL by its URL.
+"""The service's tables, and opening their database: SQLite, or PostgreSQL by its URL.
 
-Times are seconds since 1970. Machines that share a database keep theirs by NTP; where they don't,
-a task may be worked on twice, and still only one result counts (`Task.fence`).
+Times are seconds since 1970. Machines that share a database must keep theirs by NTP; if they
+don't, a task may be run twice, but still only one result counts (`Task.fence`).
 """
 
 import os
@@ -37,26 +37,27 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sqlalchemy.schema import CreateColumn
 
 from latentsync.errors import InputError
-from latentsync.service.outages import NoRoom, Outage
+from latentsync.service.outages import DiskFull, Outage
 
 __all__ = ["ENDED", "UNFINISHED", "Base", "Database", "Delivery", "File", "Key", "Setting", "Task"]
 
-SCHEMA = "2"  # of the tables below; another number: another program made them
-OLDER = ("1",)  # schemas that lack columns of SCHEMA, and are given them
-FULL = ("SQLITE_FULL", "53100")  # SQLite's and PostgreSQL's codes of a full disk
+SCHEMA = "2"  # of the tables below
+OLDER_SCHEMAS = ("1",)  # they lack columns of SCHEMA, which are added
+# SQLite's codes of a full disk, https://www.sqlite.org/rescode.html, and PostgreSQL's
+DISK_FULL_CODES = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "53100")
 LOCK = 5_140_911  # any number: PostgreSQL's lock of `alone`
-BUSY_SECONDS = 5  # to wait for a connection or a lock: who asks is told to ask again after that
-CONNECTIONS = 40  # as many as there are threads that answer requests (anyio's default)
+BUSY_SECONDS = 5  # to wait for a connection or a lock, before the client is told to retry
+CONNECTIONS = 40  # as many as threads that answer requests (anyio's default)
 UNFINISHED = ("created", "processing")
 ENDED = ("completed", "failed", "cancelled")
 
 
 class Base(DeclarativeBase):
-    """Of all tables."""
+    """Base of all tables."""
 
 
 class Setting(Base):
-    """What all processes on this database must agree on: its schema."""
+    """What all processes on this database agree on: its schema, and shared settings."""
 
     __tablename__ = "settings"
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -64,14 +65,14 @@ class Setting(Base):
 
 
 class Key(Base):
-    """Whom the service serves; the key itself is shown once and never stored."""
+    """A client's key; its text is shown once and never stored."""
 
     __tablename__ = "keys"
     id: Mapped[str] = mapped_column(primary_key=True)  # also the folder of its files
     name: Mapped[str] = mapped_column(unique=True)
     digest: Mapped[str] = mapped_column(unique=True)  # SHA-256 of the key, which is 256 random bits
-    per_minute: Mapped[int]  # tasks and uploads it may begin
-    at_once: Mapped[int]  # unfinished tasks it may have
+    per_minute: Mapped[int]  # limit of tasks and uploads
+    at_once: Mapped[int]  # limit of unfinished tasks
     max_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of its files; None: the usual share
     turn_at: Mapped[float | None]  # when a worker last took one of its tasks
     created_at: Mapped[float] = mapped_column(default=time.time)
@@ -80,7 +81,7 @@ class Key(Base):
 
 
 class Task(Base):
-    """One clip that is to speak one sound."""
+    """One lip-sync task."""
 
     __tablename__ = "tasks"
     __table_args__ = (
@@ -91,8 +92,8 @@ class Task(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     key_id: Mapped[str] = mapped_column(ForeignKey(Key.id))
     idempotency_key: Mapped[str | None]
-    model: Mapped[str]  # as the address named it
-    input: Mapped[dict[str, Any]] = mapped_column(JSON)  # as it was asked for
+    model: Mapped[str]  # as in the request's path
+    input: Mapped[dict[str, Any]] = mapped_column(JSON)  # of the request
     stored: Mapped[dict[str, str]] = mapped_column(JSON)  # video, audio: names in the storage
     webhook: Mapped[str | None]
     status: Mapped[str] = mapped_column(default="created")
@@ -101,29 +102,29 @@ class Task(Base):
     inference_ms: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[float] = mapped_column(default=time.time)
     ended_at: Mapped[float | None]
-    worker: Mapped[str | None]  # who has it, or had it last
-    lease_until: Mapped[float | None]  # without a word from its worker, it goes to another then
-    fence: Mapped[int] = mapped_column(default=0)  # leases so far; only the last may finish it
+    worker: Mapped[str | None]  # that has it, or had it last
+    lease_until: Mapped[float | None]  # then it goes to another worker
+    fence: Mapped[int] = mapped_column(default=0)  # number of leases; only the last may finish it
     lost: Mapped[int] = mapped_column(default=0)  # leases whose worker died
-    not_before: Mapped[float | None]  # no worker takes it earlier
-    troubled_at: Mapped[float | None]  # when it was first given back for what isn't its fault
+    not_before: Mapped[float | None]  # earliest time of the next lease
+    troubled_at: Mapped[float | None]  # when an outage first stopped it
 
 
 class File(Base):
-    """Something in the storage; the row is there before the first byte, and after the last."""
+    """A file in the storage; the row is written before its first byte and removed after it."""
 
     __tablename__ = "files"
     name: Mapped[str] = mapped_column(primary_key=True)  # in the storage: key id/id/file name
     key_id: Mapped[str] = mapped_column(ForeignKey(Key.id))
-    task_id: Mapped[str | None] = mapped_column(index=True)  # whose output it is; None: an upload
-    bytes: Mapped[int] = mapped_column(BigInteger)  # that it has, or may have at most
+    task_id: Mapped[str | None] = mapped_column(index=True)  # of an output; None: an upload
+    bytes: Mapped[int] = mapped_column(BigInteger)  # its size, or the size reserved for it
     content_type: Mapped[str]
-    ready: Mapped[bool] = mapped_column(default=False)  # whether it is there as a whole
+    ready: Mapped[bool] = mapped_column(default=False)  # whether it is complete
     expires_at: Mapped[float] = mapped_column(index=True)
 
 
 class Delivery(Base):
-    """A webhook that is to be called, until it answered or was given up."""
+    """A webhook to call until it answers or is given up."""
 
     __tablename__ = "deliveries"
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: secrets.token_hex(16))
@@ -132,16 +133,16 @@ class Delivery(Base):
     next_at: Mapped[float | None] = mapped_column(index=True)  # None: delivered, or given up
     delivered_at: Mapped[float | None]
     error: Mapped[str] = mapped_column(default="")  # of the last try
-    key_id: Mapped[str | None]  # whose task it is
-    host: Mapped[str | None]  # that is called
-    claimed_until: Mapped[float | None]  # while it is being tried
+    key_id: Mapped[str | None]  # of the task
+    host: Mapped[str | None]  # of the webhook
+    claimed_until: Mapped[float | None]  # by the caller that is trying it
 
 
 class Database:
     """An open database; `reading()` and `writing()` are transactions, which may raise Outage.
 
     Raises:
-        InputError: the URL is none, or nobody answers there.
+        InputError: the URL is invalid, the database doesn't answer, or its disk is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -151,13 +152,17 @@ class Database:
             reads = self.engine.execution_options(reads=True)
             self._reading = sessionmaker(reads, expire_on_commit=False).begin
             self._writing = sessionmaker(self.engine, expire_on_commit=False).begin
-            schema = self._prepared()
+            with _outages():
+                schema = self._prepare()
         except (ArgumentError, DBAPIError, ImportError, Outage) as error:
             reason = _reason(error.__cause__ if isinstance(error, Outage) else error)
-            raise InputError(
-                f"database {shown}: {reason}; it must be sqlite:///FILE or "
+            wrong = (
+                f"{reason}; it must be sqlite:///FILE or "
                 "postgresql+psycopg://USER:PASSWORD@HOST/NAME"
-            ) from error
+            )
+            if isinstance(error, DiskFull):
+                wrong = f"its disk is full ({reason}); make room, and start again"
+            raise InputError(f"database {shown}: {wrong}") from error
         if schema != SCHEMA:
             self.close()
             raise InputError(
@@ -165,17 +170,17 @@ class Database:
                 "give another database, or use the program that made it"
             )
 
-    def _prepared(self) -> str:
-        """The schema of its tables, which are there from now on."""
+    def _prepare(self) -> str:
+        """Create the tables, or update older ones; returns their schema."""
         if inspect(self.engine).has_table(Setting.__tablename__):
-            with self.reading() as session:  # nothing to write, as a rule: a writer may be at work
+            with self.reading() as session:  # most times there is nothing to write
                 made = session.get(Setting, "schema")
-            if made and made.value not in OLDER:
+            if made and made.value not in OLDER_SCHEMAS:
                 return made.value
         with self.alone() as session:
             Base.metadata.create_all(session.connection())
             made = session.get(Setting, "schema") or Setting(name="schema", value=SCHEMA)
-            if made.value in OLDER:
+            if made.value in OLDER_SCHEMAS:
                 _add_columns(session)
                 made.value = SCHEMA
             session.add(made)
@@ -183,19 +188,19 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A transaction that only reads."""
+        """A read-only transaction."""
         with _outages(), self._reading() as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A transaction that writes."""
+        """A transaction that may write."""
         with _outages(), self._writing() as session:
             yield session
 
     @contextmanager
     def alone(self) -> Iterator[Session]:
-        """A transaction that no other one of these runs beside, in any process."""
+        """A transaction that excludes all others of its kind, in all processes."""
         with self.writing() as session:
             if self.engine.dialect.name == "postgresql":
                 session.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
@@ -207,26 +212,26 @@ class Database:
 
 @contextmanager
 def _outages() -> Iterator[None]:
-    """Tell what is wrong with the database for now from what is wrong with a statement.
+    """Turn errors of the database, as opposed to those of a statement, into Outage.
 
-    InternalError is PostgreSQL's for a database that only reads, as after a change of servers.
+    PostgreSQL raises InternalError if it is read-only, as after a failover.
     """
     try:
         yield
     except (InterfaceError, InternalError, OperationalError, TimeoutError) as error:
         said = getattr(error, "orig", None)
         code = getattr(said, "sqlite_errorname", getattr(said, "sqlstate", None))
-        kind = NoRoom if code in FULL else Outage
+        kind = DiskFull if code in DISK_FULL_CODES else Outage
         raise kind(f"the database does not do as asked: {_reason(error)}") from error
 
 
 def _reason(error: BaseException | None) -> str:
-    """The first line of what the driver said."""
+    """The first line of the driver's message."""
     return (str(getattr(error, "orig", error)).strip() or type(error).__name__).splitlines()[0]
 
 
 def _add_columns(session: Session) -> None:
-    """Give tables of an older schema the columns that they lack, all of which may be empty."""
+    """Add the columns that tables of an older schema lack; all are nullable."""
     connection = session.connection()
     for table in Base.metadata.sorted_tables:
         there = {column["name"] for column in inspect(connection).get_columns(table.name)}
@@ -237,19 +242,16 @@ def _add_columns(session: Session) -> None:
 
 
 def _keep_private(file: str | None) -> None:
-    """Make SQLite's file for its owner's eyes only: it holds the addresses of people's faces.
-
-    What SQLite writes beside it gets the same mode.
-    """
+    """Make SQLite's files readable by their owner only; they hold addresses of people's faces."""
     if not file or file.startswith((":memory:", "file:")):
         return
     try:
         os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
         for path in map(Path, (file, f"{file}-wal", f"{file}-shm")):
-            with suppress(FileNotFoundError, PermissionError):  # PermissionError: another's
+            with suppress(FileNotFoundError, PermissionError):  # another user's
                 path.chmod(0o600)
     except OSError:
-        return  # SQLite says what is wrong, in the words of every other database
+        return  # SQLite reports the error itself
 
 
 def _engine(url: str) -> Engine:
@@ -261,14 +263,14 @@ def _engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - sqlite3's, or another
-        connection.isolation_level = None  # or the driver begins transactions by itself, too late
+        connection.isolation_level = None  # else the driver itself begins transactions, too late
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:  # noqa: ANN401 - as above
-        # A transaction that will write says so at once: one that reads first and then writes is
-        # refused where another wrote meanwhile, whatever it would wait.
+        # A writing transaction must lock at once: one that reads first and writes later fails
+        # without waiting if another has written meanwhile.
         reads = connection.get_execution_options().get("reads")
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
@@ -276,15 +278,15 @@ def _engine(url: str) -> Engine:
 
 
 def _bounded(engine: Engine) -> Engine:
-    """Let nothing wait long for a PostgreSQL that is not there, or that is locked."""
+    """Bound the time that anything waits for a PostgreSQL that is gone or locked."""
 
     @event.listens_for(engine, "do_connect")
     def patience(
         _dialect: object, _record: object, _given: object, options: dict[str, Any]
     ) -> None:
         options.setdefault("connect_timeout", BUSY_SECONDS)
-        # A server that is gone without a word: the system asks after 10 s of silence, and what was
-        # sent has to be confirmed in 15 s.
+        # For a server that vanished: keepalives after 10 s of silence, and data sent must be
+        # acknowledged within 15 s.
         for name, value in {"keepalives_idle": 10, "keepalives_interval": 5,
                             "keepalives_count": 3, "tcp_user_timeout": 15_000}.items():  # fmt: skip
             options.setdefault(name, value)

@@ -1,6 +1,5 @@
-"""The routes of tasks: submit, look, list, cancel, delete."""
+"""The routes of tasks: submit, get, list, cancel, delete."""
 
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated
 
@@ -8,7 +7,9 @@ from fastapi import APIRouter, Body, Header, Query
 from fastapi.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from latentsync.service.answers import (
+from latentsync.service.context import ApiContext, CallerKey, Context, RateLimitedKey
+from latentsync.service.requests import MAX_ADDRESS, DeleteRequest, PageRequest, TaskRequest
+from latentsync.service.schemas import (
     Deleted,
     DeletedAnswer,
     DeletedTask,
@@ -20,8 +21,6 @@ from latentsync.service.answers import (
     TasksAnswer,
     problems,
 )
-from latentsync.service.front import Beginner, Caller, Front, FrontOf
-from latentsync.service.requests import MAX_ADDRESS, DeleteRequest, PageRequest, TaskRequest
 from latentsync.service.settings import MODEL_PATH
 from latentsync.service.tables import Key
 
@@ -36,104 +35,101 @@ router = APIRouter(prefix="/api/v3", tags=["tasks"], responses=problems(*REFUSED
 
 @router.post(f"/{MODEL_PATH}", responses=problems(*LIMITED, HTTPStatus.NOT_FOUND))
 async def submit_task(
-    front: FrontOf,
-    key: Beginner,
+    context: Context,
+    key: RateLimitedKey,
     asked: TaskRequest,
     webhook: Annotated[
-        str | None, Query(max_length=MAX_ADDRESS, description="Is told when the task has ended.")
+        str | None, Query(max_length=MAX_ADDRESS, description="Called when the task has ended.")
     ] = None,
     idempotency_key: Annotated[
         str | None,
-        Header(min_length=1, max_length=200, description="The same again: the same task."),
+        Header(min_length=1, max_length=200, description="Used again, it finds the same task."),
     ] = None,
 ) -> TaskAnswer:
-    """Let the clip speak the sound; ask for the result at `data.urls.get`."""
-    task = await run_in_threadpool(front.submit, key, asked, webhook, idempotency_key)
+    """Submit a clip and a voice; the result is at `data.urls.get`."""
+    task = await run_in_threadpool(context.submit, key, asked, webhook, idempotency_key)
     if asked.enable_sync_mode:
-        return TaskAnswer(data=await front.ended(task))
-    return TaskAnswer(data=await run_in_threadpool(front.describe, task))
+        return TaskAnswer(data=await context.wait_for_end(task))
+    return TaskAnswer(data=await run_in_threadpool(context.describe, task))
 
 
 @router.get("/predictions/{task_id}/result", responses=UNKNOWN)
 @router.get("/predictions/{task_id}", include_in_schema=False)
-def get_task(front: FrontOf, key: Caller, task_id: str) -> TaskAnswer:
-    """How far a task is, and its output once it is completed."""
-    task = front.service.tasks.get(key.id, task_id)
+def get_task(context: Context, key: CallerKey, task_id: str) -> TaskAnswer:
+    """Status of a task, and its outputs once it is completed."""
+    task = context.service.tasks.get(key.id, task_id)
     if task is None:
         raise _unknown(task_id)
-    return TaskAnswer(data=front.describe(task))
+    return TaskAnswer(data=context.describe(task))
 
 
 @router.post("/predictions/{task_id}/cancel", responses=UNKNOWN)
-def cancel_task(front: FrontOf, key: Caller, task_id: str) -> TaskAnswer:
-    """Stop a task; one that has ended stays as it is."""
-    task = front.service.tasks.cancel(key.id, task_id)
+def cancel_task(context: Context, key: CallerKey, task_id: str) -> TaskAnswer:
+    """Cancel a task; one that has ended stays as it is."""
+    task = context.service.tasks.cancel(key.id, task_id)
     if task is None:
         raise _unknown(task_id)
-    return TaskAnswer(data=front.describe(task))
+    return TaskAnswer(data=context.describe(task))
 
 
 @router.post("/predictions")
 def list_tasks(
-    front: FrontOf, key: Caller, wanted: Annotated[PageRequest | None, Body()] = None
+    context: Context, key: CallerKey, wanted: Annotated[PageRequest | None, Body()] = None
 ) -> TasksAnswer:
-    """Your tasks, the newest first."""
-    return _page(front, key, wanted or PageRequest.model_validate({}))
+    """List your tasks, newest first."""
+    return _page(context, key, wanted or PageRequest.model_validate({}))
 
 
 @router.get("/predictions", include_in_schema=False)
 def list_tasks_by_query(
-    front: FrontOf, key: Caller, wanted: Annotated[PageRequest, Query()]
+    context: Context, key: CallerKey, wanted: Annotated[PageRequest, Query()]
 ) -> TasksAnswer:
-    return _page(front, key, wanted)
+    return _page(context, key, wanted)
 
 
-def _page(front: Front, key: Key, wanted: PageRequest) -> TasksAnswer:
-    found = front.service.tasks.page(
+def _page(context: ApiContext, key: Key, wanted: PageRequest) -> TasksAnswer:
+    after, before = wanted.created_after, wanted.created_before
+    found = context.service.tasks.page(
         key.id,
         wanted.page,
         wanted.page_size,
         status=wanted.status,
         model=wanted.model,
-        after=_seconds(wanted.created_after),
-        before=_seconds(wanted.created_before),
+        after=after.timestamp() if after else None,
+        before=before.timestamp() if before else None,
     )
-    items = front.describe_all(found.tasks)
+    items = context.describe_all(found.tasks)
     return TasksAnswer(data=PageData(page=wanted.page, total=found.total, items=items))
 
 
 @router.post("/predictions/delete")
-def delete_tasks(front: FrontOf, key: Caller, wanted: DeleteRequest) -> DeletedAnswer:
-    """Delete tasks and their outputs; one that is worked on is stopped."""
-    count = front.service.tasks.delete(key.id, wanted.ids)
+def delete_tasks(context: Context, key: CallerKey, wanted: DeleteRequest) -> DeletedAnswer:
+    """Delete tasks and their outputs; tasks in progress are stopped."""
+    count = context.service.tasks.delete(key.id, wanted.ids)
     return DeletedAnswer(data=Deleted(deleted_count=count))
 
 
 @router.delete("/predictions/{task_id}", responses=UNKNOWN)
-def delete_task(front: FrontOf, key: Caller, task_id: str) -> DeletedTaskAnswer:
-    """Delete a task and its outputs; one that is worked on is stopped."""
-    if not front.service.tasks.delete(key.id, [task_id]):
+def delete_task(context: Context, key: CallerKey, task_id: str) -> DeletedTaskAnswer:
+    """Delete a task and its outputs; a task in progress is stopped."""
+    if not context.service.tasks.delete(key.id, [task_id]):
         raise _unknown(task_id)
     return DeletedTaskAnswer(data=DeletedTask(id=task_id))
 
 
 @router.get("/webhook/secret")
-def get_webhook_secret(front: FrontOf, key: Caller) -> SecretAnswer:
-    """What the calls of your webhooks are signed with."""
-    return SecretAnswer(data=Secret(secret=front.signer.webhook_secret(key.id)))
+def get_webhook_secret(context: Context, key: CallerKey) -> SecretAnswer:
+    """The secret that your webhook calls are signed with."""
+    return SecretAnswer(data=Secret(secret=context.signer.webhook_secret(key.id)))
 
 
 @router.post("/{model:path}", include_in_schema=False)
-def unknown_model(key: Caller, model: str) -> None:  # noqa: ARG001 - strangers learn nothing
+def unknown_model(key: CallerKey, model: str) -> None:  # noqa: ARG001 - needs a key
     raise HTTPException(
         HTTPStatus.NOT_FOUND, f"no model {model!r} here; this service has {MODEL_PATH}"
     )
 
 
-def _seconds(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()
-
-
 def _unknown(task_id: str) -> HTTPException:
-    # Another key's task is answered like one that doesn't exist.
+    # The same answer for another key's task and for one that doesn't exist.
     return HTTPException(HTTPStatus.NOT_FOUND, f"no task {task_id!r} of this key")

@@ -1,4 +1,4 @@
-"""Tasks as rows: made once, leased to one worker at a time, finished once."""
+"""Tasks in the database: created once, leased to one worker at a time, finished once."""
 
 import re
 import secrets
@@ -11,17 +11,17 @@ from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from latentsync.errors import InputError
-from latentsync.service.fetching import host_of
+from latentsync.service.guarded_http import host_of
 from latentsync.service.tables import ENDED, UNFINISHED, Database, Delivery, File, Key, Task
 
 __all__ = ["Conflict", "Page", "Tasks", "TooMany"]
 
-PAUSES = (2.0, 60.0)  # s before a task that was given back for trouble is taken again
-ID = re.compile("[0-9a-f]{32}")  # of a task; a database refuses some of what isn't one
+PAUSE_SECONDS = (2.0, 60.0)  # before a postponed task is leased again, shortest and longest
+ID = re.compile("[0-9a-f]{32}")  # of a task; databases refuse some other text
 
 
 class TooMany(InputError):
-    """The key has as many unfinished tasks as it may."""
+    """The key has reached its limit of unfinished tasks or tickets."""
 
 
 class Conflict(InputError):
@@ -30,14 +30,14 @@ class Conflict(InputError):
 
 @dataclass(frozen=True)
 class Page:
-    """Some of a key's tasks, the newest first."""
+    """A page of a key's tasks, newest first."""
 
     tasks: list[Task]
     total: int  # on all pages
 
 
 class Tasks:
-    """The tasks of a database. What has a `key_id` sees and changes that key's alone."""
+    """The tasks of a database. Methods with a `key_id` see and change only that key's tasks."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -52,14 +52,14 @@ class Tasks:
         webhook: str | None = None,
         idempotency_key: str | None = None,
     ) -> Task:
-        """A new task; where the key gave this idempotency key before, the one made then.
+        """Create a task, or return the one that the key created with this idempotency key.
 
         Raises:
-            Conflict: it gave it with another request.
-            TooMany: it has `at_once` unfinished tasks.
+            Conflict: the idempotency key was used for another request.
+            TooMany: the key has `at_once` unfinished tasks.
         """
         with self._database.writing() as session:
-            # Whoever else makes a task with this key waits here until this one is counted.
+            # Other requests of this key wait here until this task is counted.
             session.execute(select(Key.id).where(Key.id == key.id).with_for_update())
             if idempotency_key is not None:
                 before = session.scalar(
@@ -111,7 +111,7 @@ class Tasks:
         after: float | None = None,
         before: float | None = None,
     ) -> Page:
-        """Page `number`, from 1, of `size` tasks each; `after` and `before` bound `created_at`."""
+        """Get page `number`, from 1, of `size` tasks; `after` and `before` bound `created_at`."""
         wanted: list[ColumnElement[bool]] = [Task.key_id == key_id]
         if status is not None:
             wanted.append(Task.status == status)
@@ -128,7 +128,7 @@ class Tasks:
         return Page(list(tasks), total)
 
     def cancel(self, key_id: str, task_id: str) -> Task | None:
-        """The task, cancelled unless it had ended; its worker finds out at its next heartbeat."""
+        """Cancel a task unless it has ended; its worker notices at its next heartbeat."""
         if not ID.fullmatch(task_id):
             return None
         with self._database.writing() as session:
@@ -137,45 +137,44 @@ class Tasks:
             return session.scalar(select(Task).where(*mine))
 
     def delete(self, key_id: str, task_ids: Sequence[str]) -> int:
-        """How many of these tasks there were; they are gone, and their outputs are expired."""
+        """Delete tasks and let their outputs expire; returns their number."""
         mine = (Task.key_id == key_id, Task.id.in_(filter(ID.fullmatch, task_ids)))
         with self._database.writing() as session:
             return _delete(session, session.scalars(select(Task.id).where(*mine)).all())
 
     def forget(self, ended_before: float) -> int:
-        """Delete the tasks that ended before that time; how many these were."""
+        """Delete up to 1000 tasks that ended before that time; returns their number."""
         old = select(Task.id).where(Task.status.in_(ENDED), Task.ended_at < ended_before)
         with self._database.writing() as session:
             return _delete(session, session.scalars(old.limit(1000)).all())
 
     def deliveries(self, task_ids: Sequence[str]) -> dict[str, Delivery]:
-        """How the webhooks of these tasks fare, by task."""
+        """The webhook deliveries of these tasks, by task."""
         with self._database.reading() as session:
             found = session.scalars(select(Delivery).where(Delivery.task_id.in_(task_ids))).all()
         return {delivery.task_id: delivery for delivery in found}
 
     def counts(self) -> dict[str, int]:
-        """How many tasks of all keys are created, processing, ..."""
+        """Number of tasks by status, over all keys."""
         with self._database.reading() as session:
             rows = session.execute(select(Task.status, func.count()).group_by(Task.status)).all()
         return {status: count for status, count in rows}  # noqa: C416 - rows are no plain tuples
 
-    # What workers do. A lease is the task as `lease` gave it; it is good until it runs out and
-    # the task is given to another worker, which raises `fence`.
+    # For workers. A lease is the task as `lease` returned it. It is valid until it has run out and
+    # the task is leased again, which raises `fence`.
 
     def lease(self, worker: str, seconds: float, max_lost: int) -> Task | None:
-        """The task whose turn it is, for this worker alone, for so many seconds.
+        """Lease the next task to a worker for a number of seconds.
 
-        Keys take turns: the one of whose tasks fewest are worked on goes first; of several, the
-        one that had its last turn longest ago. Of one key's tasks the oldest goes first.
+        Keys take turns: first the key with the fewest tasks in progress; among several, the one
+        whose last turn is longest ago. A key's oldest task goes first.
 
-        A task that nobody heard of until its lease ran out counts as waiting; where that happened
-        `max_lost` times, it has failed.
+        A task whose lease ran out counts as waiting; if that happened `max_lost` times, it fails.
         """
         now = time.time()
         ran_out = (Task.status == "processing") & (Task.lease_until < now)
         ready = (Task.status == "created") & (func.coalesce(Task.not_before, 0) <= now)
-        with self._database.reading() as session:  # most looks find nothing: no writer waits then
+        with self._database.reading() as session:  # usually there is none: no writer waits
             if session.scalar(select(Task.id).where(or_(ready, ran_out)).limit(1)) is None:
                 return None
         with self._database.alone() as session:
@@ -205,18 +204,11 @@ class Tasks:
             )
 
     def extend(self, lease: Task, seconds: float) -> bool:
-        """Whether the lease was still good; then it is, for so many seconds from now."""
-        with self._database.writing() as session:
-            held = session.execute(
-                update(Task)
-                .where(*_held(lease))
-                .values(lease_until=time.time() + seconds)
-                .returning(Task.id)
-            )
-            return held.first() is not None
+        """Extend a lease to so many seconds from now; False if it is no longer valid."""
+        return self._update(lease, lease_until=time.time() + seconds)
 
     def finish(self, lease: Task, outputs: list[str], inference_ms: int, expires_at: float) -> bool:
-        """Whether the lease was still good; then the task is completed, with these outputs."""
+        """Complete the task with these outputs; False if the lease is no longer valid."""
         with self._database.writing() as session:
             done = _end(
                 session,
@@ -231,54 +223,51 @@ class Tasks:
             return done
 
     def fail(self, lease: Task, reason: str) -> bool:
-        """Whether the lease was still good; then the task has failed, for this reason."""
+        """Fail the task for this reason; False if the lease is no longer valid."""
         with self._database.writing() as session:
             return _end(session, *_held(lease), status="failed", error=reason)
 
     def release(self, lease: Task) -> bool:
-        """Whether the lease was still good; then the task waits for another worker."""
-        return self._give_back(lease)
+        """Give the task back for another worker; False if the lease is no longer valid."""
+        return self._update(lease, status="created", lease_until=None)
 
     def postpone(self, lease: Task, give_up_seconds: float) -> bool:
-        """Give the task back for what isn't its fault; whether it is to be tried again.
+        """Give the task back because of an outage; False if that lasts too long to try again.
 
-        It waits as long as the trouble has lasted, from PAUSES[0] to PAUSES[1]; it is not tried
-        again where that is more than `give_up_seconds`.
+        The next try comes after a pause as long as the outage so far, within PAUSE_SECONDS. After
+        `give_up_seconds` of outage there is none.
         """
         now = time.time()
         since = lease.troubled_at or now
         if now - since > give_up_seconds:
             return False
-        pause = min(max(now - since, PAUSES[0]), PAUSES[1])
-        self._give_back(lease, troubled_at=since, not_before=now + pause)
+        pause = min(max(now - since, PAUSE_SECONDS[0]), PAUSE_SECONDS[1])
+        self._update(
+            lease, status="created", lease_until=None, troubled_at=since, not_before=now + pause
+        )
         return True
 
     def strike(self, lease: Task, max_lost: int) -> bool:
-        """Give the task back as one whose worker died; False where that happened too often."""
+        """Give the task back as if its worker had died; False if that happened too often."""
         if lease.lost + 1 >= max_lost:
             return False
-        self._give_back(lease, lost=lease.lost + 1)
+        self._update(lease, status="created", lease_until=None, lost=lease.lost + 1)
         return True
 
     def outlived(self, lease: Task) -> None:
-        """Note that the worker of a lease that ran out is alive: it only couldn't say so."""
+        """Note that the worker of a lease that ran out is alive, and didn't lose the task."""
         taken_over = (Task.id == lease.id, Task.fence > lease.fence, Task.lost > 0)
         with self._database.writing() as session:
             session.execute(update(Task).where(*taken_over).values(lost=Task.lost - 1))
 
-    def _give_back(self, lease: Task, **values: Any) -> bool:  # noqa: ANN401 - columns of Task
+    def _update(self, lease: Task, **values: Any) -> bool:  # noqa: ANN401 - columns of Task
         with self._database.writing() as session:
-            held = session.execute(
-                update(Task)
-                .where(*_held(lease))
-                .values(status="created", lease_until=None, **values)
-                .returning(Task.id)
-            )
-            return held.first() is not None
+            changed = update(Task).where(*_held(lease)).values(**values).returning(Task.id)
+            return session.scalar(changed) is not None
 
 
 def _turns(now: float) -> Select[str, str]:
-    """Tasks and their keys, in the order in which workers take them."""
+    """Select tasks and their keys in the order of leasing."""
     busy = (
         select(Task.key_id, func.count().label("tasks"))
         .where(Task.status == "processing", Task.lease_until >= now)
@@ -298,7 +287,7 @@ def _turns(now: float) -> Select[str, str]:
 
 
 def _held(lease: Task) -> tuple[ColumnElement[bool], ...]:
-    """That nobody else was given the task since, and nobody cancelled or deleted it."""
+    """The conditions of a valid lease: not leased again, cancelled or deleted since."""
     return (Task.id == lease.id, Task.fence == lease.fence, Task.status == "processing")
 
 
@@ -308,7 +297,7 @@ def _end(
     status: str,
     **values: Any,  # noqa: ANN401 - columns of Task
 ) -> bool:
-    """Whether there were such tasks; they have ended, and their webhooks will be called."""
+    """End tasks and schedule their webhooks; False if there are no such tasks."""
     now = time.time()
     ended = session.execute(
         update(Task)
@@ -316,8 +305,8 @@ def _end(
         .values(status=status, ended_at=now, lease_until=None, **values)
         .returning(Task.id, Task.key_id, Task.webhook)
     ).all()
-    # In the same transaction: a task that ended has its delivery, whoever dies when, and of what
-    # its workers stored only what counts is kept.
+    # In the same transaction, so that a task that ended always has its delivery. Of the files that
+    # its workers stored only the outputs are kept.
     session.add_all(
         Delivery(task_id=task, key_id=key, host=host_of(webhook), next_at=now)
         for task, key, webhook in ended

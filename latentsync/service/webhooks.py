@@ -1,4 +1,4 @@
-"""Webhooks: who asked for one is told when a task ended, again and again until they listened."""
+"""Webhooks: called when a task has ended, and again until they answer."""
 
 import json
 import logging
@@ -9,22 +9,22 @@ from typing import Any
 
 from sqlalchemy import func, or_, select, update
 
-from latentsync.service.fetching import WEBHOOK_BOUNDS, FetchError, FetchRefused, post
+from latentsync.service.guarded_http import WEBHOOK_BOUNDS, FetchError, FetchRefused, post
 from latentsync.service.signing import Signer
 from latentsync.service.tables import Database, Delivery, Task
 
 __all__ = ["MAX_TRIES", "Webhooks", "state"]
 
 MAX_TRIES = 8
-FIRST_PAUSE = 10.0  # s before the second try, doubled each time: 21 minutes before the last
-AT_ONCE = 2  # deliveries of one key, and to one host, that are tried at a time
-CLAIM_SECONDS = 120.0  # in which whoever took a delivery has tried it, or died
+FIRST_PAUSE_SECONDS = 10.0  # before the second try, doubled each time: 21 minutes before the last
+MAX_CONCURRENT = 2  # deliveries of one key, and to one host
+CLAIM_SECONDS = 120.0  # of a delivery, after which another caller may try it
 
 log = logging.getLogger(__name__)
 
 
 def state(task: Task, delivery: Delivery | None) -> dict[str, Any] | None:
-    """How the webhook of a task fared; None where it has none."""
+    """State of a task's webhook; None if it has none."""
     if task.webhook is None:
         return None
     if delivery is None:  # of a task that hasn't ended
@@ -34,7 +34,7 @@ def state(task: Task, delivery: Delivery | None) -> dict[str, Any] | None:
 
 
 class Webhooks:
-    """The deliveries of a database; `describe` makes the body of a task."""
+    """The webhook deliveries of a database; `describe` returns the body for a task."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class Webhooks:
         describe: Callable[[Task], dict[str, object]],
         *,
         allow_private: bool = False,
-        first_pause: float = FIRST_PAUSE,
+        first_pause: float = FIRST_PAUSE_SECONDS,
     ) -> None:
         self._database, self._signer, self._describe = database, signer, describe
         self._bounds = replace(WEBHOOK_BOUNDS, allow_private=allow_private)
         self._first_pause = first_pause
 
     def deliver_one(self) -> bool:
-        """Whether a delivery was due; it was tried, by this caller alone."""
+        """Try a due delivery; False if there is none."""
         claimed = self.claim()
         if claimed is not None:
             self.deliver(*claimed)
@@ -59,7 +59,7 @@ class Webhooks:
     def deliver(self, delivery: Delivery, task: Task) -> None:
         """Try a delivery that was claimed."""
         body = json.dumps(self._describe(task)).encode()
-        # One identity for all tries of a delivery: by it a receiver knows what it has already had.
+        # All tries of a delivery have one id, by which a receiver recognises repetitions.
         headers = {
             "Content-Type": "application/json",
             **self._signer.webhook_headers(task.key_id, message_id=delivery.id, body=body),
@@ -74,20 +74,20 @@ class Webhooks:
         self._note(delivery, error, last)
 
     def claim(self) -> tuple[Delivery, Task] | None:
-        """The delivery that has been due for longest, for this caller alone, and its task.
+        """Claim the delivery that has been due for longest; returns it and its task.
 
-        Of one key, and of one host, no more than AT_ONCE are tried at a time: a receiver that
-        doesn't answer holds up its own key's deliveries, or those to its own host.
+        At most MAX_CONCURRENT of one key, and to one host, are tried at a time, so that a receiver
+        that doesn't answer holds up only deliveries of its key, or to its host.
         """
         now = time.time()
         due = select(Delivery.id).where(Delivery.next_at <= now)
-        with self._database.reading() as session:  # most looks find nothing: no writer waits then
+        with self._database.reading() as session:  # usually there is none: no writer waits
             if session.scalar(due.limit(1)) is None:
                 return None
         with self._database.alone() as session:
             for column in (Delivery.key_id, Delivery.host):
                 busy = select(column).where(Delivery.claimed_until > now, column.is_not(None))
-                busy = busy.group_by(column).having(func.count() >= AT_ONCE)
+                busy = busy.group_by(column).having(func.count() >= MAX_CONCURRENT)
                 held_up = session.scalars(busy).all()
                 due = due.where(or_(column.is_(None), column.not_in(held_up)))
             found = session.scalar(due.order_by(Delivery.next_at).limit(1))

@@ -1,4 +1,4 @@
-"""A worker: leases one task after the other, and runs each with the model it loaded once."""
+"""A worker: leases one task after another, and runs each with a model that is loaded once."""
 
 import logging
 import threading
@@ -19,10 +19,10 @@ from latentsync.errors import (
     in_words_of,
 )
 from latentsync.options import Options
-from latentsync.service.core import Service
-from latentsync.service.fetching import Bounds, FetchError, FetchRefused, fetch
+from latentsync.service.container import Service
 from latentsync.service.files import StorageFull
-from latentsync.service.outages import Backoff, Outage, is_full
+from latentsync.service.guarded_http import Bounds, FetchError, FetchRefused, fetch
+from latentsync.service.outages import Backoff, Outage, is_disk_full
 from latentsync.service.requests import asker, options_of
 from latentsync.service.settings import HOUR, ServiceSettings
 from latentsync.service.storage import NotStored
@@ -30,23 +30,23 @@ from latentsync.service.tables import Task
 
 __all__ = ["Run", "Worker", "load"]
 
-POLL_SECONDS = 0.5  # from one look for a task to the next
-BEATS = 4  # heartbeats in the time of a lease
-TROUBLE_PAUSES = (1.0, 30.0)  # s from one try to the next in an outage
-STORE_SECONDS = 600.0  # in which an output is tried to be stored, before its run is given up
-FETCH_SECONDS = 300.0  # in which an address that doesn't answer is asked again
+POLL_SECONDS = 0.5  # of the queue
+BEATS_PER_LEASE = 4
+PAUSE_SECONDS = (1.0, 30.0)  # between tries during an outage, first and longest
+STORE_SECONDS = 600.0  # of tries to store an output, after which its run is given up
+FETCH_SECONDS = 300.0  # of tries to fetch an address that doesn't answer
 GIVEN_UP = "the service could not do this for a long time, for reasons of its own; submit it again"
 
 Run = Callable[[Path, Path, Path, Options, Callable[[], bool]], None]
-"""Video, audio, output, what to do, and whether to stop: the one thing a worker can do."""
+"""Lip-syncs: video, audio, output, options, and a function that says whether to stop."""
 
-Settled = TypeVar("Settled")
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
 
 def load(settings: ServiceSettings) -> Run:
-    """The real one: a model, loaded now, with kernels of its own where they are worth it."""
+    """Load the model; with compiled kernels on a GPU, unless the settings say otherwise."""
     from latentsync.pipeline.lipsync import LipSync
     from latentsync.runtime.devices import choose, is_cuda
 
@@ -72,7 +72,7 @@ def load(settings: ServiceSettings) -> Run:
 
 
 class Worker:
-    """One that works until `stopping` is set, or, after the task at hand, `leaving`."""
+    """Works until `stopping` is set, or until a task ends with `leaving` set."""
 
     def __init__(
         self,
@@ -86,22 +86,22 @@ class Worker:
         self._service, self._run, self._name = service, run, name
         self._scratch, self._stopping = scratch, stopping
         self._leaving = leaving or stopping
-        self._pauses = Backoff(*TROUBLE_PAUSES)
-        self._troubled = False
+        self._pauses = Backoff(*PAUSE_SECONDS)
+        self._had_outage = False
 
     def work(self) -> None:
-        """Work off tasks; an outage is waited for.
+        """Run tasks until told to stop; during an outage, wait.
 
         Raises:
-            Exception: a task ended as nobody foresaw; the process may be damaged, so end it.
+            Exception: a task failed unexpectedly; the process may be damaged, so end it.
         """
         while not (self._stopping.is_set() or self._leaving.is_set()):
-            self._troubled, busy = False, False
+            self._had_outage, busy = False, False
             try:
                 busy = self.work_once()
             except Outage as outage:
-                self._note(outage)
-            if self._troubled:
+                self._note_outage(outage)
+            if self._had_outage:
                 self._leaving.wait(self._pauses.pause())
             else:
                 self._pauses.reset()
@@ -109,61 +109,66 @@ class Worker:
                     self._leaving.wait(POLL_SECONDS)
 
     def work_once(self) -> bool:
-        """Whether there was a task; it was worked on.
+        """Run the next task; False if there is none.
 
         Raises:
-            Outage: the database can't be asked.
-            Exception: the task ended as nobody foresaw.
+            Outage: the database can't be used.
+            Exception: the task failed unexpectedly.
         """
-        self._service = self._service.agreeing()
+        self._service = self._service.refreshed()
         settings, tasks = self._service.settings, self._service.tasks
         lease = tasks.lease(self._name, settings.lease_seconds, settings.max_lost)
         if lease is None:
             return False
         log.info("task %s: begun by %s", lease.id, self._name)
-        with TemporaryDirectory(dir=self._scratch) as folder, Pulse(self._service, lease) as pulse:
+        with (
+            TemporaryDirectory(dir=self._scratch) as folder,
+            Heartbeat(self._service, lease) as beat,
+        ):
             try:
-                self._do(lease, Path(folder), lambda: self._stopping.is_set() or pulse.lost)
+                self._run_task(lease, Path(folder), lambda: self._stopping.is_set() or beat.lost)
             except Cancelled:
-                if self._settled(lambda: tasks.release(lease)):
+                if self._commit(lambda: tasks.release(lease)):
                     log.info("task %s: left to another worker", lease.id)
                 else:
-                    self._taken_away(lease)
+                    self._note_lost_lease(lease)
             except Exception as error:
-                self._end(lease, error, folder)
+                self._handle_error(lease, error, folder)
                 if not isinstance(error, (LatentSyncError, OSError, MemoryError)):
                     raise
         return True
 
-    def _do(self, lease: Task, folder: Path, cancelled: Callable[[], bool]) -> None:
+    def _run_task(self, lease: Task, folder: Path, cancelled: Callable[[], bool]) -> None:
         tasks, files = self._service.tasks, self._service.files
         options = options_of(lease.input, self._service.settings)
-        video = self._fetched(lease, "video", folder, cancelled)
-        audio = self._fetched(lease, "audio", folder, cancelled)
+        video = self._fetch_input(lease, "video", folder, cancelled)
+        audio = self._fetch_input(lease, "audio", folder, cancelled)
         output = folder / "output.mp4"
-        # As large as its inputs, as far as anybody knows before it is made.
-        kept = files.reserve_output(lease, video.stat().st_size + audio.stat().st_size).name
+        # Until it is made, its size is estimated as that of its inputs.
+        name = files.reserve_output(lease, video.stat().st_size + audio.stat().st_size).name
         delivered = False
         try:
             began = time.monotonic()
             self._run(video, audio, output, options, cancelled)
             inference_ms = round(1000 * (time.monotonic() - began))
-            self._store(kept, output, cancelled)
-            self._settled(lambda: files.settle(kept, output.stat().st_size))
-            delivered = self._settled(
-                lambda: tasks.finish(lease, [kept], inference_ms, files.keep_until())
+            self._store(name, output, cancelled)
+            self._commit(lambda: files.settle(name, output.stat().st_size))
+            delivered = self._commit(
+                lambda: tasks.finish(lease, [name], inference_ms, files.keep_until())
             )
         finally:
             if not delivered:
-                with suppress(Outage):  # it goes when the task ends
-                    files.drop([kept])
+                with suppress(Outage):  # else it is removed when the task ends
+                    files.drop([name])
         if delivered:
             log.info("task %s: completed", lease.id)
         else:
-            self._taken_away(lease)
+            self._note_lost_lease(lease)
 
-    def _fetched(self, lease: Task, what: str, folder: Path, cancelled: Callable[[], bool]) -> Path:
-        """The input, in a file; from this service's own storage, or from elsewhere."""
+    def _fetch_input(
+        self, lease: Task, what: str, folder: Path, cancelled: Callable[[], bool]
+    ) -> Path:
+        """Copy an input from this service's storage, or fetch it from its address."""
         settings, target = self._service.settings, folder / what
         if name := lease.stored.get(what):
             files = self._service.files
@@ -182,8 +187,8 @@ class Worker:
         return target
 
     def _store(self, name: str, output: Path, cancelled: Callable[[], bool]) -> None:
-        """Put the output into the storage; where that can't be now, try again for a while."""
-        pauses, end = Backoff(*TROUBLE_PAUSES), time.monotonic() + STORE_SECONDS
+        """Put the output into the storage; during an outage, try for STORE_SECONDS."""
+        pauses, end = Backoff(*PAUSE_SECONDS), time.monotonic() + STORE_SECONDS
         while True:
             try:
                 return self._service.files.storage.put(name, output)
@@ -192,61 +197,61 @@ class Worker:
                     raise Cancelled("cancelled while the output waited for the storage") from outage
                 if time.monotonic() > end:
                     raise
-                self._note(outage)
+                self._note_outage(outage)
                 self._stopping.wait(pauses.pause())
 
-    def _settled(self, change: Callable[[], Settled]) -> Settled:
-        """What `change` to the database returns, once it can be made; raises Outage on a stop.
+    def _commit(self, change: Callable[[], Result]) -> Result:
+        """Return the result of a change to the database; retry during an outage until stopped.
 
-        The lease may have run out by then: whether it still counts is for the database to say.
+        The lease may have run out by then; the database decides whether it still counts.
         """
-        pauses = Backoff(*TROUBLE_PAUSES)
+        pauses = Backoff(*PAUSE_SECONDS)
         while True:
             try:
                 return change()
             except Outage as outage:
                 if self._stopping.is_set():
                     raise
-                self._note(outage)
+                self._note_outage(outage)
                 self._stopping.wait(pauses.pause())
 
-    def _end(self, lease: Task, error: Exception, folder: str) -> None:
-        """Fail a task for its own fault; for any other, give it back to be tried again."""
+    def _handle_error(self, lease: Task, error: Exception, folder: str) -> None:
+        """Fail a task that caused an error; give back one that didn't, for another try."""
         settings, tasks = self._service.settings, self._service.tasks
         give_up = FETCH_SECONDS if isinstance(error, FetchError) else settings.give_up_hours * HOUR
-        passing = isinstance(error, (Outage, FetchError, StorageFull)) or is_full(error)
-        if passing and not isinstance(error, FetchRefused):
+        temporary = isinstance(error, (Outage, FetchError, StorageFull)) or is_disk_full(error)
+        if temporary and not isinstance(error, FetchRefused):
             log.warning("task %s: given back: %s", lease.id, error)
-            self._troubled = not isinstance(error, (FetchError, StorageFull))
-            if self._settled(lambda: tasks.postpone(lease, give_up)):
+            self._had_outage = not isinstance(error, (FetchError, StorageFull))
+            if self._commit(lambda: tasks.postpone(lease, give_up)):
                 return
             reason = error.told(asker()) if isinstance(error, FetchError) else GIVEN_UP
         elif isinstance(error, LatentSyncError):
             log.warning("task %s: %s", lease.id, error)
             reason = error.told(asker())
         else:
-            log.exception("task %s: ended as nobody foresaw", lease.id)
-            if self._settled(lambda: tasks.strike(lease, settings.max_lost)):
+            log.exception("task %s: failed unexpectedly", lease.id)
+            if self._commit(lambda: tasks.strike(lease, settings.max_lost)):
                 return
             reason = (
                 f"{settings.max_lost} tries ended by {type(error).__name__}; is the clip too large?"
             )
-        reason = " ".join(reason.replace(f"{folder}/", "").split())  # without what is ours alone
+        reason = " ".join(reason.replace(f"{folder}/", "").split())  # no path of ours
         log.warning("task %s: failed: %s", lease.id, reason)
-        if not self._settled(lambda: tasks.fail(lease, reason)):
-            self._taken_away(lease)
+        if not self._commit(lambda: tasks.fail(lease, reason)):
+            self._note_lost_lease(lease)
 
-    def _taken_away(self, lease: Task) -> None:
+    def _note_lost_lease(self, lease: Task) -> None:
         log.info("task %s: dropped, because it was taken away", lease.id)
-        self._settled(lambda: self._service.tasks.outlived(lease))
+        self._commit(lambda: self._service.tasks.outlived(lease))
 
-    def _note(self, outage: Outage) -> None:
-        self._troubled = True
+    def _note_outage(self, outage: Outage) -> None:
+        self._had_outage = True
         log.warning("%s is waiting: %s", self._name, outage)
 
 
-class Pulse:
-    """Extends a lease as long as its task is worked on; `lost` once that didn't succeed in time."""
+class Heartbeat:
+    """Extends a lease as long as its task runs; `lost` if that didn't succeed in time."""
 
     def __init__(self, service: Service, lease: Task) -> None:
         self._service, self._lease = service, lease
@@ -254,14 +259,14 @@ class Pulse:
         self._good_until = time.monotonic() + self._seconds
         self._taken = False
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     @property
     def lost(self) -> bool:
         return self._taken or time.monotonic() > self._good_until
 
     def _beat(self) -> None:
-        while not self._over.wait(self._seconds / BEATS) and not self._taken:
+        while not self._over.wait(self._seconds / BEATS_PER_LEASE) and not self._taken:
             began = time.monotonic()
             try:
                 self._taken = not self._service.tasks.extend(self._lease, self._seconds)

@@ -33,7 +33,7 @@ from latentsync.errors import (
 )
 from latentsync.faces import align
 from latentsync.pipeline.lipsync import LipSync
-from latentsync.service.bodies import BoundedBody
+from latentsync.service.middleware import BodyLimit
 from latentsync.service.page import look
 from latentsync.service.page.choices import choices_shown
 from latentsync.service.page.form import options_of
@@ -101,7 +101,7 @@ def mount(
         app_kwargs={
             "lifespan": lifespan,
             # Gradio reads all other bodies whole, and before it asks whether it may.
-            "middleware": [Middleware(BoundedBody, streamed=lambda at: at.endswith(UPLOADS))],
+            "middleware": [Middleware(BodyLimit, streamed=lambda at: at.endswith(UPLOADS))],
         },
         max_file_size=max_upload_bytes,
         show_error=False,  # only those that are meant for a visitor

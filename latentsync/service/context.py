@@ -1,4 +1,4 @@
-"""What every route needs: who asks, what they may begin, and how a task is described to them."""
+"""What routes depend on: the service, the caller's key, its rate limit, and answers about tasks."""
 
 import asyncio
 import math
@@ -15,41 +15,41 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from latentsync.errors import about
-from latentsync.service.answers import TaskData, task_data
-from latentsync.service.core import Service
-from latentsync.service.fetching import check_url
+from latentsync.service.container import Service
 from latentsync.service.files import FILES
-from latentsync.service.keys import Buckets
+from latentsync.service.guarded_http import check_url
+from latentsync.service.keys import RateLimiter
 from latentsync.service.requests import TaskRequest, options_of
+from latentsync.service.schemas import TaskData, task_data
 from latentsync.service.settings import HOUR, MODEL_PATH
 from latentsync.service.signing import Signer
 from latentsync.service.tables import ENDED, Key, Task
 from latentsync.service.webhooks import state
 
-__all__ = ["Beginner", "Caller", "Front", "FrontOf"]
+__all__ = ["ApiContext", "CallerKey", "Context", "RateLimitedKey"]
 
-LOOK_EVERY = 0.2  # s, at a task whose end is waited for
+POLL_SECONDS = 0.2  # of a task whose end is awaited
 MAX_LINK_SECONDS = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
-class Front:
-    """A service, as it faces its clients."""
+class ApiContext:
+    """A service with what its API needs in addition."""
 
     service: Service
     signer: Signer
     needs_key: bool = True
-    buckets: Buckets = field(default_factory=Buckets)
-    receiving: set[str] = field(default_factory=set)  # files that are being uploaded now
-    name: str = field(default_factory=lambda: uuid4().hex)  # of this one among several servers
+    rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    receiving: set[str] = field(default_factory=set)  # files whose upload is in progress
+    name: str = field(default_factory=lambda: uuid4().hex)  # of this server among several
 
     @property
     def incoming(self) -> Path:
-        """The folder of uploads that are coming in."""
+        """The folder of uploads in progress."""
         return self.service.settings.data / "incoming" / self.name
 
     def signed(self, name: str) -> str:
-        """The address of a stored file; who has it needs no key, for `url_hours`."""
+        """The address of a stored file, which works without a key for `url_hours`."""
         settings = self.service.settings
         seconds = round(min(settings.url_hours * HOUR, MAX_LINK_SECONDS))
         return settings.base + self.signer.sign(FILES + name, seconds=seconds)
@@ -58,7 +58,7 @@ class Front:
         return self.describe_all([task])[0]
 
     def describe_all(self, tasks: list[Task]) -> list[TaskData]:
-        """Tasks as their owner sees them."""
+        """Describe tasks for their owner."""
         called = [task.id for task in tasks if task.webhook and task.status in ENDED]
         deliveries = self.service.tasks.deliveries(called) if called else {}
         base = self.service.settings.base
@@ -67,15 +67,18 @@ class Front:
             for task in tasks
         ]
 
-    def described(self, task: Task) -> dict[str, Any]:
-        """The body of a webhook."""
+    def webhook_body(self, task: Task) -> dict[str, Any]:
+        """The body of a task's webhook."""
         data = task_data(task, self.service.settings.base, self.signed, None)
         return data.model_dump(mode="json", exclude={"webhook"})
 
     def submit(
         self, key: Key, asked: TaskRequest, webhook: str | None, idempotency_key: str | None
     ) -> Task:
-        """A task, made or found; what can't become one is refused here, not by a worker."""
+        """Create a task, or find it by its idempotency key.
+
+        Requests that can't be fulfilled are refused here, not by a worker.
+        """
         given = asked.model_dump(mode="json", exclude_unset=True, exclude={"enable_sync_mode"})
         options_of(given, self.service.settings)
         private = self.service.settings.private_addresses
@@ -98,42 +101,42 @@ class Front:
             idempotency_key=idempotency_key,
         )
 
-    async def ended(self, task: Task) -> TaskData:
-        """The task once it ended, or as it is after `sync_seconds`."""
+    async def wait_for_end(self, task: Task) -> TaskData:
+        """Describe the task once it has ended, or after `sync_seconds`."""
         end = time.monotonic() + self.service.settings.sync_seconds
         now: Task | None = task
         while now and now.status not in ENDED and time.monotonic() < end:
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(POLL_SECONDS)
             now = await run_in_threadpool(self.service.tasks.get, task.key_id, task.id)
         data = await run_in_threadpool(self.describe, now or task)
         if data.status in ENDED:
             return data
-        # By status and these words the hosted API's client knows that it may ask again.
-        said = f"Sync mode timed out. Query the result later at: {data.urls.get}"
-        return data.model_copy(update={"status": "processing", "error": said})
+        # The hosted API's client recognises this status and text, and asks again.
+        error = f"Sync mode timed out. Query the result later at: {data.urls.get}"
+        return data.model_copy(update={"status": "processing", "error": error})
 
 
-async def front(request: Request) -> Front:
-    found: Front = request.app.state.front
+async def api_context(request: Request) -> ApiContext:
+    found: ApiContext = request.app.state.context
     return found
 
 
-FrontOf = Annotated[Front, Depends(front)]
+Context = Annotated[ApiContext, Depends(api_context)]
 _bearer = HTTPBearer(auto_error=False, description="A key of `latentsync keys create NAME`.")
 
 
-async def caller(request: Request, _: Annotated[object, Depends(_bearer)]) -> Key:
-    """Whose request this is, as `gate.Gate` found out."""
+async def caller_key(request: Request, _: Annotated[object, Depends(_bearer)]) -> Key:
+    """The key of the request, found by `middleware.Authentication`."""
     key: Key = request.state.key
     return key
 
 
-Caller = Annotated[Key, Depends(caller)]
+CallerKey = Annotated[Key, Depends(caller_key)]
 
 
-async def beginner(front: FrontOf, key: Caller) -> Key:
-    """Whose request this is, where it begins something."""
-    if wait := front.buckets.take(key):
+async def rate_limited_key(context: Context, key: CallerKey) -> Key:
+    """The key of a request that begins something, within the key's rate limit."""
+    if wait := context.rate_limiter.take(key):
         raise HTTPException(
             HTTPStatus.TOO_MANY_REQUESTS,
             f"more than {key.per_minute} tasks and uploads in a minute; wait {wait:.1f} s",
@@ -142,4 +145,4 @@ async def beginner(front: FrontOf, key: Caller) -> Key:
     return key
 
 
-Beginner = Annotated[Key, Depends(beginner)]
+RateLimitedKey = Annotated[Key, Depends(rate_limited_key)]

@@ -1,14 +1,14 @@
-"""A file from a user's URL, a message to a user's URL: never into the network that we stand in.
+"""HTTP requests to users' URLs, which never reach the service's own network.
 
-Whoever may name a URL that this machine asks could have it ask what only this machine reaches: the
-router, a database, a cloud's metadata. So each name is looked up once, what it leads to is checked,
-and that very address is connected to: a name that leads elsewhere a moment later gains nothing, nor
-does a redirect, which begins anew, nor any way of writing an address, which the look-up reads as
-every program does. Proxies of the environment are not used: they would connect to what nobody
-checked. Any port may be asked: users serve files on 8000, and no port of a public host is ours.
+A user could name a URL that only this machine reaches: a router, a database, a cloud's metadata. So
+each host is looked up once, its addresses are checked, and the connection goes to a checked
+address. A name that resolves differently a moment later changes nothing; each redirect is checked
+anew; and the resolver interprets every notation of an address as other programs do. Proxies of the
+environment are not used, because they would connect to unchecked addresses. All ports are allowed:
+users serve files on port 8000, and a public host's ports are not ours.
 
-Everything between the look-up and the last byte ends at one deadline; the look-up itself has the
-resolver's (`man resolv.conf`: 5 s a try).
+One deadline holds from the look-up to the last byte; the look-up itself has the resolver's time-out
+(`man resolv.conf`: 5 s a try).
 """
 
 import contextlib
@@ -46,16 +46,16 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_PORTS = {"http": 80, "https": 443}
-_MAX_URL = 8192  # characters; signed URLs with session tokens have some 2000
-_SILENCE_SECONDS = 30.0  # how long any one step may take
-_REDIRECTS = (301, 302, 303, 307, 308)
-_WORTH_A_RETRY = (408, 425, 429)  # and every 5xx
+PORTS = {"http": 80, "https": 443}
+MAX_URL = 8192  # characters; signed URLs with session tokens have about 2000
+SILENCE_SECONDS = 30.0  # of one step
+REDIRECTS = (301, 302, 303, 307, 308)
+TEMPORARY = (408, 425, 429)  # statuses, and every 5xx
 
-# What is set apart by IANA's registries of special-purpose addresses (RFC 6890 and its successors:
+# IANA's registries of special-purpose addresses (RFC 6890 and its successors:
 # https://www.iana.org/assignments/iana-ipv4-special-registry, .../iana-ipv6-special-registry).
-# Written out, because what `ipaddress` calls global changes between releases of Python.
-_SET_APART = [
+# Listed here because the meaning of `ipaddress`'s `is_global` changes between Python releases.
+SPECIAL_PURPOSE = [
     ipaddress.ip_network(text)
     for text in (
         # this host; private; carriers' NAT, Alibaba's metadata; loopback; link-local, metadata
@@ -64,31 +64,31 @@ _SET_APART = [
         *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
         # benchmarks; examples; examples; multicast; reserved, broadcast
         *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
-        "168.63.129.16/32",  # public by its number, but Azure's own inside each of its machines
+        "168.63.129.16/32",  # a public address, but internal on Azure's machines
         # protocols, Teredo among them; examples; 6to4; examples
         *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
     )
 ]
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that IANA gives out (RFC 4291)
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # an IPv4 address as hosts without IPv4 see it
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all assigned addresses (RFC 4291)
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # IPv4 addresses for hosts without IPv4
 
 
 class FetchError(InputError):
-    """A URL didn't give what it should; another try may."""
+    """A URL didn't give a file; another try may succeed."""
 
 
 class FetchRefused(FetchError):
-    """A URL that isn't asked, or whose answer isn't taken; another try would end the same."""
+    """A URL or its answer is refused; another try would fail, too."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of one exchange with a URL, its redirects included."""
+    """Limits of one request, including its redirects."""
 
     max_bytes: int = 2 * 2**30
     seconds: float = 600.0
     max_redirects: int = 5
-    allow_private: bool = False  # connect to any address; for one's own network, and for tests
+    allow_private: bool = False  # connect to any address
 
 
 DEFAULT_BOUNDS = Bounds()
@@ -102,14 +102,14 @@ def fetch(
     bounds: Bounds = DEFAULT_BOUNDS,
     cancel: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Write what a GET of `url` answers to `target`, whole or not at all; returns its bytes.
+    """Download `url` to `target`, whole or not at all; returns the size in bytes.
 
     Raises:
-        FetchRefused: the URL isn't http(s), holds a password, leads to an address that is not
-            public or to too many redirects; the answer is too large, compressed, or a 4xx.
+        FetchRefused: the URL isn't http(s), contains a password, has no public address or too many
+            redirects; or the answer is too large, compressed, or a 4xx.
         FetchError: no answer, a broken or a slow one, or a 5xx.
         OutputError: the disk is full, or the folder can't be written.
-        Cancelled: `cancel()` said so; it is asked at each piece that comes.
+        Cancelled: `cancel()` returned True; it is called for each piece.
     """
     network = _GuardedNetwork(url, bounds)
     with network.errors(), _answer(network) as answer:
@@ -124,12 +124,10 @@ def post(
     headers: Mapping[str, str] | None = None,
     bounds: Bounds = WEBHOOK_BOUNDS,
 ) -> int:
-    """POST `body` to `url`; returns the status of the answer, whatever it is, and drops the rest.
-
-    Redirects are not followed: a message is for whoever was named.
+    """POST `body` to `url`; returns the status of the answer. Redirects are not followed.
 
     Raises:
-        FetchRefused: the URL isn't http(s), or leads to an address that is not public.
+        FetchRefused: the URL isn't http(s), or has no public address.
         FetchError: no answer in time.
     """
     network = _GuardedNetwork(url, bounds)
@@ -138,11 +136,11 @@ def post(
 
 
 def check_url(url: str, *, allow_private: bool = True) -> None:
-    """Raise FetchRefused for what no network is needed to refuse: when a URL is handed in.
+    """Raise FetchRefused for a URL that can be refused without using the network.
 
     Args:
-        allow_private: whether its host may be an address that isn't public, in any way of writing
-            one, or a name of this very machine.
+        allow_private: whether its host may be a private address, in any notation, or a name of this
+            machine.
     """
     host = _parsed(url).host.decode()
     if not (allow_private or _may_be_public(host)):
@@ -152,7 +150,7 @@ def check_url(url: str, *, allow_private: bool = True) -> None:
 
 
 def host_of(url: str) -> str:
-    """The host of a URL, in ASCII; "" where `check_url` would refuse it."""
+    """The host of a URL, in ASCII; "" if `check_url` refuses the URL."""
     try:
         return _parsed(url).host.decode()
     except FetchRefused:
@@ -160,29 +158,29 @@ def host_of(url: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """A URL as messages show it: one line, without what may be secret (password and query)."""
+    """Format a URL for messages: one line, without password and query, which may be secret."""
     bare = re.split(r"[?#]", re.sub(r"//[^/?#]*@", "//", url.strip()))[0]
     return repr(bare if len(bare) <= 120 else f"{bare[:117]}...")
 
 
 def is_public(address: str) -> bool:
-    """Whether an address in numbers, of IPv4 or IPv6, belongs to the open internet.
+    """Whether a numeric address, IPv4 or IPv6, is on the public internet.
 
-    IPv6 addresses that stand for IPv4 ones aren't, but for those of NAT64 (RFC 6052), which are
-    all that hosts without IPv4 ever see: there the inner address counts.
+    IPv6 addresses that embed IPv4 ones aren't, except those of NAT64 (RFC 6052), which hosts
+    without IPv4 depend on: there the embedded address counts.
     """
     ip = ipaddress.ip_address(address)
-    if ip in _NAT64:
+    if ip in NAT64:
         ip = ipaddress.IPv4Address(ip.packed[-4:])
-    if any(ip in network for network in _SET_APART):
+    if any(ip in network for network in SPECIAL_PURPOSE):
         return False
-    return ip.version == 4 or ip in _GLOBAL_UNICAST
+    return ip.version == 4 or ip in GLOBAL_UNICAST
 
 
 def _parsed(url: str) -> httpcore.URL:
-    """Take a URL apart, once: nothing after this reads it in another way."""
+    """Parse a URL, once, so that all later steps use the same interpretation."""
     shown, url = shown_url(url), url.strip()
-    if len(url) > _MAX_URL or not url.isprintable():
+    if len(url) > MAX_URL or not url.isprintable():
         raise FetchRefused(f"{shown} is no URL: it is too long, or holds control characters")
     try:
         parts = urlsplit(url)
@@ -190,7 +188,7 @@ def _parsed(url: str) -> httpcore.URL:
         host = _host(parts.hostname or "", bracketed="[" in parts.netloc)
     except ValueError as error:
         raise FetchRefused(f"{shown} is no URL ({error}): give http(s)://host/path") from error
-    if scheme not in _PORTS:
+    if scheme not in PORTS:
         raise FetchRefused(f"{shown} isn't fetched: give a URL with http:// or https://")
     if "@" in parts.netloc:
         raise FetchRefused(f"{shown} comes with a user name: give a URL without, or a signed one")
@@ -198,14 +196,14 @@ def _parsed(url: str) -> httpcore.URL:
     return httpcore.URL(
         scheme=scheme.encode(),
         host=host.encode(),
-        port=_PORTS[scheme] if port is None else port,
+        port=PORTS[scheme] if port is None else port,
         target=quote(target, safe="%/:=&?~+!$,;'@()*[]").encode(),
     )
 
 
 def _host(host: str, *, bracketed: bool) -> str:
-    """A host's name in ASCII, or its address; raises ValueError for what is neither."""
-    if bracketed and "%" not in host:  # what comes after % would be one of our network cards
+    """A host's name in ASCII, or its address; raises ValueError for anything else."""
+    if bracketed and "%" not in host:  # after "%" comes a network interface of this machine
         return str(ipaddress.IPv6Address(host))
     host = host.removesuffix(".")
     if not host.isascii():
@@ -216,7 +214,7 @@ def _host(host: str, *, bracketed: bool) -> str:
 
 
 def _may_be_public(host: str) -> bool:
-    """False for what is known to be private without a look-up."""
+    """False for a host that is known to be private without a look-up."""
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, 6.3
         return False
     try:
@@ -227,7 +225,7 @@ def _may_be_public(host: str) -> bool:
 
 
 def _addresses(host: str, port: int, url: str, bounds: Bounds) -> Sequence[tuple[int, Any]]:
-    """Socket family and socket address of each place that `host` leads to and that we may ask."""
+    """Look up a host: socket family and socket address of each address that is allowed."""
     try:
         found = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
@@ -240,7 +238,7 @@ def _addresses(host: str, port: int, url: str, bounds: Bounds) -> Sequence[tuple
         if bounds.allow_private or is_public(str(address[0]))
     ]
     if not usable:
-        # One message for both: an outsider shall not learn which names our own network has.
+        # The same message for unknown and private hosts, which tells nothing about our network.
         log.info("%s refused: host %s, %d private addresses", shown_url(url), host, len(found))
         raise FetchRefused(
             f"{shown_url(url)}: its host has no public address; check the name, "
@@ -250,24 +248,24 @@ def _addresses(host: str, port: int, url: str, bounds: Bounds) -> Sequence[tuple
 
 
 class _GuardedNetwork(httpcore.NetworkBackend):
-    """Connections of one exchange: to checked addresses only, and all with one deadline."""
+    """The connections of one request: to checked addresses only, with one deadline."""
 
     def __init__(self, url: str, bounds: Bounds) -> None:
         self.url, self.bounds = url, bounds
         self._ends = time.monotonic() + bounds.seconds
 
     def patience(self) -> float:
-        """Return how many seconds the next step may take; raises TimeoutError at the deadline."""
+        """Seconds that the next step may take. Raises TimeoutError at the deadline."""
         left = self._ends - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        return min(left, _SILENCE_SECONDS)
+        return min(left, SILENCE_SECONDS)
 
     def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ARG002  # `patience` knows better
+        timeout: float | None = None,  # noqa: ARG002 - `patience` is used instead
         local_address: str | None = None,  # noqa: ARG002
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002
     ) -> httpcore.NetworkStream:
@@ -276,7 +274,7 @@ class _GuardedNetwork(httpcore.NetworkBackend):
             connection = socket.socket(family, socket.SOCK_STREAM)
             try:
                 connection.settimeout(self.patience())
-                connection.connect(address)  # what was checked, in numbers: no second look-up
+                connection.connect(address)  # numeric: no second look-up
                 return _Stream(connection, self.patience)
             except OSError as error:
                 connection.close()
@@ -288,10 +286,10 @@ class _GuardedNetwork(httpcore.NetworkBackend):
     def ask(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Iterator[httpcore.Response]:
-        """One request and its answer, of which nothing but the head is read yet."""
+        """Send one request; yields its answer, of which only the head is read."""
         place = _parsed(url)
         host = f"[{place.host.decode()}]" if b":" in place.host else place.host.decode()
-        if place.port != _PORTS[place.scheme.decode()]:
+        if place.port != PORTS[place.scheme.decode()]:
             host += f":{place.port}"
         own = {"Host": host, "User-Agent": "latentsync", "Accept": "*/*", "Connection": "close"}
         with (
@@ -304,14 +302,14 @@ class _GuardedNetwork(httpcore.NetworkBackend):
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn what a network does into one line, in which nothing of an answer is repeated."""
+        """Turn network errors into FetchError, with one line that repeats nothing of an answer."""
         shown = shown_url(self.url)
         try:
             yield
         except TimeoutError as error:
             over = time.monotonic() >= self._ends
             took = f"took more than {self.bounds.seconds:g} s in all"
-            why = took if over else f"said nothing for {_SILENCE_SECONDS:g} s"
+            why = took if over else f"said nothing for {SILENCE_SECONDS:g} s"
             raise FetchError(f"{shown} {why}: try again, or from another host") from error
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", None) or error.reason or "no TLS"
@@ -327,7 +325,7 @@ class _GuardedNetwork(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection whose every step is given what is left of the time for all."""
+    """A connection whose steps share the deadline of the request."""
 
     def __init__(self, connection: socket.socket, patience: Callable[[], float]) -> None:
         self._connection, self._patience = connection, patience
@@ -362,12 +360,12 @@ class _Stream(httpcore.NetworkStream):
 
 @contextlib.contextmanager
 def _answer(network: _GuardedNetwork) -> Iterator[httpcore.Response]:
-    """The answer to a GET, behind its redirects, each of which is checked like the first URL."""
+    """Send a GET and follow redirects, each of which is checked like the first URL."""
     url = network.url
     for _ in range(network.bounds.max_redirects + 1):
         with network.ask("GET", url, {"Accept-Encoding": "identity"}) as answer:
             location = _header(answer, b"location")
-            if answer.status not in _REDIRECTS or not location:
+            if answer.status not in REDIRECTS or not location:
                 yield answer
                 return
         try:
@@ -381,10 +379,10 @@ def _answer(network: _GuardedNetwork) -> Iterator[httpcore.Response]:
 
 
 def _check_answer(answer: httpcore.Response, url: str, bounds: Bounds) -> None:
-    """Raise unless the head of `answer` promises a file that we take."""
+    """Raise unless the answer's head announces an acceptable file."""
     shown, status = shown_url(url), answer.status
     if status != 200:
-        again = status >= 500 or status in _WORTH_A_RETRY
+        again = status >= 500 or status in TEMPORARY
         kind = FetchError if again else FetchRefused
         raise kind(f"{shown} answered {status} where 200 is a file: check the link, and its end")
     if _header(answer, b"content-encoding").lower() not in ("", "identity"):
@@ -398,7 +396,7 @@ def _pieces(
     answer: httpcore.Response, network: _GuardedNetwork, cancel: Callable[[], bool]
 ) -> Iterator[bytes]:
     have = 0
-    with network.errors():  # here, so that none of them passes for an error of the disk
+    with network.errors():  # here, so that none is mistaken for an error of the disk
         for piece in answer.iter_stream():
             have += len(piece)
             if have > network.bounds.max_bytes:
@@ -413,6 +411,6 @@ def _too_large(url: str, bounds: Bounds) -> str:
 
 
 def _header(answer: httpcore.Response, name: bytes) -> str:
-    """The first header called so, or nothing; bytes that aren't UTF-8 make no valid URL later."""
+    """The first header of this name, or ""; bytes that aren't UTF-8 are replaced."""
     found = (value for key, value in answer.headers if key.lower() == name)
     return next(found, b"").decode("utf-8", "replace")

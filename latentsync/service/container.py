@@ -1,4 +1,4 @@
-"""What the parts of a running service share."""
+"""The service container: database, storage, and the collections in them."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Service:
-    """An open database and storage, and what is kept in them."""
+    """An open database and storage, with their keys, tasks and files."""
 
     settings: ServiceSettings
     database: Database
@@ -31,36 +31,36 @@ class Service:
     @classmethod
     @contextmanager
     def open(cls, settings: ServiceSettings, *, decides: bool = False) -> Iterator["Service"]:
-        """Raises InputError where the database or the storage can't be used.
+        """Open a service; raises InputError if the database or the storage can't be used.
 
         Args:
-            decides: whether what processes must agree on is what `settings` say, for all that
-                share the database from now on; else it is what the database says.
+            decides: whether the shared settings (`AGREED`) are written to the database, for all
+                processes; else they are read from it.
         """
         database = Database(settings.database_url)
         try:
             if decides:
-                _decide(database, settings)
+                _write_agreed(database, settings)
             files = Files(database, open_storage(settings.storage_url), settings)
             service = cls(settings, database, Keys(database), Tasks(database), files)
-            yield service if decides else service.agreeing()
+            yield service if decides else service.refreshed()
         finally:
             database.close()
 
-    def agreeing(self) -> "Service":
-        """The same, with what the database says by now of what all processes must agree on."""
+    def refreshed(self) -> "Service":
+        """The service with the shared settings that are in the database now."""
         with self.database.reading() as session:
             rows = session.query(Setting).where(Setting.name.in_(AGREED)).all()
-        said = {row.name: json.loads(row.value) for row in rows}
-        settings = replace(self.settings, **said)
+        agreed = {row.name: json.loads(row.value) for row in rows}
+        settings = replace(self.settings, **agreed)
         if settings == self.settings:
             return self
         files = Files(self.database, self.files.storage, settings)
         return replace(self, settings=settings, files=files)
 
 
-def _decide(database: Database, settings: ServiceSettings) -> None:
-    """Write what all processes must agree on, and log what was otherwise before."""
+def _write_agreed(database: Database, settings: ServiceSettings) -> None:
+    """Write the shared settings to the database, and log those that change."""
     with database.alone() as session:
         for name in AGREED:
             value = json.dumps(getattr(settings, name))

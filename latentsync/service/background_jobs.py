@@ -1,42 +1,42 @@
-"""What a service does beside answering: it calls webhooks, and removes what has expired."""
+"""Background jobs of a server: webhook calls, and the removal of what has expired."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable
 
-from latentsync.service.front import Front
+from latentsync.service.context import ApiContext
 from latentsync.service.outages import Backoff, Outage
 from latentsync.service.settings import HOUR
 from latentsync.service.tables import Delivery, Task
 from latentsync.service.webhooks import Webhooks
 
-__all__ = ["Housekeeping"]
+__all__ = ["BackgroundJobs"]
 
-SWEEP_SECONDS = 5.0
-CALL_SECONDS = 0.5  # from one look for due webhooks to the next
-STOP_SECONDS = 2.0  # to end in; a delivery that is cut off is tried again, by whoever is next
-CALLERS = 16  # webhooks that are called at a time, of all keys
-OUTAGE_SECONDS = 30.0  # from one try to the next at most, while the database can't be used
+SWEEP_POLL_SECONDS = 5.0
+WEBHOOK_POLL_SECONDS = 0.5
+STOP_SECONDS = 2.0  # a delivery that is cut off is tried again, by any server
+MAX_CALLS = 16  # webhooks that are called at a time, of all keys
+MAX_PAUSE_SECONDS = 30.0  # between tries during an outage of the database
 
 log = logging.getLogger(__name__)
 
 
-class Housekeeping:
-    """Threads, between `start` and `stop`."""
+class BackgroundJobs:
+    """Threads that run between `start` and `stop`."""
 
-    def __init__(self, front: Front) -> None:
-        self._service = front.service
+    def __init__(self, context: ApiContext) -> None:
+        self._service = context.service
         self._webhooks = Webhooks(
             self._service.database,
-            front.signer,
-            front.described,
+            context.signer,
+            context.webhook_body,
             allow_private=self._service.settings.private_addresses,
         )
         self._swept_unknown = time.monotonic()
         self._stopping = threading.Event()
-        self._free = threading.Semaphore(CALLERS)
-        jobs = [(self._sweep, SWEEP_SECONDS), (self._call, CALL_SECONDS)]
+        self._free = threading.Semaphore(MAX_CALLS)
+        jobs = [(self._sweep, SWEEP_POLL_SECONDS), (self._call, WEBHOOK_POLL_SECONDS)]
         self._threads = [
             threading.Thread(target=self._repeat, args=job, daemon=True) for job in jobs
         ]
@@ -51,23 +51,23 @@ class Housekeeping:
             thread.join(STOP_SECONDS)
 
     def _repeat(self, job: Callable[[], bool], seconds: float) -> None:
-        """Do it again at once where there was something to do, and else after a while."""
-        pauses = Backoff(seconds, OUTAGE_SECONDS)
+        """Run a job: again at once if there was something to do, else after a pause."""
+        pauses = Backoff(seconds, MAX_PAUSE_SECONDS)
         while not self._stopping.is_set():
             try:
                 pause = 0.0 if job() else seconds
                 pauses.reset()
             except Outage as outage:
-                log.warning("housekeeping is waiting: %s", outage)
+                log.warning("background jobs are waiting: %s", outage)
                 pause = pauses.pause()
             except Exception:
-                log.exception("housekeeping")
+                log.exception("background job")
                 pause = pauses.pause()
             self._stopping.wait(pause)
 
     def _call(self) -> bool:
-        """Whether a webhook was due; a thread of its own calls it."""
-        if not self._free.acquire(timeout=CALL_SECONDS):
+        """Call a due webhook in a thread; False if there was none."""
+        if not self._free.acquire(timeout=WEBHOOK_POLL_SECONDS):
             return False
         claimed = None
         try:
@@ -82,7 +82,7 @@ class Housekeeping:
     def _deliver(self, delivery: Delivery, task: Task) -> None:
         try:
             self._webhooks.deliver(delivery, task)
-        except Outage as outage:  # it is tried again when nobody has it any more
+        except Outage as outage:  # it is tried again when its claim ends
             log.warning("webhook of task %s: %s", task.id, outage)
         except Exception:
             log.exception("webhook of task %s", task.id)
@@ -90,6 +90,7 @@ class Housekeeping:
             self._free.release()
 
     def _sweep(self) -> bool:
+        """Remove expired tasks and files; False if there were none."""
         files, tasks = self._service.files, self._service.tasks
         keep = self._service.settings.keep_hours * HOUR
         files.keep_inputs()
