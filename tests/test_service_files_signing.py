@@ -221,7 +221,7 @@ def test_messages_outlive_a_change_of_secret():
 
 def test_the_example_of_the_docs_works():
     text = signing.__doc__
-    example = textwrap.dedent(text[text.index("    stamp =") : text.index("Whoever also")])
+    example = textwrap.dedent(text[text.index("    stamp =") : text.index("A receiver that also")])
     for body, genuine in ((BODY, True), (BODY + b"x", False)):
         names = {"headers": sent(), "body": body, "secret": SIGNER.webhook_secret("ann")}
         names |= {"base64": base64, "hmac": hmac, "time": time}

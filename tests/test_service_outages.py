@@ -34,7 +34,9 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "BEATS_PER_LEASE", 600)  # in a lease, which no slow machine lets run out
+    monkeypatch.setattr(
+        worker, "BEATS_PER_LEASE", 600
+    )  # in a lease, which no slow machine lets run out
     with house(tmp_path, private_addresses=True) as made:
         yield made
 
@@ -453,7 +455,7 @@ def test_housekeeping_waits_for_the_database_with_one_line_a_try(home, monkeypat
     keeper._repeat(job, 0.5)
     assert pauses == [0.5, 1.0, 2.0, 4.0]
     assert [record.message for record in caplog.records] == [
-        "housekeeping is waiting: the database is away"
+        "background jobs are waiting: the database is away"
     ] * 4
     assert not any(record.exc_info for record in caplog.records)
 

@@ -34,7 +34,9 @@ from tests.service import ELSEWHERE, SUBMIT, house, joined
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "BEATS_PER_LEASE", 600)  # in a lease, which no slow machine lets run out
+    monkeypatch.setattr(
+        worker, "BEATS_PER_LEASE", 600
+    )  # in a lease, which no slow machine lets run out
     with house(tmp_path, private_addresses=True) as made:
         yield made
 
