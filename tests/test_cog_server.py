@@ -23,6 +23,7 @@ import pytest
 import requests
 
 from latentsync.media import VideoReader
+from tests.documentation import blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTO = ROOT / "examples/photo.png"
@@ -303,6 +304,18 @@ def test_any_data_uri(server, tmp_path):
     spoken = data_uri(voice(VOICE_SECONDS), "audio/mpeg")  # a wrong suffix, .mp3
     frames, _, _ = frames_of(server.predict(video=clip, audio=spoken), tmp_path)
     assert frames == FRAMES
+
+
+@pytest.mark.slow
+def test_the_client_on_the_page(server, tmp_path, monkeypatch):
+    (block,) = [one for one in blocks() if "urllib.request" in one.text]
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples/face.mp4").write_bytes(CLIP.read_bytes())
+    (tmp_path / "examples/speech.wav").write_bytes(voice(VOICE_SECONDS))
+    monkeypatch.chdir(tmp_path)
+    eventually(lambda: server.status() == "READY")
+    exec(block.text.replace("http://127.0.0.1:5000", server.url), {})  # noqa: S102 - our own text
+    assert sum(1 for _ in VideoReader(tmp_path / "out.mp4").frames()) == FRAMES
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ NOT_RUN = {
         f"{SERVER}; tests/test_service_processes.py::test_the_published_client_unmodified"
     ),
     "import base64\nimport json\nimport urllib.request": (
-        f"{SERVER}; tests/test_cog_server.py::test_any_data_uri"
+        f"{SERVER}; tests/test_cog_server.py::test_the_client_on_the_page"
     ),
 }
 SLOW = ("latentsync synthesise *", "latentsync train unet --data drawn/ *", "python scripts/*")
