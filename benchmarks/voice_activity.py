@@ -110,7 +110,7 @@ def webrtc(mode: int) -> Callable[[FloatArray], VoiceActivity]:
 
     def listen(wave: FloatArray) -> VoiceActivity:
         detector = webrtcvad.Vad(mode)
-        size = vad.SAMPLES
+        size = vad.BLOCK_SAMPLES
         blocks = (wave[: len(wave) // size * size] * 32767).astype("<i2").reshape(-1, size)
         loud = np.array([detector.is_speech(block.tobytes(), RATE) for block in blocks])
         return VoiceActivity(vad._whole_words(loud))

@@ -11,7 +11,7 @@ import torch
 from latentsync.diffusion import weights
 from latentsync.diffusion.generator import CropBatch, Network
 from latentsync.diffusion.ray import scheduler
-from latentsync.diffusion.ray.scheduler import DEPTH, Spread, WorkerLost
+from latentsync.diffusion.ray.scheduler import QUEUE_DEPTH, Spread, WorkerLost
 from latentsync.diffusion.ray.session import library, replicas_that_fit
 from latentsync.errors import BackendUnavailable, Cancelled, LatentSyncError
 from latentsync.pipeline.lipsync import LipSync
@@ -74,7 +74,7 @@ class Crew:
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch):
-    monkeypatch.setattr(scheduler, "PAUSE", 0.0)
+    monkeypatch.setattr(scheduler, "RESTART_SECONDS", 0.0)
 
 
 def keyed(works):
@@ -109,7 +109,7 @@ def test_so_many_are_read_ahead_and_no_more():
     most = []
     for done, _ in enumerate(drawn):
         most.append(len(read) - done)
-    assert max(most) == 2 * DEPTH
+    assert max(most) == 2 * QUEUE_DEPTH
 
 
 @pytest.mark.parametrize("up", [1, 3])
@@ -123,7 +123,7 @@ def test_none_has_more_than_it_can_begin_soon(up):
 
     with pytest.raises(Cancelled), closing(works := keyed(work(n) for n in range(20))):
         list(Spread(crew, 1, RunContext(cancelled=stop))(works))
-    assert sorted(replica for replica, *_ in crew.sent) == sorted([*range(up)] * DEPTH)
+    assert sorted(replica for replica, *_ in crew.sent) == sorted([*range(up)] * QUEUE_DEPTH)
     assert {ticket for *_, ticket in crew.sent} <= set(crew.forgotten)
 
 
@@ -269,7 +269,7 @@ def two_nodes():
 def test_a_node_is_killed_while_its_replica_draws(tmp_path, caplog, monkeypatch):
     from latentsync.diffusion.ray.engine import replicas
 
-    monkeypatch.setattr(scheduler, "PAUSE", 1.0)
+    monkeypatch.setattr(scheduler, "RESTART_SECONDS", 1.0)
     weights.save(tiny_nets(), tmp_path / "tiny")
     clip = numbered_clip(tmp_path / "clip.mp4")
     voice = write_sound(tmp_path / "voice.wav", babble(40))

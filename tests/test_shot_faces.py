@@ -10,7 +10,7 @@ import pytest
 from latentsync.cli.generate import _summary
 from latentsync.errors import WeightsMismatch, WeightsMissing
 from latentsync.faces.tracking.embedding import CELLS, PatchEmbedding, alike
-from latentsync.faces.tracking.linker import LOOK_EVERY, TrackAssociator
+from latentsync.faces.tracking.linker import EMBED_EVERY_FRAMES, TrackAssociator
 from latentsync.training.synthetic.scenes import draw_looks
 from latentsync.training.tasks.likeness import fit_projection
 from latentsync.types import Face, FaceTrack, ShotFaces
@@ -130,7 +130,7 @@ def test_a_face_that_slowly_becomes_anothers_is_parted():
     assert one == list(range(one[-1] + 1))
     assert 20 <= one[-1] < 36  # not yet half the other's
     assert other == list(range(other[0], len(greys)))
-    assert 36 <= other[0] <= 42 + 2 * LOOK_EVERY
+    assert 36 <= other[0] <= 42 + 2 * EMBED_EVERY_FRAMES
 
 
 def test_a_face_that_is_covered_for_a_moment_stays_a_persons():

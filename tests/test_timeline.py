@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentsync.pipeline.timeline import (
-    GROUP,
+    GROUP_FRAMES,
     AudioSpan,
     Timeline,
     lay_out,
@@ -144,7 +144,7 @@ def test_groups_cover_everything_once_and_never_bridge_a_gap(found, output, data
     assert [s.start for s in groups[1:]] == [s.stop for s in groups[:-1]]
     assert (groups[0].start, groups[-1].stop) == (0, output)
     for segment in groups:
-        assert 1 <= len(segment) <= GROUP
+        assert 1 <= len(segment) <= GROUP_FRAMES
         np.testing.assert_array_equal(segment.source, source[segment.start : segment.stop])
         assert (speaks[segment.start : segment.stop] != segment.passthrough).all()
         assert not shots[segment.start + 1 : segment.stop].any()
@@ -158,12 +158,12 @@ def test_groups_cover_everything_once_and_never_bridge_a_gap(found, output, data
 def test_groups_of_one_run_share_frames(frames, overlap):
     groups = segments(np.arange(frames), np.ones(frames, bool), overlap=overlap)
     assert (groups[0].start, groups[-1].stop) == (0, frames)
-    assert all(len(group) <= GROUP for group in groups)
+    assert all(len(group) <= GROUP_FRAMES for group in groups)
     assert all(len(group) > group.shared for group in groups)
     assert groups[0].shared == 0
     for a, b in pairwise(groups):
         assert a.stop - b.start == a.kept == b.shared == overlap
-    assert len(groups) == max(1, -(-(frames - overlap) // (GROUP - overlap)))
+    assert len(groups) == max(1, -(-(frames - overlap) // (GROUP_FRAMES - overlap)))
 
 
 def test_runs_share_nothing_with_each_other():

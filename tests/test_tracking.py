@@ -13,7 +13,7 @@ from latentsync import faces
 from latentsync.errors import NoFaceFound, OptionError
 from latentsync.faces import LARGEST, FaceChoice, Gap, PointTrack, align, follow, look
 from latentsync.faces.tracking.embedding import PatchEmbedding
-from latentsync.faces.tracking.linker import LINGERS, TrackAssociator
+from latentsync.faces.tracking.linker import MAX_MISSING_FRAMES, TrackAssociator
 from latentsync.faces.tracking.tracker import FrameWatcher
 from latentsync.media import Colour, VideoFrame
 from latentsync.training.synthetic import Identity, Mouth, Pose, draw, draw_motion
@@ -178,7 +178,7 @@ def test_who_vanishes_is_not_replaced_by_who_stands_there_next() -> None:
 
 def test_who_comes_back_is_taken_up_again() -> None:
     """Long after, and elsewhere; who came meanwhile is not taken for them."""
-    away = LINGERS + 10
+    away = MAX_MISSING_FRAMES + 10
     script: list[list[Actor]] = [[(100, 120, 60, RED)]] * 20 + [[]] * 3
     script += [[(200, 120, 60, BLUE)]] * (away - 3)
     script += [[(230, 110, 66, RED)]] * 4 + [[(230, 110, 66, RED), (60, 110, 60, BLUE)]] * 16
@@ -452,10 +452,10 @@ def test_a_second_look_where_the_face_was_and_only_when_it_is_missing() -> None:
 
 def test_second_looks_end() -> None:
     """After a second's time, at a cut, for what was never more than a flicker, in a crowd."""
-    script: list[list[Actor]] = [[(80, 120, 60, RED)]] * 5 + [[]] * (2 * LINGERS)
+    script: list[list[Actor]] = [[(80, 120, 60, RED)]] * 5 + [[]] * (2 * MAX_MISSING_FRAMES)
     cast = Cast(script)
     assert cast.track().found.sum() == 5
-    assert [i for i, _ in cast.seconds] == list(range(5, 5 + LINGERS))
+    assert [i for i, _ in cast.seconds] == list(range(5, 5 + MAX_MISSING_FRAMES))
     cast = Cast(script[:20], backgrounds=[120] * 7 + [30] * 13)
     cast.track()
     assert [i for i, _ in cast.seconds] == [5, 6]
@@ -514,7 +514,7 @@ def test_who_is_lost_is_searched_for_until_a_second_has_passed() -> None:
     assert cast.searched == [0, *range(9, 17), 26]
     gone = Cast([[(100, 120, 60, RED), other]] * 9 + [[other]] * 60)
     gone.track(detect_every=20)
-    assert gone.searched == [0, *range(9, 9 + LINGERS + 1), 9 + LINGERS + 20]
+    assert gone.searched == [0, *range(9, 9 + MAX_MISSING_FRAMES + 1), 9 + MAX_MISSING_FRAMES + 20]
 
 
 @pytest.mark.parametrize(

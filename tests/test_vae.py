@@ -52,7 +52,7 @@ def test_slices_are_as_large_as_memory_allows_and_change_nothing(
     pixels = pictures()
     whole = there_and_back(vae, pixels)
     monkeypatch.setattr(module, "free_memory", lambda _device: free)
-    monkeypatch.setattr(module, "AT_ONCE", at_once * SIDE**2)
+    monkeypatch.setattr(module, "MAX_BATCH_PIXELS", at_once * SIDE**2)
     sizes = counted(monkeypatch, vae)
     for part, same in zip(there_and_back(vae, pixels), whole, strict=True):
         torch.testing.assert_close(part, same, rtol=1e-5, atol=1e-5)
@@ -87,5 +87,5 @@ def test_a_picture_that_does_not_fit_is_cut_into_tiles_and_that_is_said(monkeypa
 
 
 def test_tiles_are_of_the_size_that_is_said(vae):
-    assert vae.net.tile_sample_min_size == module.TILE
-    assert vae.net.tile_latent_min_size == vae.latent_shape(module.TILE)[1]
+    assert vae.net.tile_sample_min_size == module.TILE_SIDE
+    assert vae.net.tile_latent_min_size == vae.latent_shape(module.TILE_SIDE)[1]

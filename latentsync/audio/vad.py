@@ -18,21 +18,21 @@ from latentsync.types import FloatArray, IntArray
 
 __all__ = ["VoiceActivity", "detect_speech"]
 
-BLOCK = Fraction(1, 50)  # s, one decision
-SAMPLES = int(BLOCK * SAMPLE_RATE)
+BLOCK_SECONDS = Fraction(1, 50)  # s, one decision
+BLOCK_SAMPLES = int(BLOCK_SECONDS * SAMPLE_RATE)
 BAND = slice(4, 77)  # bins of 50 Hz: 200 to 3800 Hz, where voices are and hum is not
 
 FLOOR_BLOCKS = 300  # 6 s, longer than anybody holds a note
 FLOOR_PERCENT = 10  # of these blocks lie below the floor: the gaps between sounds and words
-ABOVE = 10.0  # dB over the floor is speech,
-STILL = 5.0  # and what is so many dB over it beside that: how words begin and fade
+SPEECH_DB = 10.0  # over the floor
+FADING_DB = 5.0  # over the floor, right before or after speech: how words begin and fade
 # A word with nothing around it has no floor: what is nearly as loud as the loudest 2 % is speech.
-LOUDEST_PERCENT, NEAR = 98, 12.0  # dB
-RANGE, SILENCE = 45.0, -75.0  # dB: no floor lies deeper, below the loudest and below full scale
+LOUDEST_PERCENT, NEAR_DB = 98, 12.0
+RANGE_DB, SILENCE_DB = 45.0, -75.0  # the lowest floor: below the loudest, below full scale
 
-BLIP = 3  # blocks, 60 ms; what is shorter is a click
-BEFORE, AFTER = 4, 10  # blocks, 80 and 200 ms: lips move before the sound and come to rest after it
-PAUSE = 15  # blocks, 300 ms; what is left between two words and is shorter is no pause
+MIN_SPEECH_BLOCKS = 3  # 60 ms; a shorter sound is a click
+BLOCKS_BEFORE, BLOCKS_AFTER = 4, 10  # 80 and 200 ms: lips move before and after the sound
+MIN_PAUSE_BLOCKS = 15  # 300 ms; a shorter gap between two words is no pause
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class VoiceActivity:
             after: seconds of frames before the sound begins.
         """
         # A thousandth of a block more, because a frame may begin with a block.
-        places = np.floor(begins * float(tick / BLOCK) - float(after / BLOCK) + 1e-3)
+        blocks = begins * float(tick / BLOCK_SECONDS) - float(after / BLOCK_SECONDS)
+        places = np.floor(blocks + 1e-3)
         heard = (places >= 0) & (places < len(self.blocks))
         speaks = np.zeros(len(begins), dtype=bool)
         speaks[heard] = self.blocks[places[heard].astype(np.int64)]
@@ -68,9 +69,9 @@ def detect_speech(sound: SpeechSource) -> VoiceActivity:
     if len(levels) == 0:
         return VoiceActivity(np.zeros(0, dtype=bool))
     loudest = float(np.percentile(levels, LOUDEST_PERCENT))
-    floor = np.maximum(_floor(levels), max(SILENCE, loudest - RANGE))
-    loud = levels > np.minimum(floor + ABOVE, max(SILENCE + ABOVE, loudest - NEAR))
-    return VoiceActivity(_whole_words(_faded(loud, levels > floor + STILL)))
+    floor = np.maximum(_floor(levels), max(SILENCE_DB, loudest - RANGE_DB))
+    loud = levels > np.minimum(floor + SPEECH_DB, max(SILENCE_DB + SPEECH_DB, loudest - NEAR_DB))
+    return VoiceActivity(_whole_words(_faded(loud, levels > floor + FADING_DB)))
 
 
 def _floor(levels: FloatArray) -> FloatArray:
@@ -91,21 +92,21 @@ def _floor(levels: FloatArray) -> FloatArray:
 
 def _levels(sound: SpeechSource) -> Iterator[float]:
     """dB of the voice's band in each block; the last one is filled up with silence."""
-    window = np.hanning(SAMPLES).astype(np.float32)
+    window = np.hanning(BLOCK_SAMPLES).astype(np.float32)
     rest = np.zeros(0, dtype=np.float32)
     for chunk in sound.chunks():
         rest = np.concatenate([rest, chunk])
-        whole = len(rest) // SAMPLES * SAMPLES
-        yield from _decibels(rest[:whole].reshape(-1, SAMPLES) * window)
+        whole = len(rest) // BLOCK_SAMPLES * BLOCK_SAMPLES
+        yield from _decibels(rest[:whole].reshape(-1, BLOCK_SAMPLES) * window)
         rest = rest[whole:]
     if len(rest):
-        yield from _decibels(np.pad(rest, (0, SAMPLES - len(rest)))[None] * window)
+        yield from _decibels(np.pad(rest, (0, BLOCK_SAMPLES - len(rest)))[None] * window)
 
 
 def _decibels(blocks: FloatArray) -> FloatArray:
     """(n, samples) windowed -> (n,) dB."""
     powers = np.abs(np.fft.rfft(blocks)[:, BAND]) ** 2
-    decibels: FloatArray = 10 * np.log10(powers.sum(axis=1) / SAMPLES**2 + 1e-10)
+    decibels: FloatArray = 10 * np.log10(powers.sum(axis=1) / BLOCK_SAMPLES**2 + 1e-10)
     return decibels.astype(np.float32)
 
 
@@ -122,10 +123,10 @@ def _whole_words(loud: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Without clicks, with what lies around words, and with the short pauses between them."""
     speaks = np.zeros_like(loud)
     for start, stop in _runs(loud):
-        if stop - start >= BLIP:
-            speaks[max(0, start - BEFORE) : stop + AFTER] = True
+        if stop - start >= MIN_SPEECH_BLOCKS:
+            speaks[max(0, start - BLOCKS_BEFORE) : stop + BLOCKS_AFTER] = True
     for start, stop in _runs(~speaks):
-        if stop - start < PAUSE and start > 0 and stop < len(speaks):
+        if stop - start < MIN_PAUSE_BLOCKS and start > 0 and stop < len(speaks):
             speaks[start:stop] = True
     return speaks
 

@@ -42,8 +42,8 @@ drop_empty_kernel_cache()  # which the import of diffusers left
 # Numbers alive at once for each pixel and each channel of the first width, in the larger half, the
 # decoder; counted tensor by tensor, see tests/test_devices.py.
 NUMBERS = 6
-AT_ONCE = 2**20  # px of all pictures that pass side by side: 16 of 256 x 256, 4 of 512 x 512
-TILE = 256  # px, of a picture that has to be cut
+MAX_BATCH_PIXELS = 2**20  # 16 pictures of 256 x 256 at once, or 4 of 512 x 512
+TILE_SIDE = 256  # px, of a picture that has to be cut
 
 
 class VAE(nn.Module):
@@ -67,8 +67,8 @@ class VAE(nn.Module):
             scaling_factor=config.scaling_factor,
             mid_block_add_attention=config.mid_attention,
         )
-        self.net.tile_sample_min_size = TILE
-        self.net.tile_latent_min_size = TILE // config.downsampling
+        self.net.tile_sample_min_size = TILE_SIDE
+        self.net.tile_latent_min_size = TILE_SIDE // config.downsampling
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents of pictures: the posterior's mean, or a sample of it where noise is given.
@@ -106,7 +106,7 @@ class VAE(nn.Module):
         """What `call` makes of all pictures, `area` px each, as many at once as memory allows."""
         if torch.is_grad_enabled():  # training keeps everything that was computed anyway
             return call(pictures)
-        at_once = max(1, AT_ONCE // area)
+        at_once = max(1, MAX_BATCH_PIXELS // area)
         free = free_memory(pictures.device)
         if free is not None:
             each = NUMBERS * self.config.block_out_channels[0] * area * pictures.element_size()

@@ -12,9 +12,9 @@ __all__ = ["match_colour", "mouth_ring"]
 LEVEL = 2 / 255  # a grey level, where colours are in [-1, 1]
 RING_ROWS = 0.75  # of the crop's height: what lies lower is chin and neck, which speech moves
 MIN_SHARE = 0.05  # a ring's pixels of less weight would only cost time
-OUTLIER = 3.0  # deviations off the ring's common difference, and it is no difference of colour
+OUTLIER_DEVIATIONS = 3.0  # from the ring's common difference; more is no difference of colour
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
-STEADY = 4 * LEVEL  # on a ring with less contrast than that nothing tells the gain
+MIN_CONTRAST = 4 * LEVEL  # on a ring with less contrast than that nothing tells the gain
 MAX_GAIN, MAX_SHIFT = 1.25, 32 * LEVEL  # more than any decoder's cast
 
 
@@ -56,11 +56,11 @@ def match_colour(
     apart = own - drawn
     off = (apart - apart.median(dim=1, keepdim=True).values).abs()
     usual = MAD_TO_DEVIATION * off.median(dim=1, keepdim=True).values + LEVEL
-    weight = weight * (off <= OUTLIER * usual).all(dim=0)
+    weight = weight * (off <= OUTLIER_DEVIATIONS * usual).all(dim=0)
     (drawn_mean, drawn_spread), (own_mean, own_spread) = (
         _mean_and_variance(values, weight) for values in (drawn, own)
     )
-    gain = ((own_spread + STEADY**2) / (drawn_spread + STEADY**2)).sqrt()
+    gain = ((own_spread + MIN_CONTRAST**2) / (drawn_spread + MIN_CONTRAST**2)).sqrt()
     gain = gain.clamp(1 / MAX_GAIN, MAX_GAIN)[:, None, None]
     shift = (own_mean - drawn_mean).clamp(-MAX_SHIFT, MAX_SHIFT)[:, None, None]
     change = (gain - 1) * (face - drawn_mean[:, None, None]) + shift

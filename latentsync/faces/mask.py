@@ -33,7 +33,7 @@ PASTE_EDGE = 0.025  # of the crop's side, standard deviation of the soft edge
 # The face above the mouth, in shares of the crop's side: an ellipse's centre and half axes. It
 # meets the hole on the cheeks, and ends above the brows, before the hair of most.
 FACE_CENTRE, FACE_AXES = (0.5, 0.5), (0.47, 0.49)
-SOFTEST = 0.1  # of the crop's side: lips lie so deep within the hole that they are restored fully
+MAX_SOFTNESS = 0.1  # of the crop's side; lips lie deeper in the hole and are fully restored
 
 
 def keep_mask(resolution: int) -> FloatArray:
@@ -80,5 +80,5 @@ def restored_share(resolution: int, softness: float, *, whole: bool) -> FloatArr
         )
         cv2.ellipse(region, centre, axes, 0, 180, 360, 1, cv2.FILLED)
     inwards = cv2.distanceTransform(region, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    share = np.clip(inwards / max(1, softness * SOFTEST * resolution), 0, 1)
+    share = np.clip(inwards / max(1, softness * MAX_SOFTNESS * resolution), 0, 1)
     return np.asarray(share * share * (3 - 2 * share), np.float32)  # without a kink at either end

@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 from latentsync.errors import MediaError
 from latentsync.media.formats import GUARD, READ, is_image, name_of, unread_format
 from latentsync.media.frame import Orientation
-from latentsync.media.limits import DEFAULT_LIMITS, MOST_NOTES, Limits
+from latentsync.media.limits import DEFAULT_LIMITS, MAX_NOTES_BYTES, Limits
 from latentsync.media.preflight import claimed_samples, unpacked_notes
 from latentsync.media.timestamps import Continuity
 
@@ -111,7 +111,7 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
             raise MediaError(f"{quote_path(path)} is empty, of 0 bytes: write or copy it again")
         with path.open("rb") as file:
             limits.check_samples(quote_path(path), claimed_samples(file, size), size)
-            limits.check_notes(quote_path(path), unpacked_notes(file, MOST_NOTES))
+            limits.check_notes(quote_path(path), unpacked_notes(file, MAX_NOTES_BYTES))
             file.seek(0)
             if _is_moving_webp(head := file.read(_HEAD)):
                 raise MediaError(

@@ -17,8 +17,8 @@ from av.video.stream import VideoStream
 
 __all__ = ["Crop", "crop_of", "cropped"]
 
-_MOST_ELEMENTS = 4096  # that are looked at on one level of a file
-_MOST_BYTES = 64  # of an element
+_MAX_ELEMENTS = 4096  # that are looked at on one level of a file
+_MAX_ELEMENT_BYTES = 64  # of an element
 _ENTRY_FIELDS = 78  # bytes of a VisualSampleEntry before the boxes inside it
 _SEGMENT, _TRACKS, _TRACK, _CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0x1F43B675
 _TRACK_TYPE, _VIDEO = 0x83, 0xE0
@@ -96,7 +96,7 @@ def _find(
     *path: int | bytes,
 ) -> Iterator[FileElement]:
     """The elements at a path of kinds."""
-    for one in islice(elements(file, within.start, within.stop), _MOST_ELEMENTS):
+    for one in islice(elements(file, within.start, within.stop), _MAX_ELEMENTS):
         if one.kind == path[0]:
             if len(path) == 1:
                 yield one
@@ -106,7 +106,7 @@ def _find(
 
 def _read(file: BinaryIO, start: int, stop: int) -> bytes:
     file.seek(start)
-    return file.read(max(0, min(stop - start, _MOST_BYTES)))
+    return file.read(max(0, min(stop - start, _MAX_ELEMENT_BYTES)))
 
 
 # ---- MP4 and MOV ---------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 _BROADCASTS = ("mpegts", "mpeg")
 _WOVEN_SIDE = 16  # px: bwdif refuses planes of fewer than 4 rows, and chroma may have a quarter
-_MOST_LEADING = 32  # frames that come out before a key frame, and lean on others before it
+_MAX_LEADING_FRAMES = 32  # frames that come out before a key frame, and lean on others before it
 _SEEK_BACK_SECONDS = (0, 1, 4, 16, 64)  # tried in turn until a key frame before the target is met
 
 
@@ -285,7 +285,7 @@ def _frames_after_key(timed: Iterator[RawFrame], start: int | None) -> Iterator[
     # a stream that refreshes bit by bit has no whole picture at its "key frame" at all.
     # Neither is damage, so it isn't told.
     if start is None:
-        leading = islice(timed, _MOST_LEADING)
+        leading = islice(timed, _MAX_LEADING_FRAMES)
         raws = chain(dropwhile(lambda raw: not raw.key_frame, leading), timed)
     else:
         raws = chain(dropwhile(partial(_before, start), timed))

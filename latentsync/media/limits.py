@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from latentsync.errors import HOST, MediaError, option_name, with_option
 from latentsync.options import Options
 
-__all__ = ["DEFAULT_LIMITS", "MOST_NOTES", "Limits", "raising"]
+__all__ = ["DEFAULT_LIMITS", "MAX_NOTES_BYTES", "Limits", "raising"]
 
-MOST_NOTES = 2**26  # bytes; the profiles of printers have a few million
+MAX_NOTES_BYTES = 2**26  # bytes; the profiles of printers have a few million
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Limits:
 
     def check_notes(self, name: str, unpacked: int) -> None:
         """For a picture whose colour profile and texts unpack to so many bytes."""
-        if unpacked >= MOST_NOTES:
+        if unpacked >= MAX_NOTES_BYTES:
             raise MediaError(
-                f"{name} has a colour profile or texts of {MOST_NOTES} bytes or more: it is"
+                f"{name} has a colour profile or texts of {MAX_NOTES_BYTES} bytes or more: it is"
                 " damaged, or made to exhaust memory; save it anew without them"
             )
 

@@ -18,7 +18,7 @@ _HOLDERS = {
     *(b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"),
     *(b"mvex", b"udta", b"edts", b"dinf"),  # where none is at home, but would be taken
 }
-_DEEPEST = 10  # boxes in boxes; FFmpeg goes no deeper
+_MAX_DEPTH = 10  # boxes in boxes; FFmpeg goes no deeper
 _HEAD = 20  # bytes of a box's content that are looked at
 _COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4}  # byte of the content where the count of samples is
 _REFERENCES = {b"url ", b"alis"}  # QuickTime's handlers of where the data lie
@@ -80,7 +80,7 @@ def _walk(file: BinaryIO, start: int, end: int, depth: int = 0) -> Iterator[tupl
         if stop < start + begin:
             return
         yield kind, head[begin : min(begin + _HEAD, stop - start)]
-        if kind in _HOLDERS and depth < _DEEPEST:
+        if kind in _HOLDERS and depth < _MAX_DEPTH:
             yield from _walk(file, start + begin, stop, depth + 1)
         start = stop
 

@@ -24,8 +24,8 @@ __all__ = ["cuts", "faces_at", "faces_found", "find_face_tracks", "lost", "shots
 
 log = logging.getLogger(__name__)
 
-ALIKE = 0.5  # px; two speakers' faces that lie no further apart are one face
-FRAMES_AHEAD = 8  # decoded before the detector wants them
+SAME_FACE_PX = 0.5  # px; two speakers' faces that lie no further apart are one face
+PREFETCH_FRAMES = 8  # decoded before the detector wants them
 
 
 def find_face_tracks(
@@ -205,7 +205,7 @@ def _look(
         for frame in islice(source.frames(), at_most):
             yield frame.rgb() if published else frame
 
-    frames = prefetch(read(), FRAMES_AHEAD)
+    frames = prefetch(read(), PREFETCH_FRAMES)
     how: dict[str, Any] = {
         "rounded": options.landmarks == "rounded",
         "total": source.expected(at_most),
@@ -222,7 +222,7 @@ def _look(
 def _check_apart(found: Sequence[faces.PointTrack], choices: Sequence[FaceChoice]) -> None:
     for (one, first), (other, second) in combinations(zip(found, choices, strict=True), 2):
         both = one.found & other.found
-        if both.any() and np.abs(one.points[both] - other.points[both]).max() < ALIKE:
+        if both.any() and np.abs(one.points[both] - other.points[both]).max() < SAME_FACE_PX:
             raise OptionError(
                 f"speakers {first} and {second} are the same face; tell them apart by points "
                 "x,y@seconds"

@@ -75,7 +75,7 @@ __all__ = ["LipSync"]
 
 log = logging.getLogger(__name__)
 
-PASTED_AHEAD = 4  # frames that wait for the encoder
+PREFETCH_PASTED_FRAMES = 4  # frames that wait for the encoder
 
 
 class LipSync:
@@ -343,7 +343,7 @@ class LipSync:
             compositor = Compositor(generator, side, face, options, context, *extra)
             groups = prefetch(compositor.crop(frames), generator.batch)
             generated = prefetch(compositor.generate(groups))
-            frames = prefetch(compositor.paste(generated), PASTED_AHEAD)
+            frames = prefetch(compositor.paste(generated), PREFETCH_PASTED_FRAMES)
         context.step("generate", 0, plan[-1].stop)
         with closing(frames):
             for done, frame in enumerate(frames, start=1):

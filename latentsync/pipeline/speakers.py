@@ -46,7 +46,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 CLOSING_FRAMES = 3  # in which a mouth closes where silence is to close it
-LAST_WORD = Fraction(1, 5)  # s after a sound's end in which a mouth that goes on being drawn closes
+LAST_WORD_SECONDS = Fraction(1, 5)  # after its sound's end, in which a drawn mouth closes
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _heard(
 ) -> tuple[SpeechFeatures, NDArray[np.bool_]]:
     """The speech at each output frame, and (n,) whether the mouth is drawn there."""
     begins = shown.begins[:-1]
-    end = span.lead_in + sound.seconds + LAST_WORD
+    end = span.lead_in + sound.seconds + LAST_WORD_SECONDS
     sounding = begins < math.ceil(end / shown.time_base)
     speaks = shown.speaks
     if options.silence != "generate":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from latentsync.types import IntArray, Segment, SyncMode
 
 __all__ = [
-    "GROUP",
+    "GROUP_FRAMES",
     "AudioSpan",
     "Timeline",
     "fading",
@@ -28,7 +28,7 @@ __all__ = [
     "source_frames",
 ]
 
-GROUP = 16  # frames the network sees together, as published
+GROUP_FRAMES = 16  # frames the network sees together, as published
 MIN_STRENGTH = 0.05  # of a drawn mouth; with less, which nobody sees, the frame is left untouched
 
 
@@ -266,9 +266,9 @@ def _groups(
 ) -> list[tuple[int, int]]:
     """[start, stop) of each group of a run."""
     if grouping == "short_tail" and not overlap:
-        edges = [*range(start, stop, GROUP), stop]
+        edges = [*range(start, stop, GROUP_FRAMES), stop]
     else:
         alone = stop - start - overlap  # frames that only one group would have, were it not shared
-        groups = max(1, -(-alone // (GROUP - overlap)))
+        groups = max(1, -(-alone // (GROUP_FRAMES - overlap)))
         edges = [start + alone * i // groups for i in range(groups)] + [stop - overlap]
     return [(a, b + overlap) for a, b in pairwise(edges)]

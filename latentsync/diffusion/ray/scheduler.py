@@ -14,14 +14,14 @@ from latentsync.diffusion.generator import CropBatch, Key
 from latentsync.errors import BackendUnavailable, LatentSyncError
 from latentsync.runtime.progress import RunContext
 
-__all__ = ["DEPTH", "START_SECONDS", "Spread", "WorkerLost", "WorkerPool"]
+__all__ = ["QUEUE_DEPTH", "START_SECONDS", "Spread", "WorkerLost", "WorkerPool"]
 
 log = logging.getLogger(__name__)
 
-DEPTH = 2  # works a replica has at once: while it draws one, the next is on its way
-LOOK_EVERY = 0.1  # seconds, between two looks whether the caller wants to stop
-MOST_LOSSES = 3  # replicas that may end over one work, before it is taken to be what ends them
-PAUSE = 1.0  # seconds from a replica's loss until it is asked to be ready again
+QUEUE_DEPTH = 2  # works a replica has at once: while it draws one, the next is on its way
+POLL_SECONDS = 0.1  # seconds, between two looks whether the caller wants to stop
+MAX_LOSSES = 3  # replicas that may end over one work, before it is taken to be what ends them
+RESTART_SECONDS = 1.0  # seconds from a replica's loss until it is asked to be ready again
 START_SECONDS = 600.0  # in which one replica must be there: starting Python and loading weights
 
 Ticket = Any  # a promise, hashable
@@ -116,7 +116,7 @@ class Spread:
             while state.line and state.line[0].done:
                 done = state.line.popleft()
                 yield done.key, done.faces
-            if more and len(state.line) < DEPTH * len(self._crew):
+            if more and len(state.line) < QUEUE_DEPTH * len(self._crew):
                 try:
                     place = _Place(*next(batches))
                 except StopIteration:
@@ -128,7 +128,7 @@ class Spread:
                 self._look(state, 0)
             elif state.line and not state.line[0].done:
                 with self._reporter.timed("network"):
-                    self._look(state, LOOK_EVERY)
+                    self._look(state, POLL_SECONDS)
 
     def _look(self, state: _WorkerState, seconds: float) -> None:
         """Hand out what waits, and take in what is done after so long at most."""
@@ -157,7 +157,7 @@ class Spread:
             for replica, _ in state.out.values():
                 has[replica] += 1
             free = min(has, key=lambda replica: has[replica], default=None)
-            if free is None or has[free] >= DEPTH:
+            if free is None or has[free] >= QUEUE_DEPTH:
                 return
             place = state.waiting.popleft()
             assert place.work is not None
@@ -168,7 +168,7 @@ class Spread:
         try:
             kind = self._crew.take(ticket)
         except WorkerLost:
-            state.resting[replica] = time.monotonic() + PAUSE
+            state.resting[replica] = time.monotonic() + RESTART_SECONDS
             return
         state.kind = state.kind or kind
         if kind != state.kind:  # one face would change its look from group to group
@@ -199,10 +199,10 @@ class Spread:
         log.warning("replica %d was lost (%s); others draw what it had", replica, error)
         state.ready.discard(replica)
         state.alone_since = time.monotonic()
-        state.resting[replica] = time.monotonic() + PAUSE
+        state.resting[replica] = time.monotonic() + RESTART_SECONDS
         drawn = places[0]  # what it drew when it ended; the others waited
         drawn.losses += 1
-        if drawn.losses >= MOST_LOSSES and drawn.work is not None:
+        if drawn.losses >= MAX_LOSSES and drawn.work is not None:
             raise LatentSyncError(
                 f"frames {drawn.work.start}-{drawn.work.stop - 1} ended {drawn.losses} replicas, "
                 f"one after the other ({error}); see their logs, or use a smaller batch"

@@ -20,10 +20,10 @@ STEP = 1.2  # from one size of window to the next
 SMALLEST_WINDOW = 24  # px, width of the smallest acceptable face's square in the searched picture
 SQUARE_TO_CROP = (0.565, 0.13)  # half a crop's side, and how far it lies below: in squares
 BOX_IN_CROP = np.array([-0.65, -0.96, 0.65, 0.78])  # brows to chin and cheek to cheek
-ROUNDS = 2  # looks after the first
-LEAP = 0.04  # of the brows' distance: a followed face that moved more gets a third look
-BESIDE = 0.25  # of a face's width: how far beside its last place a second look tries
-LIKELY = 0.01  # score at the first look below which there is no second
+EXTRA_ROUNDS = 2  # looks after the first
+LEAP_THRESHOLD = 0.04  # of the brows' distance: a followed face that moved more gets a third look
+RETRY_OFFSET = 0.25  # of a face's width: how far beside its last place a second look tries
+MIN_RETRY_SCORE = 0.01  # score at the first look below which there is no second
 # Second opinion: how many of a cascade's windows agree on a place. The odds of the net's score are
 # multiplied by (windows / few) ** 2, at most by MOST_ODDS. On photographs of people whom the net
 # finds unlikely (smiles, beards, stage light) its score is 0.15 to 0.5 with 3 to 45 windows; what
@@ -90,8 +90,8 @@ class Builtin:
         view, before = FrameView(frame), np.stack([one.points for one in faces])
         points, _ = self._landmarks.look(view, np.stack([_last_crop(one) for one in faces]))
         moved = np.linalg.norm(points[:, ANCHORS] - before, axis=2).max(axis=1)
-        leapt = (moved > LEAP * np.linalg.norm(before[:, 1] - before[:, 0], axis=1)).any()
-        boxes, scores, points = self._closer(view, points, ROUNDS if leapt else 1)
+        leapt = (moved > LEAP_THRESHOLD * np.linalg.norm(before[:, 1] - before[:, 0], axis=1)).any()
+        boxes, scores, points = self._closer(view, points, EXTRA_ROUNDS if leapt else 1)
         kept = self.filters.keep(boxes, scores)
         return [
             face(boxes[i], scores[i], points[i, ANCHORS], rounded) if i in kept else None
@@ -102,7 +102,7 @@ class Builtin:
         """Six points (6, 2) of a face's mouth, in px: corners, then edges of the lips downwards."""
         view = FrameView(frame)
         points, _ = self._landmarks.look(view, _last_crop(seen)[None])
-        _, _, points = self._closer(view, points, ROUNDS)
+        _, _, points = self._closer(view, points, EXTRA_ROUNDS)
         return np.asarray(points[0, MOUTH])
 
     def _search(self, view: FrameView) -> Iterator[tuple[Array, Array]]:
@@ -137,10 +137,10 @@ class Builtin:
         half, below = SQUARE_TO_CROP
         crops = np.stack([_crop(x, y + below * side, half * side) for x, y, side in squares])
         points, scores = self._landmarks.look(view, crops)
-        likely = scores > LIKELY
+        likely = scores > MIN_RETRY_SCORE
         if not likely.any():
             return np.zeros((0, 4)), np.zeros(0), points[likely]
-        boxes, scores, points = self._closer(view, points[likely], ROUNDS)
+        boxes, scores, points = self._closer(view, points[likely], EXTRA_ROUNDS)
         if agreement is not None:
             scores = _agreed(scores, agreement[likely])
         once = _distinct(boxes, scores)
@@ -167,7 +167,7 @@ def _squares_near(near: Box) -> Array:
     # A box's middle lies a little above its crop's, and the square's above both.
     lifted = (BOX_IN_CROP[1] + BOX_IN_CROP[3]) / 2 * half + below
     x, y = (near.left + near.right) / 2, (near.top + near.bottom) / 2 - lifted * side
-    beside = BESIDE * near.width * np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])
+    beside = RETRY_OFFSET * near.width * np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])
     return np.column_stack([beside + np.array([x, y]), np.full(len(beside), side)])
 
 

@@ -22,7 +22,7 @@ __all__ += ["Landmarks", "cut", "similarity", "upright"]
 
 COUNT = 12  # the points of `synthetic.LANDMARKS`, in its order
 ANCHORS = [0, 1, 4]  # of these the template's: brow centres and nose base
-STEADY = [0, 1, 2, 3, 4]  # those that speech doesn't move: brows, pupils, nose base
+STABLE = [0, 1, 2, 3, 4]  # those that speech doesn't move: brows, pupils, nose base
 MOUTH = slice(5, 11)  # corners, then edges of the lips downwards
 MIRRORED = [1, 0, 3, 2, 4, 6, 5, 7, 8, 9, 10, 11]  # what each becomes in a mirror
 REFERENCE = np.array([[-0.35, -0.65], [0.35, -0.65], [-0.35, -0.4], [0.35, -0.4], [0, -0.1]])
@@ -103,7 +103,7 @@ def cut(frame: Frame, crop: Array, side: int = SIDE) -> Frame:
 
 def upright(points: Array | FloatArray) -> Array:
     """The crop (2, 3) in which a face with these points (12, 2) stands upright at its size."""
-    return similarity(np.asarray(points, np.float64)[STEADY], REFERENCE)
+    return similarity(np.asarray(points, np.float64)[STABLE], REFERENCE)
 
 
 def similarity(points: Array, goal: Array) -> Array:

@@ -31,7 +31,7 @@ LANDMARK_FILE = "2d106det.onnx"
 SCRFD_SIDE = 512  # px, square, as published
 LANDMARK_SIDE = 192  # px, square, what insightface cuts out for the 106 points
 LANDMARK_REACH = 1.5  # of the box's longer side: how much of the frame that is
-BENT = 0.15  # of the brows' distance: more than this a face's points don't bend in a frame
+MAX_BEND = 0.15  # of the brows' distance: more than this a face's points don't bend in a frame
 # Of the 106 points; https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/util.py
 LEFT_BROW = (43, 48, 49, 51, 50)
 RIGHT_BROW = (101, 102, 103, 104, 105)
@@ -101,7 +101,7 @@ class InsightFace:
         points = self._points(view, np.array(seen.box, np.float32), rounded)
         way = similarity(before, points)
         bent = np.linalg.norm(before @ way[:, :2].T + way[:, 2] - points, axis=1).max()
-        if bent > BENT * np.linalg.norm(points[1] - points[0]):
+        if bent > MAX_BEND * np.linalg.norm(points[1] - points[0]):
             return None
         low, high = np.array(seen.box).reshape(2, 2)
         middle = way[:, :2] @ (low + high) / 2 + way[:, 2]

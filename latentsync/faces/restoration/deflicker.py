@@ -20,10 +20,10 @@ __all__ = ["TemporalSmoother"]
 Stack = NDArray[np.uint8]
 
 # What these are worth is measured by benchmarks/restoration.py.
-LONGEST = 0.95  # share of the past at stability 1: it fades to a third in 20 frames
-SMOOTHED = 1 / 170  # of the crop's side, standard deviation: 3 px at 512
-CHANGED = 2.0  # grey levels of the smoothed crop that halve what is kept of the past
-SHARPLY = 4  # how fast it falls around that
+MAX_PAST_WEIGHT = 0.95  # share of the past at stability 1: it fades to a third in 20 frames
+SMOOTHING_SHARE = 1 / 170  # of the crop's side, standard deviation: 3 px at 512
+CHANGE_LEVELS = 2.0  # grey levels of the smoothed crop that halve what is kept of the past
+CHANGE_STEEPNESS = 4  # how fast it falls around that
 
 
 class TemporalSmoother:
@@ -34,7 +34,7 @@ class TemporalSmoother:
     """
 
     def __init__(self, stability: float) -> None:
-        self._share = LONGEST * stability
+        self._share = MAX_PAST_WEIGHT * stability
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._past: tuple[FloatArray, FloatArray, NDArray[np.uint8]] | None = None
 
@@ -53,7 +53,7 @@ class TemporalSmoother:
         return np.stack([self._next(*pair) for pair in zip(restored, plain, strict=True)])
 
     def _next(self, restored: Stack, plain: Stack) -> Stack:
-        sigma = plain.shape[0] * SMOOTHED
+        sigma = plain.shape[0] * SMOOTHING_SHARE
         smooth = cv2.GaussianBlur(plain.astype(np.float32), (0, 0), sigma)
         detail = restored - smooth
         grey = cv2.cvtColor(cv2.convertScaleAbs(smooth), cv2.COLOR_RGB2GRAY)
@@ -84,4 +84,4 @@ def _unchanged(change: FloatArray, sigma: float) -> FloatArray:
     reach = 2 * round(sigma) + 1
     near = cv2.dilate(change, np.ones((reach, reach), np.uint8))
     near = cv2.GaussianBlur(near, (0, 0), sigma / 2)
-    return (1 / (1 + (near / CHANGED) ** SHARPLY))[..., None]
+    return (1 / (1 + (near / CHANGE_LEVELS) ** CHANGE_STEEPNESS))[..., None]

@@ -22,7 +22,7 @@ from latentsync.types import FloatArray, Frame, Picture
 __all__ = ["FaceRestorer", "Restorer", "enlarged"]
 
 TILE, OVERLAP = 320, 32  # px that a piece of a frame gives, and that it sees beyond them
-LEAST = 1 / 64  # weight of the plain crop, where neither is laid on and only rounding will show it
+MIN_WEIGHT = 1 / 64  # of the plain crop, where neither is laid on and only rounding shows it
 
 
 class Restorer(Protocol):
@@ -152,7 +152,7 @@ class FaceRestorer:
     def _blended(self, restored: Frame, plain: Frame, affine: FloatArray) -> Frame:
         """Restored over plain over frame, as one crop that with `share` looks like these three."""
         region = self._region(affine)
-        below = (1 - region) * np.maximum(self._drawn, LEAST)
+        below = (1 - region) * np.maximum(self._drawn, MIN_WEIGHT)
         return np.asarray(cv2.blendLinear(restored, plain, region, below), np.uint8)
 
 

@@ -19,16 +19,14 @@ Grey = NDArray[np.uint8]  # (h, w)
 PATCH_SIDE = 64  # px, longest side of the box's picture
 FRAME_SIDE = 640  # px, longest side of the frame in which it is sought
 SCALES = (0.95, 1.0, 1.05)  # sizes tried, of the last
-SEARCH = 0.5  # of the box: how far from the last place it is sought
-HELD = 0.6  # correlation from which on the box still holds what it held
-FOUND_AGAIN = 0.8  # correlation with the first picture, sought in the whole frame once it was lost
-OTHER_COLOUR = (
-    5.0  # levels of Lab: what is this far off in its a and b, at once or when found again
-)
+SEARCH_RADIUS = 0.5  # of the box: how far from the last place it is sought
+HOLD_THRESHOLD = 0.6  # correlation above which the box still holds the same
+REDETECT_THRESHOLD = 0.8  # correlation with the first picture, sought in the whole frame
+MAX_COLOUR_LEVELS = 5.0  # of Lab's a and b; further off, it is something else
 COLOUR_SIDE, CELLS = 32, 4  # px of the box's picture, and cells of it, whose colours are compared
-ALIKE = 0.5  # correlation with the first picture down to which the kept one may drift from it
-FLAT = 2.0  # grey levels, standard deviation: a picture with less is alike everywhere, so nowhere
-LEARNING = 0.05  # share of the new picture in the kept one
+DRIFT_THRESHOLD = 0.5  # correlation with the first picture, below which the kept one may not drift
+FLAT_LEVELS = 2.0  # standard deviation; a flatter picture is found everywhere, so nowhere
+LEARNING_RATE = 0.05  # share of the new picture in the kept one
 BEFORE_SECONDS = 10  # of the shot that are kept, to follow the box back from its time
 
 
@@ -94,7 +92,7 @@ class TemplateTracker:
         self._follow(index, grey, box * scale, scale)
         if lost and state.box is not None:
             assert self._colours is not None
-            if _apart(_colours(small.pixels, state.box), self._colours) > OTHER_COLOUR:
+            if _apart(_colours(small.pixels, state.box), self._colours) > MAX_COLOUR_LEVELS:
                 self._lose(index)
 
     def _lose(self, index: int) -> None:
@@ -121,7 +119,7 @@ class TemplateTracker:
         _step(self._state, grey, drawn)
         if self._state.box is not None:
             self._state.shades = _colours(grey, self._state.box)
-            if shades is not None and _apart(self._state.shades, shades) > OTHER_COLOUR:
+            if shades is not None and _apart(self._state.shades, shades) > MAX_COLOUR_LEVELS:
                 self._state.box = None  # a cut that nobody saw
                 return
             corner, size = self._state.box[:2], self._state.box[2:]
@@ -155,18 +153,18 @@ def _step(state: _TemplateState, grey: Grey, first_box: Array) -> None:
     if state.box is None:
         everywhere = np.array([0.0, 0.0, grey.shape[1], grey.shape[0]])
         box, likeness = _best(grey, state.first, first_box[2:], everywhere)
-        if likeness >= FOUND_AGAIN:
+        if likeness >= REDETECT_THRESHOLD:
             state.box, state.kept = box, state.first.astype(np.float32)
         return
-    margin = SEARCH * state.box[2:]
+    margin = SEARCH_RADIUS * state.box[2:]
     nearby = np.concatenate([state.box[:2] - margin, state.box[2:] + 2 * margin])
     state.box, likeness = _best(grey, state.kept.astype(np.uint8), state.box[2:], nearby)
-    if likeness < HELD:
+    if likeness < HOLD_THRESHOLD:
         state.box = None
         return
     now = _view(grey, state.box, np.array(state.first.shape[::-1]))
-    if cv2.matchTemplate(now, state.first, cv2.TM_CCOEFF_NORMED).item() >= ALIKE:
-        state.kept += LEARNING * (now - state.kept)
+    if cv2.matchTemplate(now, state.first, cv2.TM_CCOEFF_NORMED).item() >= DRIFT_THRESHOLD:
+        state.kept += LEARNING_RATE * (now - state.kept)
 
 
 def _best(grey: Grey, picture: Grey, size: Array, area: Array) -> tuple[Array, float]:
@@ -188,7 +186,7 @@ def _best(grey: Grey, picture: Grey, size: Array, area: Array) -> tuple[Array, f
     best = int(likeness.argmax())
     step = SCALES[1] - SCALES[0]
     scaled = size * (SCALES[best] + step * _peak(likeness, best))
-    sure = float(likeness[best]) if picture.std() > FLAT else 0.0
+    sure = float(likeness[best]) if picture.std() > FLAT_LEVELS else 0.0
     return np.concatenate([found[best][1] - scaled / 2, scaled]), sure
 
 

@@ -18,30 +18,30 @@ from latentsync.types import Box, Face, FloatArray
 __all__ = ["TrackAssociator", "Tracklet", "apart", "stayed"]
 
 # Sizes are the square root of a face's area; distances are counted in them.
-REACH = 0.4  # how far a face may be from where it was expected a frame after it was seen
-REACH_GROWS = 0.05  # for each frame more without it
-REACH_MOST = 1.0
-REACH_ALONE = 1.0  # of the only face of two frames on end: a camera in the hand may jerk
-GROWS_MOST = 1.6  # times its size
-GROWS_AT_ONCE = 1.2  # times its size, from one frame to the next
-LINGERS = 25  # frames without it after which its place says nothing
-SURE = 2  # frames without it up to which its place alone may do
-FAMILIAR = 3  # frames in which a face was seen, from which on it is looked for twice
-LOOK_EVERY = 5  # frames between two looks that are kept; more in long shots
-LOOKS_KEPT = 40  # looks at most, spread over the shot
-CONTINUES = 0.9  # correlation of a face's picture with that of the frame before
+MAX_MOVE = 0.4  # how far a face may be from where it was expected a frame after it was seen
+MAX_MOVE_PER_FRAME = 0.05  # for each frame more without it
+MAX_MOVE_LOST = 1.0
+MAX_MOVE_ALONE = 1.0  # of the only face of two frames on end: a camera in the hand may jerk
+MAX_GROWTH = 1.6  # times its size
+MAX_GROWTH_PER_FRAME = 1.2  # times its size, from one frame to the next
+MAX_MISSING_FRAMES = 25  # after which its place says nothing
+PLACE_ONLY_FRAMES = 2  # without it, up to which its place alone may do
+MIN_FAMILIAR_FRAMES = 3  # after which a missing face is looked for again
+EMBED_EVERY_FRAMES = 5  # more in long shots
+MAX_EMBEDDINGS = 40  # spread over the shot
+SAME_PATCH_THRESHOLD = 0.9  # correlation of a face's picture with that of the frame before
 # The same of its middle, from brows to lip, which a graphic over chin or hair leaves as it is:
 # that of one person is above 0.98, and that of any two of 44 people below 0.94.
-CONTINUES_INSIDE = 0.96
+SAME_MIDDLE_THRESHOLD = 0.96
 MIDDLE = slice(None), slice(4, 9), slice(3, 9)  # of its planes, rows and columns of cells
-UNLIKE = 0.6  # likeness to all looks before, below which a face may have become another's
-TURNED = 0.25  # of the brows' distance: a nose that is further aside than it was explains that
-CHANGED = 3  # looks on end that are unlike all before, and alike: somebody else has come
-ALIKE = 0.8  # likeness of these looks to each other
-CHANGING = 10  # frames before the first such look in which nobody knows whose face it is
-LIKENESS = 1.0  # what a whole difference of looks counts, in sizes
-STEADY = 0.5  # share of the speed so far in the new one
-ROW = 11  # numbers a sighting: three points, the box, whether no face was larger
+UNLIKE_THRESHOLD = 0.6  # similarity to all embeddings before, below which it may be another's
+TURN_THRESHOLD = 0.25  # of the brows' distance: a nose further aside than before explains that
+MIN_UNLIKE_EMBEDDINGS = 3  # in a row, unlike all before and alike each other: somebody else
+ALIKE_THRESHOLD = 0.8  # similarity of these embeddings to each other
+CHANGING_FRAMES = 10  # before the first of them, in which nobody knows whose face it is
+SIMILARITY_WEIGHT = 1.0  # sizes that a similarity of 0 counts as
+SPEED_SMOOTHING = 0.5  # weight of the speed so far in the new one
+ROW_NUMBERS = 11  # per sighting: three points, the box, whether no face was larger
 
 
 class Tracklet:
@@ -55,7 +55,7 @@ class Tracklet:
         self._looks = [(index, look)]  # frame and embedding
         self._turn = 0.0  # see `_turn`, of the last look that was kept
         self._unlike: list[tuple[int, FloatArray]] = []  # the last looks, if they are another's
-        self._look_every, self._looked = LOOK_EVERY, index
+        self._look_every, self._looked = EMBED_EVERY_FRAMES, index
         self._box = np.zeros(4)
         self._speed = np.zeros(2)  # px a frame
 
@@ -84,7 +84,7 @@ class Tracklet:
 
     @property
     def _table(self) -> FloatArray:
-        return np.array(self._rows, np.float32).reshape(-1, ROW)
+        return np.array(self._rows, np.float32).reshape(-1, ROW_NUMBERS)
 
     @property
     def last(self) -> int:
@@ -93,13 +93,13 @@ class Tracklet:
 
     def expected(self, index: int) -> Array:
         """Its box in a later frame, if it moves on as it did."""
-        return self._box + np.tile(self._speed * min(index - self.last, LINGERS // 2), 2)
+        return self._box + np.tile(self._speed * min(index - self.last, MAX_MISSING_FRAMES // 2), 2)
 
     def see(self, index: int, face: Face, picture: FloatArray, *, largest: bool = False) -> None:
         box = np.array(face.box)
         if self._frames:
             moved = (_centre(box) - _centre(self._box)) / (index - self.last)
-            self._speed = STEADY * self._speed + (1 - STEADY) * moved
+            self._speed = SPEED_SMOOTHING * self._speed + (1 - SPEED_SMOOTHING) * moved
         self._box, self.latest = box, (face, picture)
         self._frames.append(index)
         self._rows.extend([*face.points.ravel().tolist(), *face.box, float(largest)])
@@ -111,19 +111,19 @@ class Tracklet:
             certain: it is this person, whatever it looks like.
         """
         self._looked = index
-        if not certain and self.like(look) < UNLIKE:
-            if abs(turn - self._turn) < TURNED:
-                self._unlike = [*self._unlike, (index, look)][-CHANGED:]
+        if not certain and self.like(look) < UNLIKE_THRESHOLD:
+            if abs(turn - self._turn) < TURN_THRESHOLD:
+                self._unlike = [*self._unlike, (index, look)][-MIN_UNLIKE_EMBEDDINGS:]
             return
         self._unlike, self._turn = [], turn
         self._looks.append((index, look))
-        if len(self._looks) > LOOKS_KEPT:
+        if len(self._looks) > MAX_EMBEDDINGS:
             self._looks = self._looks[::2]
             self._look_every *= 2
         self._average()
 
     def looks_old(self, index: int) -> bool:
-        return index - self._looked >= (LOOK_EVERY if self._unlike else self._look_every)
+        return index - self._looked >= (EMBED_EVERY_FRAMES if self._unlike else self._look_every)
 
     def like(self, look: FloatArray) -> float:
         """Cosine of what it looks like and `look`."""
@@ -134,12 +134,12 @@ class Tracklet:
 
         So ends a dissolve between two faces at one place, where the room is the same.
         """
-        if len(self._unlike) < CHANGED or self.known_until == np.inf:
+        if len(self._unlike) < MIN_UNLIKE_EMBEDDINGS or self.known_until == np.inf:
             return None
         (start, look), *later = self._unlike
         new = Tracklet(self.shot, start, look)
         at = int(np.searchsorted(self.frames, start))
-        new._frames, new._rows = self._frames[at:], self._rows[at * ROW :]
+        new._frames, new._rows = self._frames[at:], self._rows[at * ROW_NUMBERS :]
         new._looks += later
         new._average()
         new._looked, new._turn = self._looked, self._turn
@@ -151,14 +151,14 @@ class Tracklet:
     def known_until(self) -> float:
         """The frame from which on it may be somebody else; infinite: it never is."""
         looks = np.array([look for _, look in self._unlike])
-        if len(looks) < 2 or (looks @ looks.T).min() < ALIKE:
+        if len(looks) < 2 or (looks @ looks.T).min() < ALIKE_THRESHOLD:
             return np.inf
-        return self._unlike[0][0] - CHANGING
+        return self._unlike[0][0] - CHANGING_FRAMES
 
     def end(self, stop: float) -> None:
         """Forget what was seen from frame `stop` on."""
         keep = int(np.searchsorted(self.frames, stop))
-        self._frames, self._rows = self._frames[:keep], self._rows[: keep * ROW]
+        self._frames, self._rows = self._frames[:keep], self._rows[: keep * ROW_NUMBERS]
         self._unlike = []
         if before := [one for one in self._looks if one[0] < stop]:
             self._looks = before
@@ -205,7 +205,7 @@ class TrackAssociator:
     def add(self, index: int, frame: FrameLike, faces: Sequence[Face]) -> None:
         """The faces of a frame, largest first."""
         looks = _Looks(self._embedder, frame, faces)
-        self._lately = [p for p in self._lately if index - p.last <= LINGERS]
+        self._lately = [p for p in self._lately if index - p.last <= MAX_MISSING_FRAMES]
         linked = self._by_place(index, faces, looks) or self._jerked(index, faces, looks)
         lately = [*self._lately]
         for j, face in enumerate(faces):
@@ -233,7 +233,7 @@ class TrackAssociator:
         width, height = frame_size
         found = []
         for person in self._lately:
-            if len(person) >= FAMILIAR and person.last < index:
+            if len(person) >= MIN_FAMILIAR_FRAMES and person.last < index:
                 box = person.expected(index)
                 x, y = _centre(box)
                 if 0 <= x < width and 0 <= y < height:
@@ -253,7 +253,7 @@ class TrackAssociator:
 
         `seen` are the faces of this frame that are others' already.
         """
-        free = [f for f in faces if all(apart(f, np.array(s.box)) > REACH for s in seen)]
+        free = [f for f in faces if all(apart(f, np.array(s.box)) > MAX_MOVE for s in seen)]
         looks = _Looks(self._embedder, frame, free)
         costs = [self._cost(person, index, free[j], looks, j, sure=False) for j in range(len(free))]
         if not free or min(costs) == np.inf:
@@ -273,7 +273,7 @@ class TrackAssociator:
         rivals = close.sum(axis=1)[:, None] + close.sum(axis=0)[None] > 2
         costs = np.full(close.shape, np.inf)
         for i, j in np.argwhere(close):
-            sure = not rivals[i, j] and index - lately[i].last <= SURE
+            sure = not rivals[i, j] and index - lately[i].last <= PLACE_ONLY_FRAMES
             costs[i, j] = self._cost(lately[i], index, faces[j], looks, j, sure=sure)
         return {int(j): lately[i] for i, j in _cheapest(costs)}
 
@@ -283,7 +283,7 @@ class TrackAssociator:
         if len(faces) != 1 or len(before) != 1:
             return {}
         person, place = before[0], before[0].expected(before[0].last)
-        near = _near(faces[0], place, REACH_ALONE, GROWS_AT_ONCE)
+        near = _near(faces[0], place, MAX_MOVE_ALONE, MAX_GROWTH_PER_FRAME)
         return {0: person} if near and looks.continues(person, 0) else {}
 
     def _cost(
@@ -298,9 +298,9 @@ class TrackAssociator:
         like = person.like(looks[j])
         # Who was just there and looks otherwise at once is another, after a cut that nobody saw.
         # Of a face that is half out of the picture looks say little.
-        other = min(self._embedder.other, UNLIKE if looks.cut_off(j) else 1.0)
+        other = min(self._embedder.other, UNLIKE_THRESHOLD if looks.cut_off(j) else 1.0)
         least = self._embedder.same if sure else other
-        return beside + LIKENESS * (1 - like) if like >= least else np.inf
+        return beside + SIMILARITY_WEIGHT * (1 - like) if like >= least else np.inf
 
     def _joined(self) -> list[Tracklet]:
         """The shot's people; who left and came back is one, told by looks: see `Tracklet.take`."""
@@ -349,7 +349,7 @@ class _Looks:
         assert person.latest
         face, before = person.latest
         return any(
-            float(before @ now) >= CONTINUES or _same_middle(before, now)
+            float(before @ now) >= SAME_PATCH_THRESHOLD or _same_middle(before, now)
             for now in (self.picture(j), _picture(self._frame, face))
         )
 
@@ -357,7 +357,7 @@ class _Looks:
         """Whether a graphic has come over a face, or gone from it, since the frame before."""
         assert person.latest
         before, now = person.latest[1], self.picture(j)
-        return float(before @ now) < CONTINUES and _same_middle(before, now)
+        return float(before @ now) < SAME_PATCH_THRESHOLD and _same_middle(before, now)
 
 
 def _picture(frame: FrameLike, face: Face) -> FloatArray:
@@ -368,7 +368,7 @@ def _picture(frame: FrameLike, face: Face) -> FloatArray:
 def _same_middle(before: FloatArray, now: FloatArray) -> bool:
     middles = [one.reshape(3, KEPT_ROWS, COLUMNS)[MIDDLE] for one in (before, now)]
     first, second = (alike(one.ravel()) for one in middles)
-    return float(first @ second) >= CONTINUES_INSIDE
+    return float(first @ second) >= SAME_MIDDLE_THRESHOLD
 
 
 def _cheapest(costs: Array) -> list[tuple[int, int]]:
@@ -390,13 +390,13 @@ def _turn(face: Face) -> float:
 
 
 def _within_reach(person: Tracklet, index: int, face: Face) -> bool:
-    reach = min(REACH_MOST, REACH + REACH_GROWS * (index - person.last - 1))
-    return _near(face, person.expected(index), reach, GROWS_MOST)
+    reach = min(MAX_MOVE_LOST, MAX_MOVE + MAX_MOVE_PER_FRAME * (index - person.last - 1))
+    return _near(face, person.expected(index), reach, MAX_GROWTH)
 
 
 def stayed(before: Face, now: Face) -> bool:
     """Whether a face is about where, and as large as, one was a frame ago."""
-    return _near(now, np.array(before.box), REACH, GROWS_AT_ONCE)
+    return _near(now, np.array(before.box), MAX_MOVE, MAX_GROWTH_PER_FRAME)
 
 
 def _near(face: Face, box: Array, reach: float, grows: float) -> bool:

@@ -11,7 +11,7 @@ from latentsync.types import FloatArray
 
 __all__ = ["Taken", "recognise"]
 
-MARGIN = 0.03  # by how much the likeness to the chosen person must exceed that to any other person
+MIN_MARGIN = 0.03  # of the similarity to the chosen person over that to anybody else
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _surest(
     person, score = people[best], scores[best]
     beside = [s for p, s in zip(people, scores, strict=True) if _together(p, person)]
     rival = max([*beside, _most(person, others)])
-    return (score, person) if score >= same and score >= rival + MARGIN else None
+    return (score, person) if score >= same and score >= rival + MIN_MARGIN else None
 
 
 def _maybe(
@@ -81,7 +81,7 @@ def _maybe(
 ) -> bool:
     """Whether somebody may be the chosen person."""
     score = _most(person, looks)
-    return score >= other and score > _most(person, others) - MARGIN
+    return score >= other and score > _most(person, others) - MIN_MARGIN
 
 
 def _most(person: Tracklet, looks: Sequence[FloatArray]) -> float:

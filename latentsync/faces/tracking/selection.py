@@ -21,13 +21,13 @@ __all__ = ["Gap", "PointTrack", "TrackSelection", "runs"]
 Flags = NDArray[np.bool_]
 Frames = NDArray[np.int64]  # (k,) frame numbers
 
-GAP = 5  # frames without a face that are filled
-GAP_REACH = 1.0  # of the distance of the brows: how far a face may move in such a gap
-OFTEN = 0.25  # of the frames of who is seen most; who is seen less is not `left`, `right`, `center`
-ONE_OF_ALL = 5  # frames in which one of `all` is seen at least
-BESIDE = 0.5  # of a face's width and height: how far beside its box a point may lie
-EDGE = 0.02  # of the frame: a box that near its edge is leaving
-SHRINKING = 1.1  # times the smallest size: below that a face is lost for being small
+MAX_GAP_FRAMES = 5  # without a face, that are filled
+MAX_GAP_MOVE = 1.0  # of the distance of the brows: how far a face may move in such a gap
+MIN_PRESENCE = 0.25  # of the frames of whoever is seen most, to be `left`, `right` or `center`
+MIN_FRAMES_OF_ALL = 5  # in which a face of `all` is seen
+MAX_POINT_OUTSIDE = 0.5  # of a face's width and height: how far beside its box a point may lie
+EDGE_SHARE = 0.02  # of the frame: a box that near its edge is leaving
+SHRINK_RATIO = 1.1  # times the smallest size: below that a face is lost for being small
 DISSOLVE = "one shot goes over into the next"
 
 
@@ -133,7 +133,7 @@ class TrackSelection:
 
     def _pick(self, choice: FaceChoice, people: list[Tracklet]) -> Tracklet:
         """Who of a shot's people a rule picks."""
-        often = [p for p in people if len(p) >= OFTEN * max(map(len, people))]
+        often = [p for p in people if len(p) >= MIN_PRESENCE * max(map(len, people))]
         match choice.kind:
             case "left":
                 return min(often, key=lambda p: _middle(p)[0])
@@ -155,15 +155,15 @@ class TrackSelection:
             beside.append(float((outside / np.maximum(1, box[2:] - box[:2])).max()))
             middle = (box[:2] + box[2:]) / 2 / (self.pixel_aspect, 1)
             there.append("{:.0f},{:.0f}".format(*middle))
-        if not people or min(beside) > BESIDE:
+        if not people or min(beside) > MAX_POINT_OUTSIDE:
             faces = f"faces are at {' and '.join(there)}" if there else "there is none at all"
             raise OptionError(
                 f"no face at {choice}: in this shot {faces}; give a point on a face, or a box "
                 "x,y,width,height@seconds around what isn't found"
             )
         # Of two who were at the point, the one who was seen nearer to its time.
-        best = min(range(len(people)), key=lambda i: (beside[i] > BESIDE, away[i], beside[i]))
-        return people[best]
+        far = [outside > MAX_POINT_OUTSIDE for outside in beside]
+        return people[min(range(len(people)), key=lambda i: (far[i], away[i], beside[i]))]
 
     def _squared(self, choice: FaceChoice) -> Array:
         """The point x, y in square px."""
@@ -192,14 +192,11 @@ class TrackSelection:
 
     def _lasting(self) -> list[list[Tracklet]]:
         """Who is seen in more than a few frames of each shot, the most prominent first."""
-        return [
-            sorted(
-                (person for person in people if len(person) >= min(ONE_OF_ALL, stop - start)),
-                key=_prominence,
-                reverse=True,
-            )
-            for people, (start, stop) in zip(self._shots(), self._borders(), strict=True)
-        ]
+        lasting = []
+        for people, (start, stop) in zip(self._shots(), self._borders(), strict=True):
+            often = [p for p in people if len(p) >= min(MIN_FRAMES_OF_ALL, stop - start)]
+            lasting.append(sorted(often, key=_prominence, reverse=True))
+        return lasting
 
     # fill
 
@@ -256,10 +253,10 @@ class TrackSelection:
         n = len(self.cut)
         everywhere, found, between = np.zeros((n, 3, 2), np.float32), *np.zeros((2, n), bool)
         everywhere[frames], found[frames] = points, True
-        for i in np.flatnonzero((np.diff(frames) > 1) & (np.diff(frames) <= GAP + 1)):
+        for i in np.flatnonzero((np.diff(frames) > 1) & (np.diff(frames) <= MAX_GAP_FRAMES + 1)):
             (a, b), (p, q) = frames[i : i + 2], points[i : i + 2]
             moved = np.linalg.norm(p - q, axis=1).mean()
-            if self.cut[a + 1 : b + 1].any() or moved > GAP_REACH * np.linalg.norm(p[1] - p[0]):
+            if self.cut[a + 1 : b + 1].any() or moved > MAX_GAP_MOVE * np.linalg.norm(p[1] - p[0]):
                 continue
             share = np.linspace(0, 1, b - a + 1, dtype=np.float32)[1:-1, None, None]
             filled = p + share * (q - p)
@@ -288,12 +285,12 @@ class TrackSelection:
             return f"nobody in this shot{like}"
         box = person.boxes[max(0, int(np.searchsorted(person.frames, start)) - 1)]
         width, height = box[2:] - box[:2]
-        edge, smallest = EDGE * np.array(self.size), self.filters.lenient()
+        edge, smallest = EDGE_SHARE * np.array(self.size), self.filters.lenient()
         if (box[:2] < edge).any() or (box[2:] > self.size - edge).any():
             return "at the frame's edge"
-        if width < SHRINKING * smallest.min_width or height < SHRINKING * smallest.min_height:
+        if width < SHRINK_RATIO * smallest.min_width or height < SHRINK_RATIO * smallest.min_height:
             return "too small"
-        return "only other faces" if self.faces[start:stop].mean() > OFTEN else "no face"
+        return "only other faces" if self.faces[start:stop].mean() > MIN_PRESENCE else "no face"
 
 
 def runs(flags: Flags, start: int, stop: int) -> list[tuple[int, int]]:

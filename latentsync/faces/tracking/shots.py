@@ -16,36 +16,36 @@ __all__ = ["Cut", "detect_shots"]
 Thumbnail = NDArray[np.float32]  # (pixels,) grey levels
 
 WIDTH, HEIGHT = 32, 18  # px of a thumbnail, whatever the frame's shape
-SIDE = 256  # px, at most, longest side of the picture that it is made of
-AROUND = 3  # steps on either side that a cut is compared with; a flash of so many frames is none
-LEAST = 8.0  # grey levels by which two shots differ at least, on average over the thumbnail
-CLEARLY = 1.5  # times the steps around it
+THUMBNAIL_SIDE = 256  # px, at most, longest side of the picture that it is made of
+NEIGHBOUR_STEPS = 3  # on either side of a cut, to compare it with; a flash is no longer
+MIN_CHANGE_LEVELS = 8.0  # of grey, on average over the thumbnail
+MIN_CHANGE_RATIO = 1.5  # times the steps around it
 # Where 25 of 30 frames a second are kept, every fifth step is twice as large as the others, and of
-# a moving head that fills the picture larger than `LEAST`.
-NEIGHBOURS = 0.9  # correlation of two pictures above which they may be such
-SKIPPED = 2.5  # times the steps around it that a cut between such pictures must be
+# a moving head that fills the picture larger than `MIN_CHANGE_LEVELS`.
+SAME_SCENE_THRESHOLD = 0.9  # correlation of two pictures above which they may be such
+MIN_SCENE_CHANGE_RATIO = 2.5  # times the steps around it that a cut between such pictures must be
 
 # A dissolve shows mixtures of two pictures that are not alike. A pan of a smooth picture looks like
 # one for a while: of a sine, by as much as leaves a correlation of 0.5, what lies half way is 0.13
 # off. So at these two bounds none is taken for a dissolve.
-MIXED = 0.13  # of the way between the two pictures: how far a mixture may be off
-ALIKE = 0.5  # correlation from which on two pictures are one shot, in another light say
-LENGTHS = (12, 25, 50)  # frames looked back; a longer dissolve is seen by its last part
-GRADUAL = 3  # frames that are mixtures, at least
-ARRIVED = 0.97  # of the way: as near its end is a dissolve over
-BLANK = 4.0  # grey levels, standard deviation: a thumbnail with less shows nothing
+MAX_MIXTURE_ERROR = 0.13  # of the way between the two pictures: how far a mixture may be off
+SAME_SHOT_THRESHOLD = 0.5  # correlation above which two pictures are one shot, perhaps relit
+DISSOLVE_FRAMES = (12, 25, 50)  # frames looked back; a longer dissolve is seen by its last part
+MIN_DISSOLVE_FRAMES = 3  # frames that are mixtures, at least
+DISSOLVE_END_SHARE = 0.97  # of the way: as near its end is a dissolve over
+BLANK_LEVELS = 4.0  # grey levels, standard deviation: a thumbnail with less shows nothing
 
 
 # A graphic (a lower third, a side bar, an inset) changes rectangles of the picture and leaves the
 # rest as it is. Who takes the place of somebody else in the same room changes no rectangle: beside
 # the head and above the shoulders the room stays.
-CHANGED = 8.0  # levels of a channel: how much a cell changes where something else is shown
-GRAPHICS = 3  # rectangles at most
-GRAPHIC_LEAST = 10  # cells of a thumbnail, of 576; smaller ones are not looked for
-GRAPHICS_MOST = 0.6  # of the picture, all together
-SHARP = 0.7  # share of the cells beside a rectangle's edge that stay as they are
-STILL = 0.65  # share of the cells beside the rectangles that stay as they are
-KEPT = 0.8  # correlation of the two pictures there
+CHANGED_LEVELS = 8.0  # levels of a channel: how much a cell changes where something else is shown
+MAX_GRAPHICS = 3  # rectangles at most
+MIN_GRAPHIC_CELLS = 10  # cells of a thumbnail, of 576; smaller ones are not looked for
+MAX_GRAPHICS_SHARE = 0.6  # of the picture, all together
+MIN_SHARP_SHARE = 0.7  # share of the cells beside a rectangle's edge that stay as they are
+MIN_STILL_SHARE = 0.65  # share of the cells beside the rectangles that stay as they are
+KEPT_THRESHOLD = 0.8  # correlation of the two pictures there
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def detect_shots(frames: Iterable[FrameLike]) -> Iterator[tuple[FrameLike, Cut |
     covers part of the picture. After a dissolve, or a fade through black, the new shot begins where
     the old one is gone.
     """
-    before: deque[float] = deque(maxlen=AROUND)  # steps
+    before: deque[float] = deque(maxlen=NEIGHBOUR_STEPS)  # steps
     waiting: deque[tuple[FrameLike, float, float, Thumbnail]] = (
         deque()
     )  # the step to it, CLEARLY there
@@ -75,8 +75,8 @@ def detect_shots(frames: Iterable[FrameLike]) -> Iterator[tuple[FrameLike, Cut |
         frame, step, clearly, now = waiting.popleft()
         around = max([*before, *(later for _, later, *_ in waiting)], default=0.0)
         before.append(step)
-        cut = Cut() if step >= max(LEAST, clearly * around) else None
-        if cut is None and len(waiting) == AROUND:
+        cut = Cut() if step >= max(MIN_CHANGE_LEVELS, clearly * around) else None
+        if cut is None and len(waiting) == NEIGHBOUR_STEPS:
             mixed = shot.gone_over([now, *(later for *_, later in waiting)])
             cut = Cut(mixed) if mixed else None
         if cut:
@@ -87,10 +87,12 @@ def detect_shots(frames: Iterable[FrameLike]) -> Iterator[tuple[FrameLike, Cut |
     for frame in frames:
         now = _thumbnail(frame)
         step = 0.0 if last is None or _graphic(last, now) else float(np.abs(now - last).mean())
-        alike = step >= LEAST and last is not None and _correlation(last, now) > NEIGHBOURS
-        waiting.append((frame, step, SKIPPED if alike else CLEARLY, now))
+        alike = False
+        if step >= MIN_CHANGE_LEVELS and last is not None:
+            alike = _correlation(last, now) > SAME_SCENE_THRESHOLD
+        waiting.append((frame, step, MIN_SCENE_CHANGE_RATIO if alike else MIN_CHANGE_RATIO, now))
         last = now
-        if len(waiting) > AROUND:
+        if len(waiting) > NEIGHBOUR_STEPS:
             yield first()
     while waiting:
         yield first()
@@ -100,7 +102,7 @@ class _Shot:
     """The last thumbnails of one shot."""
 
     def __init__(self) -> None:
-        self._seen: deque[Thumbnail] = deque(maxlen=max(LENGTHS))
+        self._seen: deque[Thumbnail] = deque(maxlen=max(DISSOLVE_FRAMES))
         self._left: Thumbnail | None = None  # what was seen before a blank picture
 
     def begin(self) -> None:
@@ -108,8 +110,8 @@ class _Shot:
         self._left = None
 
     def add(self, now: Thumbnail) -> None:
-        if now.std() < BLANK:  # from here on mixtures are with the next picture
-            if self._seen and self._seen[-1].std() >= BLANK:
+        if now.std() < BLANK_LEVELS:  # from here on mixtures are with the next picture
+            if self._seen and self._seen[-1].std() >= BLANK_LEVELS:
                 self._left = self._seen[-1]
             self._seen.clear()
         self._seen.append(now)
@@ -120,33 +122,34 @@ class _Shot:
         0: it has become none, or doesn't stay that.
         """
         seen = list(self._seen)
-        spans = {min(length, len(seen)) for length in LENGTHS}
+        spans = {min(length, len(seen)) for length in DISSOLVE_FRAMES}
         return max(
             (
                 self._mixtures(np.stack([*seen[-span:], *following]), len(following))
                 for span in spans
-                if span > GRADUAL
+                if span > MIN_DISSOLVE_FRAMES
             ),
             default=0,
         )
 
     def _mixtures(self, pictures: NDArray[np.float32], over: int) -> int:
         """How many mix the first and the last, if all are mixtures and the last `over` but it."""
-        before = self._left if pictures[0].std() < BLANK else pictures[0]
+        before = self._left if pictures[0].std() < BLANK_LEVELS else pictures[0]
         way = pictures[-1] - pictures[0]
         if (
-            np.abs(way).mean() < LEAST
+            np.abs(way).mean() < MIN_CHANGE_LEVELS
             or before is None
-            or _correlation(before, pictures[-1]) >= ALIKE
+            or _correlation(before, pictures[-1]) >= SAME_SHOT_THRESHOLD
         ):
             return 0
         gone = pictures - pictures[0]
         share = gone @ way / (way @ way)
         off = np.sqrt(np.square(gone - np.outer(share, way)).mean(axis=1))
-        between = np.flatnonzero((share > 1 - ARRIVED) & (share < ARRIVED))
-        arrived = np.abs(share[-over:] - 1).max() <= 1 - ARRIVED
-        mixed = off.max() <= MIXED * np.sqrt(np.square(way).mean())
-        if len(between) < GRADUAL or not arrived or not mixed or _graphic(before, pictures[-1]):
+        between = np.flatnonzero((share > 1 - DISSOLVE_END_SHARE) & (share < DISSOLVE_END_SHARE))
+        arrived = np.abs(share[-over:] - 1).max() <= 1 - DISSOLVE_END_SHARE
+        mixed = off.max() <= MAX_MIXTURE_ERROR * np.sqrt(np.square(way).mean())
+        gradual = len(between) >= MIN_DISSOLVE_FRAMES and arrived and mixed
+        if not gradual or _graphic(before, pictures[-1]):
             return 0
         return int(len(pictures) - over - between[0])
 
@@ -154,19 +157,19 @@ class _Shot:
 def _graphic(before: Thumbnail, now: Thumbnail) -> bool:
     """Whether rectangles changed, and little else."""
     step = np.abs(now - before)
-    if step.mean() < LEAST:
+    if step.mean() < MIN_CHANGE_LEVELS:
         return False
-    changed = step.reshape(HEIGHT, WIDTH, 3).max(axis=2) >= CHANGED
+    changed = step.reshape(HEIGHT, WIDTH, 3).max(axis=2) >= CHANGED_LEVELS
     cells = changed.astype(np.uint8)
     # A graphic may have holes, where it is as the picture was, and its edges may lie within cells.
     closed = cv2.morphologyEx(cells, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     for clean in (cv2.medianBlur(cells, 3), closed):
         covered, beside = _rectangles(clean.astype(bool))
-        if not covered or covered > GRAPHICS_MOST * beside.size:
+        if not covered or covered > MAX_GRAPHICS_SHARE * beside.size:
             continue
         rest = np.repeat(beside.ravel(), 3)
         still = 1 - changed[beside].mean()
-        if still >= STILL and _correlation(before[rest], now[rest]) >= KEPT:
+        if still >= MIN_STILL_SHARE and _correlation(before[rest], now[rest]) >= KEPT_THRESHOLD:
             return True
     return False
 
@@ -174,10 +177,10 @@ def _graphic(before: Thumbnail, now: Thumbnail) -> bool:
 def _rectangles(cells: NDArray[np.bool_]) -> tuple[int, NDArray[np.bool_]]:
     """How many cells lie in sharp rectangles of cells, and which are neither in nor beside one."""
     left, beside, covered = cells.copy(), np.ones(cells.shape, bool), 0
-    for _ in range(GRAPHICS):
+    for _ in range(MAX_GRAPHICS):
         (top, bottom), (first, last) = rows, columns = _rectangle(left)
         area = (bottom - top) * (last - first)
-        if area < GRAPHIC_LEAST or not _sharp(left, rows, columns):
+        if area < MIN_GRAPHIC_CELLS or not _sharp(left, rows, columns):
             break
         covered += area
         grown = slice(max(0, top - 1), bottom + 1), slice(max(0, first - 1), last + 1)
@@ -210,12 +213,12 @@ def _sharp(changed: NDArray[np.bool_], rows: tuple[int, int], columns: tuple[int
     beside = [changed[line, left:right] for line in (top - 2, bottom + 1) if 0 <= line < height] + [
         changed[top:bottom, line] for line in (left - 2, right + 1) if 0 <= line < width
     ]
-    return all(1 - line.mean() >= SHARP for line in beside)
+    return all(1 - line.mean() >= MIN_SHARP_SHARE for line in beside)
 
 
 def _correlation(one: Thumbnail, other: Thumbnail) -> float:
     """From -1 to 1; 1 where one of them is blank, for who can tell."""
-    if min(one.std(), other.std()) < BLANK:
+    if min(one.std(), other.std()) < BLANK_LEVELS:
         return 1.0
     return float(np.corrcoef(one, other)[0, 1])
 
@@ -224,6 +227,7 @@ def _thumbnail(frame: FrameLike) -> Thumbnail:
     """Few pixels of the frame, averaged."""
     view = FrameView(frame)
     longest = max(view.width, view.height)
-    few = view.small(longest // math.ceil(longest / SIDE)).pixels  # by a whole step, which is fast
+    step = math.ceil(longest / THUMBNAIL_SIDE)  # a whole number, which is fast
+    few = view.small(longest // step).pixels
     small = cv2.resize(few, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32).ravel()

@@ -207,8 +207,8 @@ def no_face(detector: Detector, frames: int, choice: FaceChoice, fps: float = 25
     )
 
 
-SECOND_LOOKS = 2  # a frame, at most: a crowd that leaves must not cost more than that
-TANGLED = 0.5  # of their size: closer than this, two faces that are followed may be one
+MAX_REDETECTIONS = 2  # a frame, at most: a crowd that leaves must not cost more than that
+TANGLED_DISTANCE = 0.5  # of their size: closer than this, two faces that are followed may be one
 
 
 class FrameWatcher:
@@ -239,7 +239,7 @@ class FrameWatcher:
         self._linker.add(index, frame, seen)
         view = FrameView(frame)
         missing = self._linker.missing(index, (view.width, view.height))
-        for person, near in missing[:SECOND_LOOKS]:
+        for person, near in missing[:MAX_REDETECTIONS]:
             again = self._detector.detect(frame, rounded=self._rounded, near=near)
             face = self._linker.add_second(index, frame, person, again, seen)
             seen = [*seen, face] if face else seen
@@ -264,4 +264,5 @@ class FrameWatcher:
 
 
 def _tangled(faces: Sequence[Face]) -> bool:
-    return any(apart(one, np.array(other.box)) < TANGLED for one, other in combinations(faces, 2))
+    pairs = combinations(faces, 2)
+    return any(apart(one, np.array(other.box)) < TANGLED_DISTANCE for one, other in pairs)
