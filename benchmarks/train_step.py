@@ -25,7 +25,7 @@ from latentsync.evaluation.nets.lpips import LPIPS
 from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig
 from latentsync.evaluation.nets.videomae import VideoMAE
 from latentsync.training.batches import WHOLE, Batch, BatchPart
-from latentsync.training.distributed import ProcessGroup, accelerated
+from latentsync.training.distributed import ProcessGroup, create_accelerator
 from latentsync.training.pixel_losses import PixelLosses
 from latentsync.training.presets import UNET_RUNS, UNetTrainConfig
 from latentsync.training.tasks.unet import UNetTask
@@ -96,7 +96,7 @@ def task_of(run: UNetTrainConfig, device: torch.device, *, small: bool) -> UNetT
 
 def timed(run: UNetTrainConfig, steps: int, *, small: bool) -> Iterator[float]:
     """Seconds of each step."""
-    accelerator = accelerated(run.precision)
+    accelerator = create_accelerator(run.precision)
     fleet = ProcessGroup(accelerator)
     device = accelerator.device
     task = task_of(run, device, small=small)

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from latentsync.training.clip_cache import Preparer
-from latentsync.training.clips import ClipFile, find_clips, identified
+from latentsync.training.clips import ClipFile, find_clips, identify_clips
 from latentsync.training.dataset import prepare, split
 
 FILES = {"clean": 1024, "masked": 1024, "speech": 512, "mel": 256, "affine": 64}  # bytes, of holes
@@ -81,7 +81,7 @@ def start(folder: Path) -> None:
 
     paths = find_clips(folder / "data")
     took("find")
-    files = identified(paths, folder / "data", folder / "cache")
+    files = identify_clips(paths, folder / "data", folder / "cache")
     took("identify")
     clips = prepare(files, preparer(folder))
     took("cache")

@@ -27,7 +27,13 @@ from latentsync.diffusion import weights
 from latentsync.diffusion.config import PRESETS, ModelConfig
 from latentsync.diffusion.unet import UNet
 from latentsync.diffusion.vae import VAE
-from latentsync.training.crops import Pixels, SpeakerWindows
+from latentsync.training.crops import Pixels
+from latentsync.training.demo_windows import (
+    PreparedWindows,
+    SpeakerWindows,
+    encode_latents,
+    encode_sound,
+)
 from latentsync.training.loop import TrainingTask, fit
 from latentsync.training.plots import draw_curves
 from latentsync.training.presets import TrainConfig, UNetTrainConfig
@@ -43,7 +49,7 @@ from latentsync.training.synthetic.clips import draw_crops
 from latentsync.training.synthetic.visemes import SOUNDS, sound_track
 from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
 from latentsync.training.tasks.speech import SpeechTask, Utterance
-from latentsync.training.tasks.unet import Prepared, UNetTask, hear, look
+from latentsync.training.tasks.unet import UNetTask
 from latentsync.types import FloatArray
 
 log = logging.getLogger("train_demo")
@@ -214,13 +220,13 @@ def train_autoencoder(job: Job) -> None:
 def listen(job: Job) -> None:
     """What the encoder hears at each frame, once for all steps."""
     encoder = _encoder(job)
-    torch.save([hear(encoder, part) for part in people(job)], job.out / "heard.pt")
+    torch.save([encode_sound(encoder, part) for part in people(job)], job.out / "heard.pt")
 
 
 def view(job: Job) -> None:
     """The latents of each frame, once for all steps."""
     vae = _autoencoder(job)
-    torch.save([look(vae, part) for part in people(job)], job.out / "seen.pt")
+    torch.save([encode_latents(vae, part) for part in people(job)], job.out / "seen.pt")
 
 
 def train_speaking(job: Job) -> None:
@@ -288,10 +294,10 @@ def _autoencoder(job: Job, file: str = "vae.pt") -> VAE:
     return vae
 
 
-def _prepared(job: Job) -> list[Prepared]:
+def _prepared(job: Job) -> list[PreparedWindows]:
     """For training, and held out."""
     parts = zip(torch.load(job.out / "seen.pt"), torch.load(job.out / "heard.pt"), strict=True)
-    return [Prepared(**seen, **heard) for seen, heard in parts]
+    return [PreparedWindows(**seen, **heard) for seen, heard in parts]
 
 
 PARTS: dict[str, Callable[[Job], None]] = {

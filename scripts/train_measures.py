@@ -28,6 +28,7 @@ from latentsync.training.synthetic import Identity, Mouth, draw, draw_take, fram
 from latentsync.training.synthetic.clips import draw_crops
 from latentsync.training.synthetic.geometry import scene_view
 from latentsync.training.synthetic.scenes import (
+    Portraits,
     draw_faceless,
     draw_mouth,
     draw_portraits,
@@ -35,9 +36,8 @@ from latentsync.training.synthetic.scenes import (
 )
 from latentsync.training.tasks.regression import (
     MEASURES,
-    Clips,
-    Faces,
     LandmarkTask,
+    MouthClips,
     RulerTask,
     correlations,
 )
@@ -62,11 +62,11 @@ def main() -> None:
     torch.set_num_threads(1)
 
     # -- Draw ----------------------------------------------------------------------------------
-    known = Faces(**drawn(folder, "portraits", TRAIN_SEED, 320, 15))
-    unknown = Faces(**drawn(folder, "portraits", CHECK_SEED, 40, 5))
+    known = Portraits(**drawn(folder, "portraits", TRAIN_SEED, 320, 15))
+    unknown = Portraits(**drawn(folder, "portraits", CHECK_SEED, 40, 5))
     faceless = drawn(folder, "faceless", TRAIN_SEED, 2000)["pixels"]
-    clips = Clips(**drawn(folder, "clips", TRAIN_SEED, 320, 24))
-    others = Clips(**drawn(folder, "clips", CHECK_SEED, 24, 50))
+    clips = MouthClips(**drawn(folder, "clips", TRAIN_SEED, 320, 24))
+    others = MouthClips(**drawn(folder, "clips", CHECK_SEED, 24, 50))
 
     # -- Train ---------------------------------------------------------------------------------
     torch.manual_seed(TRAIN_SEED)
@@ -187,7 +187,7 @@ def report_jitter(detector: Detector, people: int = 12, seconds: float = 2.0) ->
     )
 
 
-def report_ruler(net: nn.Module, clips: Clips) -> None:
+def report_ruler(net: nn.Module, clips: MouthClips) -> None:
     for name, change in SPOILT.items():
         pixels = np.array([[change(crop) for crop in clip] for clip in clips.pixels])
         found = correlations(net, pixels, clips.mouths)

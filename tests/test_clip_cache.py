@@ -14,7 +14,7 @@ from latentsync.audio.whisper import encode_speech
 from latentsync.errors import OutputError, TrainingError
 from latentsync.media import AudioReader
 from latentsync.training import clip_cache
-from latentsync.training.clip_cache import Preparer, swept
+from latentsync.training.clip_cache import Preparer
 from latentsync.training.dataset import prepare
 from tests.clips import babble
 from tests.stubs import StubDetector, numbered_clip, tiny_nets
@@ -213,16 +213,6 @@ def test_folders_of_killed_processes_are_swept_and_those_of_living_ones_stay(pla
         for one in (living, killed):
             one.kill()
             one.communicate()
-
-
-def test_what_an_earlier_version_left_is_swept_and_said(tmp_path, caplog):
-    name = "0123456789abcdef" * 2
-    for left in (f".{name}.4194399", f".{name}.{os.getpid()}", name):
-        (tmp_path / left).mkdir()
-    swept(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".{name}.{os.getpid()}", name]
-    assert "holds 1 clips that an earlier version prepared; delete" in caplog.text
-    swept(tmp_path / "nowhere")
 
 
 def test_facts_say_how_large_each_file_is(place):

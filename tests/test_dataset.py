@@ -14,7 +14,7 @@ from latentsync.media import AudioReader
 from latentsync.training import dataset
 from latentsync.training.batches import WHOLE, BatchPart, Prefetched
 from latentsync.training.clip_cache import CachedClip, Preparer
-from latentsync.training.crops import pictures
+from latentsync.training.crops import to_tensor
 from latentsync.training.dataset import ClipWindows, prepare, window_and_reference
 from tests.clips import babble
 from tests.stubs import TINY, StubDetector, numbered_clip, tiny_nets
@@ -56,7 +56,7 @@ def test_what_is_prepared_is_what_a_run_would_hear_and_see(tmp_path, nets, make)
     assert np.array_equal(crops, again)  # a window is cut from its own frames
     kept = found.latents(10, 26)
     with torch.inference_mode():
-        wanted = sampling.encode(nets.vae, pictures(crops), torch.from_numpy(keep_mask(SIDE)))
+        wanted = sampling.encode(nets.vae, to_tensor(crops), torch.from_numpy(keep_mask(SIDE)))
     torch.testing.assert_close(kept.reference, wanted.reference, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(kept.masked, wanted.masked, atol=1e-3, rtol=1e-3)
     heard = encode_speech(nets.speech, AudioReader(path), frames=60)[15:31]
@@ -130,7 +130,7 @@ def test_a_few_bad_clips_are_skipped_and_many_are_an_error(tmp_path, make, monke
     with pytest.raises(TrainingError, match=r"2 of 3 .* more than 5%: broken.mp4 .*silent.mp4"):
         prepare(files_of(good, broken, silent), make())
     assert "no face" in clip_of(blind, faceless)
-    monkeypatch.setattr(dataset, "BAD_SHARE", 1.0)
+    monkeypatch.setattr(dataset, "MAX_UNUSABLE_SHARE", 1.0)
     assert len(prepare(files_of(good, broken, silent), make())) == 1
 
 

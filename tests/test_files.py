@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from latentsync.errors import OutputError
-from latentsync.runtime.files import LOCK, locked, private_folder, process_lives, replacing
+from latentsync.runtime.files import LOCK, locked, private_folder, replacing
 
 HOLDING = """
 import sys, time
@@ -92,8 +92,3 @@ def test_a_private_folder_is_removed_with_all_in_it(tmp_path):
         (one / "deep" / "file").touch()
         assert other.is_dir()
     assert list((tmp_path / "work").glob("*/")) == []
-
-
-def test_who_lives():
-    assert process_lives(os.getpid())
-    assert not process_lives(4194399)  # above Linux' largest number

@@ -128,8 +128,9 @@ def test_a_validation_clip_is_stopped_with_the_run(folders, tmp_path, caplog):
 
 def test_figures_of_a_validation_can_be_stopped():
     task = UNetTask.__new__(UNetTask)
-    task._config, task._held_out, task._cancel = RUN, None, lambda: True
-    task._draw = lambda *_: SimpleNamespace(clean=torch.zeros(1), speech=torch.zeros(1))
+    batch = SimpleNamespace(clean=torch.zeros(1), speech=torch.zeros(1), to=lambda _: batch)
+    task._held_out = SimpleNamespace(draw=lambda *_: batch)
+    task._config, task._cancel = RUN, lambda: True
     task._device = "cpu"
     with pytest.raises(Cancelled):
         task.validate()
@@ -301,18 +302,18 @@ def test_losses_on_pixels_teach_what_is_to_be_trained(folders, tmp_path):
 def test_half_the_precision(folders, tmp_path, monkeypatch):
     from accelerate.state import AcceleratorState
 
-    seen, guess = set(), UNetTask._guess
+    seen, predict = set(), UNetTask._predict
 
     def watched(*arguments):
         half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
         seen.add((arguments[0].net.training, half))
-        return guess(*arguments)
+        return predict(*arguments)
 
     def show(*_):
         assert not torch.is_autocast_enabled("cpu")
         return {}
 
-    monkeypatch.setattr(UNetTask, "_guess", watched)
+    monkeypatch.setattr(UNetTask, "_predict", watched)
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         run = replace(RUN, steps=1, log_every=1, validate_every=1, precision="bfloat16")

@@ -23,7 +23,7 @@ from latentsync.evaluation.nets.syncnet import (
 from latentsync.training.batches import WHOLE, BatchPart
 from latentsync.training.clip_cache import CachedClip, Preparer
 from latentsync.training.clips import ClipFile, find_clips
-from latentsync.training.crops import pictures
+from latentsync.training.crops import to_tensor
 from latentsync.training.dataset import fingerprint, prepare
 from latentsync.training.loop import fit
 from latentsync.training.main import train_syncnet
@@ -100,7 +100,7 @@ def test_both_windows_are_of_one_clip_and_share_no_frame(tmp_path, monkeypatch, 
     file = ClipFile(tmp_path, "", "", "")
     clips = [CachedClip(file, tmp_path, first, frames) for first in range(2)]
     pairs = ClipPairs(clips).draw(400, torch.Generator().manual_seed(0))
-    seen, heard = pairs.seen[:, :, 0, 0, 0, 0], pairs.mel[:, :, 0, 0, 0]
+    seen, heard = pairs.visual[:, :, 0, 0, 0, 0], pairs.mel[:, :, 0, 0, 0]
     assert seen.shape == (400, 2)
     assert torch.equal(seen, heard)
     clip, start = seen // 100, seen % 100
@@ -116,12 +116,12 @@ def test_windows_and_sounds_are_those_of_the_clip(clips, side):
     pairs = ClipPairs(clips[:1], side).draw(4, torch.Generator().manual_seed(1))
     starts = range(len(clip) - 15)
     if side:
-        frames = pictures(clip.crops(0, len(clip), side))
+        frames = to_tensor(clip.crops(0, len(clip), side))
     else:
         frames = clip.latents(0, len(clip)).reference
     shown = [frames[start : start + 16].transpose(0, 1) for start in starts]
     sounds = [clip.mel(start, 16) for start in starts]
-    for seen, mel in zip(pairs.seen.flatten(0, 1), pairs.mel.flatten(0, 1), strict=True):
+    for seen, mel in zip(pairs.visual.flatten(0, 1), pairs.mel.flatten(0, 1), strict=True):
         (start,) = (i for i, one in enumerate(shown) if torch.equal(one, seen))
         (heard,) = (i for i, one in enumerate(sounds) if torch.equal(one, mel))
         assert start == heard
@@ -140,7 +140,7 @@ def test_parts_of_a_batch_are_the_batch(clips):
         windows.draw(4, torch.Generator().manual_seed(1), part)
         for part in (WHOLE, BatchPart(0, 2), BatchPart(1, 2))
     )
-    for name in ("seen", "mel"):
+    for name in ("visual", "mel"):
         assert torch.equal(torch.cat([getattr(one, name) for one in parts]), getattr(whole, name))
 
 
@@ -186,7 +186,7 @@ def test_its_loss_is_that_of_each_window_with_either_sound():
     for clip in range(RUN.batch):
         for seen in range(2):
             for heard in range(2):
-                shown = stacked(pairs.seen[clip, seen][None], LATENT)
+                shown = stacked(pairs.visual[clip, seen][None], LATENT)
                 embedded = net(shown, pairs.mel[clip, heard][None])
                 wanted += cosine_loss(*embedded, torch.tensor([float(seen == heard)])).mean()
     torch.testing.assert_close(found, wanted / (4 * RUN.batch))
@@ -210,7 +210,7 @@ def test_the_contrast_is_added_where_it_has_a_weight():
     task._config = replace(RUN, contrast_weight=2.0)
     both = task.losses(torch.Generator().manual_seed(3))
     pairs = Gestures().draw(RUN.batch, torch.Generator().manual_seed(3))
-    shown = stacked(pairs.seen.flatten(0, 1), LATENT)
+    shown = stacked(pairs.visual.flatten(0, 1), LATENT)
     wanted = contrast_loss(*task.net(shown, pairs.mel.flatten(0, 1)))
     torch.testing.assert_close(both, plain | {"contrast": 2 * wanted})
 

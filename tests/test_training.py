@@ -14,13 +14,18 @@ from latentsync.diffusion import sampling
 from latentsync.diffusion.unet import UNet, UNetConfig
 from latentsync.diffusion.vae import VAE, VAEConfig
 from latentsync.errors import Cancelled, InputError, TrainingError
-from latentsync.training.crops import SpeakerWindows
+from latentsync.training.demo_windows import (
+    PreparedWindows,
+    SpeakerWindows,
+    encode_latents,
+    encode_sound,
+)
 from latentsync.training.loop import fit
 from latentsync.training.plots import draw_curves
 from latentsync.training.presets import TrainConfig, UNetTrainConfig
 from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
-from latentsync.training.tasks.speech import SpeechTask, Utterance, disturbed
-from latentsync.training.tasks.unet import Prepared, UNetTask, hear, look
+from latentsync.training.tasks.speech import SpeechTask, Utterance, augment
+from latentsync.training.tasks.unet import UNetTask
 
 RUN = TrainConfig(
     "line", steps=30, batch=4, learning_rate=0.05, warmup_steps=3, log_every=5, validate_every=10
@@ -124,9 +129,9 @@ def test_the_encoder_learns_to_hear_a_mouth(tmp_path):
     assert found["sounds_right"] > 0.9
 
 
-def test_disturbed_speech_keeps_its_shape_and_changes():
+def test_augment_speech_keeps_its_shape_and_changes():
     columns = utterance(0).columns
-    once, again = (disturbed(columns, np.random.default_rng(3)) for _ in range(2))
+    once, again = (augment(columns, np.random.default_rng(3)) for _ in range(2))
     assert once.shape == columns.shape
     assert np.isfinite(once).all()
     assert np.array_equal(once, again)
@@ -234,7 +239,9 @@ ONE = UNetTrainConfig(
 def prepared():
     encoder = SpeechEncoder(WhisperConfig(n_audio_state=16, n_audio_head=2, n_audio_layer=1))
     people = [person(i) for i in range(5)]
-    return Prepared(**look(small_vae().eval(), people), **hear(encoder.eval(), people))
+    return PreparedWindows(
+        **encode_latents(small_vae().eval(), people), **encode_sound(encoder.eval(), people)
+    )
 
 
 def unet(**changes):
@@ -255,14 +262,13 @@ def test_a_reference_is_another_window_of_the_same_person(prepared):
     marked = prepared.person.reshape(-1, 1, 1, 1, 1) + 0.1 * (torch.arange(10) % 2).reshape(
         -1, 1, 1, 1, 1
     )
-    data = Prepared(
+    data = PreparedWindows(
         marked.expand(10, 3, 4, 16, 16),
         prepared.masked,
         prepared.speech,
         prepared.person,
     )
-    task = UNetTask(unet(), data, data, SIDE, ONE)
-    batch = task._draw(data, 50, torch.Generator().manual_seed(0))
+    batch = data.draw(50, ONE.frames, torch.Generator().manual_seed(0))
     own = batch.clean[:, 0, 0, 0, 0]
     other = batch.shown.reference[:, 0, 0, 0, 0]
     assert torch.equal(own.round(), other.round())

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import os
 import resource
 import signal
 from dataclasses import replace
@@ -313,11 +312,3 @@ def test_one_checkpoint_is_kept_as_a_rule(tmp_path):
     fit(Line(), RUN, tmp_path)
     assert names(tmp_path) == {"line.csv", "line.checkpoint.pt"}
     assert {run.keep_checkpoints for run in UNET_RUNS.values()} == {1}
-
-
-def test_what_a_killed_run_of_an_earlier_version_left_is_swept(tmp_path):
-    left, living = tmp_path / ".line.checkpoint.pt.4194399", tmp_path / f".line.csv.{os.getpid()}"
-    for path in (left, living, tmp_path / ".line.checkpoint.pt.part"):
-        path.write_bytes(b"half")
-    fit(Line(), RUN, tmp_path)
-    assert names(tmp_path) == {"line.csv", "line.checkpoint.pt", living.name}

@@ -12,7 +12,7 @@ from latentsync.errors import Cancelled, InputError
 from latentsync.runtime.disk_cache import file_digest
 from latentsync.training import clips as clip_files
 from latentsync.training.clip_cache import CachedClip
-from latentsync.training.clips import ClipFile, find_clips, identified
+from latentsync.training.clips import ClipFile, find_clips, identify_clips
 from latentsync.training.dataset import split
 
 OLD = 1_600_000_000  # s since 1970
@@ -63,7 +63,7 @@ def data(tmp_path):
 
 
 def found(folder, cache, **more):
-    return identified(find_clips(folder), folder, cache, **more)
+    return identify_clips(find_clips(folder), folder, cache, **more)
 
 
 def test_clips_of_an_index_are_not_read(data, tmp_path, read):
@@ -123,7 +123,7 @@ def test_damaged_hashes_are_made_again(tmp_path, read, damage):
 
 
 def test_clips_are_hashed_side_by_side_and_that_can_be_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(clip_files, "HASHED_AT_ONCE", 2)
+    monkeypatch.setattr(clip_files, "HASH_BATCH", 2)
     data, cache = tmp_path / "data", tmp_path / "cache"
     data.mkdir()
     for name in "abc":

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentsync.training.distributed import ProcessGroup, accelerated
+from latentsync.training.distributed import ProcessGroup, create_accelerator
 from latentsync.training.loop import fit
 from latentsync.training.presets import TrainConfig
 from tests.training_process import RUN
@@ -118,7 +118,7 @@ class Line:
 
 
 def test_a_step_that_overflows_is_left_out_and_the_scale_goes_down(tmp_path):
-    accelerator = accelerated("float32", cpu=True)
+    accelerator = create_accelerator("float32", cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     task = Line()
     config = TrainConfig("line", steps=6, batch=4, learning_rate=0.01, warmup_steps=0)
@@ -130,4 +130,4 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_goes_down(tmp_path):
 
 
 def test_float16_is_not_for_a_cpu():
-    assert accelerated("float16", cpu=True).mixed_precision == "no"
+    assert create_accelerator("float16", cpu=True).mixed_precision == "no"

@@ -22,25 +22,28 @@ from latentsync.training.synthetic import (
     draw_crop,
     measure,
 )
-from latentsync.training.synthetic.scenes import draw_faceless, draw_mouth, draw_portraits
+from latentsync.training.synthetic.scenes import (
+    Portraits,
+    draw_faceless,
+    draw_mouth,
+    draw_portraits,
+)
 from latentsync.training.tasks import regression
 from latentsync.training.tasks.regression import (
-    Clips,
-    Faces,
     LandmarkTask,
+    MouthClips,
     RulerTask,
     correlations,
-    spoil,
+    degrade,
 )
 
 DEMO = Path(__file__).parent.parent / "weights" / "demo"
 
 
 @pytest.fixture(scope="module")
-def portraits() -> Faces:
+def portraits() -> Portraits:
     """People of a seed that training doesn't use."""
-    drawn = draw_portraits(500, 6, 3)
-    return Faces(drawn.pixels, drawn.points)
+    return draw_portraits(500, 6, 3)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def faceless() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def clips() -> Clips:
+def clips() -> MouthClips:
     """Aligned crops of unseen people, a little misaligned, their mouths by chance."""
     pixels, mouths = np.empty((6, 24, 96, 96, 3), np.uint8), np.empty((6, 24, 3), np.float32)
     for person, frame in np.ndindex(6, 24):
@@ -60,7 +63,7 @@ def clips() -> Clips:
         view[:, 2] += rng.normal(0, 1.0, 2)
         pixels[person, frame], _ = draw_crop(who, pose, mouth, 96, view)
         mouths[person, frame] = measure(who, mouth)
-    return Clips(pixels, mouths)
+    return MouthClips(pixels, mouths)
 
 
 def darkness(face: np.ndarray, points: np.ndarray) -> float:
@@ -73,12 +76,12 @@ def darkness(face: np.ndarray, points: np.ndarray) -> float:
 
 def test_points_stay_on_the_face(portraits, faceless, monkeypatch) -> None:
     """Through every turn, bend and mirror the eyes' points stay where the eyes are."""
-    monkeypatch.setattr(regression, "spoil", lambda _rng, picture, **_: picture)
+    monkeypatch.setattr(regression, "degrade", lambda _rng, picture, **_: picture)
     monkeypatch.setattr(regression, "_covered", lambda _rng, picture, _others: picture)
     fair, dark = (244, 208, 184), (40, 24, 18)
     who = replace(Identity.from_seed(7), skin=fair, iris=dark, glasses="none", hair_style="short")
     drawn = [draw(who, Pose(yaw=yaw), Mouth(), (144, 144)) for yaw in (-0.3, 0.0, 0.3)]
-    faces = Faces(*(np.stack(part) for part in zip(*drawn, strict=True)))
+    faces = Portraits(*(np.stack(part) for part in zip(*drawn, strict=True)))
     task = LandmarkTask(faces, faceless, portraits, batch=8)
     rng = np.random.default_rng(3)
     samples = [task._face(rng) for _ in range(60)]
@@ -118,9 +121,9 @@ def test_spoilt_pictures_keep_their_form() -> None:
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     for strength in (0.0, 1.0):
-        spoilt = [spoil(rng, picture, strength) for _ in range(30)]
-        assert {(p.shape, p.dtype) for p in spoilt} == {((SIDE, SIDE, 3), np.dtype(np.uint8))}
-        assert len({p.tobytes() for p in spoilt}) > 10
+        degraded = [degrade(rng, picture, strength) for _ in range(30)]
+        assert {(p.shape, p.dtype) for p in degraded} == {((SIDE, SIDE, 3), np.dtype(np.uint8))}
+        assert len({p.tobytes() for p in degraded}) > 10
 
 
 def test_committed_landmarks_on_unseen_people(portraits, faceless) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentsync.diffusion import weights
-from latentsync.training.clips import ClipFile, identified
+from latentsync.training.clips import ClipFile, identify_clips
 from latentsync.training.presets import TrainingSettings
 from tests.clips import babble
 from tests.stubs import numbered_clip, tiny_nets
@@ -41,7 +41,7 @@ def rows(folder: Path, name: str = "demo") -> list[dict[str, str]]:
 
 def files_of(*paths: Path) -> list[ClipFile]:
     """Clips as training finds them; they lie in one folder."""
-    return identified(list(paths), paths[0].parent, paths[0].parent / "digests")
+    return identify_clips(list(paths), paths[0].parent, paths[0].parent / "digests")
 
 
 def prepared_in(cache: Path) -> list[Path]:

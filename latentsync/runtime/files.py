@@ -17,7 +17,7 @@ from latentsync.errors import OutputError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["locked", "private_folder", "process_lives", "replacing"]
+__all__ = ["locked", "private_folder", "replacing"]
 
 log = logging.getLogger(__name__)
 
@@ -172,16 +172,3 @@ def _sweep(folder: Path) -> None:
         return  # it lives, or nobody can tell
     finally:
         os.close(descriptor)
-
-
-def process_lives(number: int) -> bool:
-    """Whether there is a process of that number on this machine; True where nobody can tell."""
-    if sys.platform == "win32":
-        return True
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True

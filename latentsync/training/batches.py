@@ -1,4 +1,4 @@
-"""What a step of the U-Net's training is shown, and which part of it one process takes."""
+"""The batches of the U-Net's training, and which part of one a process takes."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -14,13 +14,13 @@ __all__ = ["WHOLE", "Batch", "BatchPart", "Prefetched", "Windows"]
 
 @dataclass(frozen=True)
 class BatchPart:
-    """One of `count` equal parts of a batch; all of them together are what one process draws."""
+    """One of `count` equal parts of a batch."""
 
     index: int
     count: int
 
     def of(self, samples: int) -> slice:
-        """Where this part lies in a batch of so many samples, a multiple of `count`."""
+        """The place of this part in a batch of so many samples, a multiple of `count`."""
         size = samples // self.count
         return slice(self.index * size, (self.index + 1) * size)
 
@@ -35,8 +35,8 @@ class Batch:
     clean: Tensor  # (b, 4, f, h, w) latents
     shown: Latents  # of (b, f, 4, h, w); the reference is another window of the same person
     speech: Tensor  # (b, f, tokens, width)
-    pixels: Tensor | None = None  # (b, 3, f, R, R) in [-1, 1], where losses on pixels want them
-    mel: Tensor | None = None  # (b, 1, 80, 52), which a loss on lip-sync hears
+    pixels: Tensor | None = None  # (b, 3, f, R, R) in [-1, 1], for losses on pixels
+    mel: Tensor | None = None  # (b, 1, 80, 52), for the loss on lip-sync
 
     def to(self, device: torch.device) -> "Batch":
         moved = {
@@ -49,7 +49,7 @@ class Batch:
 
 
 class Windows(Protocol):
-    """What windows are drawn from: `unet.Prepared` in memory, `dataset.ClipWindows` on disk."""
+    """A source of windows: `PreparedWindows` in memory, `ClipWindows` on disk."""
 
     @property
     def latent_side(self) -> int:
@@ -59,15 +59,15 @@ class Windows(Protocol):
     def draw(
         self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
-        """A part of `count` windows by chance; the generator moves on as for all of them."""
+        """Draw `count` windows and return a part; the generator advances as for all of them."""
         ...
 
 
 class Prefetched:
-    """The same windows, drawn while the step before is computed.
+    """Draws the windows of the next step while a step is computed.
 
-    That can be because chance is a function of the generator's seed, which goes up by one a step;
-    a draw must be the first thing that its generator is used for.
+    A draw depends on its generator's seed only, which grows by one a step; it must be the first
+    use of the generator.
     """
 
     def __init__(self, windows: Windows) -> None:

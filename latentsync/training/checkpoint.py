@@ -1,11 +1,11 @@
-"""What a run goes on from: its checkpoint and its table of figures, read with suspicion."""
+"""What a run resumes from: its checkpoint and its table of figures, both checked when read."""
 
-import contextlib
 import csv
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,15 @@ from typing import Any
 import torch
 
 from latentsync.errors import OptionError, TrainingError
-from latentsync.runtime.files import process_lives, replacing
+from latentsync.runtime.files import replacing
 from latentsync.training.presets import TrainConfig
 
 __all__ = [
     "PARTS",
     "Facts",
     "check_same",
-    "kept",
     "read_checkpoint",
     "read_rows",
-    "swept",
     "write_checkpoint",
     "write_rows",
     "write_state",
@@ -32,68 +30,68 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Facts = Mapping[str, tuple[str, str]]
-"""What a run draws from, by name: how it is called, and a key that is the same for the same."""
+"""What a run reads, by option: a description, and a key that is equal for equal content."""
 
 CHANGEABLE = {"log_every", "validate_every", "checkpoint_every", "keep_checkpoints"} | {
     "accumulate"  # as many devices: parts of a batch are the batch, but for rounding
 }
 PARTS = {"config", "step", "net", "average", "optimiser"}  # of a checkpoint
-SHOWN = 3  # differences, in an error
+MAX_DIFFERENCES = 3  # named in an error
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any], keep: int) -> None:
-    """Put it in the place of the last one; with `keep` above 1, that many are kept by their steps.
+    """Replace the checkpoint; with `keep` above 1, keep that many under names with their steps.
 
     Raises:
         OutputError: it can't be written; the last one stays.
     """
     write_state(path, state)
-    if keep > 1:
-        name, _, rest = path.name.partition(".checkpoint")
-        numbered = path.with_name(f"{name}.{state['step']:08d}.checkpoint{rest}")
-        try:
-            numbered.unlink(missing_ok=True)
-            os.link(path, numbered)  # the same file, so it takes no room until the next one comes
-        except OSError as error:
-            log.warning("%s can't be kept (%s)", numbered, error)
-    for old in kept(path)[:-keep] if keep > 1 else ():
-        with contextlib.suppress(OSError):
+    if keep == 1:
+        return
+    name, _, rest = path.name.partition(".checkpoint")
+    numbered = path.with_name(f"{name}.{state['step']:08d}.checkpoint{rest}")
+    try:
+        numbered.unlink(missing_ok=True)
+        os.link(path, numbered)  # the same file, so it takes no room until the next one comes
+    except OSError as error:
+        log.warning("%s can't be kept (%s)", numbered, error)
+    for old in _numbered(path)[:-keep]:
+        with suppress(OSError):
             old.unlink()
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """As `torch.save`, in one move; OutputError where it can't be written."""
+    """Write as `torch.save`, atomically.
+
+    Raises:
+        OutputError: it can't be written.
+    """
     with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file:
                 torch.save(dict(state), file)
-        except RuntimeError as error:  # torch's writer has no other for a full disk
+        except RuntimeError as error:  # what torch's writer raises on a full disk
             raise OSError(str(error).splitlines()[0]) from error
 
 
-def kept(path: Path) -> list[Path]:
-    """Checkpoints of a run that are kept by their steps, oldest first."""
+def _numbered(path: Path) -> list[Path]:
+    """The checkpoints of a run that are kept by their steps, oldest first."""
     name, _, rest = path.name.partition(".checkpoint")
     pattern = re.compile(rf"{re.escape(name)}\.\d+\.checkpoint{re.escape(rest)}")
-    return sorted(one for one in path.parent.iterdir() if pattern.fullmatch(one.name))
-
-
-def swept(path: Path) -> None:
-    """Remove what a killed run of an earlier version left of a checkpoint or a table."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        number = left.name.rpartition(".")[2]
-        if number.isdecimal() and not process_lives(int(number)):
-            with contextlib.suppress(OSError):
-                left.unlink()
+    return sorted(other for other in path.parent.iterdir() if pattern.fullmatch(other.name))
 
 
 def read_checkpoint(path: Path, table: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The checkpoint; None where the run has not come so far as to write one.
+    """Read the checkpoint; None if the run has not come as far as its first one.
 
     Raises:
-        TrainingError: it is damaged, or gone though the figures tell of it.
+        TrainingError: it is damaged, or gone although the figures show that it was written.
     """
-    older = [one for one in kept(path) if not _same_file(one, path)] if path.parent.is_dir() else []
+    older = [
+        other
+        for other in (_numbered(path) if path.parent.is_dir() else [])
+        if not (path.exists() and other.samefile(path))  # damaged under both names
+    ]
     remedy = "put a copy there"
     if older:
         remedy += f", or rename {older[-1].name} to {path.name} to go on from there"
@@ -120,25 +118,21 @@ def read_checkpoint(path: Path, table: Path, config: TrainConfig) -> dict[str, A
             raise ValueError(f"no checkpoint has only {sorted(saved)}")
     except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle raises whatever it stumbles over
+    except Exception as error:  # a damaged pickle raises any exception
         raise TrainingError(
             f"{path} is damaged: its {path.stat().st_size} bytes are no whole checkpoint; {remedy}"
         ) from error
     return saved
 
 
-def _same_file(one: Path, other: Path) -> bool:
-    """Whether two names lead to one file, which is damaged under both."""
-    return other.exists() and one.samefile(other)
-
-
 def check_same(path: Path, saved: Mapping[str, Any], config: TrainConfig, facts: Facts) -> None:
-    """Check that a run can go on as this one.
+    """Check that the run which wrote a checkpoint can go on with these settings, nets and data.
 
-    One from before a setting existed had its default. A constant rate does not know the end.
+    A setting that the checkpoint lacks had its default. A constant learning rate does not depend on
+    the number of steps.
 
     Raises:
-        OptionError: it was begun with other settings, nets or data; the message names them.
+        OptionError: they differ; the message names what differs.
     """
     different = [
         f"{name} is {now!r} now and was {was!r}"
@@ -146,23 +140,24 @@ def check_same(path: Path, saved: Mapping[str, Any], config: TrainConfig, facts:
     ]
     if "facts" not in saved and facts:
         log.warning("%s is of an earlier version: whether its data are these is not known", path)
-    for name, (words, key) in saved.get("facts", {}).items():
-        said, now = facts.get(name, ("not given", ""))
-        if key != now:
-            different.append(f"{name}: {said} now, {words} then")
+    for name, (description, key) in saved.get("facts", {}).items():
+        now, now_key = facts.get(name, ("not given", ""))
+        if key != now_key:
+            different.append(f"{name}: {now} now, {description} then")
     if different:
         raise OptionError(
-            f"{path.parent} holds a run that was begun otherwise: {'; '.join(different[:SHOWN])}; "
-            "give the same to go on, or another folder to start anew"
+            f"{path.parent} holds a run that was begun otherwise: "
+            f"{'; '.join(different[:MAX_DIFFERENCES])}; give the same to go on, or another folder "
+            "to start anew"
         )
 
 
 def _changes(
     saved: Mapping[str, Any], config: TrainConfig, step: int
 ) -> list[tuple[str, object, object]]:
-    """Settings that change the weights, as they were and as they are."""
+    """Settings that change the weights and differ: name, saved value, value now."""
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
-    was, now = _flat({**defaults, **saved}), _flat(asdict(config))
+    was, now = dict(_flat({**defaults, **saved})), dict(_flat(asdict(config)))
     ignored = set(CHANGEABLE)
     if config.schedule == "constant":
         ignored.add("steps")
@@ -175,18 +170,16 @@ def _changes(
     ]
 
 
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{before}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            flat[before + name] = value
-    return flat
+            yield prefix + name, value
 
 
 def read_rows(table: Path) -> list[dict[str, Any]]:
-    """The figures of an earlier run; none where there is no table.
+    """Read the figures of an earlier run; none if there is no table.
 
     Raises:
         TrainingError: it is damaged.
@@ -200,8 +193,8 @@ def read_rows(table: Path) -> list[dict[str, Any]]:
         reader = csv.DictReader(text.splitlines())
         for row in reader:
             number = reader.line_num
-            rows.append({k: v for k, v in row.items() if v})
-            int(row["step"]), [float(v) for v in rows[-1].values()]
+            rows.append({name: value for name, value in row.items() if value})
+            int(row["step"]), [float(value) for value in rows[-1].values()]
         if text and not text.endswith("\n"):
             raise ValueError("it is cut")
     except (csv.Error, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -213,7 +206,11 @@ def read_rows(table: Path) -> list[dict[str, Any]]:
 
 
 def write_rows(table: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises OutputError where it can't be written."""
+    """Write the table atomically.
+
+    Raises:
+        OutputError: it can't be written.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(table) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)

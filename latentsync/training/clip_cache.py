@@ -1,4 +1,4 @@
-"""What the frozen nets make of clips: latents, speech and mel, made once and kept by content.
+"""What the frozen nets compute of clips: latents, speech and mel, computed once, cached by content.
 
     clip -> face track -> the longest stretch with a face -> latents, speech, mel -> files
 
@@ -8,20 +8,16 @@
                      speech.npy    (tokens, states, width) float16; neighbours share tokens
                      mel.npy       (80, columns) float32
                      affine.npy    (n, 2, 3) float32
-    CACHE/.work/                   what living processes are making
+    CACHE/.work/                   folders that processes are filling
 
-Of a clip that is drawn from, little more than the window is read: so memory does not grow with the
-data. What has the right size is taken for whole at a start; each row is looked at when it is read.
+Little more than a window is read of a clip, so memory does not grow with the data. A file of the
+right size counts as whole when a run starts; its rows are checked when they are read.
 """
 
 import errno
 import json
-import logging
 import math
 import os
-import re
-import shutil
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,7 +31,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentsync import faces
 from latentsync.audio import mel
@@ -47,39 +43,34 @@ from latentsync.evaluation.nets import syncnet_mel
 from latentsync.faces import align
 from latentsync.faces.mask import keep_mask
 from latentsync.media import AudioReader, VideoReader
-from latentsync.runtime.files import private_folder, process_lives
+from latentsync.runtime.files import private_folder
 from latentsync.training.clips import ClipFile
-from latentsync.training.crops import Pixels, pictures
-from latentsync.types import FaceTrack, FloatArray, Frame
+from latentsync.training.crops import Pixels, aligned_crops, to_tensor
+from latentsync.types import FaceTrack
 
-__all__ = ["FPS", "SHORTEST", "CachedClip", "Preparer", "swept"]
-
-log = logging.getLogger(__name__)
+__all__ = ["FPS", "MIN_FRAMES", "CachedClip", "Preparer"]
 
 FPS = Fraction(25)
-SHORTEST = 48  # frames with a face; published: a window, and room for another one on either side
-BATCH = 16  # frames that are encoded together
-VERSION = 3  # of what is in the cache
+MIN_FRAMES = 48  # with a face; published: a window, and room for another one on either side
+BATCH_FRAMES = 16  # encoded together
+VERSION = 3  # of the cache's format
 FACTS = "facts.json"
-WORK = ".work"
-PASSING = {errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.ENOMEM} | {
-    errno.EPERM,
-    errno.ESTALE,
-}  # may be gone next time: no reason to refuse a clip for ever
-OLD_FOLDER = re.compile(r"[0-9a-f]{32}")  # as version 2 named what it kept
-OLD_WORK = re.compile(r"\.[0-9a-f]{32}\.(\d+)")  # and what it was making, with its process
+NUMBERS = ("first", "frames", "tokens", "first_token")  # among the facts
+# Errors that may be gone at the next try, so they are not recorded of a clip.
+TRANSIENT = {errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOENT}
+TRANSIENT |= {errno.ENOMEM, errno.EPERM, errno.ESTALE}
 
 
 @dataclass(frozen=True, slots=True)
 class CachedClip:
-    """One clip's prepared stretch, n frames with a face in each; nothing of it is in memory."""
+    """One clip's prepared stretch, n frames with a face in each; it stays on disk."""
 
     file: ClipFile
-    folder: Path  # of the cache
+    folder: Path  # in the cache
     first: int  # frame of the clip that is this stretch's frame 0
     frames: int
     tokens: int = 0  # of the clip's sound
-    first_token: int = 0  # that is kept
+    first_token: int = 0  # in the cache
 
     def __len__(self) -> int:
         return self.frames
@@ -98,26 +89,21 @@ class CachedClip:
 
     def speech(self, start: int, stop: int) -> Tensor:
         """(f, tokens, width) float32."""
-        around = _tokens_heard(self.first + start, self.first + stop, self.tokens)
-        lowest = int(around.min())
-        rows = self._rows(
-            "speech", lowest - self.first_token, int(around.max()) + 1 - self.first_token
-        )
-        heard = torch.from_numpy(rows[around - lowest].astype(np.float32))
-        return heard.flatten(1, 2)
+        around = _tokens_around(self.first + start, self.first + stop, self.tokens)
+        lowest, highest = int(around.min()), int(around.max())
+        rows = self._rows("speech", lowest - self.first_token, highest + 1 - self.first_token)
+        return torch.from_numpy(rows[around - lowest].astype(np.float32)).flatten(1, 2)
 
     def mel(self, start: int, frames: int) -> Tensor:
-        """(1, 80, columns) float32, what StableSyncNet hears beside so many frames."""
-        columns = self._array("mel")
-        return syncnet_mel.sync_window(
-            torch.from_numpy(columns), self.first + start, frames
-        ).float()
+        """(1, 80, columns) float32, StableSyncNet's input for so many frames."""
+        columns = torch.from_numpy(self._array("mel"))
+        return syncnet_mel.sync_window(columns, self.first + start, frames).float()
 
     def crops(self, start: int, stop: int, side: int) -> Pixels:
-        """(f, side, side, 3), cut out of the clip."""
+        """(f, side, side, 3), decoded from the clip."""
         affines = self._array("affine")[start:stop]
         numbers = range(self.first + start, self.first + stop)
-        return np.stack(list(_cut(self.path, numbers, affines, side)))
+        return np.stack(list(aligned_crops(self.path, numbers, affines, side)))
 
     def _array(self, name: str) -> NDArray[Any]:
         try:
@@ -128,7 +114,7 @@ class CachedClip:
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop) of an array.
 
-        Nothing is mapped into memory: where a mapped file is cut, the process dies by SIGBUS.
+        It is not mapped into memory: if a mapped file is cut, the process dies by SIGBUS.
         """
         try:
             with (self.folder / f"{name}.npy").open("rb") as file:
@@ -142,7 +128,7 @@ class CachedClip:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, error: Exception) -> TrainingError:
-        with suppress(OSError):  # the next start sees sizes only, and this one may be right
+        with suppress(OSError):  # the next start checks sizes only, and this one may be right
             (self.folder / FACTS).unlink(missing_ok=True)
         return TrainingError(
             f"{self.folder / name}.npy is damaged or gone ({error}); start again: what is damaged "
@@ -152,7 +138,7 @@ class CachedClip:
 
 @dataclass(frozen=True)
 class Preparer:
-    """What clips are prepared with, and where the result is kept."""
+    """Prepares clips with these nets and this detector, and caches the result."""
 
     nets: Nets  # its U-Net is not used
     detector: faces.Detector
@@ -163,22 +149,20 @@ class Preparer:
         """Of the weights of the autoencoder and the speech encoder."""
         digest = sha256()
         for net in (self.nets.vae, self.nets.speech):
-            _add_weights(digest, net)
+            for name, value in net.state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     @cached_property
     def settings(self) -> str:
         """Everything but the clip that the files depend on."""
-        said = [VERSION, self.nets.config.resolution, self.detector.describe(), self.nets_digest]
-        return json.dumps(said)
-
-    def folder(self, file: ClipFile) -> Path:
-        """Where what is made of a clip lies."""
-        key = sha256(f"{self.settings} {file.digest}".encode()).hexdigest()[:32]
-        return self.cache / key[:2] / key
+        return json.dumps(
+            [VERSION, self.nets.config.resolution, self.detector.describe(), self.nets_digest]
+        )
 
     def clip(self, file: ClipFile) -> CachedClip | str:
-        """The clip, prepared now or earlier; or in words why it can't be used.
+        """Return the clip, prepared now or earlier, or the reason why it can't be used.
 
         A reason that begins with "too short" is no fault of the clip.
 
@@ -187,7 +171,8 @@ class Preparer:
         """
         if file.trouble:
             return file.trouble
-        folder = self.folder(file)
+        key = sha256(f"{self.settings} {file.digest}".encode()).hexdigest()[:32]
+        folder = self.cache / key[:2] / key
         facts = _facts(folder)
         if facts is None:
             try:
@@ -197,35 +182,26 @@ class Preparer:
                     f"the cache {self.cache} can't be written ({error.strerror or error}); make "
                     "room, or name another place with --cache; what is in it stays"
                 ) from error
-        return facts["unusable"] or CachedClip(
-            file, folder, facts["first"], facts["frames"], facts["tokens"], facts["first_token"]
-        )
+        return facts["unusable"] or CachedClip(file, folder, *(facts[name] for name in NUMBERS))
 
     def _fill(self, folder: Path, file: ClipFile) -> dict[str, Any]:
-        """Make the clip's folder, in one move at the end; what it says of the clip."""
-        facts = {
-            "unusable": "",
-            "first": 0,
-            "frames": 0,
-            "tokens": 0,
-            "first_token": 0,
-            "files": {},
-        }
-        with private_folder(self.cache / WORK) as work:
+        """Fill the clip's folder, moved to its place at the end; return the facts of the clip."""
+        facts: dict[str, Any] = {"unusable": "", **dict.fromkeys(NUMBERS, 0), "files": {}}
+        with private_folder(self.cache / ".work") as work:
             temporary = work / folder.name
             temporary.mkdir()
             try:
                 facts |= self._write(temporary, file.path)
             except (MediaError, NoFaceFound) as error:
-                facts["unusable"] = _impersonal(str(error), file.path)
-                if _may_pass(error, file.path):
+                facts["unusable"] = _without_name(str(error), file.path)
+                if _is_transient(error, file.path):
                     return facts
-                for one in temporary.iterdir():
-                    one.unlink()
-            facts["files"] = {one.name: one.stat().st_size for one in temporary.iterdir()}
+                for path in temporary.iterdir():
+                    path.unlink()
+            facts["files"] = {path.name: path.stat().st_size for path in temporary.iterdir()}
             (temporary / FACTS).write_text(json.dumps(facts))
-            for one in temporary.iterdir():  # on the disk before they have their names
-                with one.open("rb+") as written:
+            for path in temporary.iterdir():  # on the disk before they are moved
+                with path.open("rb+") as written:
                     os.fsync(written.fileno())
             folder.parent.mkdir(exist_ok=True)
             if _facts(folder) is None:
@@ -238,7 +214,7 @@ class Preparer:
         return facts
 
     def _write(self, folder: Path, path: Path) -> dict[str, int | str]:
-        """The files of one clip.
+        """Write the files of one clip; return its numbers, or why it is unusable.
 
         Raises:
             MediaError: it can't be read, or has no sound.
@@ -248,24 +224,19 @@ class Preparer:
         heard = len(sound.samples) * FPS // mel.SAMPLE_RATE
         track = self._track(path, int(heard))
         first, stop = longest_run(track)
-        if stop - first < SHORTEST:
-            return {"unusable": f"too short: {stop - first} frames with a face, not {SHORTEST}"}
+        if stop - first < MIN_FRAMES:
+            return {"unusable": f"too short: {stop - first} frames with a face, not {MIN_FRAMES}"}
         self._write_latents(folder, path, track, first, stop)
         speech = SpeechStates(self.nets.speech, sound)
-        around = _tokens_heard(first, stop, len(speech))
+        around = _tokens_around(first, stop, len(speech))
         tokens = np.arange(lowest := int(around.min()), int(around.max()) + 1)
-        with _Rows(folder / "speech.npy", (len(tokens), *speech.token_shape)) as rows:
-            for part in np.split(tokens, range(BATCH, len(tokens), BATCH)):
+        with _RowWriter(folder / "speech.npy", (len(tokens), *speech.token_shape)) as rows:
+            for part in np.split(tokens, range(BATCH_FRAMES, len(tokens), BATCH_FRAMES)):
                 rows.write(speech[part])
         wave = np.concatenate(list(sound.chunks()))
         np.save(folder / "mel.npy", syncnet_mel.sync_mel(wave).float().numpy())
         np.save(folder / "affine.npy", track.affine[first:stop])
-        return {
-            "first": first,
-            "frames": stop - first,
-            "tokens": len(speech),
-            "first_token": lowest,
-        }
+        return dict(zip(NUMBERS, (first, stop - first, len(speech), lowest), strict=True))
 
     def _write_latents(
         self, folder: Path, path: Path, track: FaceTrack, first: int, stop: int
@@ -273,44 +244,25 @@ class Preparer:
         side, like = self.nets.config.resolution, next(self.nets.vae.parameters())
         shape = (stop - first, *self.nets.vae.latent_shape(side))
         mask = torch.from_numpy(keep_mask(side)).to(like)
-        crops = _cut(path, range(first, stop), track.affine[first:stop], side)
+        crops = aligned_crops(path, range(first, stop), track.affine[first:stop], side)
         with (
-            _Rows(folder / "clean.npy", shape) as clean,
-            _Rows(folder / "masked.npy", shape) as masked,
+            _RowWriter(folder / "clean.npy", shape) as clean,
+            _RowWriter(folder / "masked.npy", shape) as masked,
         ):
-            while batch := list(islice(crops, BATCH)):
+            while batch := list(islice(crops, BATCH_FRAMES)):
                 with torch.inference_mode():
-                    pixels = pictures(np.stack(batch)).to(like)
+                    pixels = to_tensor(np.stack(batch)).to(like)
                     latents = sampling.encode(self.nets.vae, pixels, mask)
                 clean.write(latents.reference)
                 masked.write(latents.masked)
 
-    def _track(self, path: Path, at_most: int) -> FaceTrack:
-        frames = islice(VideoReader(path).frames(), at_most)
+    def _track(self, path: Path, max_frames: int) -> FaceTrack:
+        frames = islice(VideoReader(path).frames(), max_frames)
         seen, side = faces.track(frames, self.detector), self.nets.config.resolution
         track = align.face_track(seen.points, seen.found, side, pixel_aspect=seen.pixel_aspect)
         if not track.found.any():
             raise NoFaceFound(f"no face by {self.detector.describe()}")
         return track
-
-
-def swept(cache: Path) -> None:
-    """Remove what killed runs of an earlier version left, and say what of it is of no use."""
-    if not cache.is_dir():
-        return
-    old = 0
-    for path in cache.iterdir():
-        made_by = OLD_WORK.fullmatch(path.name)
-        if made_by and not process_lives(int(made_by[1])):
-            shutil.rmtree(path, ignore_errors=True)
-        old += OLD_FOLDER.fullmatch(path.name) is not None
-    if old:
-        log.warning(
-            "%s holds %d clips that an earlier version prepared; delete the folders named by 32 "
-            "digits there, nothing reads them any more",
-            cache,
-            old,
-        )
 
 
 def longest_run(track: FaceTrack) -> tuple[int, int]:
@@ -322,54 +274,57 @@ def longest_run(track: FaceTrack) -> tuple[int, int]:
 
 
 def _checked(rows: NDArray[Any]) -> NDArray[Any]:
-    """The same; ValueError where a row is all zeros, as a machine that goes down may leave it."""
+    """Return the rows.
+
+    Raises:
+        ValueError: a row is all zeros, as a machine that goes down may leave it.
+    """
     if not rows.reshape(len(rows), -1).any(axis=1).all():
         raise ValueError("it holds zeros")
     return rows
 
 
 def _facts(folder: Path) -> dict[str, Any] | None:
-    """What is known of a clip; None where that, or a file beside it, is not there or damaged."""
+    """The facts of a clip; None if they, or a file beside them, are missing or damaged."""
     try:
-        place = str(folder)  # a hundred thousand times: no Path
+        place = str(folder)  # called a hundred thousand times: no Path
         with open(f"{place}/{FACTS}", "rb") as file:  # noqa: PTH123
             facts = json.loads(file.read())
         sizes = {name: os.stat(f"{place}/{name}").st_size for name in facts["files"]}  # noqa: PTH116
         whole = sizes == facts["files"] and isinstance(facts["unusable"], str)
-        numbers = [facts[name] for name in ("first", "frames", "tokens", "first_token")]
-        return facts if whole and all(isinstance(one, int) for one in numbers) else None
+        return facts if whole and all(isinstance(facts[name], int) for name in NUMBERS) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _may_pass(error: Exception, path: Path) -> bool:
-    """Whether the trouble may be the machine's, and not what is in the clip."""
+def _is_transient(error: Exception, path: Path) -> bool:
+    """Whether the machine may be the cause, and not what is in the clip."""
     try:
         with path.open("rb") as file:
             file.read(1)
     except OSError:
         return True
-    return getattr(error.__cause__, "errno", None) in PASSING
+    return getattr(error.__cause__, "errno", None) in TRANSIENT
 
 
-def _impersonal(reason: str, path: Path) -> str:
-    """A reason that is true of a copy under another name as well."""
+def _without_name(reason: str, path: Path) -> str:
+    """The reason without the clip's name: it is cached by content, and copies have other names."""
     for name in (repr(str(path)), str(path), repr(path.name), path.name):
         reason = reason.replace(name, "it")
     return reason
 
 
-def _tokens_heard(start: int, stop: int, tokens: int) -> NDArray[np.int64]:
-    """(f, 10) the tokens that frames [start, stop) of a clip hear."""
+def _tokens_around(start: int, stop: int, tokens: int) -> NDArray[np.int64]:
+    """(f, 10): the tokens of frames [start, stop) of a clip."""
     own = mel.own_tokens(np.arange(start, stop, dtype=np.int64), 1 / FPS)
     return mel.tokens_around(own, tokens)
 
 
-class _Rows:
-    """A .npy file of float16, written row by row; on a full disk it is an error, not a signal.
+class _RowWriter:
+    """A .npy file of float16, written row by row, its room reserved before the first one.
 
     Raises:
-        OSError: there is too little room, which is known before the first row.
+        OSError: there is too little room.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
@@ -393,17 +348,3 @@ class _Rows:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-
-def _cut(path: Path, numbers: Sequence[int], affines: FloatArray, side: int) -> Iterator[Frame]:
-    shown = VideoReader(path).frames(numbers)
-    for frame, affine in zip(shown, affines, strict=True):
-        size = (frame.width, frame.height)
-        box = align.face_box(affine, side, *size)
-        yield align.cut_face(frame.rgb(box), box, affine, side)
-
-
-def _add_weights(digest: Any, net: nn.Module) -> None:  # noqa: ANN401 - hashlib's have no type
-    for name, value in net.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())

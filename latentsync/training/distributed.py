@@ -1,4 +1,4 @@
-"""The devices that a run is spread over: one alone, or as many as `accelerate launch` started."""
+"""The devices of a run: a single one, or as many as `accelerate launch` started processes."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,13 +12,13 @@ from latentsync.errors import BackendUnavailable
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["ProcessGroup", "accelerated"]
+__all__ = ["ProcessGroup", "create_accelerator"]
 
 PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}  # accelerate's names
 
 
-def accelerated(precision: str, *, cpu: bool = False) -> "Accelerator":
-    """An accelerator for this process; float32 where float16 was asked for on a CPU.
+def create_accelerator(precision: str, *, cpu: bool = False) -> "Accelerator":
+    """Create the accelerator of this process; on a CPU, float16 becomes float32.
 
     Raises:
         BackendUnavailable: the package accelerate is not installed.
@@ -35,10 +35,10 @@ def accelerated(precision: str, *, cpu: bool = False) -> "Accelerator":
 
 
 class ProcessGroup:
-    """What the loop asks of its devices; without an accelerator, one of them in full precision.
+    """The loop's devices; without an accelerator, a single one in full precision.
 
-    Every process holds all weights and takes its part of each batch; the mean of their gradients
-    is what each of them steps by, so they stay equal.
+    Every process holds all weights and takes a part of each batch. All step by the mean of their
+    gradients, so their weights stay equal.
     """
 
     def __init__(self, accelerator: "Accelerator | None" = None) -> None:
@@ -48,11 +48,11 @@ class ProcessGroup:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes and tells."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
     def optimiser(self, optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The same, which leaves out steps whose gradients overflowed in float16."""
+        """Wrap it, so that it skips steps whose gradients overflowed in float16."""
         return self._accelerator.prepare_optimizer(optimiser) if self._accelerator else optimiser
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -65,7 +65,7 @@ class ProcessGroup:
             loss.backward()
 
     def clip(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
-        """Bring the gradients of all processes together, then to `norm`; returns what it was."""
+        """Average the gradients over the processes, then clip them; return their norm before."""
         parameters = list(parameters)
         if not self._accelerator:
             return nn.utils.clip_grad_norm_(parameters, norm)
@@ -76,21 +76,21 @@ class ProcessGroup:
         return torch.as_tensor(self._accelerator.clip_grad_norm_(parameters, norm))
 
     def mean(self, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of each figure, over the processes."""
+        """The mean of each figure over the processes."""
         if not self._accelerator or self.count == 1:
             return dict(figures)
         means = self._accelerator.reduce(torch.stack(list(figures.values())), "mean")
         return dict(zip(figures, means, strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process; all of them must ask."""
+        """Whether the flag is true in any process; all of them must call this."""
         if not self._accelerator or self.count == 1:
             return flag
         device = self._accelerator.device
         return bool(self._accelerator.reduce(torch.tensor(float(flag), device=device)) > 0)
 
     def state(self) -> dict[str, Any]:
-        """Of the loss scaler of float16."""
+        """The state of the loss scaler of float16."""
         scaler = self._accelerator.scaler if self._accelerator else None
         return scaler.state_dict() if scaler else {}
 

@@ -1,8 +1,8 @@
-"""The training loop, for every net of this project: one main, read from top to bottom.
+"""The training loop of every net: `fit`, read from top to bottom.
 
-A task gives the net, the losses of a step and its validation; the loop owns the rest. All that is
-random is a function of (seed, step), so a run that was killed goes on as if it had not been, and
-parts of a batch on several devices, or one after another, are the batch.
+A task gives the net, the losses of a step and its validation; the loop does the rest. All that is
+random is a function of (seed, step), so a resumed run equals one that was never stopped, and a
+batch that is taken in parts, on several devices or one after another, equals the whole one.
 """
 
 import logging
@@ -25,7 +25,6 @@ from latentsync.training.checkpoint import (
     check_same,
     read_checkpoint,
     read_rows,
-    swept,
     write_checkpoint,
     write_rows,
 )
@@ -44,22 +43,22 @@ BETA1 = 0.9  # of AdamW
 
 
 class TrainingTask(Protocol):
-    """What is trained."""
+    """What is trained, and on what."""
 
     @property
     def net(self) -> nn.Module:
-        """Holds it all; parameters that want no gradient stay as they are."""
+        """All that is saved; parameters that require no gradient stay as they are."""
         ...
 
     def losses(self, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """Named scalars whose sum is minimised; all chance comes from the generator."""
+        """Named scalars whose sum is minimised; all random numbers come from the generator."""
         ...
 
     def validate(self) -> Mapping[str, float]:
         """Figures on data that training never sees, of `net` as it is.
 
         Raises:
-            Cancelled: it takes long and was told to stop; it is done again when the run goes on.
+            Cancelled: it was told to stop; the loop repeats it when the run resumes.
         """
         ...
 
@@ -69,7 +68,7 @@ class DivisibleTask(TrainingTask, Protocol):
     """A task whose batch can be taken in parts."""
 
     def part_losses(self, generator: torch.Generator, part: BatchPart) -> Mapping[str, Tensor]:
-        """As `losses`, of one part; the generator is at the same place for each."""
+        """As `losses`, of one part; the generator is in the same state for each."""
         ...
 
 
@@ -83,14 +82,14 @@ def fit(
     cancel: Callable[[], bool] | None = None,
     accelerator: "Accelerator | None" = None,
 ) -> nn.Module:
-    """Train `task.net` for `config.steps` steps, going on from `folder`'s checkpoint if it has one.
+    """Train `task.net` for `config.steps` steps, resuming from the folder's checkpoint if any.
 
     Writes `<name>.checkpoint.pt` (weights, average, optimiser, scaler, rng, step, config, facts,
     revision of the code; atomically) and `<name>.csv` (a row every `log_every` steps: means of the
     losses, validation where it was due). One process at a time may fill a folder.
 
     Args:
-        facts: what the task draws from; a run goes on with the same only.
+        facts: what the task reads; a run resumes only with the same.
         cancel: asked after every step.
         accelerator: the precision, and the devices to share each batch; None: one, in float32.
 
@@ -98,37 +97,37 @@ def fit(
         The net in eval mode, holding the exponential moving average (EMA) of its weights.
 
     Raises:
-        Cancelled: between two steps, or in a validation; a checkpoint of the last step was written.
-        OptionError: the checkpoint there was begun with another config, net or data, or the batch
-            can't be divided as wanted.
+        Cancelled: between two steps, or in a validation, after writing a checkpoint.
+        OptionError: the checkpoint belongs to another config, net or data, or the batch can't be
+            divided as wanted.
         OutputError: a file can't be written; the last checkpoint stays.
-        TrainingError: a loss is not finite, or the checkpoint or table there is damaged.
+        TrainingError: a loss is not finite, or the checkpoint or table is damaged.
     """
     processes = ProcessGroup(accelerator)
     run = _Run(task, config, folder, facts or {}, processes)
     first = run.resume()
     if run.metrics.steps:  # perhaps a validation that was cancelled
-        if not run.tell(first):
+        if not run.record(first):
             raise Cancelled(f"{config.name} stopped after step {first}; it goes on from there")
         if not run.metrics.steps:
             run.save(first)
     for done in range(first + 1, config.steps + 1):
         run.metrics.add(run.step(done - 1))
         last = done == config.steps
-        finished = run.tell(done)
+        recorded = run.record(done)
         stopped = processes.any(cancel is not None and cancel()) and not last
-        if done % config.checkpoint_every == 0 or last or stopped or not finished:
+        if done % config.checkpoint_every == 0 or last or stopped or not recorded:
             run.save(done)
         if progress is not None and processes.main:
             progress(Progress(config.name, done, config.steps))
-        if stopped or not finished:
+        if stopped or not recorded:
             raise Cancelled(f"{config.name} stopped after step {done}; it goes on from there")
-    run.average.give()
+    run.average.copy_to_net()
     return run.net.eval()
 
 
 class _Run:
-    """What a run holds beside its task: optimiser, average, figures, and what is on disk of it."""
+    """The state of a run beside its task: optimiser, average, figures, and its files."""
 
     def __init__(
         self,
@@ -160,19 +159,16 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint = folder / f"{config.name}.checkpoint.pt"
         self.metrics = _Metrics(folder / f"{config.name}.csv")
-        self._earlier, self._started = 0.0, time.monotonic()  # seconds of earlier starts; of this
+        self._earlier_seconds, self._started = 0.0, time.monotonic()
         self._revision = _revision()
 
     @property
     def seconds(self) -> float:
         """Since the run began, without the time between its starts."""
-        return self._earlier + time.monotonic() - self._started
+        return self._earlier_seconds + time.monotonic() - self._started
 
     def resume(self) -> int:
-        """Take up the checkpoint; return the steps that are done."""
-        if self.processes.main:
-            swept(self.checkpoint)
-            swept(self.metrics.table)
+        """Load the checkpoint, if any; return the number of steps done."""
         saved = read_checkpoint(self.checkpoint, self.metrics.table, self.config)
         if saved is None:
             return 0
@@ -187,7 +183,7 @@ class _Run:
                 f"{self.checkpoint} holds another net than this run's ({reason}); start from the "
                 "same model to go on, or give another folder"
             ) from error
-        self._earlier = saved.get("seconds", 0.0)
+        self._earlier_seconds = saved.get("seconds", 0.0)
         self.processes.load_state(saved.get("scaler", {}))
         if "rng" in saved:
             torch.set_rng_state(saved["rng"])
@@ -197,19 +193,19 @@ class _Run:
         return done
 
     def step(self, step: int) -> dict[str, float]:
-        """Learn from one batch; return its losses and the length of its gradient."""
+        """Learn from one batch; return its losses and the norm of its gradient."""
         config, processes = self.config, self.processes
         for group in self.optimiser.param_groups:
             group["lr"] = _learning_rate(config, step)
         self.optimiser.zero_grad(set_to_none=True)
-        shares: list[Mapping[str, Tensor]] = []
+        parts: list[Mapping[str, Tensor]] = []
         for i in range(config.accumulate):
             with processes.autocast():
-                share = self._losses(step, i)
-            processes.backward(torch.stack(list(share.values())).sum() / config.accumulate)
-            shares.append({name: value.detach() for name, value in share.items()})
+                part = self._losses(step, i)
+            processes.backward(torch.stack(list(part.values())).sum() / config.accumulate)
+            parts.append({name: value.detach() for name, value in part.items()})
         losses = processes.mean(
-            {name: torch.stack([one[name] for one in shares]).mean() for name in shares[0]}
+            {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         )
         if not all(torch.isfinite(value) for value in losses.values()):
             named = ", ".join(f"{k} {v.item():g}" for k, v in losses.items())
@@ -223,16 +219,16 @@ class _Run:
         return {name: value.item() for name, value in (*losses.items(), ("gradient_norm", norm))}
 
     def _losses(self, step: int, part: int) -> Mapping[str, Tensor]:
-        """Of this process' share of a batch, or of a part of it."""
+        """The losses of this process' share of a batch, or of a part of that share."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        each, count = self.config.accumulate, self.processes.count
-        if each * count > 1 and isinstance(self.task, DivisibleTask):
-            one = BatchPart(self.processes.rank * each + part, each * count)
-            return self.task.part_losses(generator, one)
+        parts, count = self.config.accumulate, self.processes.count
+        if parts * count > 1 and isinstance(self.task, DivisibleTask):
+            batch_part = BatchPart(self.processes.rank * parts + part, parts * count)
+            return self.task.part_losses(generator, batch_part)
         return self.task.losses(generator)
 
-    def tell(self, done: int) -> bool:
-        """Write a row of figures where one is due; False where the validation was cancelled."""
+    def record(self, done: int) -> bool:
+        """Validate and write a row of figures if due; False if the validation was cancelled."""
         config = self.config
         if not self.metrics.steps or (done % config.log_every and done < config.steps):
             return True
@@ -240,21 +236,21 @@ class _Run:
         row |= {"learning_rate": _learning_rate(config, done - 1), "seconds": self.seconds}
         if done % config.validate_every == 0 or done == config.steps:
             self.net.eval()
-            cut = False
+            cancelled = False
             try:
-                with self.average.shown(), torch.no_grad(), self.processes.autocast():
+                with self.average.in_net(), torch.no_grad(), self.processes.autocast():
                     row |= self.task.validate()
             except Cancelled:
-                cut = True
+                cancelled = True
             self.net.train()
-            if self.processes.any(cut):
+            if self.processes.any(cancelled):
                 return False
         self.metrics.write(row, to_disk=self.processes.main)
         log.info("%s %s", config.name, "  ".join(f"{k} {v:.4g}" for k, v in row.items()))
         return True
 
     def save(self, step: int) -> None:
-        """Write the checkpoint, in the one process that does."""
+        """Write the checkpoint, in the main process."""
         if not self.processes.main:
             return
         state = {
@@ -265,7 +261,7 @@ class _Run:
             "average": self.average.values,
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.processes.state(),
-            "rng": torch.get_rng_state(),  # all chance is of (seed, step); if a layer has its own
+            "rng": torch.get_rng_state(),  # of layers that draw by themselves, such as dropout
             "sums": self.metrics.sums,
             "counted": self.metrics.steps,
             "seconds": self.seconds,
@@ -290,16 +286,15 @@ class _Average:
             self.values[name].lerp_(parameter, 1 - decay)
 
     @torch.no_grad()
-    def give(self) -> None:
-        """Put the averages into the parameters."""
+    def copy_to_net(self) -> None:
         for name, parameter in self._trained.items():
             parameter.copy_(self.values[name])
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Put the averages into the parameters for this block."""
+    def in_net(self) -> Iterator[None]:
+        """Let the net hold the average for this block."""
         own = {name: p.detach().clone() for name, p in self._trained.items()}
-        self.give()
+        self.copy_to_net()
         try:
             yield
         finally:
@@ -309,7 +304,7 @@ class _Average:
 
 
 class _Metrics:
-    """Sums of the steps since the last row, and the table of all rows."""
+    """Sums over the steps since the last row, and the table of all rows."""
 
     def __init__(self, table: Path) -> None:
         self.table = table
@@ -318,7 +313,7 @@ class _Metrics:
         self._rows: list[dict[str, float]] = []
 
     def load(self, sums: dict[str, float], steps: int, done: int) -> None:
-        """Go on with these sums, and with the table's rows up to step `done`."""
+        """Continue with these sums, and with the table's rows up to step `done`."""
         self.sums, self.steps = sums, steps
         self._rows = [row for row in read_rows(self.table) if int(row["step"]) <= done]
 
@@ -338,7 +333,7 @@ class _Metrics:
 
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
-    """A linear warm-up; then the same to the end, or a cosine down to nothing."""
+    """A linear warm-up, then a constant rate or a cosine down to zero."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -348,7 +343,7 @@ def _learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _revision() -> str:
-    """The commit of the code; empty where it is no checkout."""
+    """The commit of the code; empty outside of a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603

@@ -22,10 +22,10 @@ from latentsync.runtime.devices import is_cuda
 from latentsync.runtime.files import locked, replacing
 from latentsync.training.batches import Prefetched
 from latentsync.training.checkpoint import Facts
-from latentsync.training.clip_cache import CachedClip, Preparer, swept
-from latentsync.training.clips import ClipFile, find_clips, identified
+from latentsync.training.clip_cache import CachedClip, Preparer
+from latentsync.training.clips import ClipFile, find_clips, identify_clips
 from latentsync.training.dataset import ClipWindows, fingerprint, prepare, split
-from latentsync.training.distributed import accelerated
+from latentsync.training.distributed import create_accelerator
 from latentsync.training.init_model import init_model, weights_key
 from latentsync.training.loop import TrainingTask, fit
 from latentsync.training.pixel_losses import load_pixel_losses
@@ -231,8 +231,7 @@ class _OpenRun:
         files: list[ClipFile] = []
         clips: list[CachedClip] = []
         if self.main:
-            swept(preparer.cache)
-            files = identified(
+            files = identify_clips(
                 self.paths, settings.data, preparer.cache, self.progress, self.cancel
             )
         if accelerator.num_processes > 1:
@@ -277,7 +276,7 @@ def _open_run(
         OutputError: another run holds the folder; raised in every process.
     """
     paths = find_clips(settings.data)
-    accelerator = accelerated(run.precision, cpu=settings.cpu)
+    accelerator = create_accelerator(run.precision, cpu=settings.cpu)
     with ExitStack() as stack:
         trouble = None
         if accelerator.is_main_process:

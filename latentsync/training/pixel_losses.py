@@ -1,6 +1,6 @@
-"""What training looks at in the picture itself: lips by SyncNet, looks by LPIPS, motion by TREPA.
+"""Losses on the predicted picture: lip-sync by SyncNet, appearance by LPIPS, motion by TREPA.
 
-The picture is what one step predicts, decoded if any of them sees pixels. Losses and their weights:
+The picture is the prediction of one step, decoded if a net needs pixels. Losses and their weights:
 https://arxiv.org/abs/2412.09262, sections 3.3 and 3.4.
 """
 
@@ -28,7 +28,7 @@ __all__ = ["PixelLosses", "load_pixel_losses"]
 
 @dataclass(frozen=True)
 class PixelLosses:
-    """The losses whose net is there, each times its weight; the nets are frozen."""
+    """The losses whose nets are given, each times its weight; the nets are frozen."""
 
     vae: VAE
     config: UNetTrainConfig
@@ -38,16 +38,16 @@ class PixelLosses:
 
     @property
     def sees_pixels(self) -> bool:
-        """Not if a SyncNet of latents is all there is: then nothing needs to be decoded."""
-        lips = self.syncnet is not None and not self.syncnet.config.latent
-        return lips or self.lpips is not None or self.videomae is not None
+        """False if the only net is a SyncNet of latents: then nothing needs to be decoded."""
+        pixel_syncnet = self.syncnet is not None and not self.syncnet.config.latent
+        return pixel_syncnet or self.lpips is not None or self.videomae is not None
 
     def __call__(self, clean: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Named scalars.
+        """Compute named scalars.
 
         Args:
-            clean: (b, 4, f, h, w) latents as predicted; gradients reach them.
-            batch: what they should be, with mel, and with pixels if any net sees those.
+            clean: (b, 4, f, h, w) predicted latents; gradients reach them.
+            batch: the target, with mel, and with pixels if a net needs them.
         """
         assert batch.mel is not None
         losses, seen, target = {}, clean, batch.clean
@@ -56,7 +56,7 @@ class PixelLosses:
             frames = clean.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
             seen = self.vae.decode(frames).unflatten(0, (len(clean), -1)).transpose(1, 2)
             target = batch.pixels
-        # Each net has a precision of its own; half of it is too coarse for LPIPS and for cosines.
+        # Each net has its own precision; half precision is too coarse for LPIPS and for cosines.
         with torch.autocast(clean.device.type, enabled=False):
             if self.syncnet is not None:
                 like = next(self.syncnet.parameters())
@@ -86,18 +86,18 @@ def load_pixel_losses(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PixelLosses | None:
-    """Those whose weight is above 0, from the weights folder; None where there are none.
+    """Load the nets of all losses with a weight above 0; None if there is no such loss.
 
     Args:
-        side: px, of the crops that will be judged; 0: not known yet, and not checked.
-        syncnet_file: a SyncNet of one's own; None: the published stable_syncnet.pt.
-        syncnet_config: what is in that file; None: what was published.
+        side: px, of the crops; 0: not known yet, and not checked.
+        syncnet_file: a SyncNet of your own; None: the published stable_syncnet.pt.
+        syncnet_config: the architecture of that file; None: the published one.
 
     Raises:
-        OptionError: a SyncNet that nothing uses, or that sees latents of another side.
-        WeightsMissing: a net's file is not there; the message names the download.
-        WeightsMismatch: something else is in it.
-        BackendUnavailable: TREPA wants the package transformers.
+        OptionError: a SyncNet that no loss uses, or that sees latents of another size.
+        WeightsMissing: a net's file is missing; the message names the download.
+        WeightsMismatch: a file holds another net.
+        BackendUnavailable: TREPA needs the package transformers.
     """
     if syncnet_file and not config.sync_weight:
         raise OptionError(f"sync_weight is 0, so {syncnet_file} has no use; give a --sync-weight")

@@ -1,4 +1,4 @@
-"""Pictures of what `loop.fit` wrote down."""
+"""Plots of the tables that `loop.fit` writes."""
 
 import csv
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from latentsync.errors import BackendUnavailable, InputError
 __all__ = ["draw_curves"]
 
 HIDDEN = ("step", "seconds", "learning_rate", "gradient_norm")
-LOGARITHMIC = 5  # times the smallest value: a figure that spans more is drawn on a log scale
+LOG_SCALE_RATIO = 5  # of largest to smallest value, above which a figure has a log scale
 
 
 def draw_curves(tables: Sequence[Path], picture: Path) -> None:
-    """One row a table (`<name>.csv`), one plot a figure, over the steps; written as PNG.
+    """Plot each figure of the tables (`<name>.csv`) over the steps, a row for each table, as PNG.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
@@ -37,13 +37,13 @@ def draw_curves(tables: Sequence[Path], picture: Path) -> None:
             axis.set_title(f"{table.stem}: {name}", fontsize=8)
             axis.tick_params(labelsize=7)
             values = [value for _, value in points]
-            if min(values) > 0 and max(values) > LOGARITHMIC * min(values):
+            if min(values) > 0 and max(values) > LOG_SCALE_RATIO * min(values):
                 axis.set_yscale("log")
     figure.savefig(picture, dpi=90)
 
 
 def _columns(table: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of each figure of a table, where it has one."""
+    """The points (step, value) of each figure of a table."""
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:

@@ -31,25 +31,25 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run of the training loop; checkpoints and figures carry its name."""
+    """One run of the training loop; its name is that of its checkpoint and table."""
 
     name: str
     steps: int
     batch: int  # samples a step
-    learning_rate: float  # AdamW's, after the warm-up; a cosine takes it down to nothing
+    learning_rate: float  # of AdamW, after the warm-up
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    ema_decay: float = 0.999  # of the average of the weights that is kept
+    ema_decay: float = 0.999  # of the average of the weights
     clip_norm: float = 1.0
     seed: int = 1
     log_every: int = 100  # steps
     validate_every: int = 500
     checkpoint_every: int = 500
-    keep_checkpoints: int = 1  # the last so many
-    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up
+    keep_checkpoints: int = 1  # number of last ones
+    schedule: Literal["cosine", "constant"] = "cosine"  # cosine: down to zero, after the warm-up
     beta2: float = 0.99  # of AdamW; a shorter memory than 0.999 suits runs of some thousand steps
     precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of the nets' arithmetic
-    accumulate: int = 1  # parts in which each process takes its share of a batch, one by one
+    accumulate: int = 1  # parts of a process's share of a batch, computed one after the other
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,21 @@ class UNetTrainConfig(TrainConfig):
     """A run that trains the U-Net; the defaults are the published choices."""
 
     frames: int = 16  # of a training window
-    trainable: tuple[str, ...] = ()  # parts of the names of what is trained; () is everything
+    trainable: tuple[str, ...] = ()  # parts of the names of trained parameters; (): all
     resolution: int = 0  # px, side of the face crops; 0: that of the model it starts from
-    motion: Literal["none", "decoder", "all"] = "all"  # what it has at least; none: has none
+    motion: Literal["none", "decoder", "all"] = "all"  # modules it has at least; none: has none
     gradient_checkpointing: bool = False  # less memory for more work
-    # Weights of the losses on pixels, beside 1 for the noise; each needs a net to be fetched.
-    sync_weight: float = 0.0  # StableSyncNet's
-    lpips_weight: float = 0.0  # of the lower half
+    # Weights of the losses on pixels, beside 1 for the noise; each needs a net to be downloaded.
+    sync_weight: float = 0.0  # by StableSyncNet
+    lpips_weight: float = 0.0  # on the lower half
     trepa_weight: float = 0.0
     # Not in the published training:
     loss_weighting: Literal["noise", "velocity"] = "noise"  # velocity: times 1 / alpha_bar
     mask_weight: float = 0.0  # on top of 1, for latent cells under the mask
-    speech_dropout: float = 0.0  # share of windows that hear nothing, for guidance
+    speech_dropout: float = 0.0  # share of windows without speech, for guidance
 
 
-# https://github.com/bytedance/LatentSync/tree/a229c39/configs/unet; steps are a bound there.
+# https://github.com/bytedance/LatentSync/tree/a229c39/configs/unet; steps are an upper bound there.
 _STAGE1 = UNetTrainConfig(
     name="stage1",
     steps=100_000,
@@ -104,7 +104,7 @@ _STAGE2_EFFICIENT = replace(
     trainable=("motion_modules.", "attn2."),
     trepa_weight=0.0,
 )
-# Not published: the demo model goes on learning, on a CPU, as scripts/train_demo.py taught it.
+# Not published: trains the demo model further, on a CPU, as scripts/train_demo.py trained it.
 _DEMO_RUN = replace(
     _STAGE1,
     name="demo",
@@ -137,14 +137,14 @@ UNET_RUNS: dict[str, UNetTrainConfig] = {
 
 @dataclass(frozen=True)
 class SyncNetTrainConfig(TrainConfig):
-    """A run that trains StableSyncNet; its batch counts clips, and each gives two windows."""
+    """A run that trains StableSyncNet; its batch counts clips, with two windows each."""
 
     net: SyncNetConfig = field(default_factory=SyncNetConfig)
-    contrast_weight: float = 0.0  # of a loss that is not published, see training/syncnet.py
+    contrast_weight: float = 0.0  # of a loss that is not published, see tasks/syncnet.py
 
 
-# https://github.com/bytedance/LatentSync/tree/a229c39/configs/syncnet; batches there count windows,
-# two of a clip here; steps are a bound there. Untried at full size.
+# https://github.com/bytedance/LatentSync/tree/a229c39/configs/syncnet; batches count windows there,
+# and clips of two windows here; steps are an upper bound there. Untried at full size.
 _PIXEL_RUN = SyncNetTrainConfig(
     name="pixel_attn",
     steps=100_000,

@@ -7,20 +7,20 @@ from torch import Tensor
 
 from latentsync.diffusion.vae import VAE, VAEConfig
 from latentsync.faces.mask import keep_mask
-from latentsync.training.crops import Pixels, pictures
+from latentsync.training.crops import Pixels, to_tensor
 from latentsync.training.presets import TrainConfig
 
 __all__ = ["AutoencoderTask", "DecoderTask", "Statistics", "latent_statistics"]
 
-MASKED_SHARE = 0.2  # of the pictures are shown with a hole, as the network's third input is
-MOUTH_WEIGHT = 2.0  # on top of 1, where the mask lies: there alone decoded pixels are shown
+MASKED_SHARE = 0.2  # of the pictures have a hole, as the U-Net's third input has
+MOUTH_WEIGHT = 2.0  # on top of 1, under the mask: only there are decoded pixels used
 EDGE_WEIGHT = 0.5  # of differences between neighbouring pixels: keeps lines sharp
 KL_WEIGHT = 1e-5
-LIPS = (slice(14, 20), slice(6, 18), 24)  # rows and columns where lips may be, in 24ths of a crop
-LIPS_WEIGHT = 4.0  # there, on top, while the decoder alone learns
-COLOUR_WEIGHT = 1.0  # of red - green and blue - green: lips are told from skin by little else
-LATENT_NOISE = 0.1  # standard deviation; the network's latents are never exact
-LIGHT = 0.15  # standard deviation of a colour channel's gain, in half of the pictures
+LIPS = (slice(14, 20), slice(6, 18))  # rows and columns where lips may be, in 24ths of a crop
+LIPS_WEIGHT = 4.0  # on top, there, while only the decoder learns
+COLOUR_WEIGHT = 1.0  # of red - green and blue - green, by which lips differ from skin
+LATENT_NOISE = 0.1  # standard deviation; the U-Net's latents are never exact
+GAIN_NOISE = 0.15  # standard deviation of a colour channel's gain, in half of the pictures
 
 
 class AutoencoderTask:
@@ -37,9 +37,9 @@ class AutoencoderTask:
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         count = self._config.batch
         chosen = torch.randint(len(self._crops), (count,), generator=generator)
-        shown = pictures(self._crops[chosen.numpy()])
+        shown = to_tensor(self._crops[chosen.numpy()])
         chance = torch.rand((3, count, 1, 1, 1), generator=generator)
-        gain = 1 + LIGHT * torch.randn((count, 3, 1, 1), generator=generator)
+        gain = 1 + GAIN_NOISE * torch.randn((count, 3, 1, 1), generator=generator)
         shown = torch.where(chance[0] < 0.5, shown.flip(-1), shown)
         lit = ((shown + 1) * gain - 1).clamp(-1, 1)
         shown = torch.where(chance[1] < 0.5, lit, shown)
@@ -47,10 +47,9 @@ class AutoencoderTask:
         posterior = self.net.net.encode(shown).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         seen = self.net.net.decode(posterior.mean + posterior.std * noise).sample
-        edges = zip(_differences(seen), _differences(shown), strict=True)
         return {
             "pixels": ((seen - shown).abs() * self._weight).mean(),
-            "edges": EDGE_WEIGHT * torch.stack([(a - b).abs().mean() for a, b in edges]).sum(),
+            "edges": EDGE_WEIGHT * _edge_error(seen, shown),
             "kl": KL_WEIGHT * posterior.kl().mean() / shown[0].numel(),
         }
 
@@ -59,7 +58,7 @@ class AutoencoderTask:
         hole = self._mask < 0.5
         whole, mouth = [], []
         for start in range(0, len(self._held_out), 32):
-            shown = pictures(self._held_out[start : start + 32])
+            shown = to_tensor(self._held_out[start : start + 32])
             error = (self.net.decode(self.net.encode(shown)).clamp(-1, 1) - shown).square() / 4
             whole.append(error.mean((1, 2, 3)))
             mouth.append(error[..., hole].mean((1, 2)))
@@ -68,41 +67,40 @@ class AutoencoderTask:
 
 
 class DecoderTask:
-    """A task of `loop.fit`: the decoder learns on from latents that stay as they are.
+    """A task of `loop.fit`: the decoder learns further, from latents that don't change.
 
-    A U-Net trained on those latents goes on fitting, and what it draws is shown better: lips above
-    all, a few pixels that count little in the whole picture. Stable Diffusion's VAE was finished in
-    the same way, https://huggingface.co/stabilityai/sd-vae-ft-mse.
+    A U-Net trained on those latents still fits, and its output is decoded better: lips above all, a
+    few pixels that count little in the whole picture. Stable Diffusion's VAE was finished in the
+    same way, https://huggingface.co/stabilityai/sd-vae-ft-mse.
     """
 
     def __init__(
         self, vae: VAE, latents: Tensor, crops: Pixels, held_out: Pixels, config: TrainConfig
     ) -> None:
-        """latents: (n, 4, h, w), what `vae` makes of the crops (n, R, R, 3)."""
+        """`latents` (n, 4, h, w) are those of the crops (n, R, R, 3)."""
         self.net, self._config = vae, config
         for name, parameter in vae.named_parameters():
             parameter.requires_grad_(".decoder." in name or ".post_quant_conv." in name)
         self._latents, self._crops = latents, crops
         self._whole = AutoencoderTask(vae, crops, held_out, config)
-        hole = 1 - torch.from_numpy(keep_mask(crops.shape[-2]))
-        rows, columns, parts = LIPS
-        unit = crops.shape[-2] / parts
-        weight = 1 + MOUTH_WEIGHT * hole
-        weight[_scaled(rows, unit), _scaled(columns, unit)] += LIPS_WEIGHT
+        side = crops.shape[-2]
+        weight = 1 + MOUTH_WEIGHT * (1 - torch.from_numpy(keep_mask(side)))
+        rows, columns = (slice(round(p.start * side / 24), round(p.stop * side / 24)) for p in LIPS)
+        weight[rows, columns] += LIPS_WEIGHT
         self._weight = weight / weight.mean()
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         chosen = torch.randint(len(self._crops), (self._config.batch,), generator=generator)
-        shown = pictures(self._crops[chosen.numpy()])
+        shown = to_tensor(self._crops[chosen.numpy()])
         latents = self._latents[chosen].float()
         latents = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator)
         seen = self.net.decode(latents)
-        edges = zip(_differences(seen), _differences(shown), strict=True)
+        # The error of red and blue, less green.
+        off = (seen[:, ::2] - seen[:, 1:2]) - (shown[:, ::2] - shown[:, 1:2])
         return {
             "pixels": ((seen - shown).abs() * self._weight).mean(),
-            "colour": COLOUR_WEIGHT
-            * ((_colour(seen) - _colour(shown)).abs() * self._weight).mean(),
-            "edges": EDGE_WEIGHT * torch.stack([(a - b).abs().mean() for a, b in edges]).sum(),
+            "colour": COLOUR_WEIGHT * (off.abs() * self._weight).mean(),
+            "edges": EDGE_WEIGHT * _edge_error(seen, shown),
         }
 
     def validate(self) -> dict[str, float]:
@@ -112,31 +110,24 @@ class DecoderTask:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each channel of a VAE's latents: what `VAEConfig` may carry."""
+    """Mean and standard deviation of each channel of a VAE's latents, for `VAEConfig`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 def latent_statistics(vae: VAE, crops: Pixels) -> Statistics:
-    """Measured on crops (n, R, R, 3), before any scaling."""
+    """Measure them on crops (n, R, R, 3), before any scaling."""
     plain = VAE(VAEConfig(**{**vars(vae.config), "latents_mean": (), "latents_std": ()}))
     plain.load_state_dict(vae.state_dict())
     with torch.inference_mode():
-        parts = [plain.encode(pictures(crops[i : i + 32])) for i in range(0, len(crops), 32)]
+        parts = [plain.encode(to_tensor(crops[i : i + 32])) for i in range(0, len(crops), 32)]
     latents = torch.cat(parts).transpose(0, 1).flatten(1)
     mean, std = latents.mean(1).tolist(), latents.std(1).tolist()
     return Statistics(tuple(round(v, 4) for v in mean), tuple(round(v, 4) for v in std))
 
 
-def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
-
-
-def _colour(x: Tensor) -> Tensor:
-    """(n, 3, h, w) -> (n, 2, h, w): red and blue, less green."""
-    return x[:, ::2] - x[:, 1:2]
-
-
-def _scaled(part: slice, unit: float) -> slice:
-    return slice(round(part.start * unit), round(part.stop * unit))
+def _edge_error(seen: Tensor, target: Tensor) -> Tensor:
+    """Mean error of the differences between neighbouring pixels, along rows plus along columns."""
+    errors = [(seen.diff(dim=d) - target.diff(dim=d)).abs().mean() for d in (-1, -2)]
+    return torch.stack(errors).sum()

@@ -1,7 +1,7 @@
-"""Two tasks for `loop.fit`: the landmark net and the ruler, trained on drawn faces.
+"""Two tasks for `loop.fit`: the landmark net and the mouth net, trained on drawn faces.
 
-Pictures are drawn once and changed at every step: what a camera, a codec or a generator may do to
-them, and, for landmarks, how far off the crop may lie.
+Pictures are drawn once and augmented at every step: as a camera, a codec or a generator may change
+them, and, for landmarks, with a crop that is off its place.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from latentsync.faces.detectors.landmark_net import SIDE, PointNet, Regressor
 from latentsync.faces.detectors.landmarks import ANCHORS, COUNT, MIRRORED, cut, upright
-from latentsync.training.crops import pictures
+from latentsync.training.crops import to_tensor
+from latentsync.training.synthetic.geometry import chain
+from latentsync.training.synthetic.scenes import Portraits
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["MEASURES", "Clips", "Faces", "LandmarkTask", "RulerTask", "correlations", "spoil"]
+__all__ = ["MEASURES", "LandmarkTask", "MouthClips", "RulerTask", "correlations", "degrade"]
 
 MEASURES = ("opening", "width", "rounding")
 
@@ -27,20 +29,12 @@ Pictures = NDArray[np.uint8]  # (n, side, side, 3)
 Array = NDArray[np.float64]
 Rng = np.random.Generator
 
-FACELESS = 0.3  # share of a batch
-CLOSE = 0.6  # share of faces in crops as they are in the detector's later rounds
+FACELESS_SHARE = 0.3  # of a batch
+CLOSE_SHARE = 0.6  # of faces, in crops as they are in the detector's later rounds
 
 
 @dataclass(frozen=True)
-class Faces:
-    """Pictures with one face in each and room around it."""
-
-    pixels: Pictures
-    points: FloatArray  # (n, 12, 2) px of `synthetic.LANDMARKS`
-
-
-@dataclass(frozen=True)
-class Clips:
+class MouthClips:
     """Aligned crops of many clips and their true mouths."""
 
     pixels: NDArray[np.uint8]  # (clips, frames, side, side, 3) RGB
@@ -48,21 +42,21 @@ class Clips:
 
 
 class LandmarkTask:
-    """Teaches a PointNet: points of portraits, and no face in faceless pictures."""
+    """Trains a PointNet: points of portraits, and no face in faceless pictures."""
 
-    def __init__(self, faces: Faces, faceless: Pictures, check: Faces, batch: int) -> None:
+    def __init__(self, faces: Portraits, faceless: Pictures, check: Portraits, batch: int) -> None:
         self.net: nn.Module = PointNet(COUNT)
         self.faces, self.faceless, self.check, self.batch = faces, faceless, check, batch
         self.weights = torch.ones(COUNT)
         self.weights[ANCHORS] = 2
 
     def losses(self, generator: torch.Generator) -> Mapping[str, Tensor]:
-        rng = _numpy(generator)
-        empty = int(FACELESS * self.batch)
+        rng = _seeded(generator)
+        empty = int(FACELESS_SHARE * self.batch)
         faces = [self._face(rng) for _ in range(self.batch - empty)]
         shown = [picture for picture, _ in faces] + [self._no_face(rng) for _ in range(empty)]
         truth = torch.from_numpy(np.stack([points for _, points in faces]))
-        points, logits = self.net(_batch(shown))
+        points, logits = self.net(to_tensor(np.stack(shown)))
         off = F.smooth_l1_loss(points[: len(faces)], truth, reduction="none", beta=0.02)
         seen = torch.arange(self.batch) < len(faces)
         return {
@@ -71,16 +65,16 @@ class LandmarkTask:
         }
 
     def validate(self) -> Mapping[str, float]:
-        """Error and bias of the anchors, in shares of the brows' distance; crops slightly off."""
+        """Error and bias of the anchors in slightly misplaced crops, by the brows' distance."""
         rng = np.random.default_rng(0)
         samples = [
             _aligned(picture, points, _nearby(rng, close=True))
             for picture, points in zip(self.check.pixels, self.check.points, strict=True)
         ]
         truth = np.stack([points for _, points in samples])
-        found, logits = self.net(_batch([picture for picture, _ in samples]))
-        apart = np.linalg.norm(truth[:, 1] - truth[:, 0], axis=1)[:, None, None]
-        off = (found.numpy() - truth)[:, ANCHORS] / apart
+        found, logits = self.net(to_tensor(np.stack([picture for picture, _ in samples])))
+        brows_apart = np.linalg.norm(truth[:, 1] - truth[:, 0], axis=1)[:, None, None]
+        off = (found.numpy() - truth)[:, ANCHORS] / brows_apart
         return {
             "error": float(np.linalg.norm(off, axis=2).mean()),
             "bias": float(np.abs(off.mean(axis=0)).max()),
@@ -92,17 +86,17 @@ class LandmarkTask:
         picture, points = self.faces.pixels[at], self.faces.points[at]
         if rng.random() < 0.3:
             other = self.faceless[rng.integers(len(self.faceless))]
-            picture = _elsewhere(picture, points, other)
-        picture, points = _aligned(picture, points, _nearby(rng, close=rng.random() < CLOSE))
+            picture = _on_background(picture, points, other)
+        picture, points = _aligned(picture, points, _nearby(rng, close=rng.random() < CLOSE_SHARE))
         picture, points = _bent(rng, picture, points)
         if rng.random() < 0.5:
             picture, points = picture[:, ::-1], points[MIRRORED] * np.array([-1, 1], np.float32)
         if rng.random() < 0.15:
             picture = _covered(rng, picture, self.faceless)
-        return spoil(rng, picture, strength=1.0), points
+        return degrade(rng, picture, strength=1.0), points
 
     def _no_face(self, rng: Rng) -> Frame:
-        """A piece of a faceless picture, or of a portrait so cut that no face is left in it."""
+        """A part of a faceless picture, or of a portrait cut so that no face is left in it."""
         kind = rng.random()
         if kind < 0.5:
             first, second = self.faceless[rng.integers(len(self.faceless), size=2)]
@@ -111,7 +105,7 @@ class LandmarkTask:
             side = len(picture) * rng.uniform(0.3, 1)
             x, y = rng.uniform(side / 2, len(picture) - side / 2, 2)
             crop = np.array([[2 / side, 0, -2 * x / side], [0, 2 / side, -2 * y / side]])
-            return spoil(rng, cut(picture, crop), strength=1.0)
+            return degrade(rng, cut(picture, crop), strength=1.0)
         at = rng.integers(len(self.faces.pixels))
         change = _nearby(rng, close=True)
         if kind < 0.75:  # far off to a side, or far too near
@@ -122,13 +116,13 @@ class LandmarkTask:
         picture, _ = _aligned(self.faces.pixels[at], self.faces.points[at], change)
         if kind >= 0.75:  # upside down, or its pieces in another order
             picture = picture[::-1] if rng.random() < 0.3 else _shuffled(rng, picture)
-        return spoil(rng, picture, strength=1.0)
+        return degrade(rng, picture, strength=1.0)
 
 
 class RulerTask:
-    """Teaches a Regressor: opening, width and rounding of the mouth in aligned crops."""
+    """Trains a Regressor: opening, width and rounding of the mouth in aligned crops."""
 
-    def __init__(self, clips: Clips, check: Clips, batch: int) -> None:
+    def __init__(self, clips: MouthClips, check: MouthClips, batch: int) -> None:
         net = Regressor(len(MEASURES))
         self.pixels = clips.pixels.reshape(-1, *clips.pixels.shape[2:])
         self.mouths = torch.from_numpy(clips.mouths.reshape(-1, len(MEASURES)))
@@ -139,9 +133,10 @@ class RulerTask:
         self.check, self.batch = check, batch
 
     def losses(self, generator: torch.Generator) -> Mapping[str, Tensor]:
-        rng = _numpy(generator)
+        rng = _seeded(generator)
         chosen = rng.integers(len(self.pixels), size=self.batch)
-        measured = self.net(_batch([self._crop(rng, self.pixels[i]) for i in chosen]))
+        crops = np.stack([self._crop(rng, self.pixels[i]) for i in chosen])
+        measured = self.net(to_tensor(crops))
         off = (measured - self.mouths[chosen]) / self.spread
         return {"measures": F.smooth_l1_loss(off, torch.zeros_like(off), beta=0.3)}
 
@@ -155,9 +150,9 @@ class RulerTask:
         side = pixels.shape[0]
         spread = rng.normal(0, 0.02, (2, 3)) + np.eye(2, 3)
         to_edges = np.array([[2 / side, 0, 1 / side - 1], [0, 2 / side, 1 / side - 1]])
-        picture = cut(pixels, _after(spread, to_edges))
+        picture = cut(pixels, chain(spread, to_edges))
         picture = picture[:, ::-1] if rng.random() < 0.5 else picture
-        return spoil(rng, picture, strength=0.6)
+        return degrade(rng, picture, strength=0.6)
 
 
 def correlations(net: nn.Module, pixels: Pictures, mouths: FloatArray) -> FloatArray:
@@ -171,13 +166,13 @@ def correlations(net: nn.Module, pixels: Pictures, mouths: FloatArray) -> FloatA
     for crops, truth in zip(pixels, mouths, strict=True):
         small = [cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for crop in crops]
         with torch.inference_mode():
-            measured = net(_batch(small)).numpy()
+            measured = net(to_tensor(np.stack(small))).numpy()
         clips.append([np.corrcoef(a, b)[0, 1] for a, b in zip(measured.T, truth.T, strict=True)])
     return np.nanmean(np.array(clips), axis=0).astype(np.float32)
 
 
-def spoil(rng: Rng, picture: Frame, strength: float) -> Frame:
-    """What light, lens, camera and codec do to a small picture; (h, w, 3) in and out."""
+def degrade(rng: Rng, picture: Frame, strength: float) -> Frame:
+    """Change a small picture (h, w, 3) as light, lens, camera and codec do."""
     side = picture.shape[0]
     colour = picture.astype(np.float32)
     mixing = np.eye(3) + rng.normal(0, 0.06 * strength, (3, 3))
@@ -201,30 +196,20 @@ def spoil(rng: Rng, picture: Frame, strength: float) -> Frame:
         colour = cv2.GaussianBlur(colour, (0, 0), sigmaX=blur[0], sigmaY=blur[1])
     if rng.random() < 0.4:
         colour = colour + rng.standard_normal(colour.shape, np.float32) * rng.uniform(0, 14)
-    spoilt = np.clip(colour + 0.5, 0, 255).astype(np.uint8)
+    degraded = np.clip(colour + 0.5, 0, 255).astype(np.uint8)
     if rng.random() < 0.4:
         quality = int(rng.integers(15, 90))
-        _, data = cv2.imencode(".jpg", spoilt, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        spoilt = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
-    return spoilt
+        _, data = cv2.imencode(".jpg", degraded, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        degraded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+    return degraded
 
 
-def _numpy(generator: torch.Generator) -> Rng:
+def _seeded(generator: torch.Generator) -> Rng:
     return np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
 
 
-def _batch(crops: list[Frame]) -> Tensor:
-    return pictures(np.stack(crops))
-
-
-def _after(after: Array, before: Array) -> Array:
-    """The affine map (2, 3) that does `before`, then `after`."""
-    linear = after[:, :2] @ before[:, :2]
-    return np.column_stack([linear, after[:, :2] @ before[:, 2] + after[:, 2]])
-
-
 def _nearby(rng: Rng, *, close: bool) -> Array:
-    """(2, 3) a small error of a crop's place: as the net itself makes it, or as a cascade does."""
+    """(2, 3) a small error of a crop's place: as the net's own (close), or as a cascade's."""
     if close:
         angle, size, shift = rng.normal(0, 0.04), rng.normal(0, 0.04), rng.normal(0, 0.04, 2)
     else:
@@ -236,8 +221,8 @@ def _nearby(rng: Rng, *, close: bool) -> Array:
 
 
 def _aligned(picture: Frame, points: FloatArray, change: Array) -> tuple[Frame, FloatArray]:
-    """The face upright in a crop, but for `change`; the points in the crop's [-1, 1]."""
-    crop = _after(change, upright(points))
+    """The face upright in a crop, then moved by `change`; the points in the crop's [-1, 1]."""
+    crop = chain(change, upright(points))
     return cut(picture, crop), (points @ crop[:, :2].T + crop[:, 2]).astype(np.float32)
 
 
@@ -248,33 +233,27 @@ def _bent(rng: Rng, picture: Frame, points: FloatArray) -> tuple[Frame, FloatArr
     bend = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
     y, x = np.mgrid[:side, :side].astype(np.float32)
     half = side / 2
-    moved = cv2.remap(
-        picture,
-        x + bend[..., 0] * half,
-        y + bend[..., 1] * half,
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    maps = (x + bend[..., 0] * half, y + bend[..., 1] * half)
+    moved = cv2.remap(picture, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     goal = points.copy()
-    for _ in range(3):  # where the point goes is where the bend leads back to it
+    for _ in range(3):  # invert the bend at each point by fixed-point iteration
         at = np.clip(((goal + 1) * half).astype(int), 0, side - 1)
         goal = points - bend[at[:, 1], at[:, 0]]
     return np.asarray(moved, np.uint8), goal
 
 
-def _elsewhere(picture: Frame, points: FloatArray, other: Frame) -> Frame:
-    """The head before another background, which begins softly somewhere in the hair."""
+def _on_background(picture: Frame, points: FloatArray, other: Frame) -> Frame:
+    """Put the head before another background, which begins softly somewhere in the hair."""
     crop = upright(points)
     y, x = np.mgrid[: picture.shape[0], : picture.shape[1]]
-    u = x * crop[0, 0] + y * crop[0, 1] + crop[0, 2]
-    v = x * crop[1, 0] + y * crop[1, 1] + crop[1, 2]
+    u, v = (x * row[0] + y * row[1] + row[2] for row in crop)
     away = np.sqrt((u / 0.95) ** 2 + ((v - 0.05) / 1.1) ** 2)
     share = np.clip((away - 0.95) * 6, 0, 1)[..., None]
     return (picture + (other - picture.astype(np.float32)) * share).astype(np.uint8)
 
 
 def _covered(rng: Rng, picture: Frame, others: Pictures) -> Frame:
-    """With something before a part of the face."""
+    """Cover a part of the face with another picture."""
     side = picture.shape[0]
     width, height = rng.integers(side // 8, side // 2, 2)
     left, top = rng.integers(0, side - width), rng.integers(0, side - height)
@@ -285,7 +264,7 @@ def _covered(rng: Rng, picture: Frame, others: Pictures) -> Frame:
 
 
 def _shuffled(rng: Rng, picture: Frame) -> Frame:
-    """Cut into 3 x 3 tiles that are laid anew, each somewhere else."""
+    """Cut into 3 x 3 tiles and put each in another place."""
     tile = picture.shape[0] // 3
     places = [(i * tile, j * tile) for i in range(3) for j in range(3)]
     order = np.roll(rng.permutation(9), 1)

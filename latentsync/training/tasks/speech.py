@@ -1,8 +1,8 @@
-"""Teaching a small Whisper-shaped encoder to hear mouths: phonemes and mouth tracks from log-mel.
+"""Training a small Whisper-shaped encoder to predict phonemes and mouth tracks from log-mel.
 
-The published model listens to Whisper, which was trained on transcripts. A small encoder trained
-from scratch learns faster from what it is wanted for: each token is told what is said in it and
-how a mouth that says it stands.
+The published model uses Whisper, which was trained on transcripts. A small encoder trained from
+scratch learns faster from its own purpose: the targets of each token are the sound that is said in
+it and the shape of a mouth that says it.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ from latentsync.types import FloatArray, IntArray
 
 __all__ = ["SpeechTask", "Utterance"]
 
-COLUMNS = 600  # of most training windows, 6 s: cheap, and enough to hear a mouth
-LONG_SHARE = 0.2  # of the steps show windows as long as in use, 3000 columns
+COLUMNS = 600  # of most training windows, 6 s: cheap, and long enough
+LONG_SHARE = 0.2  # of the steps have windows as long as in use, 3000 columns
 IGNORED = -1  # a sound that has no class
 
-# Shares of the loss, as the first trial balanced them: tracks first.
+# Weights of the losses, as the first trial balanced them: tracks first.
 TRACK_WEIGHT, SOUND_WEIGHT = 4.0, 0.3
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """Speech and the truth about it; `columns` are log10 mel powers, not normalised."""
+    """Speech and the truth about it."""
 
-    columns: FloatArray  # (mels, n), float16 does
+    columns: FloatArray  # (mels, n) log10 mel powers, not normalised; float16 is enough
     tracks: FloatArray  # (n / 2, tracks), the mouth at each token
-    sounds: IntArray  # (n / 2,), what is said, -1 unknown
+    sounds: IntArray  # (n / 2,), the sound at each token, -1 unknown
 
 
 class SpeechTask:
@@ -63,38 +63,33 @@ class SpeechTask:
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        long = rng.random() < LONG_SHARE
-        length = mel.WINDOW_COLUMNS if long else COLUMNS
+        length = mel.WINDOW_COLUMNS if rng.random() < LONG_SHARE else COLUMNS
         count = max(1, self._config.batch * COLUMNS // length)
-        columns, tracks, sounds, heard = zip(
-            *(self._window(rng, length) for _ in range(count)), strict=True
-        )
+        windows = [self._window(rng, length) for _ in range(count)]
+        columns, tracks, sounds, known = (torch.stack(x) for x in zip(*windows, strict=True))
         room = mel.token_count(mel.WINDOW_COLUMNS - length)
-        said, shown = self._predict(torch.stack(columns), int(rng.integers(room + 1)))
-        mask = torch.stack(heard)[..., None]
-        wrong = (shown - torch.stack(tracks)).abs() * mask
+        logits, predicted = self._predict(columns, int(rng.integers(room + 1)))
+        mask = known[..., None]
+        error = (predicted - tracks).abs() * mask
+        wrong = F.cross_entropy(logits.flatten(0, 1), sounds.flatten(), ignore_index=IGNORED)
         return {
-            "tracks": TRACK_WEIGHT * wrong.sum() / (mask.sum() * wrong.shape[-1]),
-            "sounds": SOUND_WEIGHT
-            * F.cross_entropy(
-                said.flatten(0, 1), torch.stack(sounds).flatten(), ignore_index=IGNORED
-            ),
+            "tracks": TRACK_WEIGHT * error.sum() / (mask.sum() * error.shape[-1]),
+            "sounds": SOUND_WEIGHT * wrong,
         }
 
     def validate(self) -> dict[str, float]:
-        """Correlation of each track over all held-out speech, and the share of sounds told."""
-        shown, true, right = [], [], []
-        for one in self._held_out:
-            columns = torch.from_numpy(one.columns.astype(np.float32))
+        """Correlation of each track over all held-out speech, and the share of right sounds."""
+        predicted, right = [], []
+        for utterance in self._held_out:
+            columns = torch.from_numpy(utterance.columns.astype(np.float32))
             window = mel.normalise(columns, float(columns.max()))
             window = F.pad(window, (0, mel.WINDOW_COLUMNS - window.shape[1]))
-            said, tracks = self._predict(window[None], 0)
-            known = torch.from_numpy(one.sounds) != IGNORED
-            hit = said[0, : len(one.sounds)].argmax(-1) == torch.from_numpy(one.sounds)
-            right.append(hit[known])
-            shown.append(tracks[0, : len(one.tracks)].numpy())
-            true.append(one.tracks)
-        a, b = np.concatenate(shown), np.concatenate(true)
+            logits, tracks = self._predict(window[None], 0)
+            sounds = torch.from_numpy(utterance.sounds)
+            right.append((logits[0, : len(sounds)].argmax(-1) == sounds)[sounds != IGNORED])
+            predicted.append(tracks[0, : len(utterance.tracks)].numpy())
+        a = np.concatenate(predicted)
+        b = np.concatenate([utterance.tracks for utterance in self._held_out])
         found = {
             f"correlation_{i}": float(np.corrcoef(a[:, i], b[:, i])[0, 1])
             for i in range(a.shape[1])
@@ -108,29 +103,28 @@ class SpeechTask:
     def _window(
         self, rng: np.random.Generator, length: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A stretch of one utterance, changed as rooms and microphones change it.
+        """A part of one utterance, augmented: columns, tracks, sounds, and 1 where it has a token.
 
-        Shorter utterances are filled up as `SpeechFeatures` fills its last window: with zeros.
+        Shorter utterances are padded with zeros, as the encoder's last window is in use.
         """
         one = self._utterances[int(rng.integers(len(self._utterances)))]
         tokens = min(mel.token_count(length), len(one.tracks))
         start = int(rng.integers(len(one.tracks) - tokens + 1))
         part = one.columns[:, 2 * start : 2 * (start + tokens)].astype(np.float32)
-        columns = torch.from_numpy(disturbed(part, rng))
-        window = F.pad(mel.normalise(columns, float(columns.max())), (0, length - columns.shape[1]))
+        columns = torch.from_numpy(augment(part, rng))
         missing = mel.token_count(length) - tokens
-        tracks = torch.from_numpy(one.tracks[start : start + tokens])
-        sounds = torch.from_numpy(one.sounds[start : start + tokens])
-        heard = torch.ones(tokens)
+        tracks, sounds = (
+            torch.from_numpy(x[start : start + tokens]) for x in (one.tracks, one.sounds)
+        )
         return (
-            window,
+            F.pad(mel.normalise(columns, float(columns.max())), (0, length - columns.shape[1])),
             F.pad(tracks, (0, 0, 0, missing)),
             F.pad(sounds, (0, missing), value=IGNORED),
-            F.pad(heard, (0, missing)),
+            F.pad(torch.ones(tokens), (0, missing)),
         )
 
 
-def disturbed(columns: FloatArray, rng: np.random.Generator) -> FloatArray:
+def augment(columns: FloatArray, rng: np.random.Generator) -> FloatArray:
     """Log10 mel powers (mels, n) of the same speech by another throat, microphone and room."""
     mels = len(columns)
     bands = np.arange(mels)
@@ -147,12 +141,12 @@ def disturbed(columns: FloatArray, rng: np.random.Generator) -> FloatArray:
         floor = columns.max() - rng.uniform(2, 6) + slope[:, None]
         floor = floor + 0.25 * rng.standard_normal(columns.shape)
         columns = np.log10(10.0**columns + 10.0**floor)
-    if rng.random() < 0.3:  # an echo: each column keeps a share of those before it
-        keep = 10.0**columns
+    if rng.random() < 0.3:  # an echo: each column contains a share of those before it
+        power = 10.0**columns
         tail, fade = np.zeros(mels), rng.uniform(0.5, 0.85)
         amount = rng.uniform(0.02, 0.15)
-        for i in range(keep.shape[1]):
-            tail = fade * (tail + amount * keep[:, i])
-            keep[:, i] += tail
-        columns = np.log10(keep)
+        for i in range(power.shape[1]):
+            tail = fade * (tail + amount * power[:, i])
+            power[:, i] += tail
+        columns = np.log10(power)
     return columns.astype(np.float32)

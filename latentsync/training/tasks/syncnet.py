@@ -1,9 +1,9 @@
 """Training StableSyncNet to tell whether lips and sound belong together.
 
-Of a clip two windows are drawn that share no frame. Each is seen with its own sound and with that
-of the other. So whatever is seen or heard is as often right as wrong, and only lips and sound
-together can tell which; a wrong sound beside every second window, as published, teaches the small
-preset much more slowly (benchmarks/README.md).
+Two windows without a common frame are drawn from a clip. Each is paired with its own sound and with
+the other's. So every picture and every sound occurs once in a right and once in a wrong pair, and
+only both together tell which. A wrong sound for every second window, as published, teaches the
+small preset much more slowly (benchmarks/README.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from latentsync.errors import Cancelled
 from latentsync.evaluation.nets.syncnet import StableSyncNet, accuracies, cosine_loss, stacked
 from latentsync.training.batches import WHOLE, BatchPart
 from latentsync.training.clip_cache import CachedClip
-from latentsync.training.crops import pictures
+from latentsync.training.crops import to_tensor
 from latentsync.training.dataset import window_and_reference
 from latentsync.training.presets import SyncNetTrainConfig
 
@@ -27,31 +27,31 @@ __all__ = ["ClipPairs", "PairWindows", "SyncNetTask", "WindowPairs", "contrast_l
 
 TEMPERATURE = 0.05  # of cosines
 VALIDATION_CLIPS = 128  # drawn, two windows of each
-VALIDATION_PARTS = 16  # memory
+VALIDATION_PARTS = 16  # for less memory
 
 
 @dataclass(frozen=True)
 class WindowPairs:
-    """Two windows of f frames, without a common one, of each of b clips; and their sounds."""
+    """Two windows of f frames of each of b clips, without a common frame, and their sounds."""
 
-    seen: Tensor  # (b, 2, 3, f, R, R) in [-1, 1], or (b, 2, 4, f, h, w) latents
+    visual: Tensor  # (b, 2, 3, f, R, R) in [-1, 1], or (b, 2, 4, f, h, w) latents
     mel: Tensor  # (b, 2, 1, 80, 52) beside 16 frames, (b, 2, 1, 80, 80) beside 25
 
 
 class PairWindows(Protocol):
-    """What pairs are drawn from."""
+    """A source of pairs."""
 
     def draw(self, count: int, generator: torch.Generator, part: BatchPart = WHOLE) -> WindowPairs:
-        """A part of the pairs of `count` clips by chance."""
+        """Draw pairs of `count` clips; return those of a part of them."""
         ...
 
 
 class ClipPairs:
-    """Pairs out of clips.
+    """Draws pairs from clips.
 
     Args:
         clips: at least one; each has an equal chance to be drawn.
-        pixels: px, side of the crops, cut when they are drawn; None: the cached latents are seen.
+        pixels: px, side of the crops, decoded when drawn; None: draw the cached latents.
         frames: of a window.
     """
 
@@ -73,26 +73,26 @@ class ClipPairs:
         ]
         with ThreadPoolExecutor() as pool:  # decoding takes most of a step
             drawn = pool.map(self._window, *zip(*windows, strict=True))
-            seen, mel = (torch.stack(each) for each in zip(*drawn, strict=True))
-        return WindowPairs(seen.transpose(1, 2).unflatten(0, (-1, 2)), mel.unflatten(0, (-1, 2)))
+            visual, mel = (torch.stack(each) for each in zip(*drawn, strict=True))
+        return WindowPairs(visual.transpose(1, 2).unflatten(0, (-1, 2)), mel.unflatten(0, (-1, 2)))
 
     def _window(self, clip: CachedClip, start: int) -> tuple[Tensor, Tensor]:
         """(f, c, h, w) and (1, 80, columns)."""
         stop = start + self._frames
         if self._pixels:
             with torch.autocast("cpu", enabled=False):  # the geometry of crops is float32
-                seen = pictures(clip.crops(start, stop, self._pixels))
+                visual = to_tensor(clip.crops(start, stop, self._pixels))
         else:
-            seen = clip.latents(start, stop).reference
-        return seen, clip.mel(start, self._frames)
+            visual = clip.latents(start, stop).reference
+        return visual, clip.mel(start, self._frames)
 
 
 class SyncNetTask:
-    """A task of `loop.fit`: cross-entropy of the cosine, as published, right and wrong alike.
+    """A task of `loop.fit`: cross-entropy of the cosine, as published, for right and wrong pairs.
 
     Args:
-        keep: called at every validation with its figures, when `net` holds the average.
-        validation_clips: drawn at each; a multiple of 16. None: 128.
+        keep: called at every validation with its figures, while `net` holds the average.
+        validation_clips: drawn at each validation; a multiple of 16. None: 128.
         cancel: asked often during a validation.
     """
 
@@ -117,9 +117,9 @@ class SyncNetTask:
         return self.part_losses(generator, WHOLE)
 
     def part_losses(self, generator: torch.Generator, part: BatchPart) -> dict[str, Tensor]:
-        """Of one part of the batch; their mean over all parts is that of the whole batch.
+        """The losses of one part; their mean over all parts is that of the whole batch.
 
-        But for the contrast, which compares what is in one part.
+        Except for the contrast, which compares the windows of one part.
         """
         pairs = self._train.draw(self._config.batch, generator, part)
         visual, audio, in_sync = self._embedded(pairs)
@@ -131,13 +131,13 @@ class SyncNetTask:
         return losses
 
     def validate(self) -> dict[str, float]:
-        """How often it is right about held-out windows; 0.5 is chance.
+        """The share of held-out pairs that the net judges correctly; 0.5 is chance.
 
-        `accuracy` takes a cosine above 0.5 for "in sync", `best_accuracy` above whatever threshold
-        serves them best.
+        `accuracy` takes a cosine above 0.5 for "in sync", `best_accuracy` a cosine above the
+        threshold that suits these pairs best.
 
         Raises:
-            Cancelled: `cancel` said so.
+            Cancelled: `cancel` returned true.
         """
         cosines, truth = [], []
         for part in (BatchPart(i, VALIDATION_PARTS) for i in range(VALIDATION_PARTS)):
@@ -146,7 +146,7 @@ class SyncNetTask:
             generator = torch.Generator().manual_seed(0)
             pairs = self._held_out.draw(self._validation_clips, generator, part)
             visual, audio, in_sync = self._embedded(pairs)
-            cosines.append(F.cosine_similarity(visual.float(), audio.float()).float().cpu())
+            cosines.append(F.cosine_similarity(visual.float(), audio.float()).cpu())
             truth.append(in_sync.cpu())
         right, best = accuracies(torch.cat(cosines), torch.cat(truth))
         found = {"accuracy": right, "best_accuracy": best}
@@ -155,8 +155,8 @@ class SyncNetTask:
         return found
 
     def _embedded(self, pairs: WindowPairs) -> tuple[Tensor, Tensor, Tensor]:
-        """Two times (4 b, width), and (4 b,) whether they belong together."""
-        shown = stacked(pairs.seen.flatten(0, 1).to(self._device), self.net.config)
+        """Visual and audio (4 b, width), and (4 b,) whether they belong together."""
+        shown = stacked(pairs.visual.flatten(0, 1).to(self._device), self.net.config)
         visual, audio = self.net(shown, pairs.mel.flatten(0, 1).to(self._device))
         swapped = audio.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
         in_sync = torch.arange(2 * len(audio), device=self._device) < len(audio)
@@ -164,13 +164,13 @@ class SyncNetTask:
 
 
 def contrast_loss(visual: Tensor, audio: Tensor) -> Tensor:
-    """How hard it is to find the sound of each window among all of them, and the other way round.
+    """Cross-entropy of each window's sound among all sounds, and of each sound's window.
 
-    Cross-entropy as in CLIP, https://arxiv.org/abs/2103.00020, section 2.3, at one temperature.
+    As in CLIP, https://arxiv.org/abs/2103.00020, section 2.3, at a fixed temperature.
 
     Args:
-        visual, audio: (n, width) each of length 1, in the same order.
+        visual, audio: (n, width), each row of length 1, in the same order.
     """
-    alike = visual.float() @ audio.float().T / TEMPERATURE
-    own = torch.arange(len(alike), device=alike.device)
-    return (F.cross_entropy(alike, own) + F.cross_entropy(alike.T, own)) / 2
+    similarity = visual.float() @ audio.float().T / TEMPERATURE
+    own = torch.arange(len(similarity), device=similarity.device)
+    return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
