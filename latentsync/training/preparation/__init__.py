@@ -1,13 +1,14 @@
-"""Clips to train on, chosen from a folder of raw ones: `prepare`.
+"""Preparation of a training set from a folder of raw clips: `prepare`.
 
-steps.py      what a clip must be, one step after the other
-clip.py       a stretch of a source as a clip
-settings.py   all choices; the steps and nets that follow from them
-work.py       what becomes of one file
-workers.py    files side by side, each in a process of its own
-journal.py    what is known of each file, for a run that goes on
-runner.py     all of a folder
-summary.py    a page that shows what became of it
+stretch.py    the types
+steps.py      the steps that choose stretches of a source
+clip.py       a stretch written as a clip
+settings.py   the settings, and the steps and nets that follow from them
+work.py       one file through all steps
+workers.py    worker processes, a file at a time each
+journal.py    records of finished files, from which a run resumes
+runner.py     a whole folder
+summary.py    a page about the result
 """
 
 from latentsync.training.preparation.runner import FileCounts, prepare

@@ -1,4 +1,4 @@
-"""What is known of each file, kept so that a run that was ended anyhow goes on where it was.
+"""Records of the finished files, from which a run resumes however it was ended.
 
     OUTPUT/clips/            the clips
     OUTPUT/index.jsonl       a line a clip
@@ -6,13 +6,13 @@
     OUTPUT/summary.html
     OUTPUT/.prepare/         one record a file, written when its clips are in their place
 
-The lists are put together from the records, sorted, so they are the same for any number of workers
-and any number of interruptions. Everything takes its place by a rename. What a finished file costs
-does not grow with the number of files: counts are kept up to date, and the lists are written the
-more seldom the longer that takes.
+The lists are compiled from the records, sorted, so they don't depend on the number of workers or
+interruptions. Every file is put in its place by a rename. The cost of a finished file does not grow
+with their number: counts are updated one by one, and the lists are written less often the longer
+that takes.
 
-A clip is whole if it is as large as its record says and no younger than it, as make(1) has it; a
-younger one, such as a copy, is held against its hash.
+A clip is whole if it has the size in its record and is no younger than the record, as make(1) does
+it; a younger one, such as a copy, is compared by its hash.
 """
 
 import hashlib
@@ -25,7 +25,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from latentsync.errors import OutputError
@@ -37,14 +36,13 @@ from latentsync.training.preparation.work import Line, Outcome, Source
 __all__ = ["Counts", "Journal", "Record", "write_file"]
 
 Record = dict[str, Any]
-SOURCE = {"source": str, "size": int, "changed": int, "digest": str, "signature": str}
-CLIP = {"clip": str, "sha256": str}
-FACTS = ("bytes", "sha256")  # of a clip in its line; with "affines_" before, of its affines
+RECORD_TYPES = {"source": str, "size": int, "changed": int, "digest": str, "signature": str}
+CLIP_TYPES = {"clip": str, "bytes": int, "sha256": str}
 
 
 @dataclass
 class Counts:
-    """Of the files that are done."""
+    """Counts over the finished files."""
 
     files: int = 0
     clips: int = 0
@@ -52,7 +50,7 @@ class Counts:
     rejected: Counter[str] = field(default_factory=Counter)  # "step: reason" -> how many
 
     def add(self, record: Record, times: int = 1) -> None:
-        """Count a file, or with -1 no longer."""
+        """Count a file; with -1, uncount it."""
         self.files += times
         self.clips += times * len(record["clips"])
         for line in record["clips"]:
@@ -62,14 +60,14 @@ class Counts:
 
 
 class Journal:
-    """The output folder of a run; one run at a time. Use it in a `with` block.
+    """The output folder of a run, locked for it. Use it in a `with` block.
 
     Args:
-        output: made if it isn't there.
-        signature: what the clips follow from beside the files, see `Settings.signature`.
+        output: created if it is missing.
+        signature: what the clips depend on beside the files, see `PreparationSettings.signature`.
 
     Raises:
-        OutputError: the folder can't be used: it holds other things, or another run is at it.
+        OutputError: the folder can't be used: it holds other things, or another run fills it.
     """
 
     def __init__(self, output: Path, signature: str) -> None:
@@ -77,8 +75,8 @@ class Journal:
         self._hidden = output / ".prepare"
         self._records_folder, self.work = self._hidden / "records", self._hidden / "work"
         self._signature = hashlib.sha256(signature.encode()).hexdigest()
-        self._records: dict[str, Record] = {}  # of all settings
-        self._done: dict[str, Record] = {}  # of these, and whole
+        self._records: dict[str, Record] = {}  # of any settings
+        self._done: dict[str, Record] = {}  # of these settings, with all clips whole
         self._held = ExitStack()
         self.counts = Counts()
 
@@ -90,6 +88,9 @@ class Journal:
             raise OutputError(
                 f"{self.output} can't be written ({error}); choose another folder"
             ) from error
+        except OutputError:
+            self._held.close()
+            raise
         return self
 
     def _open(self) -> None:
@@ -101,26 +102,21 @@ class Journal:
         self._held.enter_context(locked(self.output, f"{self._hidden.name}/lock"))
         self._records_folder.mkdir(exist_ok=True)
         self.clips.mkdir(exist_ok=True)
-        shutil.rmtree(self.work, ignore_errors=True)  # a killed run's
+        shutil.rmtree(self.work, ignore_errors=True)  # left by a killed run
         self.work.mkdir()
         with ThreadPoolExecutor() as pool:
             records = pool.map(_read, self._records_folder.glob("*.json"))
-            self._records = {one["source"]: one for one in records if one is not None}
+            self._records = {record["source"]: record for record in records if record is not None}
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
         self._held.close()
 
-    def take(self, sources: Sequence[Source]) -> list[Source]:
-        """The files still to be worked on; records of files that are gone are forgotten.
+    def pending(self, sources: Sequence[Source]) -> list[Source]:
+        """The files still to be worked on; forgets records of files that are gone.
 
         Raises:
-            OutputError: not one of the files that were worked on is among them.
+            OutputError: none of the recorded files is among them.
         """
         names = {source.relative for source in sources}
         gone = self._records.keys() - names
@@ -133,17 +129,16 @@ class Journal:
             del self._records[name]
             self._path(name).unlink(missing_ok=True)
         with ThreadPoolExecutor() as pool:
-            known = list(pool.map(self._knows, sources))
-        for source, knows in zip(sources, known, strict=True):
-            if knows:
+            done = list(pool.map(self._is_done, sources))
+        for source, is_done in zip(sources, done, strict=True):
+            if is_done:
                 self._count(self._records[source.relative])
-        return [source for source, knows in zip(sources, known, strict=True) if not knows]
+        return [source for source, is_done in zip(sources, done, strict=True) if not is_done]
 
-    def _knows(self, source: Source) -> bool:
-        """Whether the file was worked on as it is now, with the same settings, and what came of it
-        is whole."""
+    def _is_done(self, source: Source) -> bool:
+        """Whether the file, as it is now, was finished with these settings, its clips whole."""
         record = self._records.get(source.relative)
-        if record is None or record["signature"] != self._signature or not self._whole(record):
+        if record is None or record["signature"] != self._signature or not self._is_whole(record):
             return False
         if [record["size"], record["changed"]] == [source.size, source.changed]:
             return True
@@ -152,37 +147,42 @@ class Journal:
         except OSError:
             return False
         if same:  # a copy
-            self._keep({**record, "changed": source.changed})
+            self._write({**record, "changed": source.changed})
         return same
 
-    def _whole(self, record: Record) -> bool:
-        """Whether each clip of a file is as it was written."""
+    def _is_whole(self, record: Record) -> bool:
+        """Whether each clip of a file, and its affines, are as they were written."""
         path = self._path(record["source"])
+        younger = False
         try:
             written = path.stat().st_mtime_ns
-            checks = [_check(self.output / line["clip"], line, written) for line in record["clips"]]
-        except OSError:
-            return False  # somebody took one away
-        if not all(check.whole for check in checks):
+            for line in record["clips"]:
+                files = {"": self.output / line["clip"]}
+                if "box" in line:  # the form "around" has affines
+                    files["affines_"] = files[""].with_suffix(".npy")
+                for prefix, file in files.items():
+                    facts = file.stat()
+                    if facts.st_size != line[f"{prefix}bytes"]:
+                        return False
+                    if facts.st_mtime_ns > written:
+                        if file_digest(file) != line[f"{prefix}sha256"]:
+                            return False
+                        younger = True
+        except (OSError, KeyError):  # a file was removed, or the record doesn't have it
             return False
-        if any(check.facts for check in checks):  # a record from before these were noted
-            lines = [
-                {**line, **check.facts} for line, check in zip(record["clips"], checks, strict=True)
-            ]
-            self._keep({**record, "clips": lines})
-        elif any(check.younger for check in checks):  # so they are not read each time
+        if younger:  # so that they are not hashed again next time
             os.utime(path)
         return True
 
     def _count(self, record: Record) -> None:
-        """Let a file be done; a record of it from before no longer counts."""
+        """Mark a file as done, in place of an earlier record of it."""
         if (before := self._done.get(record["source"])) is not None:
             self.counts.add(before, -1)
         self._done[record["source"]] = record
         self.counts.add(record)
 
     def add(self, source: Source, outcome: Outcome, folder: Path) -> None:
-        """Move a file's clips from `folder` to their place, then note that it is done.
+        """Move a file's clips from `folder` to their place, then record that it is done.
 
         Raises:
             OutputError: they can't be moved.
@@ -197,31 +197,29 @@ class Journal:
             "clips": outcome.clips,
             "rejected": outcome.rejected,
         }
-        if not outcome.final:
-            self._count(record)
-            return
-        try:
-            # First: the clips of other settings may have the same names.
-            self._path(source.relative).unlink(missing_ok=True)
-            for line in outcome.clips:
-                clip = folder / Path(line["clip"]).name
-                for path in (clip, clip.with_suffix(".npy")):
-                    if path.is_file():
-                        path.replace(self.clips / path.name)
-            self._keep(record)
-        except OSError as error:
-            raise OutputError(
-                f"{self.output} can't be written ({error.strerror or error}); make room, and start "
-                "again: the run goes on"
-            ) from error
+        if outcome.final:
+            try:
+                # First, because clips of other settings may have the same names.
+                self._path(source.relative).unlink(missing_ok=True)
+                for line in outcome.clips:
+                    clip = folder / Path(line["clip"]).name
+                    for path in (clip, clip.with_suffix(".npy")):
+                        if path.is_file():
+                            path.replace(self.clips / path.name)
+                self._write(record)
+            except OSError as error:
+                raise OutputError(
+                    f"{self.output} can't be written ({error.strerror or error}); make room, and "
+                    "start again: the run goes on"
+                ) from error
         self._count(record)
 
     def records(self) -> list[Record]:
-        """Of all files that these settings were used on so far, by name."""
+        """The records of all files that are done with these settings, by name."""
         return [self._done[name] for name in sorted(self._done)]
 
     def write_lists(self) -> None:
-        """index.jsonl and rejected.jsonl, of what is known by now."""
+        """Write index.jsonl and rejected.jsonl."""
         records = self.records()
         _write_lines(self.output / "index.jsonl", (r for one in records for r in one["clips"]))
         rejected = (r for one in records for r in one["rejected"])
@@ -235,18 +233,18 @@ class Journal:
             if path.name not in known and (path.is_symlink() or not path.is_dir()):
                 path.unlink()
 
-    def _keep(self, record: Record) -> None:
+    def _write(self, record: Record) -> None:
         self._records[record["source"]] = record
         write_file(self._path(record["source"]), json.dumps(record).encode())
 
     def _path(self, relative: str) -> Path:
-        """Of a file's record; its own name may hold anything, and be too long."""
+        """The path of a file's record; hashed, as the file's name may be too long for it."""
         name = hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()
         return self._records_folder / f"{name[:32]}.json"
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """In one move.
+    """Write a file atomically.
 
     Raises:
         OutputError: it can't be written.
@@ -256,57 +254,28 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _write_lines(path: Path, lines: Iterable[Line]) -> None:
-    # ASCII: names of files may be no text at all.
+    # ASCII, because names of files may not be valid text.
     write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _read(path: Path) -> Record | None:
-    """A record; None where it is damaged: the machine went down before it was on the disk, say."""
+    """Read a record; None if it is damaged, as after the machine went down.
+
+    Raises:
+        OutputError: there is a folder in its place.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, in the place of a record; remove it")
     try:
         record = json.loads(path.read_bytes())
-        sound = _has(record, SOURCE) and isinstance(record["seconds"], int | float)
+        sound = _has(record, RECORD_TYPES) and isinstance(record["seconds"], int | float)
         lines = [*record["clips"], *record["rejected"]]
-        sound &= all(_has(line, CLIP) for line in record["clips"])
-        Counts().add(record)  # all that is counted is there
+        sound &= all(_has(line, CLIP_TYPES) for line in record["clips"])
+        Counts().add(record)  # raises if anything that is counted is missing
         return record if sound and all(isinstance(line, dict) for line in lines) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _has(record: Mapping[str, Any], kinds: Mapping[str, type]) -> bool:
-    return all(isinstance(record[name], kind) for name, kind in kinds.items())
-
-
-@dataclass
-class _IntegrityCheck:
-    """What a clip's files were found to be."""
-
-    whole: bool = True
-    younger: bool = False  # than their record
-    facts: dict[str, Any] = field(default_factory=dict)  # that the record lacks
-
-
-def _check(clip: Path, line: Line, written: int) -> _IntegrityCheck:
-    """Hold a clip and its affines against the record.
-
-    Raises:
-        OSError: one is not there.
-    """
-    check = _IntegrityCheck()
-    for path, before in ((clip, ""), (clip.with_suffix(".npy"), "affines_")):
-        size, digest = (line.get(f"{before}{name}") for name in FACTS)
-        if before and digest is None and ("box" not in line or not path.is_file()):
-            check.whole &= "box" not in line  # the form "around" has affines
-            continue
-        facts = path.stat()
-        if size is not None and facts.st_size != size:
-            return _IntegrityCheck(whole=False)
-        if size is not None and facts.st_mtime_ns <= written:
-            continue
-        found = file_digest(path)
-        if digest is not None and digest != found:
-            return _IntegrityCheck(whole=False)
-        check.younger |= size is not None
-        if size is None:
-            check.facts |= {f"{before}bytes": facts.st_size, f"{before}sha256": found}
-    return check
+def _has(record: Mapping[str, Any], types: Mapping[str, type]) -> bool:
+    return all(isinstance(record[name], kind) for name, kind in types.items())

@@ -15,11 +15,11 @@ __all__ = ["hyper_iqa", "load_hyper_iqa", "sharpness"]
 
 
 def load_hyper_iqa(path: Path, device: torch.device | str = "cpu") -> HyperIQA:
-    """The published `koniq_pretrained.pkl`, a bare state dict, strictly; float32, frozen.
+    """Load the published `koniq_pretrained.pkl` in float32, frozen.
 
     Raises:
-        WeightsMissing: no such file.
-        WeightsMismatch: something else is in it.
+        WeightsMissing: there is no such file.
+        WeightsMismatch: it holds something else.
     """
     state = checkpoints.read(path, hint="run `latentsync download eval`")
     return checkpoints.filled(HyperIQA, state, path).to(device)
@@ -28,10 +28,10 @@ def load_hyper_iqa(path: Path, device: torch.device | str = "cpu") -> HyperIQA:
 def hyper_iqa(net: HyperIQA, faces: Sequence[Frame]) -> float:
     """Mean score of some faces, 0 (bad) to 100 (excellent).
 
-    Of a face of 256 px the net sees the middle 224 px, as published,
-    https://github.com/bytedance/LatentSync/blob/a229c39/preprocess/filter_visual_quality.py; of one
-    of 512 px four such squares, which show the same part of it at its own resolution. (hyperIQA's
-    own demo draws squares at random, of a picture that it resizes.)
+    The net sees the middle 224 px of a face of 256 px, as published,
+    https://github.com/bytedance/LatentSync/blob/a229c39/preprocess/filter_visual_quality.py, and
+    four such squares of a face of 512 px, which show the same part of it at its own resolution.
+    (hyperIQA's own demo takes random squares of a resized picture.)
 
     Args:
         faces: (size, size, 3) RGB each, all of one size, at least 224 px.
@@ -43,7 +43,7 @@ def hyper_iqa(net: HyperIQA, faces: Sequence[Frame]) -> float:
 
 
 def _squares(face: Frame) -> list[Frame]:
-    """As many squares of 224 px as fit in, side by side around the middle."""
+    """As many squares of 224 px as fit, side by side around the middle."""
     count, rest = divmod(len(face), SIDE)
     edges = [rest // 2 + i * SIDE for i in range(count)]
     return [face[y : y + SIDE, x : x + SIDE] for y in edges for x in edges]

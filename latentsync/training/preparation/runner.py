@@ -1,4 +1,4 @@
-"""A folder of raw clips in, a folder to train on out: `prepare`."""
+"""Preparation of a whole folder: raw clips in, a training set out."""
 
 import time
 from collections.abc import Callable
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentsync.errors import Cancelled, InputError, OptionError, OutputError
+from latentsync.training.clips import SUFFIXES
 from latentsync.training.preparation.journal import Counts, Journal
 from latentsync.training.preparation.settings import PreparationSettings
 from latentsync.training.preparation.summary import write_summary
 from latentsync.training.preparation.work import Source
-from latentsync.training.preparation.workers import Finished, here, in_processes
+from latentsync.training.preparation.workers import Finished, run_here, run_in_processes
 
-__all__ = ["SUFFIXES", "FileCounts", "find_sources", "prepare"]
+__all__ = ["FileCounts", "find_sources", "prepare"]
 
-SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
-TELL_EVERY = 0.2  # seconds
-WRITE_EVERY = 5.0  # seconds between two writings of the lists
-WRITE_SHARE = 20  # so many times as long as the last one took, at least
+REPORT_SECONDS = 0.2  # from one report of progress to the next
+MIN_WRITE_SECONDS = 5.0  # from one writing of the lists to the next
+MIN_WRITE_RATIO = 20  # of that time to how long a writing takes
 
 
 @dataclass(frozen=True)
 class FileCounts:
-    """How far a run is, files of earlier runs included."""
+    """The progress of a run, including files of earlier runs."""
 
     files: int  # done
     total: int  # files
@@ -48,33 +48,33 @@ def prepare(
     progress: Callable[[FileCounts], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> FileCounts:
-    """Choose from a folder of clips what can be trained on; called again, it goes on where it was.
+    """Choose what can be trained on from a folder of clips; called again, it resumes.
 
-    Whatever ends it, finished files stay and are not worked on again, unless they or the settings
-    change: OUTPUT follows from RAW and the settings alone, so that clips of files that are gone
-    go, too, at the end of a run.
+    Finished files stay, whatever ends a run, and are not worked on again unless they or the
+    settings change. OUTPUT depends on RAW and the settings only: at the end of a run, clips of
+    files that are gone are removed.
 
     Args:
-        raw: is searched for videos, also below; links to folders are not followed.
+        raw: searched for videos, with the folders below; links to folders are not followed.
         output: gets clips/, index.jsonl, rejected.jsonl and summary.html.
         settings: default `PreparationSettings()`.
-        workers: processes, which change nothing in the result; 0: in this one, one by one.
-        progress: hears of each file.
-        cancelled: asked many times a second, with workers 0 between files.
+        workers: processes, which don't change the result; 0: work in this process.
+        progress: called after each file.
+        cancelled: asked many times a second; with 0 workers, between files.
 
     Raises:
         InputError: no such folder, or no video in it.
         OptionError: a negative number of workers.
-        OutputError: the output can't be written, or lies in `raw`, or the other way round.
-        WeightsError, BackendUnavailable: a net that was asked for can't be had.
-        Cancelled: `cancelled` said so.
+        OutputError: the output can't be written, or one of the folders is inside the other.
+        WeightsError, BackendUnavailable: a chosen net is missing.
+        Cancelled: `cancelled` returned true.
     """
     raw, output = Path(raw), Path(output)
     if workers < 0:
         raise OptionError(f"workers is {workers}; it must be 0 or more")
     _check_apart(raw, output)
     sources = find_sources(raw)
-    settings = (settings or PreparationSettings()).settled()
+    settings = (settings or PreparationSettings()).resolved()
     tools = settings.tools(output / ".prepare" / "work" / "here")
     with Journal(output, settings.signature(tools)) as journal:
 
@@ -83,20 +83,20 @@ def prepare(
                 done = f"{journal.counts.files} of {len(sources)} files"
                 raise Cancelled(f"stopped after {done}; they are kept, the next run goes on there")
 
-        def tell() -> None:
+        def report() -> None:
             if progress:
                 progress(FileCounts.of(journal.counts, len(sources)))
 
-        todo = journal.take(sources)
+        pending = journal.pending(sources)
         if workers == 0:
-            finished = here(todo, settings, tools)
+            finished = run_here(pending, settings, tools)
         else:
-            finished = in_processes(todo, settings, journal.work, workers, check)
-        tell()
-        _record(journal, finished, check, tell)
+            finished = run_in_processes(pending, settings, journal.work, workers, check)
+        report()
+        _record(journal, finished, check, report)
         journal.sweep()
         write_summary(output, journal.records(), settings)
-        tell()
+        report()
         return FileCounts.of(journal.counts, len(sources))
 
 
@@ -104,23 +104,23 @@ def _record(
     journal: Journal,
     finished: Finished,
     check: Callable[[], None],
-    tell: Callable[[], None],
+    report: Callable[[], None],
 ) -> None:
-    """Keep what becomes of each file, and say so now and then."""
-    told = written = time.monotonic()
-    pause = WRITE_EVERY
+    """Record each finished file; report progress and write the lists from time to time."""
+    reported = written = time.monotonic()
+    pause = MIN_WRITE_SECONDS
     try:
         with closing(finished):
             for source, outcome, folder in finished:
                 journal.add(source, outcome, folder)
-                if time.monotonic() - told > TELL_EVERY:
-                    tell()
-                    told = time.monotonic()
+                if time.monotonic() - reported > REPORT_SECONDS:
+                    report()
+                    reported = time.monotonic()
                 check()
                 if (now := time.monotonic()) - written > pause:
                     journal.write_lists()
                     written = time.monotonic()
-                    pause = max(WRITE_EVERY, WRITE_SHARE * (written - now))
+                    pause = max(MIN_WRITE_SECONDS, MIN_WRITE_RATIO * (written - now))
     finally:
         journal.write_lists()
 
@@ -134,7 +134,7 @@ def find_sources(raw: Path) -> list[Source]:
     if not raw.is_dir():
         raise InputError(f"{raw} is no folder; give one of clips")
     paths = [path for path in raw.rglob("*") if path.suffix.lower() in SUFFIXES]
-    # A link that leads nowhere is a broken file, and gets its line.
+    # A link that leads nowhere is a broken file, which is rejected with a line.
     found = [Source.of(p, raw) for p in paths if p.is_file() or (p.is_symlink() and not p.is_dir())]
     if not found:
         raise InputError(f"{raw} holds no video: {', '.join(sorted(SUFFIXES))}; give another")

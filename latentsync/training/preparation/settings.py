@@ -1,4 +1,4 @@
-"""What is asked of a clip: one frozen set of choices, the steps that follow, and their tools."""
+"""The settings of preparation, and the steps and tools that follow from them."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from latentsync.training.preparation.steps import (
     Shots,
     Sync,
 )
-from latentsync.training.preparation.stretch import FPS, Named, Step, Tools
+from latentsync.training.preparation.stretch import FPS, Step, Tools, Versioned
 
 __all__ = ["PreparationSettings", "QualityBy", "SyncBy"]
 
@@ -39,27 +39,27 @@ SYNCNET, HYPER_IQA = "auxiliary/syncnet_v2.model", "auxiliary/koniq_pretrained.p
 
 @dataclass(frozen=True)
 class PreparationSettings:
-    """Everything but the sources that the output depends on.
+    """Everything that the output depends on, but the sources.
 
     Raises:
         OptionError: a value out of its range.
     """
 
-    size: int = 256  # px, side of the crop that the clips are for: 256 or 512
+    size: int = 256  # px, side of the crops that the clips are for: 256 or 512
     form: Form = "around"  # see clip.py
     min_seconds: float = 5.0
     max_seconds: float = 10.0
     detector: str = "insightface"  # see `faces.create`
     detect_every: int = 4  # frames, see `faces.look`
-    min_face: int | None = None  # px of the source that a crop shows, in height; None: size / 2
-    sync: SyncBy = "auto"  # "auto": by SyncNet where its file is there
+    min_face: int | None = None  # px of the source in a crop's height; None: size / 2
+    sync: SyncBy = "auto"  # "auto": by SyncNet if its file is there
     min_confidence: float = 3.0
     max_offset: int = 6  # frames
-    quality: QualityBy = "auto"  # "auto": by hyperIQA where its file is there
+    quality: QualityBy = "auto"  # "auto": by hyperIQA if its file is there
     min_quality: float = 40.0  # 0-100, of hyperIQA; as published
     min_sharpness: float = 10.0  # without hyperIQA, see `steps.Sharpness`
     weights: Path | None = None  # folder; None: $LATENTSYNC_WEIGHTS, then weights/
-    device: str | None = None  # of the nets and the detector; None: what there is
+    device: str | None = None  # of the nets and the detector; None: a GPU if there is one
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -69,7 +69,8 @@ class PreparationSettings:
             ("quality", self.quality, get_args(QualityBy)),
         ):
             if value not in allowed:
-                raise OptionError(f"{name} is {value!r}; it must be {_either(allowed)}")
+                wanted = " or ".join(map(str, allowed))
+                raise OptionError(f"{name} is {value!r}; it must be {wanted}")
         if not 1 <= self.min_seconds <= self.max_seconds <= 3600:
             got = f"min_seconds is {self.min_seconds:g}, max_seconds {self.max_seconds:g}"
             raise OptionError(f"{got}; they must be 1-3600, the first no larger than the second")
@@ -90,22 +91,22 @@ class PreparationSettings:
 
     @property
     def syncnet(self) -> Path | None:
-        """The file of the net that measures lip-sync, where it is to be measured."""
+        """The file of SyncNet; None if lip-sync is not measured."""
         path = checkpoints.root(self.weights) / SYNCNET
         wanted = self.sync == "syncnet" or (self.sync == "auto" and path.is_file())
         return path if wanted else None
 
     @property
     def hyper_iqa(self) -> Path | None:
-        """The file of the net that measures quality, where it is not measured without one."""
+        """The file of hyperIQA; None if quality is measured without it."""
         path = checkpoints.root(self.weights) / HYPER_IQA
         wanted = self.quality == "hyperiqa" or (self.quality == "auto" and path.is_file())
         return path if wanted else None
 
-    def settled(self) -> "PreparationSettings":
-        """With what "auto" stands for now, so that files that come or go change nothing any more.
+    def resolved(self) -> "PreparationSettings":
+        """Replace "auto" by what it means now, and log what can't be measured.
 
-        Says in the log what can't be measured.
+        Files that are added or removed later then change nothing.
         """
         missing = "%s is not among the weights: %s; run `latentsync download eval`"
         if self.sync == "auto" and self.syncnet is None:
@@ -120,7 +121,7 @@ class PreparationSettings:
         )
 
     def steps(self) -> list[Step]:
-        """In their order; `Write` comes after them."""
+        """The steps in their order; `Write` comes after them."""
         shortest, longest = (round(s * FPS) for s in (self.min_seconds, self.max_seconds))
         measured = self.syncnet is not None
         return [
@@ -139,10 +140,10 @@ class PreparationSettings:
         return Write(self.size, self.form)
 
     def tools(self, folder: Path) -> Tools:
-        """What a process works with, loaded.
+        """Load the detector and the nets that a process works with.
 
         Raises:
-            WeightsError, OptionError, BackendUnavailable: it can't be had.
+            WeightsError, OptionError, BackendUnavailable: something is missing.
         """
         device, _ = devices.choose(self.device)
         detector = faces.create(
@@ -155,12 +156,8 @@ class PreparationSettings:
         return Tools(detector, syncnet, hyper_iqa, folder)
 
     def signature(self, tools: Tools) -> str:
-        """All that the clips of a file follow from beside the file, as JSON."""
-        steps: list[Named] = [*self.steps(), self.write()]
+        """Everything that the clips of a file depend on beside the file, as JSON."""
+        steps: list[Versioned] = [*self.steps(), self.write()]
         said = [[step.name, step.version, vars(step)] for step in steps]
         nets = [path and file_digest(path) for path in (self.syncnet, self.hyper_iqa)]
         return json.dumps([said, tools.detector.describe(), *nets])
-
-
-def _either(allowed: tuple[object, ...]) -> str:
-    return " or ".join(str(one) for one in allowed)

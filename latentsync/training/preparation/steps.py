@@ -1,21 +1,21 @@
-"""What a clip must be to be trained on, step by step; as published, with the thresholds there.
+"""The steps that choose what can be trained on, with the published order and thresholds.
 
     Decode     the file can be read to its end, without damage
-    Resample   25 frames a second, 16 kHz, and sound to all pictures
-    Shots      split where the film cuts
+    Resample   25 frames a second, 16 kHz, and sound for every picture
+    Shots      split at cuts
     Segments   split into 5-10 s
-    OneFace    exactly one face, in all frames, large enough; and its affine
-    Sync       lips and sound fit; by how many frames the sound is to be moved
+    OneFace    exactly one face, in all frames, large enough; finds its affines
+    Sync       lips and sound fit; finds by how many frames the sound is to be moved
     Quality    the face looks good, by hyperIQA
-    Sharpness  in its place, without hyperIQA's weights: the face is sharp
+    Sharpness  the face is sharp; in place of Quality, without hyperIQA's weights
 
-Each takes a stretch and gives stretches and what it left out. Published order and figures:
+Each takes a stretch and yields stretches and rejections. Published order and thresholds:
 https://github.com/bytedance/LatentSync/blob/a229c39/README.md#-data-processing-pipeline
 """
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -36,8 +36,9 @@ from latentsync.training.preparation.stretch import (
     Rejected,
     Stretch,
     Tools,
+    scales,
 )
-from latentsync.types import FaceTrack, FloatArray, Frame
+from latentsync.types import FaceTrack
 
 __all__ = [
     "LOW_CONFIDENCE",
@@ -49,21 +50,19 @@ __all__ = [
     "Sharpness",
     "Shots",
     "Sync",
-    "crops",
-    "scales",
 ]
 
 Results = Iterator[Stretch | Rejected]
 
-LASTING = 5  # frames in which a face is seen at least before it counts as one more
+MIN_FACE_FRAMES = 5  # in which a face must be seen to count as a person
 LOW_CONFIDENCE = "low sync confidence"
-SILENCE = -60.0  # dB below full scale, root mean square: quieter than a quiet room
+SILENCE_DBFS = -60.0  # root mean square: quieter than a quiet room
 FULL_SCALE = 32768  # of 16-bit samples
 
 
 @dataclass(frozen=True)
 class Decode:
-    """Every frame can be decoded. Cuts are noted in the same pass, for `Shots`."""
+    """Keep a source of which every frame can be decoded; find cuts in the same pass."""
 
     name: ClassVar[str] = "decode"
     version: ClassVar[int] = 1
@@ -75,7 +74,7 @@ class Decode:
                 return
             cuts = [cut is not None for _, cut in detect_shots(reader.frames())]
         if told:
-            # Nothing of where: with several decoding threads it is chance which frames are rescued.
+            # Without a place: with several decoding threads, chance decides which frames survive.
             yield Rejected("damaged or cut short")
             return
         places = tuple(np.flatnonzero(cuts).tolist())
@@ -84,7 +83,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Resample:
-    """25 frames a second (by `VideoReader`), 16 kHz mono; pictures after the sound are left out."""
+    """Decode the sound as 16 kHz mono; leave out pictures after its end."""
 
     name: ClassVar[str] = "resample"
     version: ClassVar[int] = 1
@@ -112,7 +111,7 @@ class Resample:
 
 @dataclass(frozen=True)
 class Shots:
-    """Split where one shot ends and the next begins."""
+    """Split at cuts."""
 
     name: ClassVar[str] = "shots"
     version: ClassVar[int] = 1
@@ -125,7 +124,7 @@ class Shots:
 
 @dataclass(frozen=True)
 class Segments:
-    """Split into equal parts of `min_frames` to `max_frames`; what can't be is left out."""
+    """Split into equal parts of `min_frames` to `max_frames`; leave out a rest that is shorter."""
 
     min_frames: int
     max_frames: int
@@ -135,7 +134,7 @@ class Segments:
     def __call__(self, stretch: Stretch, tools: Tools) -> Results:  # noqa: ARG002 - a Step
         frames = used = len(stretch)
         parts = -(-frames // self.max_frames)
-        if frames // parts < self.min_frames:  # as many whole ones as there are, and a rest
+        if frames // parts < self.min_frames:  # parts of `max_frames`, and a rest
             parts = frames // self.max_frames
             used = parts * self.max_frames
         edges = [stretch.start + used * i // max(1, parts) for i in range(parts + 1)]
@@ -148,10 +147,10 @@ class Segments:
 
 @dataclass(frozen=True)
 class OneFace:
-    """Exactly one face, tracked through every frame, nowhere smaller than `min_face`.
+    """Keep a stretch with exactly one face, in every frame, nowhere smaller than `min_face`.
 
-    Anybody seen in 5 frames or more counts, however small: a voice may be theirs. Gaps of up to 5
-    frames are filled as in a run.
+    Everybody seen in 5 frames or more counts, however small: the voice may be theirs. Gaps of up to
+    5 frames are filled, as by `latentsync generate`.
     """
 
     size: int  # px, side of the crop
@@ -167,7 +166,7 @@ class OneFace:
             scene = faces.look(
                 frames, tools.detector, [faces.LARGEST], detect_every=self.detect_every
             )
-        people = sum(len(person) >= LASTING for person in scene.people)
+        people = sum(len(person) >= MIN_FACE_FRAMES for person in scene.people)
         if people != 1 or scene.cut.any():
             yield Rejected("no face" if people == 0 else "several faces", people, *place)
             return
@@ -191,13 +190,13 @@ class OneFace:
 
 @dataclass(frozen=True)
 class Sync:
-    """Lip-sync by the published evaluation SyncNet; without it nothing is measured, nor moved.
+    """Keep a stretch in sync, by the published evaluation SyncNet; without it, any with sound.
 
-    `ahead` of the stretch tells by how much the sound is to be moved, so that the offset is 0;
-    frames whose sound then lies before the source's start or after its end are left out.
+    Sets `ahead`, by which the sound is to be moved so that the offset is 0. Frames whose sound is
+    then before the source's start or after its end are left out.
     """
 
-    measured: bool  # whether the net is there
+    measured: bool  # whether SyncNet is used
     size: int  # px, side of the crop that the track was made for
     min_confidence: float
     max_offset: int  # frames, either way
@@ -210,7 +209,7 @@ class Sync:
         sound = wave[stretch.start * SAMPLES : stretch.stop * SAMPLES].astype(np.float32)
         sound /= FULL_SCALE
         loudness = 10 * math.log10(max(1e-10, float((sound**2).mean())))
-        if loudness < SILENCE:
+        if loudness < SILENCE_DBFS:
             yield Rejected("silence", round(loudness, 1), *place)
             return
         if not self.measured:
@@ -230,7 +229,7 @@ class Sync:
             yield self._moved(stretch, score, len(wave) // SAMPLES)
 
     def _moved(self, stretch: Stretch, score: SyncScore, heard: int) -> Stretch | Rejected:
-        """The stretch with the sound that fits, of `heard` frames that the source has."""
+        """The stretch with its sound moved; the source has sound for `heard` frames."""
         assert stretch.track is not None
         start = max(stretch.start, score.offset)
         stop = min(stretch.stop, heard + score.offset)
@@ -238,24 +237,16 @@ class Sync:
             return Rejected("too short once in sync", (stop - start) / FPS, start, stop)
         part = slice(start - stretch.start, stop - stretch.start)
         track = FaceTrack(affine=stretch.track.affine[part], found=stretch.track.found[part])
-        sync = {
-            "confidence": round(score.confidence, 3),
-            "distance": round(score.distance, 3),
-            "offset": score.offset,
-        }
+        measured = {name: round(getattr(score, name), 3) for name in ("confidence", "distance")}
+        figures = {**stretch.figures, "sync": {**measured, "offset": score.offset}}
         return replace(
-            stretch,
-            start=start,
-            stop=stop,
-            track=track,
-            ahead=score.offset,
-            figures={**stretch.figures, "sync": sync},
+            stretch, start=start, stop=stop, track=track, ahead=score.offset, figures=figures
         )
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The face looks good enough, by hyperIQA: its first, middle and last picture, as published."""
+    """Keep a stretch whose face looks good, by hyperIQA of three pictures, as published."""
 
     size: int  # px, side of the crop
     min_quality: float  # 0-100
@@ -265,8 +256,8 @@ class Quality:
     def __call__(self, stretch: Stretch, tools: Tools) -> Results:
         assert tools.hyper_iqa is not None
         places = sorted({0, len(stretch) // 2, len(stretch) - 1})
-        value = round(hyper_iqa(tools.hyper_iqa, list(crops(stretch, self.size, places))), 2)
-        if not value >= self.min_quality:  # nor is what is no number
+        value = round(hyper_iqa(tools.hyper_iqa, list(stretch.crops(self.size, places))), 2)
+        if not value >= self.min_quality:  # also if it is nan
             yield Rejected("low visual quality", value, stretch.start, stretch.stop)
             return
         yield replace(stretch, figures={**stretch.figures, "hyper_iqa": value})
@@ -274,21 +265,21 @@ class Quality:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """The face is sharp enough: the variance of the Laplacian of its aligned crop in grey levels.
+    """Keep a stretch whose face is sharp: the median variance of the Laplacian of its crops.
 
-    A stand-in for hyperIQA where its weights aren't: it sees blur and enlargement, and takes noise
-    and compression for detail. The median over the looked-at frames.
+    A substitute for hyperIQA without its weights: it detects blur and enlargement, but takes noise
+    and compression artefacts for detail.
     """
 
     size: int  # px, side of the crop
     min_sharpness: float
-    every: int = 5  # frames; one of so many is looked at
+    every: int = 5  # frames; one of so many is measured
     name: ClassVar[str] = "quality"
     version: ClassVar[int] = 1
 
     def __call__(self, stretch: Stretch, tools: Tools) -> Results:  # noqa: ARG002 - a Step
         places = range(0, len(stretch), self.every)
-        seen = [sharpness(crop) for crop in crops(stretch, self.size, places)]
+        seen = [sharpness(crop) for crop in stretch.crops(self.size, places)]
         value = round(float(np.median(seen)), 2)
         if value < self.min_sharpness:
             yield Rejected("blurred", value, stretch.start, stretch.stop)
@@ -296,36 +287,20 @@ class Sharpness:
         yield replace(stretch, figures={**stretch.figures, "laplacian": value})
 
 
-def crops(stretch: Stretch, size: int, places: Sequence[int] | None = None) -> Iterator[Frame]:
-    """The aligned face of each frame, (size, size, 3), or of those at `places` of the stretch."""
-    assert stretch.track is not None
-    chosen = range(len(stretch)) if places is None else places
-    with VideoReader(stretch.path) as reader:
-        frames = reader.frames([stretch.start + place for place in chosen])
-        for frame, affine in zip(frames, stretch.track.affine[list(chosen)], strict=True):
-            box = align.face_box(affine, size, frame.width, frame.height)
-            yield align.cut_face(frame.rgb(box), box, affine, size)
-
-
-def scales(affine: FloatArray) -> FloatArray:
-    """(n,) px of the upright crop to one of the frame's height; they may be wider or narrower."""
-    return np.asarray(np.linalg.norm(affine[:, :, 1], axis=1), np.float32)
-
-
 @contextmanager
 def _damage() -> Iterator[list[str]]:
-    """What media tells in its log of a damaged file, which it reads as far as it can."""
+    """Collect what media logs of a damaged file, which it reads as far as it can."""
     told: list[str] = []
 
     def heard(record: logging.LogRecord) -> bool:
         told.append(record.msg)
-        return False  # rejected.jsonl will say it
+        return False  # rejected.jsonl contains it
 
     loggers = [logging.getLogger(f"latentsync.media.{name}") for name in ("container", "decoder")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addFilter(heard)
-        logger.setLevel(logging.DEBUG)  # a damaged packet is told of there
+        logger.setLevel(logging.DEBUG)  # the level of a damaged packet
     try:
         yield told
     finally:

@@ -1,4 +1,4 @@
-"""One page about a prepared folder: how much came through, what did not and why, what it shows."""
+"""The summary of a prepared folder as a page: what was kept, what was left out and why."""
 
 import base64
 import html
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from latentsync.faces import align
 from latentsync.media import VideoReader
+from latentsync.training.crops import aligned_crops
 from latentsync.training.preparation.journal import Record, write_file
 from latentsync.training.preparation.settings import PreparationSettings
 from latentsync.training.preparation.steps import LOW_CONFIDENCE
-from latentsync.training.preparation.stretch import Named
+from latentsync.training.preparation.stretch import Versioned
 from latentsync.types import Frame
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ __all__ = ["left_after", "write_summary"]
 
 log = logging.getLogger(__name__)
 
-FACES, COLUMNS, THUMBNAIL = 32, 8, 112  # of the contact sheet; px
-MOST_REASONS = 30  # rows of a table
+MAX_FACES, COLUMNS, THUMBNAIL_PX = 32, 8, 112  # of the contact sheet
+MAX_REASONS = 30  # rows of a table
 BINS = 24
 COLOUR = "#3b6ea5"
 QUALITY = {"hyper_iqa": "hyperIQA, 0-100", "laplacian": "sharpness, variance of Laplacian"}
@@ -56,7 +56,7 @@ td.number {{ text-align: right; }}
 
 
 def write_summary(output: Path, records: Sequence[Record], settings: PreparationSettings) -> None:
-    """OUTPUT/summary.html, which needs no other file; without matplotlib it has no plots."""
+    """Write OUTPUT/summary.html, which needs no other file; without matplotlib, without plots."""
     clips = [line for record in records for line in record["clips"]]
     rejected = [line for record in records for line in record["rejected"]]
     seconds = sum(_seconds(line) for line in clips)
@@ -72,14 +72,14 @@ def write_summary(output: Path, records: Sequence[Record], settings: Preparation
         faces=_faces(output, clips, settings),
         steps=_steps(settings),
     )
-    # Names of files may be no text at all.
+    # Names of files may not be valid text.
     write_file(output / "summary.html", page.encode("utf-8", "backslashreplace"))
 
 
 def left_after(
     looked_at: float, rejected: Sequence[dict[str, Any]], settings: PreparationSettings
 ) -> dict[str, float]:
-    """Seconds that are left after each step, by its name, of so many that could be decoded."""
+    """Seconds that are left after each step, by its name, of those that could be decoded."""
     lost: dict[str, float] = defaultdict(float)
     for line in rejected:
         lost[line["step"]] += _seconds(line)
@@ -100,7 +100,7 @@ def _plots(
         from matplotlib.figure import Figure
     except ImportError as error:
         log.warning("the summary has no plots (%s); pip install 'latentsync[prepare]'", error)
-        return "<p>Plots want matplotlib.</p>"
+        return "<p>Plots need matplotlib.</p>"
     figure = Figure(figsize=(11, 9), layout="constrained")
     axes = figure.subplots(3, 2)
     measured = [line["sync"] for line in clips if line.get("sync")]
@@ -139,7 +139,7 @@ def _reasons(rejected: Sequence[dict[str, Any]]) -> str:
         return "<p>Nothing.</p>"
     rows = []
     counts = Counter((line["step"], line["reason"]) for line in rejected)
-    for (step, reason), count in counts.most_common(MOST_REASONS):
+    for (step, reason), count in counts.most_common(MAX_REASONS):
         lines = [one for one in rejected if (one["step"], one["reason"]) == (step, reason)]
         example = lines[0]["file"]
         rows.append((step, reason, count, _duration(sum(map(_seconds, lines))), example))
@@ -147,7 +147,7 @@ def _reasons(rejected: Sequence[dict[str, Any]]) -> str:
 
 
 def _steps(settings: PreparationSettings) -> str:
-    steps: list[Named] = [*settings.steps(), settings.write()]
+    steps: list[Versioned] = [*settings.steps(), settings.write()]
     rows = [
         (step.name, step.version, ", ".join(f"{k} {v}" for k, v in vars(step).items()))
         for step in steps
@@ -156,12 +156,12 @@ def _steps(settings: PreparationSettings) -> str:
 
 
 def _faces(output: Path, clips: Sequence[dict[str, Any]], settings: PreparationSettings) -> str:
-    """The face in the middle of some clips, evenly chosen, in the order of the index."""
+    """The middle face of some clips, evenly chosen, in the order of the index."""
     if not clips:
         return "<p>None.</p>"
-    chosen = np.unique(np.linspace(0, len(clips) - 1, FACES).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(clips) - 1, MAX_FACES).round().astype(int))
     faces = [_face(output, clips[i], settings) for i in chosen]
-    blank = np.full((THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
+    blank = np.full((THUMBNAIL_PX, THUMBNAIL_PX, 3), 255, np.uint8)
     rows = -(-len(faces) // COLUMNS)
     faces += [blank] * (rows * COLUMNS - len(faces))
     lines = [np.concatenate(faces[i : i + COLUMNS], axis=1) for i in range(0, len(faces), COLUMNS)]
@@ -173,16 +173,13 @@ def _faces(output: Path, clips: Sequence[dict[str, Any]], settings: PreparationS
 
 def _face(output: Path, line: dict[str, Any], settings: PreparationSettings) -> Frame:
     path, middle = output / line["clip"], line["frames"] // 2
-    with VideoReader(path) as reader:
-        frame = next(reader.frames([middle]))
-    affines = path.with_suffix(".npy")
     if settings.form == "around":
-        affine = np.load(affines)[middle]
-        box = align.face_box(affine, settings.size, frame.width, frame.height)
-        crop = align.cut_face(frame.rgb(box), box, affine, settings.size)
+        affines = np.load(path.with_suffix(".npy"))[[middle]]
+        (crop,) = aligned_crops(path, [middle], affines, settings.size)
     else:
-        crop = frame.rgb()
-    size = (THUMBNAIL, THUMBNAIL)
+        with VideoReader(path) as reader:
+            crop = next(reader.frames([middle])).rgb()
+    size = (THUMBNAIL_PX, THUMBNAIL_PX)
     return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What becomes of one file: a function of its bytes and the settings, and of nothing else."""
+"""The outcome of one file: a function of its bytes and the settings only."""
 
 import logging
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ __all__ = ["Line", "Outcome", "Source", "examine", "failed"]
 log = logging.getLogger(__name__)
 
 Line = dict[str, Any]
-"""Of index.jsonl or rejected.jsonl."""
-CANT_BE_READ, FAILED = "can't be read", "failed"  # the file's fault; nobody knows whose
+"""A line of index.jsonl or rejected.jsonl."""
+CANT_BE_READ, FAILED = "can't be read", "failed"  # by the file's fault; by an unknown cause
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Source:
     """A file below the raw folder."""
 
     path: Path
-    relative: str  # to the folder, with slashes: its name in all that is written
+    relative: str  # to the folder, with slashes; its name in records and lists
     size: int  # bytes
     changed: int  # ns since 1970
 
@@ -34,24 +34,24 @@ class Source:
         try:
             facts = path.stat()
             size, changed = facts.st_size, facts.st_mtime_ns
-        except OSError:  # a link that leads nowhere, say: one line, when it comes to it
+        except OSError:  # such as a link that leads nowhere; `examine` rejects it
             size = changed = 0
         return cls(path, path.relative_to(folder).as_posix(), size, changed)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file."""
+    """The result of one file."""
 
     digest: str = ""  # of its bytes
-    seconds: float = 0.0  # of pictures, as far as they could be decoded
+    seconds: float = 0.0  # of decoded pictures
     clips: tuple[Line, ...] = ()
     rejected: tuple[Line, ...] = ()
-    final: bool = True  # False: an accident, perhaps not the file's fault; to be tried again
+    final: bool = True  # False: an accident, perhaps not the file's fault; tried again next time
 
 
 def examine(source: Source, steps: Sequence[Step], write: Write, tools: Tools) -> Outcome:
-    """Take a file through all steps; its clips lie in the tools' folder then.
+    """Take a file through all steps; write its clips to the tools' folder.
 
     Raises:
         OutputError: the disk is full, or can't be written.
@@ -86,19 +86,19 @@ def examine(source: Source, steps: Sequence[Step], write: Write, tools: Tools) -
     except Exception as error:
         log.warning("%s: step %s failed", source.relative, name, exc_info=True)
         reason, final, detail = FAILED, False, f"{type(error).__name__}: {error}"
-    # All of the file is given up: a clip of it may be damaged in the same way.
+    # The whole file is rejected: its other clips may be damaged in the same way.
     rejected = [*rejected, _line(source, name, Rejected(reason, detail=detail))]
     return Outcome(digest, end / FPS, (), tuple(rejected), final)
 
 
 def failed(source: Source, detail: str) -> Outcome:
-    """Of a file that took its process along."""
+    """The outcome of a file that ended its process."""
     line = _line(source, "decode", Rejected(FAILED, detail=detail))
     return Outcome(rejected=(line,), final=False)
 
 
 def _line(source: Source, step: str, rejected: Rejected) -> Line:
-    # The same line wherever the raw folder lies.
+    # The line doesn't depend on where the raw folder is.
     detail = rejected.detail.replace(str(source.path), source.relative)
     detail = " ".join(detail.replace(repr(str(source.path)), repr(source.relative)).split())
     return {

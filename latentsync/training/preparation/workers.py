@@ -1,9 +1,9 @@
-"""Files worked on side by side, each process at one of them, so that it is known who broke it.
+"""Worker processes, each working on one file at a time.
 
-A pool of the standard library would do but for two things: when a file takes its process along (a
-decoder's bug, or memory), all of the pool is lost and nobody knows which file it was; and its
-processes outlive a parent that is killed. Here the file gets its line, another process takes over,
-and a process ends with its parent.
+A pool of the standard library lacks two things. If a file ends its process (a decoder's bug, or
+memory), the whole pool breaks and the file is not known; and the pool's processes outlive a killed
+parent. Here the file is rejected with a line, another process takes over, and a process ends with
+its parent.
 """
 
 import multiprocessing
@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from itertools import count, islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -26,12 +26,12 @@ from latentsync.training.preparation.settings import PreparationSettings
 from latentsync.training.preparation.stretch import Tools
 from latentsync.training.preparation.work import Outcome, Source, examine, failed
 
-__all__ = ["Finished", "here", "in_processes"]
+__all__ = ["Finished", "run_here", "run_in_processes"]
 
-LOOK_EVERY = 0.1  # seconds between two looks at whether the run is cancelled
+POLL_SECONDS = 0.1  # from one check of whether the run is cancelled to the next
 
 Finished = Generator[tuple[Source, Outcome, Path], None, None]
-"""A file, what became of it, and the folder in which its clips lie until the next is asked for."""
+"""A file, its outcome, and the folder that holds its clips until the next file is asked for."""
 
 
 class _PreparationWorker(NamedTuple):
@@ -39,29 +39,29 @@ class _PreparationWorker(NamedTuple):
     folder: Path
 
 
-def here(sources: Iterable[Source], settings: PreparationSettings, tools: Tools) -> Finished:
-    """One file after the other, in this process."""
+def run_here(sources: Iterable[Source], settings: PreparationSettings, tools: Tools) -> Finished:
+    """Work on one file after the other, in this process."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    _take_one_thread()
+    _use_one_thread()
     try:
         for source in sources:
-            yield source, _examined(source, settings, tools), tools.folder
+            yield source, _examine(source, settings, tools), tools.folder
     finally:
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
 
 
-def in_processes(
+def run_in_processes(
     sources: Iterable[Source],
     settings: PreparationSettings,
     folder: Path,
     workers: int,
     check: Callable[[], None],
 ) -> Finished:
-    """Several at a time, in whatever order they are done.
+    """Work on several files at a time, and yield them as they are done.
 
     Args:
-        folder: exists; each process makes one of its own in it.
+        folder: an existing one, in which each process creates its own.
         check: called many times a second; raises to stop.
 
     Raises:
@@ -76,7 +76,7 @@ def in_processes(
             _send(ours, source)
         while busy:
             check()
-            for pipe in wait(list(busy), LOOK_EVERY):
+            for pipe in wait(list(busy), POLL_SECONDS):
                 assert isinstance(pipe, Connection)
                 worker, source = busy[pipe]
                 answer = _answer(pipe, worker, source)
@@ -102,13 +102,13 @@ def _started(settings: PreparationSettings, folder: Path) -> tuple[Connection, _
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, settings, folder), daemon=True)
-    # Ctrl-C reaches every process; workers inherit the block, and are ended by this one.
+    # Ctrl-C reaches every process. Workers inherit the block, and this process ends them.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    theirs.close()  # so that ours ends with the process
+    theirs.close()  # so that ours is closed when the process ends
     return ours, _PreparationWorker(process, folder)
 
 
@@ -116,7 +116,7 @@ def _send(pipe: Connection, source: Source) -> None:
     try:
         pipe.send(source)
     except OSError:
-        return  # the process has died, as waiting for its answer will tell
+        return  # the process has died, which `_answer` finds out
 
 
 def _answer(pipe: Connection, worker: _PreparationWorker, source: Source) -> Outcome:
@@ -134,23 +134,19 @@ def _answer(pipe: Connection, worker: _PreparationWorker, source: Source) -> Out
 
 
 def _serve(pipe: Connection, settings: PreparationSettings, folder: Path) -> None:
-    """A worker's life."""
+    """Run a worker process: examine each source that arrives."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _take_one_thread()
+    _use_one_thread()
     try:
         tools = settings.tools(folder)
-        for source in _received(pipe):
-            pipe.send(_examined(source, settings, tools))
+        while True:
+            try:
+                source = pipe.recv()
+            except EOFError:
+                return
+            pipe.send(_examine(source, settings, tools))
     except LatentSyncError as error:
         pipe.send(error)
-
-
-def _received(pipe: Connection) -> Iterator[Source]:
-    while True:
-        try:
-            yield pipe.recv()
-        except EOFError:
-            return
 
 
 def _end_with_parent() -> None:
@@ -160,8 +156,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _examined(source: Source, settings: PreparationSettings, tools: Tools) -> Outcome:
-    shutil.rmtree(tools.folder, ignore_errors=True)  # what the file before left
+def _examine(source: Source, settings: PreparationSettings, tools: Tools) -> Outcome:
+    shutil.rmtree(tools.folder, ignore_errors=True)  # files of the previous source
     try:
         tools.folder.mkdir()
     except OSError as error:
@@ -172,7 +168,7 @@ def _examined(source: Source, settings: PreparationSettings, tools: Tools) -> Ou
     return examine(source, settings.steps(), settings.write(), tools)
 
 
-def _take_one_thread() -> None:
-    """Files are what runs side by side; and sums come out the same, however many there are."""
+def _use_one_thread() -> None:
+    """Files run in parallel, and sums are equal for any number of cores."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
