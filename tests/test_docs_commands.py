@@ -95,6 +95,7 @@ NOT_RUN = {
     "accelerate launch *": (
         f"{WEIGHTS}; tests/test_training_processes.py::test_two_processes_do_what_one_does"
     ),
+    "python -m http.server *": SERVES,
     "latentsync app *": f"{SERVES}; tests/test_app_browser.py::test_the_command_tidies_up",
     "latentsync serve *": (
         f"{SERVES}; tests/test_service_processes.py::test_the_published_client_unmodified"
