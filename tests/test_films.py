@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latentsync import LipSync, faces
-from latentsync.faces import FaceChoice, PointTrack, TrackSelection, look
+from latentsync.faces import FaceChoice, PointTrack, TrackSelection, track_people
 from latentsync.media import VideoFrame
 from tests.clips import babble, raw_frames, write_clip, write_picture, write_sound
 from tests.footage.films import FILMS, HEIGHT, SIDES, WIDTH, Film, film
@@ -25,7 +25,7 @@ LEAST = {"dissolves": 0.15, "three": 0.3, "four": 0.3}
 def scene_of(drawn: Film, *choices: FaceChoice, every: int = 1) -> TrackSelection:
     detector = faces.create("builtin", root=Path("none"))
     frames = (VideoFrame.from_rgb(frame) for frame in drawn.frames)
-    return look(frames, detector, [*choices, faces.LARGEST], detect_every=every)
+    return track_people(frames, detector, [*choices, faces.LARGEST], detect_every=every)
 
 
 def redrawn(track: PointTrack, drawn: Film) -> Counter[str]:

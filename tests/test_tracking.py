@@ -11,7 +11,7 @@ import pytest
 
 from latentsync import faces
 from latentsync.errors import NoFaceFound, OptionError
-from latentsync.faces import LARGEST, FaceChoice, Gap, PointTrack, align, follow, look
+from latentsync.faces import LARGEST, FaceChoice, Gap, PointTrack, align, follow, track_people
 from latentsync.faces.tracking.embedding import PatchEmbedding
 from latentsync.faces.tracking.linker import MAX_MISSING_FRAMES, TrackAssociator
 from latentsync.faces.tracking.tracker import FrameWatcher
@@ -166,7 +166,7 @@ def test_the_only_face_is_the_same_however_the_camera_jerks() -> None:
 @pytest.mark.parametrize("x", [130, 220], ids=["near by", "elsewhere"])
 def test_who_leaves_is_not_who_enters(x: float) -> None:
     script: list[list[Actor]] = [[(100, 120, 40, RED)]] * 12 + [[(x, 120, 40, BLUE)]] * 8
-    scene = look(Cast(script).frames(), Cast(script), [LARGEST])
+    scene = track_people(Cast(script).frames(), Cast(script), [LARGEST])
     assert not scene.cut.any()
     assert [len(person) for person in scene.people] == [12, 8]
 
@@ -184,7 +184,7 @@ def test_who_comes_back_is_taken_up_again() -> None:
     script += [[(230, 110, 66, RED)]] * 4 + [[(230, 110, 66, RED), (60, 110, 60, BLUE)]] * 16
     cast = Cast(script)
     assert noses(cast.track()) == [100] * 20 + [None] * away + [230] * 20
-    scene = look(cast.frames(), Cast(script), [LARGEST])
+    scene = track_people(cast.frames(), Cast(script), [LARGEST])
     assert [len(person) for person in scene.people] == [40, away - 3 + 16]
 
 
@@ -196,7 +196,7 @@ def test_sides_and_centre() -> None:
         [(60, 120, 50, RED), (150, 120, 60, GREEN), (260, 120, 54, BLUE)] for _ in range(20)
     ]
     script[7] = [*script[7], (20, 60, 40, (220, 220, 0))]  # something that flickers
-    scene = look(Cast(script).frames(), Cast(script), [LARGEST])
+    scene = track_people(Cast(script).frames(), Cast(script), [LARGEST])
     at = {w: scene.tracks(FaceChoice.parse(w))[0].points[3, 2, 0] for w in ("left", "right")}
     assert at == {"left": 60, "right": 260}
     assert scene.tracks(FaceChoice.parse("center"))[0].points[3, 2, 0] == 150
@@ -327,7 +327,7 @@ def test_the_patch_follows_one_person_over_cuts() -> None:
     }.items():
         cast = Cast(script, backgrounds=backgrounds)
         assert noses(cast.track(choice)) == expected, choice
-    scene = look(cast.frames(), Cast(script, backgrounds=backgrounds), [LARGEST])
+    scene = track_people(cast.frames(), Cast(script, backgrounds=backgrounds), [LARGEST])
     (track,) = scene.tracks(FaceChoice.parse("left"))
     assert [shot.taken for shot in track.shots] == [(1,), (None,), (1,), (0,)]
     assert [shot.start for shot in track.shots] == [0, 8, 16, 24]
@@ -342,7 +342,9 @@ def test_who_is_alone_in_a_shot_is_one_speaker_and_not_two(sides: tuple[str, str
     script += [[(160, 120, 90, BLUE)]] * 6 + [[(150, 120, 80, RED)]] * 6
     cast = Cast(script, backgrounds=[120] * 8 + [30] * 6 + [220] * 6)
     choices = [FaceChoice.parse(side) for side in sides]
-    found = dict(zip(sides, look(cast.frames(), cast, choices).speakers(choices), strict=True))
+    found = dict(
+        zip(sides, track_people(cast.frames(), cast, choices).speakers(choices), strict=True)
+    )
     red, blue = (found[side] for side in (sides if sides[0] != "right" else sides[::-1]))
     assert noses(red) == [60] * 8 + [None] * 6 + [150] * 6
     assert noses(blue) == [250] * 8 + [160] * 6 + [None] * 6
@@ -355,7 +357,7 @@ def test_two_speakers_who_are_one_person_are_told_to_be() -> None:
     script += [[(160, 120, 90, BLUE)]] * 6
     cast = Cast(script, backgrounds=[120] * 8 + [100] * 6)
     choices = [FaceChoice.parse(face) for face in ("right", "160,120@0.4")]
-    right, pointed = look(cast.frames(), cast, choices).speakers(choices)
+    right, pointed = track_people(cast.frames(), cast, choices).speakers(choices)
     assert noses(right) == noses(pointed) == [250] * 8 + [160] * 6
 
 
@@ -545,7 +547,7 @@ def _searched_after(script: list[list[Actor]], followed: list) -> list[int]:
     cast.follow = lambda *_, **__: faces  # type: ignore[method-assign]
     watch = FrameWatcher(cast, TrackAssociator(PatchEmbedding()), 50, rounded=False)
     for index, frame in enumerate(cast.frames()):
-        watch.see(index, frame, cut=None)
+        watch.process(index, frame, cut=None)
     return cast.searched[1:]
 
 

@@ -28,7 +28,7 @@ from latentsync.faces.detectors.scrfd import InsightFace
 from latentsync.faces.detectors.yunet import YuNet
 from latentsync.faces.tracking.choice import LARGEST, FaceChoice
 from latentsync.faces.tracking.selection import Gap, PointTrack, TrackSelection, runs
-from latentsync.faces.tracking.tracker import follow, look, no_face
+from latentsync.faces.tracking.tracker import follow, no_face, track_people
 from latentsync.types import ProgressCallback
 
 __all__ = [
@@ -47,10 +47,10 @@ __all__ = [
     "YuNet",
     "create",
     "follow",
-    "look",
     "no_face",
     "runs",
     "track",
+    "track_people",
 ]
 
 log = logging.getLogger(__name__)

@@ -212,7 +212,7 @@ class _Doubt:
         self._waits = 0  # packets until it is told
         self._jumps = 0
 
-    def see(self, packet: Packet[Stream]) -> None:
+    def check(self, packet: Packet[Stream]) -> None:
         """The next packet of a stream; the last is empty."""
         jumped = self._continuity.jumps > self._jumps
         self._jumps = self._continuity.jumps
@@ -246,7 +246,7 @@ def demux(
     try:
         for packet in continuity.packets(container):
             if stream.type == "video":
-                doubt.see(packet)
+                doubt.check(packet)
             if held is not None and packet.size:
                 yield held
             held = packet if packet.is_corrupt and stream.type == "video" else None

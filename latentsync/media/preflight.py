@@ -40,7 +40,7 @@ def claimed_samples(file: BinaryIO, size: int) -> int:
         if kind in (b"trak", b"traf"):
             total += track.listed
             track = _Track()
-        track.see(kind, head)
+        track.add(kind, head)
     return total + track.listed
 
 
@@ -52,7 +52,7 @@ class _Track:
     sound: bool | None = None  # None: nothing said
     one_by_one: bool | None = None
 
-    def see(self, kind: bytes, head: bytes) -> None:
+    def add(self, kind: bytes, head: bytes) -> None:
         """A box, by its name and first bytes."""
         if kind in _COUNTS:
             self.samples += int.from_bytes(head[_COUNTS[kind] :][:4])

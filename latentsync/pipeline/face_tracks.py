@@ -215,7 +215,7 @@ def _look(
     if published:
         return faces.follow(frames, detector, choices[0], published=True, **how)
     every = options.effort.detect_every
-    scene = faces.look(frames, detector, choices, detect_every=every, **how)
+    scene = faces.track_people(frames, detector, choices, detect_every=every, **how)
     return scene.tracks(choices[0]) if len(choices) == 1 else scene.speakers(choices)
 
 

@@ -88,7 +88,7 @@ class Builtin:
         if not faces:
             return []
         view, before = FrameView(frame), np.stack([one.points for one in faces])
-        points, _ = self._landmarks.look(view, np.stack([_last_crop(one) for one in faces]))
+        points, _ = self._landmarks.predict(view, np.stack([_last_crop(one) for one in faces]))
         moved = np.linalg.norm(points[:, ANCHORS] - before, axis=2).max(axis=1)
         leapt = (moved > LEAP_THRESHOLD * np.linalg.norm(before[:, 1] - before[:, 0], axis=1)).any()
         boxes, scores, points = self._closer(view, points, EXTRA_ROUNDS if leapt else 1)
@@ -101,7 +101,7 @@ class Builtin:
     def mouth(self, frame: FrameLike, seen: Face) -> Array:
         """Six points (6, 2) of a face's mouth, in px: corners, then edges of the lips downwards."""
         view = FrameView(frame)
-        points, _ = self._landmarks.look(view, _last_crop(seen)[None])
+        points, _ = self._landmarks.predict(view, _last_crop(seen)[None])
         _, _, points = self._closer(view, points, EXTRA_ROUNDS)
         return np.asarray(points[0, MOUTH])
 
@@ -136,7 +136,7 @@ class Builtin:
         """Boxes (n, 4), scores (n,) and points (n, 12, 2) of what is in squares, each face once."""
         half, below = SQUARE_TO_CROP
         crops = np.stack([_crop(x, y + below * side, half * side) for x, y, side in squares])
-        points, scores = self._landmarks.look(view, crops)
+        points, scores = self._landmarks.predict(view, crops)
         likely = scores > MIN_RETRY_SCORE
         if not likely.any():
             return np.zeros((0, 4)), np.zeros(0), points[likely]
@@ -150,7 +150,7 @@ class Builtin:
         """Boxes, scores and points as `_look`'s, each round's crops by the points before."""
         for _ in range(rounds):
             crops = np.stack([upright(p) for p in points])
-            points, scores = self._landmarks.look(view, crops)
+            points, scores = self._landmarks.predict(view, crops)
         return np.array([_box(crop) for crop in crops]), scores, points
 
 

@@ -58,7 +58,7 @@ class Landmarks:
                 "scripts/train_measures.py"
             ) from error
 
-    def look(self, view: FrameView, crops: Array) -> tuple[Array, Array]:
+    def predict(self, view: FrameView, crops: Array) -> tuple[Array, Array]:
         """Points (n, 12, 2) in px of the view and scores (n,) 0..1 of what is in (n, 2, 3) crops.
 
         Each crop is looked at as it is and mirrored, and the mean taken: the net's own preference

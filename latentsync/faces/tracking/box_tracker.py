@@ -62,7 +62,7 @@ class TemplateTracker:
     def __post_init__(self) -> None:
         self._before = deque(maxlen=round(BEFORE_SECONDS * self.fps))
 
-    def see(self, index: int, frame: FrameLike, *, cut: Cut | None) -> None:
+    def process(self, index: int, frame: FrameLike, *, cut: Cut | None) -> None:
         """The clip's next frame, and whether a new shot begins with it."""
         for mixed in range(index - cut.dissolve, index) if cut else ():
             self.boxes.pop(mixed, None)

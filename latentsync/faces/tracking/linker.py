@@ -1,7 +1,7 @@
-"""Faces of single frames linked into people: who of this frame is who of the frames before.
+"""Links the faces of single frames into tracklets, one for each person of a shot.
 
-Frame by frame and forwards only; nothing is chosen here, so a choice made later about any frame
-holds for the frames before it too. A person lives within one shot.
+Frame by frame and forwards only. Nothing is chosen here, so a choice about any frame, made later,
+also holds for the frames before it.
 """
 
 from array import array
@@ -45,17 +45,17 @@ ROW_NUMBERS = 11  # per sighting: three points, the box, whether no face was lar
 
 
 class Tracklet:
-    """One face through one shot: where it was seen, and what it looks like."""
+    """One face through one shot: where it was detected, and its embedding."""
 
-    def __init__(self, shot: int, index: int, look: FloatArray) -> None:
+    def __init__(self, shot: int, index: int, embedding: FloatArray) -> None:
         self.shot = shot
-        self.look = look  # mean of its embeddings, of length 1
-        self.latest: tuple[Face, FloatArray] | None = None  # its last face, and that one's picture
+        self.embedding = embedding  # mean over the shot, of length 1
+        self.last_detection: tuple[Face, FloatArray] | None = None  # with its patch
         self._frames, self._rows = array("q"), array("f")
-        self._looks = [(index, look)]  # frame and embedding
-        self._turn = 0.0  # see `_turn`, of the last look that was kept
-        self._unlike: list[tuple[int, FloatArray]] = []  # the last looks, if they are another's
-        self._look_every, self._looked = EMBED_EVERY_FRAMES, index
+        self._embeddings = [(index, embedding)]  # with their frames
+        self._turn = 0.0  # of the last embedding that was kept, see `_turn`
+        self._unlike: list[tuple[int, FloatArray]] = []  # the last ones, if they are another's
+        self._embed_every, self._embedded_at = EMBED_EVERY_FRAMES, index
         self._box = np.zeros(4)
         self._speed = np.zeros(2)  # px a frame
 
@@ -64,7 +64,7 @@ class Tracklet:
 
     @property
     def frames(self) -> NDArray[np.int64]:
-        """(k,) the frames in which it was seen."""
+        """(k,) the frames in which it was detected."""
         return np.array(self._frames, np.int64)
 
     @property
@@ -88,83 +88,89 @@ class Tracklet:
 
     @property
     def last(self) -> int:
-        """The last frame in which it was seen."""
+        """The last frame in which it was detected."""
         return self._frames[-1]
 
     def expected(self, index: int) -> Array:
-        """Its box in a later frame, if it moves on as it did."""
+        """Predict its box in a later frame, at the speed it had."""
         return self._box + np.tile(self._speed * min(index - self.last, MAX_MISSING_FRAMES // 2), 2)
 
-    def see(self, index: int, face: Face, picture: FloatArray, *, largest: bool = False) -> None:
+    def add(self, index: int, face: Face, patch: FloatArray, *, largest: bool = False) -> None:
+        """Add the detection of a frame."""
         box = np.array(face.box)
         if self._frames:
             moved = (_centre(box) - _centre(self._box)) / (index - self.last)
             self._speed = SPEED_SMOOTHING * self._speed + (1 - SPEED_SMOOTHING) * moved
-        self._box, self.latest = box, (face, picture)
+        self._box, self.last_detection = box, (face, patch)
         self._frames.append(index)
         self._rows.extend([*face.points.ravel().tolist(), *face.box, float(largest)])
 
-    def remember(self, index: int, look: FloatArray, turn: float, *, certain: bool = False) -> None:
-        """Add what it looks like now to what it looks like on average, unless that is unlike.
+    def update_embedding(
+        self, index: int, embedding: FloatArray, turn: float, *, certain: bool = False
+    ) -> None:
+        """Add an embedding to the mean, unless it may be somebody else's.
 
         Args:
-            certain: it is this person, whatever it looks like.
+            turn: of the head, see `_turn`.
+            certain: it is this person, however unlike.
         """
-        self._looked = index
-        if not certain and self.like(look) < UNLIKE_THRESHOLD:
+        self._embedded_at = index
+        if not certain and self.similarity(embedding) < UNLIKE_THRESHOLD:
             if abs(turn - self._turn) < TURN_THRESHOLD:
-                self._unlike = [*self._unlike, (index, look)][-MIN_UNLIKE_EMBEDDINGS:]
+                self._unlike = [*self._unlike, (index, embedding)][-MIN_UNLIKE_EMBEDDINGS:]
             return
         self._unlike, self._turn = [], turn
-        self._looks.append((index, look))
-        if len(self._looks) > MAX_EMBEDDINGS:
-            self._looks = self._looks[::2]
-            self._look_every *= 2
+        self._embeddings.append((index, embedding))
+        if len(self._embeddings) > MAX_EMBEDDINGS:
+            self._embeddings = self._embeddings[::2]
+            self._embed_every *= 2
         self._average()
 
-    def looks_old(self, index: int) -> bool:
-        return index - self._looked >= (EMBED_EVERY_FRAMES if self._unlike else self._look_every)
+    def embedding_due(self, index: int) -> bool:
+        """Whether the next embedding is due at a frame."""
+        every = EMBED_EVERY_FRAMES if self._unlike else self._embed_every
+        return index - self._embedded_at >= every
 
-    def like(self, look: FloatArray) -> float:
-        """Cosine of what it looks like and `look`."""
-        return float(self.look @ look)
+    def similarity(self, embedding: FloatArray) -> float:
+        """Cosine of the mean embedding and another one."""
+        return float(self.embedding @ embedding)
 
-    def parted(self) -> "Tracklet | None":
-        """Who has taken its place, if somebody has: their frames are no longer this person's.
+    def split(self) -> "Tracklet | None":
+        """Split off whoever has taken this person's place, with the frames since then.
 
-        So ends a dissolve between two faces at one place, where the room is the same.
+        A dissolve between two faces at one place, in the same room, ends so. None: nobody has.
         """
-        if len(self._unlike) < MIN_UNLIKE_EMBEDDINGS or self.known_until == np.inf:
+        if len(self._unlike) < MIN_UNLIKE_EMBEDDINGS or self.certain_until == np.inf:
             return None
         (start, look), *later = self._unlike
         new = Tracklet(self.shot, start, look)
         at = int(np.searchsorted(self.frames, start))
         new._frames, new._rows = self._frames[at:], self._rows[at * ROW_NUMBERS :]
-        new._looks += later
+        new._embeddings += later
         new._average()
-        new._looked, new._turn = self._looked, self._turn
-        new._box, new._speed, new.latest = self._box, self._speed, self.latest
-        self.end(self.known_until)
+        new._embedded_at, new._turn = self._embedded_at, self._turn
+        new._box, new._speed, new.last_detection = self._box, self._speed, self.last_detection
+        self.end(self.certain_until)
         return new
 
     @property
-    def known_until(self) -> float:
-        """The frame from which on it may be somebody else; infinite: it never is."""
+    def certain_until(self) -> float:
+        """The frame from which it may be somebody else; infinite: it is this person throughout."""
         looks = np.array([look for _, look in self._unlike])
         if len(looks) < 2 or (looks @ looks.T).min() < ALIKE_THRESHOLD:
             return np.inf
         return self._unlike[0][0] - CHANGING_FRAMES
 
     def end(self, stop: float) -> None:
-        """Forget what was seen from frame `stop` on."""
+        """Drop the detections from frame `stop` on."""
         keep = int(np.searchsorted(self.frames, stop))
         self._frames, self._rows = self._frames[:keep], self._rows[: keep * ROW_NUMBERS]
         self._unlike = []
-        if before := [one for one in self._looks if one[0] < stop]:
-            self._looks = before
+        if before := [one for one in self._embeddings if one[0] < stop]:
+            self._embeddings = before
             self._average()
 
-    def take(self, other: "Tracklet") -> bool:
+    def merge(self, other: "Tracklet") -> bool:
         """Merge another tracklet into this one; False if both occur in the same frame."""
         if set(self._frames) & set(other._frames):
             return False
@@ -172,16 +178,16 @@ class Tracklet:
         rows = np.concatenate([self._table, other._table])[order]
         self._frames = array("q", sorted([*self._frames, *other._frames]))
         self._rows = array("f", rows.ravel().tolist())
-        self._looks += other._looks
+        self._embeddings += other._embeddings
         self._average()
         return True
 
     def _average(self) -> None:
-        self.look = alike(np.mean([look for _, look in self._looks], axis=0))
+        self.embedding = alike(np.mean([look for _, look in self._embeddings], axis=0))
 
 
 class TrackAssociator:
-    """Takes each frame's faces in turn; the people are in `people`."""
+    """Assigns each frame's faces to tracklets; those of ended shots are in `people`."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.people: list[Tracklet] = []
@@ -191,19 +197,19 @@ class TrackAssociator:
         self._shot = 0
 
     def end_shot(self, stop: float = np.inf) -> None:
-        """The next frame is another shot's, or there is none.
+        """End the shot; the next frame belongs to another one.
 
-        From frame `stop` on this shot is dissolved into the next one: what is seen there is no face
-        of one person.
+        Args:
+            stop: the frame from which the shot dissolves into the next; faces there are mixtures.
         """
         for person in self._here:
-            person.end(min(stop, person.known_until))
+            person.end(min(stop, person.certain_until))
         self._here = [person for person in self._here if len(person)]
         self.people += self._joined()
         self._shot, self._here, self._lately = self._shot + 1, [], []
 
     def add(self, index: int, frame: FrameLike, faces: Sequence[Face]) -> None:
-        """The faces of a frame, largest first."""
+        """Assign the faces of a frame, given largest first."""
         looks = _Looks(self._embedder, frame, faces)
         self._lately = [p for p in self._lately if index - p.last <= MAX_MISSING_FRAMES]
         linked = self._by_place(index, faces, looks) or self._jerked(index, faces, looks)
@@ -214,21 +220,21 @@ class TrackAssociator:
                 self._here.append(person)
                 self._lately.append(person)
             covered = j in linked and looks.covered(person, j)
-            person.see(index, face, looks.picture(j), largest=j == 0)
-            # What a person looks like is learnt while nobody else is in the way.
-            if (covered or person.looks_old(index)) and not any(
+            person.add(index, face, looks.picture(j), largest=j == 0)
+            # No embedding is taken while somebody else is in the way.
+            if (covered or person.embedding_due(index)) and not any(
                 apart(face, p.expected(index)) < 1 for p in lately if p is not person
             ):
-                person.remember(index, looks[j], _turn(face), certain=covered)
-                if new := person.parted():
+                person.update_embedding(index, looks[j], _turn(face), certain=covered)
+                if new := person.split():
                     self._here.append(new)
                     self._lately = [p for p in self._lately if p is not person] + [new]
         self._here = [person for person in self._here if len(person)]
 
     def missing(self, index: int, frame_size: tuple[int, int]) -> list[tuple[Tracklet, Box]]:
-        """Who isn't in this frame but was in many up to a moment ago, and where to look again.
+        """Find who was in many frames but isn't in this one, and where to search again.
 
-        The largest first; `frame_size` is width and height, px.
+        Largest first; `frame_size` is width and height in px.
         """
         width, height = frame_size
         found = []
@@ -249,9 +255,10 @@ class TrackAssociator:
         faces: Sequence[Face],
         seen: Sequence[Face],
     ) -> Face | None:
-        """The one of the faces found near a missing person's place that is theirs, if any.
+        """Assign one of the faces found near a missing person's place to that person, if any fits.
 
-        `seen` are the faces of this frame that are others' already.
+        Args:
+            seen: the faces of this frame that are others' already.
         """
         free = [f for f in faces if all(apart(f, np.array(s.box)) > MAX_MOVE for s in seen)]
         looks = _Looks(self._embedder, frame, free)
@@ -260,11 +267,11 @@ class TrackAssociator:
             return None
         best = int(np.argmin(costs))
         face = free[best]
-        person.see(index, face, looks.picture(best))
+        person.add(index, face, looks.picture(best))
         return face
 
     def _by_place(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Tracklet]:
-        """Which faces are people who were about there a moment ago: face -> person."""
+        """Match faces to the people last seen near them: face -> person."""
         lately = self._lately
         close = np.array(
             [[_within_reach(p, index, face) for face in faces] for p in lately], bool
@@ -278,7 +285,7 @@ class TrackAssociator:
         return {int(j): lately[i] for i, j in _cheapest(costs)}
 
     def _jerked(self, index: int, faces: Sequence[Face], looks: "_Looks") -> dict[int, Tracklet]:
-        """The only face, if it is the only one of the frame before though all has jumped."""
+        """Match the only face to the only person of the frame before, though all has jumped."""
         before = [p for p in self._lately if p.last == index - 1]
         if len(faces) != 1 or len(before) != 1:
             return {}
@@ -289,27 +296,27 @@ class TrackAssociator:
     def _cost(
         self, person: Tracklet, index: int, face: Face, looks: "_Looks", j: int, *, sure: bool
     ) -> float:
-        """How little a face is where, and as, a person should be; infinite: it is another's."""
+        """Distance of a face from a person's place and embedding; infinite: it is another's."""
         if not _within_reach(person, index, face):
             return np.inf
         beside = apart(face, person.expected(index))
         if sure and looks.continues(person, j):
             return beside
-        like = person.like(looks[j])
-        # Who was just there and looks otherwise at once is another, after a cut that nobody saw.
-        # Of a face that is half out of the picture looks say little.
+        like = person.similarity(looks[j])
+        # A sudden change of looks is another person, after a cut that was not detected. The
+        # embedding of a face that is half out of the picture says little.
         other = min(self._embedder.other, UNLIKE_THRESHOLD if looks.cut_off(j) else 1.0)
         least = self._embedder.same if sure else other
         return beside + SIMILARITY_WEIGHT * (1 - like) if like >= least else np.inf
 
     def _joined(self) -> list[Tracklet]:
-        """The shot's people; who left and came back is one, told by looks: see `Tracklet.take`."""
+        """Merge tracklets of a shot whose embeddings are alike: of whoever left and came back."""
         joined: list[Tracklet] = []
         for person in self._here:
-            look = person.look
-            alike = [other for other in joined if other.like(look) >= self._embedder.same]
-            for other in sorted(alike, key=lambda other: -other.like(look)):
-                if other.take(person):
+            look = person.embedding
+            alike = [other for other in joined if other.similarity(look) >= self._embedder.same]
+            for other in sorted(alike, key=lambda other: -other.similarity(look)):
+                if other.merge(person):
                     break
             else:
                 joined.append(person)
@@ -346,8 +353,8 @@ class _Looks:
 
         The latter holds where only the landmarks have moved.
         """
-        assert person.latest
-        face, before = person.latest
+        assert person.last_detection
+        face, before = person.last_detection
         return any(
             float(before @ now) >= SAME_PATCH_THRESHOLD or _same_middle(before, now)
             for now in (self.picture(j), _picture(self._frame, face))
@@ -355,8 +362,8 @@ class _Looks:
 
     def covered(self, person: Tracklet, j: int) -> bool:
         """Whether a graphic has come over a face, or gone from it, since the frame before."""
-        assert person.latest
-        before, now = person.latest[1], self.picture(j)
+        assert person.last_detection
+        before, now = person.last_detection[1], self.picture(j)
         return float(before @ now) < SAME_PATCH_THRESHOLD and _same_middle(before, now)
 
 

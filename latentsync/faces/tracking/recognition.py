@@ -42,7 +42,7 @@ def recognise(
     """
     looks, others, taken = [*looks], [*others], dict(chosen)
     for shot, person in chosen.items():
-        others += [p.look for p in shots[shot] if _together(p, person)]
+        others += [p.embedding for p in shots[shot] if _together(p, person)]
     while True:
         left = [shot for shot in range(len(shots)) if shot not in taken and shots[shot]]
         found = [(shot, _surest(shots[shot], looks, others, embedder.same)) for shot in left]
@@ -51,8 +51,8 @@ def recognise(
             break
         _, shot, person = max(sure, key=lambda one: one[0])
         taken[shot] = person
-        looks.append(person.look)
-        others += [p.look for p in shots[shot] if _together(p, person)]
+        looks.append(person.embedding)
+        others += [p.embedding for p in shots[shot] if _together(p, person)]
     return [
         Taken(taken[shot])
         if shot in taken
@@ -85,7 +85,7 @@ def _maybe(
 
 
 def _most(person: Tracklet, looks: Sequence[FloatArray]) -> float:
-    return max((person.like(look) for look in looks), default=-1.0)
+    return max((person.similarity(look) for look in looks), default=-1.0)
 
 
 def _together(one: Tracklet, other: Tracklet) -> bool:

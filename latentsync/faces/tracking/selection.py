@@ -111,20 +111,22 @@ class TrackSelection:
         same = self.embedder.same
         return max(
             picked,
-            key=lambda p: sum(len(q) for q in picked if q is p or q.like(p.look) >= same),
+            key=lambda p: sum(
+                len(q) for q in picked if q is p or q.similarity(p.embedding) >= same
+            ),
             default=None,
         )
 
     def _cast(self, choice: FaceChoice, meant: Mapping[FaceChoice, Tracklet | None]) -> list[Taken]:
         """Who is taken in each shot; `meant` are this choice's person and the other speakers'."""
         person = meant[choice]
-        looks = [person.look] if person else []
+        looks = [person.embedding] if person else []
         if choice.kind == "reference":
             looks = [self.references[choice]]
         others = [
-            other.look
+            other.embedding
             for other in meant.values()
-            if other and all(other.like(look) < self.embedder.same for look in looks)
+            if other and all(other.similarity(look) < self.embedder.same for look in looks)
         ]
         if not looks:
             return [Taken(None) for _ in self._borders()]

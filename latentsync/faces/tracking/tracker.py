@@ -27,7 +27,7 @@ from latentsync.faces.tracking.shots import Cut, detect_shots
 from latentsync.media import VideoReader
 from latentsync.types import Face, FloatArray, Progress, ProgressCallback
 
-__all__ = ["FrameWatcher", "follow", "look", "no_face"]
+__all__ = ["FrameWatcher", "follow", "no_face", "track_people"]
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def follow(
     """
     if published:
         return [_published(frames, detector, rounded, total, progress)]
-    scene = look(
+    scene = track_people(
         frames,
         detector,
         [choice],
@@ -81,7 +81,7 @@ def follow(
     return scene.tracks(choice)
 
 
-def look(
+def track_people(
     frames: Iterable[FrameLike],
     detector: Detector,
     choices: Sequence[FaceChoice],
@@ -112,9 +112,9 @@ def look(
     view = FrameView(np.zeros((0, 0, 3), np.uint8))
     for index, (frame, cut) in enumerate(detect_shots(frames)):
         if detecting:
-            faces_seen.append(watch.see(index, frame, cut=cut))
+            faces_seen.append(watch.process(index, frame, cut=cut))
         for follower in boxes.values():
-            follower.see(index, frame, cut=cut)
+            follower.process(index, frame, cut=cut)
         cuts.append(cut)
         view = FrameView(frame)
         if progress:
@@ -228,7 +228,7 @@ class FrameWatcher:
         self._last: list[Face] = []
         self._next_search = 0
 
-    def see(self, index: int, frame: FrameLike, *, cut: Cut | None) -> int:
+    def process(self, index: int, frame: FrameLike, *, cut: Cut | None) -> int:
         """The clip's next frame, and whether a new shot begins with it; how many faces it has."""
         if cut:
             self._linker.end_shot(index - cut.dissolve)

@@ -50,7 +50,7 @@ class PreparationSettings:
     min_seconds: float = 5.0
     max_seconds: float = 10.0
     detector: str = "insightface"  # see `faces.create`
-    detect_every: int = 4  # frames, see `faces.look`
+    detect_every: int = 4  # frames, see `faces.track_people`
     min_face: int | None = None  # px of the source in a crop's height; None: size / 2
     sync: SyncBy = "auto"  # "auto": by SyncNet if its file is there
     min_confidence: float = 3.0

@@ -155,7 +155,7 @@ class OneFace:
 
     size: int  # px, side of the crop
     min_face: int  # px of the source, height of what the crop shows of a face
-    detect_every: int  # see `faces.look`
+    detect_every: int  # see `faces.track_people`
     name: ClassVar[str] = "face"
     version: ClassVar[int] = 1
 
@@ -163,7 +163,7 @@ class OneFace:
         place = stretch.start, stretch.stop
         with VideoReader(stretch.path) as reader:
             frames = reader.frames(range(*place))
-            scene = faces.look(
+            scene = faces.track_people(
                 frames, tools.detector, [faces.LARGEST], detect_every=self.detect_every
             )
         people = sum(len(person) >= MIN_FACE_FRAMES for person in scene.people)
