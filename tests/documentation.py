@@ -1,12 +1,14 @@
 """What is fenced in README.md and docs/: blocks, the commands in them, and what these name."""
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from typer.main import get_command
 
@@ -92,3 +94,9 @@ def names_of_tests(path: str) -> set[str]:
     """The names of a file's tests."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def container_inputs(name: str) -> dict[str, Any]:
+    """The inputs of the container's schema: `Input` or `TrainingInput`."""
+    schema = json.loads((ROOT / ".cog/openapi_schema.json").read_text())
+    return schema["components"]["schemas"][name]["properties"]
