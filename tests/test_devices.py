@@ -173,7 +173,10 @@ def test_the_work_that_is_reckoned_with_is_that_of_the_published_widths(dtype):
         reckoned = memory.unet_work(config.unet, side, dtype)
         assert 0.9 < live.most / reckoned <= 1
         for read_from_outside in (unet.conv_in, unet.time_embedding.linear_1):
-            assert sum(p.numel() for p in read_from_outside.parameters()) < devices.STAYS
+            assert (
+                sum(p.numel() for p in read_from_outside.parameters())
+                < devices.MIN_OFFLOADED_PARAMETERS
+            )
         vae = VAE(config.vae).to(dtype)
         for call, shape in ((vae.net.decode, (4, 32, 32)), (vae.net.encode, (3, 256, 256))):
             with Live() as live:
@@ -189,7 +192,7 @@ def test_groups_that_fit():
     def fit(free, **more):
         return memory.groups_that_fit(config, 32, torch.float16, free, **more)
 
-    enough = round(4 * each / devices.SHARE) + 1
+    enough = round(4 * each / devices.USABLE_SHARE) + 1
     assert fit(enough) == 4
     assert fit(enough, guided=True) == 2
     assert fit(enough - 2) == 3
@@ -248,7 +251,9 @@ def call_of(unet, rows=1, frames=2):
 
 
 def test_an_offloaded_net_computes_the_same_and_comes_home(monkeypatch):
-    monkeypatch.setattr(devices, "STAYS", 5000)  # then convolutions are large in a tiny net
+    monkeypatch.setattr(
+        devices, "MIN_OFFLOADED_PARAMETERS", 5000
+    )  # then convolutions are large in a tiny net
     unet = tiny_nets().unet
     with torch.inference_mode():
         expected = unet(*call_of(unet))
@@ -261,7 +266,7 @@ def test_an_offloaded_net_computes_the_same_and_comes_home(monkeypatch):
 
 def test_an_offloaded_net_runs_where_its_weights_are_brought(monkeypatch):
     """The meta device stands for a GPU: a tensor left behind on the CPU would be refused."""
-    monkeypatch.setattr(devices, "STAYS", 5000)
+    monkeypatch.setattr(devices, "MIN_OFFLOADED_PARAMETERS", 5000)
     unet = tiny_nets().unet
     before = {name: parameter.clone() for name, parameter in unet.named_parameters()}
     devices.offload(unet, torch.device("meta"))

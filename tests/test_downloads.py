@@ -129,7 +129,7 @@ def test_the_environment_names_endpoint_and_token(hub, folder):
 def test_a_transfer_from_the_hub_that_broke_off_is_resumed_by_the_next_run(
     hub, folder, monkeypatch
 ):
-    monkeypatch.setattr(transfer, "ATTEMPTS", 0)
+    monkeypatch.setattr(transfer, "MAX_ATTEMPTS", 0)
     hub.put(ON_HUB, CONTENT, breaks=[3 * STEP, 6 * STEP])
     for _ in range(2):
         with pytest.raises(WeightsError, match=r"IncompleteRead.*run it again"):
@@ -152,7 +152,7 @@ def test_a_run_gives_up_where_none_come(hub, folder):
     served = hub.put(ON_HUB, CONTENT, breaks=[STEP] * 99)
     with pytest.raises(WeightsError, match="run it again"):
         fetch(on_hub(), folder)
-    assert hub.gets() == [0] + [STEP] * transfer.ATTEMPTS
+    assert hub.gets() == [0] + [STEP] * transfer.MAX_ATTEMPTS
     served.breaks.clear()
     fetch(on_hub(), folder)
     assert hub.gets()[-1] == STEP
@@ -309,6 +309,27 @@ def test_no_network(folder, monkeypatch):
         assert "check the network" in line
 
 
+@pytest.mark.parametrize("name", ["gfpgan", "codeformer"])
+def test_without_internet_the_file_its_place_and_the_way_to_it_are_said(folder, monkeypatch, name):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(fetching, "_check_room", lambda *_: None)
+    for variable in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    (item,) = SETS[name]
+    with pytest.raises(WeightsError) as caught:
+        fetch_set(name, folder)
+    line = str(caught.value)
+    assert line.startswith(f"{item.target} can't be fetched from https://github.com/")
+    assert "Connection refused); check the network" in line
+    assert "Max retries" not in line
+    assert f"run `latentsync download {name}` again" in line
+    assert line.endswith(
+        f"or fetch {item.source} on another machine and put it at {folder / item.target}"
+    )
+
+
 def in_the_hubs_cache(tmp_path, content):
     """As huggingface_hub lays it out."""
     repository = tmp_path / "hf/models--owner--net"
@@ -341,7 +362,8 @@ def test_offline_is_said_and_no_mirror_is_asked(hub, folder, monkeypatch):
     line = refusal(on_hub(mirror=f"{hub.url}/mirror"), folder)
     assert line == (
         "place/net.pt is not in the hub's cache, and $HF_HUB_OFFLINE forbids to fetch it; unset "
-        f"that, or put the file at {folder / 'place/net.pt'} yourself"
+        f"that, or fetch deep/net.pt of https://huggingface.co/owner/net on another machine and "
+        f"put it at {folder / 'place/net.pt'}"
     )
     assert not hub.asked
 
@@ -462,7 +484,7 @@ def test_two_files_of_a_zip_cost_one_transfer(hub, folder, monkeypatch):
 
 
 def test_a_broken_transfer_of_a_zip_is_resumed(hub, folder, monkeypatch):
-    monkeypatch.setattr(transfer, "ATTEMPTS", 0)
+    monkeypatch.setattr(transfer, "MAX_ATTEMPTS", 0)
     hub.put("/pack.zip", zipped(**MEMBERS), breaks=[STEP])
     with pytest.raises(WeightsError, match="run it again"):
         fetch(in_zip(hub), folder)

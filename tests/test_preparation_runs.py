@@ -9,7 +9,7 @@ import pytest
 
 from latentsync import faces
 from latentsync.errors import InputError, OptionError, OutputError
-from latentsync.runtime.disk_cache import file_digest
+from latentsync.runtime.files import file_digest
 from latentsync.training.preparation import (
     PreparationSettings,
     journal,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentsync.errors import Cancelled, InputError
-from latentsync.runtime.disk_cache import file_digest
+from latentsync.runtime.files import file_digest
 from latentsync.training import clips as clip_files
 from latentsync.training.clip_cache import CachedClip
 from latentsync.training.clips import ClipFile, find_clips, identify_clips

@@ -136,7 +136,9 @@ def test_a_net_too_large_for_its_device_is_offloaded(
         return room
 
     monkeypatch.setattr(devices, "has_room", has_room)
-    monkeypatch.setattr(devices, "STAYS", 5000)  # then convolutions are large in a tiny net
+    monkeypatch.setattr(
+        devices, "MIN_OFFLOADED_PARAMETERS", 5000
+    )  # then convolutions are large in a tiny net
     weights.save(nets, tmp_path / "model")
     loaded = weights.load_nets(tmp_path / "model", offload=offload, dtype=torch.bfloat16)
     assert any(layer._forward_pre_hooks for layer in loaded.unet.modules()) == comes_and_goes

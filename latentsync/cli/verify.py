@@ -3,7 +3,6 @@
 One table, to be read and to be pasted into a bug report.
 """
 
-import hashlib
 import math
 import platform
 import resource
@@ -32,6 +31,7 @@ from latentsync.pipeline.frame_source import FrameSource
 from latentsync.pipeline.lipsync import LipSync
 from latentsync.runtime.checkpoints import root
 from latentsync.runtime.downloads import SETS, Download
+from latentsync.runtime.files import file_digest
 from latentsync.types import FaceTrack, Result
 
 __all__ = ["Check", "verify"]
@@ -105,8 +105,7 @@ def _file(item: Download, path: Path, name: str) -> Check:
     remedy = f"delete it and run `latentsync download {name}`"
     if size != item.size:
         return Check(item.target, f"{size:,} bytes, not {item.size:,}; {remedy}", good=False)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(path)
     if found != item.sha256:
         wrong = f"sha256 {found[:12]}, not {item.sha256[:12]}; {remedy}"
         return Check(item.target, f"{size:,} bytes, {wrong}", good=False)

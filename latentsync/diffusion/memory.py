@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from latentsync.diffusion.unet import UNetConfig
-from latentsync.runtime.devices import SHARE, Call
+from latentsync.runtime.devices import USABLE_SHARE, Call
 
 __all__ = ["groups_that_fit", "unet_call", "unet_work"]
 
@@ -30,11 +30,11 @@ def groups_that_fit(
 ) -> int:
     """How many groups of 16 frames go through the U-Net at once in so many free bytes.
 
-    Work grows with the number of groups, and guidance doubles it. SHARE of what is free is dealt
-    out. Where nobody knows what is free, and where not one group would fit, it is 1.
+    Work grows with the number of groups, and guidance doubles it. USABLE_SHARE of the free bytes
+    may be used. If `free` is unknown, or no group would fit, the answer is 1.
     """
     each = unet_work(config, side, dtype) * (2 if guided else 1)
-    return max(1, int(SHARE * free) // each) if free is not None else 1
+    return max(1, int(USABLE_SHARE * free) // each) if free is not None else 1
 
 
 def unet_call(config: UNetConfig, side: int, like: Tensor, rows: int = 1) -> Call:

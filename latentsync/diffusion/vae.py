@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from latentsync.runtime.devices import SHARE, drop_empty_kernel_cache, free_memory
+from latentsync.runtime.devices import USABLE_SHARE, drop_empty_kernel_cache, free_memory
 
 __all__ = ["VAE", "VAEConfig"]
 
@@ -110,7 +110,7 @@ class VAE(nn.Module):
         free = free_memory(pictures.device)
         if free is not None:
             each = NUMBERS * self.config.block_out_channels[0] * area * pictures.element_size()
-            at_once = min(at_once, int(SHARE * free) // each)
+            at_once = min(at_once, int(USABLE_SHARE * free) // each)
         if not at_once and not self.net.use_tiling:
             log.warning(
                 "%s has too little memory for one picture of %d px in the autoencoder; it is cut "

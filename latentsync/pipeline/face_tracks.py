@@ -15,7 +15,8 @@ from latentsync.faces import FaceChoice, align
 from latentsync.faces.head_pose import nose_places, turned_away, yaw
 from latentsync.options import Options
 from latentsync.pipeline.frame_source import FrameSource
-from latentsync.runtime.disk_cache import ClipCache, file_digest
+from latentsync.runtime.disk_cache import ClipCache
+from latentsync.runtime.files import file_digest
 from latentsync.runtime.prefetch import prefetch
 from latentsync.runtime.progress import RunContext
 from latentsync.types import FaceTrack, ShotFaces

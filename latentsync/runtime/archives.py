@@ -1,22 +1,19 @@
-"""Zips from outside, unpacked with care: clips to train on, and models that training gave."""
+"""Zip archives from outside, unpacked safely: clips for training, and trained models."""
 
 import stat
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-import requests
-
 from latentsync.errors import InputError, WeightsError
 from latentsync.media.container import quote_path
+from latentsync.runtime.transfer import reason, transfer
 
 __all__ = ["fetch_model", "pack", "unpack"]
 
-MAX_BYTES = 1 << 34  # unpacked; clips of hours, or the largest model six times
+MAX_BYTES = 1 << 34  # unpacked; hours of clips, or six times the largest model
 MAX_FILES = 1000
 MODEL = "the zip of a model as training gives it: a config.json and .safetensors files"
-TIMEOUT = 30  # seconds without an answer
-PIECE = 1 << 20  # bytes read at a time
 
 
 def unpack(archive: Path, folder: Path, suffixes: Collection[str], wanted: str) -> list[Path]:
@@ -38,7 +35,7 @@ def unpack(archive: Path, folder: Path, suffixes: Collection[str], wanted: str) 
     try:
         with ZipFile(archive) as zipped:
             everything = zipped.infolist()
-            chosen = [entry for entry in everything if _is_asked_for(entry, suffixes)]
+            chosen = [entry for entry in everything if _is_wanted(entry, suffixes)]
             if not chosen:
                 ends = ", ".join(sorted(suffixes))
                 raise InputError(f"none of its {len(everything)} entries ends in {ends}")
@@ -56,7 +53,7 @@ def unpack(archive: Path, folder: Path, suffixes: Collection[str], wanted: str) 
         ) from error
 
 
-def _is_asked_for(entry: ZipInfo, suffixes: Collection[str]) -> bool:
+def _is_wanted(entry: ZipInfo, suffixes: Collection[str]) -> bool:
     path = PurePosixPath(entry.filename)
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"its entry {entry.filename!r} lies outside of it")
@@ -68,41 +65,38 @@ def _is_asked_for(entry: ZipInfo, suffixes: Collection[str]) -> bool:
 
 
 def pack(folder: Path, archive: Path) -> None:
-    """A zip of a folder's files, not compressed: weights hardly shrink."""
+    """Zip a folder's files without compression: weights hardly shrink."""
     with ZipFile(archive, "w", ZIP_STORED) as zipped:
         for path in sorted(folder.iterdir()):
             zipped.write(path, path.name)
 
 
 def fetch_model(source: str, folder: Path) -> Path:
-    """The folder of a model, for `LipSync.load`.
+    """Fetch and unpack a model if needed; returns its folder, for `LipSync.load`.
 
     Args:
-        source: that folder itself, its zip, or the address (http, https) of its zip.
-        folder: where it is unpacked.
+        source: a folder, its zip, or the address (http, https) of its zip.
+        folder: where to unpack it.
 
     Raises:
         InputError: no such file, or not the zip of one model.
-        WeightsError: the address doesn't give it.
+        WeightsError: the address can't be fetched.
     """
     if Path(source).is_dir():
         return Path(source)
-    archive = _downloaded(source, folder / "weights.zip") if "://" in source else Path(source)
+    archive = Path(source)
+    if "://" in source:
+        archive = folder / "weights.zip"
+        try:
+            with archive.open("w+b") as file:
+                transfer(source, file)
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors, or of bad URLs both
+            raise WeightsError(
+                f"{quote_path(source)} can't be fetched ({reason(error)}); give the address of "
+                f"{MODEL}"
+            ) from error
     found = unpack(archive, folder / "model", {".json", ".safetensors"}, MODEL)
     folders = [path.parent for path in found if path.name == "config.json"]
     if len(folders) != 1:
         raise InputError(f"{quote_path(source)} holds {len(folders)} config.json; give {MODEL}")
     return folders[0]
-
-
-def _downloaded(url: str, file: Path) -> Path:
-    try:
-        with requests.get(url, stream=True, timeout=TIMEOUT) as answer, file.open("wb") as out:
-            answer.raise_for_status()
-            for piece in answer.iter_content(PIECE):
-                out.write(piece)
-    except (OSError, ValueError) as error:  # those of requests are OSErrors, of bad URLs both
-        raise WeightsError(
-            f"{quote_path(url)} can't be fetched ({error}); give the address of {MODEL}"
-        ) from error
-    return file

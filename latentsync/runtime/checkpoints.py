@@ -1,4 +1,4 @@
-"""Tensors of a file into a net, strictly; tensors into a file, whole or not at all."""
+"""Reads and writes weight files: strict loading, atomic writing."""
 
 import os
 import shutil
@@ -35,12 +35,12 @@ def download(
     report: Callable[[Download], None] | None = None,
     progress: Callable[[Download, int, int | None], None] | None = None,
 ) -> None:
-    """Fetch a set of `runtime.downloads` into the weights folder, as `fetching.fetch_set`."""
+    """Fetch a set of `runtime.downloads` into the weights folder; see `fetching.fetch_set`."""
     fetch_set(name, root(folder), report, progress)
 
 
 def write_tensors(state: State, path: Path) -> None:
-    """Write a safetensors file in one step; one that is there stays until the new one is whole.
+    """Write a safetensors file; an existing one stays until the new one is whole.
 
     Raises:
         OSError, SafetensorError: it can't be written.
@@ -54,13 +54,13 @@ def lock_of(path: Path) -> Path:
 
 
 def write_locked(state: State, path: Path) -> None:
-    """Write a safetensors file; the caller holds its lock.
+    """Write a safetensors file whose lock the caller holds.
 
-    safetensors writes a hidden file of mode 0600 in the target's folder and renames it, whatever
-    the umask says; a process that is killed leaves it behind. So it gets a folder of its own.
+    safetensors writes a hidden file of mode 0600 beside its target, regardless of the umask, and a
+    killed process leaves it behind. So the target is in a folder of its own first.
     """
     folder = path.with_name(f".{path.name}.part")
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
     folder.mkdir()
     try:
         written = folder / path.name
@@ -74,9 +74,16 @@ def write_locked(state: State, path: Path) -> None:
 
 
 def read(path: Path, *entries: str, hint: str = "put it there, or use `--model demo`") -> State:
-    """The tensors of a .safetensors file, or those in a .pt file.
+    """Read the tensors of a .safetensors or .pt file.
 
-    There they lie in the first of `entries` that it has; none, or "", is the file itself.
+    Args:
+        entries: keys of a .pt file under which the tensors may be, the first one found counts; none
+            or "": the file's top level.
+        hint: what to do if there is no such file.
+
+    Raises:
+        WeightsMissing: there is no such file.
+        WeightsMismatch: it is damaged, or holds no tensors there.
     """
     if not path.is_file():
         raise WeightsMissing(f"{path} is missing; {hint}")
@@ -87,8 +94,8 @@ def read(path: Path, *entries: str, hint: str = "put it there, or use `--model d
         raw = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle raises whatever it stumbles over
-        # Where a pickle holds code, or nonsense, torch advises to run it.
+    except Exception as error:  # a damaged pickle raises any error
+        # For pickles with code, or damaged ones, torch's message advises to run them.
         unsafe = isinstance(error, UnpicklingError)
         reason = "damaged, or more than tensors is in it" if unsafe else first_line(error)
         raise WeightsMismatch(
@@ -105,15 +112,15 @@ def read(path: Path, *entries: str, hint: str = "put it there, or use `--model d
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, shortened."""
+    """The first line of an error's message, shortened."""
     return (str(error).strip() or "it is empty").splitlines()[0][:200]
 
 
 def filled(make: Callable[[], Net], state: State, path: Path | str) -> Net:
-    """A net holding `state`, never initialised twice.
+    """Make a net that holds `state`, without initialising it first.
 
     Raises:
-        WeightsMismatch: a tensor is missing, over, or of another shape.
+        WeightsMismatch: a tensor is missing, unexpected, or of another shape.
     """
     with torch.device("meta"):
         net = make()

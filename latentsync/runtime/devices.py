@@ -1,4 +1,4 @@
-"""Where a model runs, in which precision and how much memory: decided once, at load."""
+"""Device, precision and memory of a model, chosen once, when it is loaded."""
 
 import logging
 import os
@@ -34,26 +34,26 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-INSTRUCTIONS = {  # for matrices, any of them; as torch.cpu.get_capabilities calls them
+INSTRUCTIONS = {  # for matrices, one is enough; named as by torch.cpu.get_capabilities
     torch.bfloat16: ("amx_bf16", "avx512_bf16"),
     torch.float16: ("amx_fp16", "avx512_fp16"),
 }
 GPU_PROVIDER = "CUDAExecutionProvider"  # onnxruntime's name
 FIRST_FAST_HALF = 7  # CUDA compute capability with half precision matrix units (Volta)
-# Of what is free; the rest is for what kernels borrow: 0.51 GiB counted, 0.68 GiB measured on a CPU
-# (benchmarks/unet_forward.py).
-SHARE = 0.7
-# Numbers: a smaller layer is not worth a journey. Among them are those whose weight is looked at
-# from outside, for its device: the U-Net's conv_in and time_embedding.linear_1.
-STAYS = 2**20
+# Of the free memory; the rest is for kernels' workspaces: 0.51 GiB counted, 0.68 GiB measured on a
+# CPU (benchmarks/unet_forward.py).
+USABLE_SHARE = 0.7
+# Smaller layers stay on the device. Among them are those whose device is read from outside: the
+# U-Net's conv_in and time_embedding.linear_1.
+MIN_OFFLOADED_PARAMETERS = 2**20
 
 Call = tuple[Tensor, ...]
 
 
 def drop_empty_kernel_cache() -> None:
-    """Remove the folder for compiled kernels that torch._dynamo makes in TMPDIR when imported.
+    """Remove the folder for compiled kernels that torch._dynamo makes in TMPDIR, if it is empty.
 
-    Only while it is empty; torch makes it again where something is compiled.
+    torch makes it again when something is compiled.
     """
     folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
     if folder.parent == Path(tempfile.gettempdir()).absolute():  # else it was chosen by the user
@@ -64,15 +64,15 @@ def drop_empty_kernel_cache() -> None:
 def choose(
     device: str | None = None, dtype: str | None = None, *, large: bool = False
 ) -> tuple[torch.device, torch.dtype]:
-    """The device and precision to use; what is not asked for is chosen by what is there.
+    """Choose the device and precision; None means the best available one.
 
     A CUDA device is preferred, with float16 from compute capability 7.0 on; then Apple's MPS and
-    the CPU, with float32 (half precision loses black frames on MPS and time on most CPUs). A CPU
-    with instructions for bfloat16 takes that for `large` nets; small ones have no use for it. What
-    it changes is in benchmarks/README.md; where it is asked for without instructions, it is warned.
+    the CPU, with float32 (half precision gives black frames on MPS, and is slow on most CPUs). A
+    CPU with bfloat16 instructions uses bfloat16 for `large` nets; small ones gain nothing. For its
+    effect see benchmarks/README.md. Half precision without instructions causes a warning.
 
     Raises:
-        BackendUnavailable: a device was asked for that isn't there.
+        BackendUnavailable: the device isn't available.
         OptionError: an unknown device or dtype.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -101,25 +101,25 @@ def choose(
 
 
 def is_cuda(device: torch.device) -> bool:
-    """Whether it is a GPU by CUDA, the only one that onnxruntime is asked to use here."""
+    """Whether a device is a CUDA GPU, the only kind of GPU that onnxruntime uses here."""
     return device.type == "cuda"
 
 
 def onnx_providers(available: Sequence[str], *, gpu: bool) -> list[str]:
-    """What onnxruntime computes with, of what its build has: the GPU where it is wanted and can."""
+    """Choose onnxruntime's providers: the GPU if it is wanted and available, and the CPU."""
     usable = gpu and GPU_PROVIDER in available
     return [GPU_PROVIDER, "CPUExecutionProvider"] if usable else ["CPUExecutionProvider"]
 
 
 def onnx_session(path: Path, *, gpu: bool, download: str | None = None) -> Any:  # noqa: ANN401
-    """A net of an .onnx file, as an `onnxruntime.InferenceSession`.
+    """Load an .onnx file as an `onnxruntime.InferenceSession`.
 
     Args:
-        gpu: whether to run on the GPU where onnxruntime can.
-        download: what `latentsync download` calls the file's set; None: it is a user's own.
+        gpu: whether to run on the GPU if onnxruntime can.
+        download: name of the file's set for `latentsync download`; None: a user's own file.
 
     Raises:
-        WeightsMissing: the file is not there.
+        WeightsMissing: there is no such file.
         WeightsMismatch: it is no ONNX model.
         BackendUnavailable: onnxruntime is not installed.
     """
@@ -136,7 +136,7 @@ def onnx_session(path: Path, *, gpu: bool, download: str | None = None) -> Any: 
     providers = onnx_providers(onnxruntime.get_available_providers(), gpu=gpu)
     try:
         return onnxruntime.InferenceSession(str(path), providers=providers)
-    except Exception as error:  # onnxruntime's errors share no other base
+    except Exception as error:  # onnxruntime's errors have no other common base
         remedy = f"delete it and run `latentsync download {download}`" if download else "give one"
         raise WeightsMismatch(
             f"{path} is not an ONNX model ({type(error).__name__}); {remedy}"
@@ -149,9 +149,10 @@ def _fast_on_cpu(dtype: torch.dtype) -> bool:
 
 
 def slow_on_cpu(dtype: torch.dtype) -> bool:
-    """Whether this CPU is known to multiply matrices of that precision without instructions for it.
+    """Whether this CPU is known to lack matrix instructions for a precision.
 
-    Known of x86 from torch 2.13 on. It is slower there than float32 by far: benchmarks/README.md.
+    This is known for x86 from torch 2.13 on. Such a precision is far slower than float32, see
+    benchmarks/README.md.
     """
     told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     needed = INSTRUCTIONS.get(dtype, ())
@@ -159,10 +160,10 @@ def slow_on_cpu(dtype: torch.dtype) -> bool:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that could still be had on a device; None where nobody tells (a CPU outside Linux).
+    """Free memory of a device in bytes; None if unknown (a CPU on other systems than Linux).
 
-    On a CUDA device with what torch holds for tensors to come; of the CPU what the kernel could
-    make available, and no more than the process's control group may still take.
+    On a CUDA device it includes what torch has reserved; on the CPU it is what the kernel can make
+    available, within the limit of the process's control group.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -174,7 +175,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _available(meminfo: Path) -> Iterator[int]:
-    """Bytes by Linux' own reckoning, https://docs.kernel.org/filesystems/proc.html#meminfo."""
+    """Bytes available, by https://docs.kernel.org/filesystems/proc.html#meminfo."""
     with suppress(OSError):
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -182,9 +183,9 @@ def _available(meminfo: Path) -> Iterator[int]:
 
 
 def _left_in_group(root: Path) -> Iterator[int]:
-    """Bytes that a container may still take: its limit less its use, files' cache not counted.
+    """Bytes left in a container: its limit minus its use without the page cache.
 
-    https://docs.kernel.org/admin-guide/cgroup-v2.html, and v1 in a folder of its own.
+    https://docs.kernel.org/admin-guide/cgroup-v2.html; v1 is in a folder of its own.
     """
     versions = (
         (root, "memory.max", "memory.current", "inactive_file"),
@@ -198,19 +199,19 @@ def _left_in_group(root: Path) -> Iterator[int]:
 
 
 def has_room(needed: int, device: torch.device) -> bool:
-    """Whether so many bytes of weights and work fit in a CUDA device's free memory.
+    """Whether weights and work of so many bytes fit in a CUDA device's free memory.
 
-    Elsewhere always: there the weights lie in the CPU's memory as it is.
+    True on other devices, where the weights are in the CPU's memory in any case.
     """
     free = free_memory(device) if device.type == "cuda" else None
-    return free is None or needed <= SHARE * free
+    return free is None or needed <= USABLE_SHARE * free
 
 
 def offload(net: nn.Module, device: torch.device) -> None:
-    """Keep a net's large layers in the CPU's memory, each on the device only while it computes.
+    """Keep a net's large layers in the CPU's memory; each is on the device only while it computes.
 
-    The device then holds the small layers and one large one beside the work, and every pass moves
-    all weights once. For inference.
+    So the device holds the small layers and one large one, and every pass copies all weights once.
+    For inference.
     """
 
     def bring(layer: nn.Module, _: object = None) -> None:
@@ -222,7 +223,7 @@ def offload(net: nn.Module, device: torch.device) -> None:
         for name, buffer in layer.named_buffers(recurse=False):
             layer.register_buffer(name, buffer.to(device))
         kept = dict(layer.named_parameters(recurse=False))
-        if sum(parameter.numel() for parameter in kept.values()) < STAYS:
+        if sum(parameter.numel() for parameter in kept.values()) < MIN_OFFLOADED_PARAMETERS:
             bring(layer)
         else:
             layer.register_forward_pre_hook(bring)
@@ -232,7 +233,7 @@ def offload(net: nn.Module, device: torch.device) -> None:
 
 
 def channels_last(net: nn.Module) -> None:
-    """Lay convolutions out as fast kernels want them, a tenth faster on a CPU too, in place.
+    """Convert convolutions to channels-last in place; a tenth faster, also on a CPU.
 
     For inference: on a CPU, torch 2.13 crashes (segmentation fault) in such a net's backward pass.
     """
@@ -240,14 +241,13 @@ def channels_last(net: nn.Module) -> None:
 
 
 def compile_for(net: nn.Module, *calls: Call) -> None:
-    """Let torch.compile make kernels for calls of these shapes, in place; others run as before.
+    """Compile a net in place for calls of these shapes; calls of other shapes are not compiled.
 
-    Each is made here once, so nobody else waits for a compiler: a server warms up what it will be
-    asked. No CUDA graphs: torch ties them to the thread that recorded them, and a run's network has
-    one of its own.
+    Kernels are compiled here, so that no request waits for the compiler. CUDA graphs are not used,
+    because torch ties them to the thread that recorded them, and each run has its own thread.
 
     Args:
-        calls: what the net will be given, in its device and dtype.
+        calls: example arguments, on the net's device and in its dtype.
 
     Raises:
         BackendUnavailable: there is no compiler here, or it can't compile the net.
@@ -277,14 +277,14 @@ def compile_for(net: nn.Module, *calls: Call) -> None:
 
 
 def _shapes(call: tuple[Any, ...]) -> tuple[object, ...]:
-    """What tells calls apart; one with anything but tensors is like no other."""
+    """The shapes of a call's tensors; other arguments stand for themselves."""
     return tuple(getattr(one, "shape", one) for one in call)
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most that was in use so far, in bytes: `process`, and on a CUDA device `gpu`.
+    """Peak memory so far in bytes: `process`, and on a CUDA device `gpu`.
 
-    Of the process since its start (Windows does not tell); of the GPU what torch gave to tensors.
+    `process` counts since its start (unknown on Windows), `gpu` what torch allocated for tensors.
     """
     peak = {}
     if sys.platform != "win32":

@@ -1,7 +1,7 @@
-"""What a clip gave before, on disk: a second voice on it need not look for the face, nor encode it.
+"""Cache of a clip's face tracks and latents on disk, for a second voice on the same clip.
 
-Keys are made of contents: of the clip's bytes, the weights, and every option that the value depends
-on. So nothing is ever out of date, and a folder may serve several processes, models and clips.
+Keys are digests of everything that a value depends on: the clip's bytes, the weights and options.
+So no value is ever out of date, and processes, models and clips may share a folder.
 """
 
 import hashlib
@@ -22,17 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from latentsync.errors import OutputError
+from latentsync.runtime.files import file_digest
 from latentsync.types import FaceTrack, FloatArray, ShotFaces
 
-__all__ = ["Cache", "ClipCache", "LatentCache", "digest", "file_digest", "net_digest"]
+__all__ = ["Cache", "ClipCache", "LatentCache", "digest", "net_digest"]
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # of what is written here, and of what is computed: raise it when either changes
+FORMAT = 4  # raise it when the values or their encoding change
 
 
 class _BytesOnly(diskcache.Disk):  # type: ignore[misc]  # it has no types
-    """Reads no pickles, which may do anything: we write none."""
+    """Reads no pickles, which can run code; none are written."""
 
     def fetch(self, mode: int, filename: str, value: object, read: bool) -> object:
         return (
@@ -43,7 +44,7 @@ class _BytesOnly(diskcache.Disk):  # type: ignore[misc]  # it has no types
 
 
 class ClipCache:
-    """What is known of one clip, by what its frames follow from."""
+    """The cache for one clip, read with given settings."""
 
     def __init__(self, cache: "Cache", clip: Path, facts: Mapping[str, Any]) -> None:
         self._cache, self._clip = cache, {"clip": file_digest(clip), **facts}
@@ -51,16 +52,16 @@ class ClipCache:
     def tracks(
         self, facts: Mapping[str, Any], make: Callable[[], list[FaceTrack]]
     ) -> list[FaceTrack]:
-        """The tracks that follow from `facts`, made if they aren't known."""
+        """Get the tracks for `facts`; `make` is called if they are not cached."""
         return self._cache.tracks(digest({**self._clip, **facts}), make)
 
     def latents(self, facts: Mapping[str, Any], affine: FloatArray, like: Tensor) -> "LatentCache":
-        """Of a face in all frames, by the weights and precision that `facts` name."""
+        """The latents of a face in all frames, for the weights and precision in `facts`."""
         return LatentCache(self._cache, digest({**self._clip, **facts}), affine, like)
 
 
 class Cache:
-    """A folder of at most about `max_bytes`; what was written longest ago goes first.
+    """A folder of about `max_bytes` at most; the values written first are removed first.
 
     Raises:
         OutputError: the folder can't be used.
@@ -68,7 +69,7 @@ class Cache:
 
     def __init__(self, folder: Path | str, max_bytes: int) -> None:
         self.folder = Path(folder)
-        # diskcache opens a connection for each thread that calls it, and closes the caller's only.
+        # diskcache opens a connection in each calling thread, and closes only that of the last.
         self._thread = ThreadPoolExecutor(1, "cache")
         try:
             self._disk = self._thread.submit(
@@ -92,17 +93,17 @@ class Cache:
         self._thread.shutdown()
 
     def tracks(self, key: str, make: Callable[[], list[FaceTrack]]) -> list[FaceTrack]:
-        """The tracks of a key, made if they aren't known."""
+        """Get the tracks of a key; `make` is called if they are not cached."""
         found = self.get(f"tracks {key}")
-        if found is not None and (known := _unpacked(found)) is not None:
+        if found is not None and (known := _decode(found)) is not None:
             log.info("the faces of this clip are known: %s", self.folder)
             return known
         tracks = make()
-        self.put(f"tracks {key}", _packed(tracks))
+        self.put(f"tracks {key}", _encode(tracks))
         return tracks
 
     def get(self, key: str) -> bytes | None:
-        """None: not known, or it can't be read."""
+        """Get a value; None if it is not cached, or can't be read."""
         try:
             value = self._thread.submit(self._disk.get, key, retry=True).result()
         except (OSError, diskcache.core.sqlite3.Error, diskcache.Timeout) as error:
@@ -111,7 +112,7 @@ class Cache:
         return value if isinstance(value, bytes) else None
 
     def put(self, key: str, value: bytes) -> None:
-        """A full disk, say, costs the value and a warning, never the run."""
+        """Store a value; if that fails, for example on a full disk, only log a warning."""
         try:
             self._thread.submit(self._disk.set, key, value, retry=True).result()
         except (OSError, diskcache.core.sqlite3.Error, diskcache.Timeout) as error:
@@ -119,19 +120,19 @@ class Cache:
 
 
 class LatentCache:
-    """The masked and the reference latents of a clip's frames, by number and place of the face.
+    """The masked and the reference latents of a clip's frames, by frame and place of the face.
 
     Args:
         key: of the clip, the autoencoder and its precision.
         affine: (n, 2, 3), of the face in each source frame.
-        like: what is returned has its device and dtype.
+        like: a tensor with the device and dtype of the latents.
     """
 
     def __init__(self, cache: Cache, key: str, affine: FloatArray, like: Tensor) -> None:
         self._cache, self._key, self._affine, self._like = cache, key, affine, like
 
     def get(self, index: int, shape: Sequence[int]) -> Tensor | None:
-        """(2, 4, h, w), or None."""
+        """Get a frame's latents, (2, 4, h, w), or None."""
         data = self._cache.get(self._name(index))
         if data is None or len(data) != math.prod(shape) * self._like.dtype.itemsize:
             return None
@@ -148,19 +149,13 @@ class LatentCache:
 
 
 def digest(facts: Mapping[str, Any]) -> str:
-    """One key of all that a value depends on."""
+    """Make a key from everything that a value depends on."""
     text = json.dumps({**facts, "format": FORMAT}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def file_digest(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def net_digest(net: nn.Module) -> str:
-    """Of a net's weights."""
+    """SHA-256 of a net's weights, in hexadecimal."""
     together = hashlib.sha256()
     for name, tensor in net.state_dict().items():
         together.update(name.encode())
@@ -168,7 +163,7 @@ def net_digest(net: nn.Module) -> str:
     return together.hexdigest()
 
 
-def _packed(tracks: list[FaceTrack]) -> bytes:
+def _encode(tracks: list[FaceTrack]) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     for i, track in enumerate(tracks):
         parts = {"affine": track.affine, "found": track.found, "cut": track.cut}
@@ -181,27 +176,23 @@ def _packed(tracks: list[FaceTrack]) -> bytes:
     return file.getvalue()
 
 
-def _unpacked(data: bytes) -> list[FaceTrack] | None:
-    """None where the data is damaged."""
+def _decode(data: bytes) -> list[FaceTrack] | None:
+    """The tracks, or None if the data is damaged."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return _read(arrays)
+            return [
+                FaceTrack(
+                    affine=arrays[f"affine {i}"],
+                    found=arrays[f"found {i}"],
+                    cut=arrays.get(f"cut {i}"),
+                    lost=tuple((a, b, why) for a, b, why in json.loads(str(arrays[f"lost {i}"]))),
+                    nose=arrays.get(f"nose {i}"),
+                    shots=tuple(_shot(**facts) for facts in json.loads(str(arrays[f"shots {i}"]))),
+                )
+                for i in range(int(arrays["count"]))
+            ]
     except (ValueError, KeyError, OSError, BadZipFile):
         return None
-
-
-def _read(arrays: Any) -> list[FaceTrack]:  # noqa: ANN401 - of np.load
-    return [
-        FaceTrack(
-            affine=arrays[f"affine {i}"],
-            found=arrays[f"found {i}"],
-            cut=arrays.get(f"cut {i}"),
-            lost=tuple((a, b, why) for a, b, why in json.loads(str(arrays[f"lost {i}"]))),
-            nose=arrays.get(f"nose {i}"),
-            shots=tuple(_shot(**facts) for facts in json.loads(str(arrays[f"shots {i}"]))),
-        )
-        for i in range(int(arrays["count"]))
-    ]
 
 
 def _shot(start: int, stop: int, faces: list[list[int]], taken: list[int | None]) -> ShotFaces:

@@ -12,7 +12,7 @@ MIT = "MIT"
 RESEARCH = "InsightFace model pack: non-commercial research only"
 OPENRAIL = "OpenRAIL++ (openrail++ on the model card)"
 OTHER = "its authors' own terms, see LatentSync's README"
-# https://github.com/TencentARC/GFPGAN/blob/master/LICENSE names StyleGAN2 and others as parts of it
+# https://github.com/TencentARC/GFPGAN/blob/master/LICENSE lists StyleGAN2 and others
 APACHE_GFPGAN = "Apache-2.0; parts derived from StyleGAN2 and DFDNet under their own terms"
 S_LAB = "S-Lab License 1.0: non-commercial use only"
 
@@ -23,11 +23,11 @@ class Download:
 
     target: str
     source: str  # "owner/name" on the hub, or a URL
-    file: str  # in the repository; or in the zip that the URL leads to; or empty
+    file: str  # in the repository, or in the zip at the URL; "" for the URL itself
     licence: str
     size: int  # bytes
     sha256: str
-    mirror: str | None = None  # URL of the same file, for when the first source doesn't give it
+    mirror: str | None = None  # URL of the same file, if the source fails
 
     @property
     def on_hub(self) -> bool:

@@ -1,15 +1,14 @@
-"""Fetching weight files, resumed where an earlier transfer ended.
+"""Fetches weight files; interrupted transfers are resumed.
 
-A file is staged in a folder of the account's own below the weights folder. A transfer that ended
-early is resumed there, by the same process or by a later one, and only a whole file with the right
-hash moves to its place.
+A file is staged in a folder of the user account below the weights folder. A transfer that ended
+early is resumed there by the same or a later process, and only a whole file with the right hash
+moves to its place.
 """
 
 import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from latentsync.errors import OptionError, WeightsError, WeightsMismatch
 from latentsync.runtime.downloads import SETS, Download
-from latentsync.runtime.transfer import TIMEOUT_SECONDS, ByteProgress, locked, transfer
+from latentsync.runtime.transfer import TIMEOUT_SECONDS, ByteProgress, locked, reason, transfer
 
 __all__ = ["fetch", "fetch_set", "is_whole"]
 
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 COPY_BYTES = 1 << 20
 SPARE_BYTES = 1 << 28  # left free on the disk
 SHA256_DIGITS = 64  # the hub's ETag of a large file is its sha256
-FULL = {errno.ENOSPC, errno.EDQUOT}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
 IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST}
 
@@ -41,11 +40,11 @@ def fetch_set(
     report: Callable[[Download], None] | None = None,
     progress: Callable[[Download, int, int | None], None] | None = None,
 ) -> None:
-    """Fetch the files of a set that are not there yet.
+    """Fetch the missing files of a set.
 
     Args:
-        report: called with each file that is there.
-        progress: called with a file, the bytes of it (or of its zip) that came, and its size.
+        report: called with each file when it is complete.
+        progress: called with a file, the bytes of it (or of its zip) so far, and its size.
 
     Raises:
         OptionError: there is no such set.
@@ -64,14 +63,14 @@ def fetch_set(
 
 
 def fetch(item: Download, folder: Path, progress: ByteProgress | None = None) -> Path:
-    """Fetch one file unless it is there; returns its place.
+    """Fetch one file if it is missing; returns its place.
 
-    A file of the hub is taken from the hub's cache on this machine or from $HF_ENDPOINT, with
-    $HF_TOKEN or the token of `hf auth login`; not from the network while $HF_HUB_OFFLINE is set.
+    A file of the hub comes from the hub's cache on this machine or from $HF_ENDPOINT, with
+    $HF_TOKEN or the token of `hf auth login`; not from the network if $HF_HUB_OFFLINE is set.
 
     Raises:
-        WeightsError: no network, no such file, no space; what has come is kept for the next try.
-        WeightsMismatch: the file that came, or the one in its place, is another one.
+        WeightsError: no network, no such file or no space; a partial file is kept for next time.
+        WeightsMismatch: the fetched file, or the existing one, is another one.
     """
     target = folder / item.target
     staging = _staging(item, folder)
@@ -98,16 +97,16 @@ def fetch(item: Download, folder: Path, progress: ByteProgress | None = None) ->
     except WeightsError:
         raise
     except Exception as error:
-        # The hub's library and requests each raise a dozen kinds; all mean that it did not come.
+        # The hub's library and requests raise many kinds of errors; all mean that it failed.
         raise WeightsError(_explain(item, target, error)) from error
     return target
 
 
 def is_whole(item: Download, path: Path) -> bool:
-    """Whether a file is there, told by its size; `verify` computes its hash.
+    """Whether a file exists with the right size; `verify` computes its hash.
 
     Raises:
-        WeightsMismatch: something else lies in its place.
+        WeightsMismatch: something else is in its place.
     """
     if path.is_dir():
         raise WeightsMismatch(f"{path} is a folder, not the file {path.name}; move it away")
@@ -123,9 +122,9 @@ def is_whole(item: Download, path: Path) -> bool:
 
 
 def _staging(item: Download, folder: Path) -> Path:
-    """The staging file: the same for each process of an account, another for each content.
+    """The staging file of a content, shared by the processes of a user account.
 
-    Accounts share none, because one can't write what another left behind.
+    Accounts don't share it, because one can't write what another left behind.
     """
     key = hashlib.sha256(item.source.encode()).hexdigest() if item.is_zipped else item.sha256
     name = item.source.rpartition("/")[2] if item.is_zipped else item.target.rpartition("/")[2]
@@ -133,9 +132,9 @@ def _staging(item: Download, folder: Path) -> Path:
 
 
 def _fill(item: Download, file: BufferedRandom, progress: ByteProgress | None) -> None:
-    """Bring the content of the first source that has it into `file`, checked unless it is a zip."""
+    """Write the content into `file` from the first source that has it; zips are checked later."""
     if item.is_zipped:
-        if not is_zipfile(file):  # a zip ends with its list of members: one that is cut off is none
+        if not is_zipfile(file):  # a zip ends with its list of members, so a partial one is none
             transfer(item.source, file, progress=progress)
         return
     if item.on_hub and _from_cache(item, file):
@@ -156,12 +155,12 @@ def _fill(item: Download, file: BufferedRandom, progress: ByteProgress | None) -
         except Exception as second:
             if _is_of_this_machine(second):
                 raise
-            log.warning("%s failed as well: %s", item.mirror, _one_line(second))
-            raise error from None  # the publisher's answer says what to do
+            log.warning("%s failed as well: %s", item.mirror, reason(second))
+            raise error from None  # the publisher's answer is the more useful one
 
 
 def _from_cache(item: Download, file: BufferedRandom) -> bool:
-    """Copy the file from the hub's cache on this machine, if it lies there."""
+    """Copy the file from the hub's cache on this machine, if it is there."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(item.source, item.file)
@@ -179,10 +178,10 @@ def _from_cache(item: Download, file: BufferedRandom) -> bool:
 
 
 def _from_hub(item: Download, file: BufferedRandom, progress: ByteProgress | None) -> None:
-    """Fetch from the hub, after asking it whether it still has what the table says.
+    """Fetch from the hub, after checking that its file is the one in the table.
 
-    huggingface_hub deletes what a download that ended early leaves behind (as of 2.4), so only the
-    address, the headers and the errors are its own.
+    huggingface_hub (as of 2.4) deletes partial downloads, so only its address, headers and errors
+    are used.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -197,12 +196,12 @@ def _from_hub(item: Download, file: BufferedRandom, progress: ByteProgress | Non
             f"not the one of {item.size} bytes with sha256 {item.sha256[:12]}...; take a newer "
             "version of latentsync, or fetch the file's earlier revision yourself"
         )
-    # Each attempt asks the hub anew where the file lies: such addresses expire.
+    # Each attempt asks the hub for the file's address again, because addresses expire.
     transfer(url, file, size=item.size, headers=build_hf_headers(), progress=progress)
 
 
 def _unpack(item: Download, zipped: BufferedRandom, staging: Path, target: Path) -> None:
-    """Bring one member of a zip to its place."""
+    """Extract one member of a zip to its place."""
     member = staging.with_name(f"{target.name}.{item.sha256[:16]}.part")
     try:
         with ZipFile(zipped) as archive, locked(member) as out:
@@ -249,7 +248,7 @@ def _check_room(item: Download, folder: Path, have: int) -> None:
 
 
 def _amount(count: int) -> str:
-    """A number of bytes in the largest decimal unit that it fills."""
+    """Format a number of bytes, in the largest decimal unit that it fills."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -257,20 +256,22 @@ def _amount(count: int) -> str:
 
 
 def _is_of_this_machine(error: Exception) -> bool:
-    """Whether no other source would help."""
+    """Whether the cause is this machine, so that no other source would help."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     number = error.errno if isinstance(error, OSError) else None
-    return isinstance(error, OfflineModeIsEnabled) or number in FULL | NOT_WRITABLE | IN_THE_WAY
+    return (
+        isinstance(error, OfflineModeIsEnabled) or number in DISK_FULL | NOT_WRITABLE | IN_THE_WAY
+    )
 
 
 def _explain(item: Download, target: Path, error: Exception) -> str:
-    """One line: what could not be had, why, and what to do."""
+    """One line: which file failed, why, and what to do."""
     from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
     number = error.errno if isinstance(error, OSError) else None
     name = getattr(error, "filename2", None) or getattr(error, "filename", None) or target
-    if number in FULL:
+    if number in DISK_FULL:
         return f"the disk is full while fetching {item.target}; make room and run it again"
     if number in IN_THE_WAY:
         # The error names the folder that could not be made; the file may lie above it.
@@ -281,14 +282,17 @@ def _explain(item: Download, target: Path, error: Exception) -> str:
             f"{name} can't be written ({os.strerror(number or 0)}); let this account write "
             "there, or name another folder with --weights or $LATENTSYNC_WEIGHTS"
         )
+    url = f"https://huggingface.co/{item.source}" if item.on_hub else item.source
+    what = f"{item.file} of {url}" if item.file else url
+    by_hand = f"fetch {what} on another machine and put it at {target}"
     if isinstance(error, OfflineModeIsEnabled):
         return (
             f"{item.target} is not in the hub's cache, and $HF_HUB_OFFLINE forbids to fetch it; "
-            f"unset that, or put the file at {target} yourself"
+            f"unset that, or {by_hand}"
         )
     if isinstance(error, WeightsError):
         return str(error)
-    said = f"{item.target} can't be fetched from {item.source} ({_one_line(error)})"
+    said = f"{item.target} can't be fetched from {item.source} ({reason(error)})"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if item.on_hub and (status in (401, 403) or isinstance(error, RepositoryNotFoundError)):
         return (
@@ -298,10 +302,6 @@ def _explain(item: Download, target: Path, error: Exception) -> str:
         )
     if status in (401, 403, 404, 410):
         return f"{said}; put the file at {target} yourself"
-    return f"{said}; check the network and run it again, or put the file at {target} yourself"
-
-
-def _one_line(error: Exception) -> str:
-    """What an error says, without the hub's request number."""
-    text = " ".join(str(error).split()) or repr(error)
-    return re.sub(r" ?\(Request ID: [^)]*\)", "", text)[:400]
+    named = next((name for name, items in SETS.items() if item in items), None)
+    again = f"run `latentsync download {named}` again" if named else "run it again"
+    return f"{said}; check the network and {again}, or {by_hand}"

@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all, and folders that one process fills at a time."""
+"""Atomic files, hashes of files, and folders that belong to one process at a time."""
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -17,14 +18,14 @@ from latentsync.errors import OutputError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["locked", "private_folder", "replacing"]
+__all__ = ["file_digest", "locked", "private_folder", "replacing"]
 
 log = logging.getLogger(__name__)
 
-PART = ".part"  # ends the name of what is being written
+PART = ".part"  # suffix of a temporary file
 LOCK = ".lock"
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # flock(2): the file system has none
-MOST_SHOWN = 200  # characters of a command
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of file systems without flock(2)
+MAX_COMMAND = 200  # characters shown of a command
 
 
 @contextmanager
@@ -59,13 +60,13 @@ def replacing(path: Path, *, unique: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Make `folder` and hold it for this process; a lock ends with its process, whatever ends that.
+    """Make `folder` and lock it for this process; the lock ends with the process in any case.
 
     Args:
-        name: of the file in it that is locked, and removed at the end.
+        name: of the lock file in it, which is removed at the end.
 
     Raises:
-        OutputError: it can't be made, or another process holds it; the message says which.
+        OutputError: the folder can't be made, or another process holds it; the message says which.
     """
     file = folder / name
     try:
@@ -82,12 +83,14 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            file.unlink(missing_ok=True)  # while it is held, so nobody waits at a removed file
+            file.unlink(
+                missing_ok=True
+            )  # while locked, so that no process waits for a removed file
         os.close(descriptor)
 
 
 def _hold(file: Path, folder: Path) -> int:
-    """The descriptor of a locked file."""
+    """Lock a file; returns its descriptor."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -105,14 +108,14 @@ def _hold(file: Path, folder: Path) -> int:
         with suppress(OSError):
             if os.stat(file).st_ino == os.fstat(descriptor).st_ino:  # noqa: PTH116 - as fstat
                 return descriptor
-        os.close(descriptor)  # the one who held it has removed it in the meantime
+        os.close(descriptor)  # its last holder has removed it meanwhile
 
 
 def _flock(descriptor: int, *, wait: bool = False) -> None:
-    """Lock a file, where there are such locks.
+    """Lock a file, if the file system supports it.
 
     Raises:
-        BlockingIOError: another process has, and `wait` is false.
+        BlockingIOError: another process has locked it, and `wait` is false.
     """
     if sys.platform == "win32":
         return
@@ -126,21 +129,21 @@ def _flock(descriptor: int, *, wait: bool = False) -> None:
 
 def _this_process() -> str:
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:MOST_SHOWN]
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:MAX_COMMAND]
     return f"process {os.getpid()} on {socket.gethostname()}, since {started}: {command}"
 
 
 @contextmanager
 def private_folder(parent: Path, name: str | None = None) -> Iterator[Path]:
-    """A new folder below `parent` for this process alone, removed with all in it at the end.
+    """Make a folder below `parent` for this process, removed with its contents at the end.
 
-    Those that killed processes left there are removed first: a folder's lock tells whether its
-    process lives, on whatever machine.
+    Folders left behind by killed processes are removed first; a folder's lock tells whether its
+    process is alive, on any machine.
     """
     parent.mkdir(parents=True, exist_ok=True)
     guard = os.open(parent / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _flock(guard, wait=True)  # so nobody sweeps a folder that has no lock yet
+        _flock(guard, wait=True)  # so that no process sweeps a folder without a lock yet
         for left in parent.iterdir():
             if left.is_dir():
                 _sweep(left)
@@ -158,10 +161,10 @@ def private_folder(parent: Path, name: str | None = None) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove a folder whose process has ended."""
+    """Remove a folder if its process has ended."""
     if sys.platform == "win32":
         return
-    try:  # one without a lock is a process's that was killed while it made or removed it
+    try:  # a folder has no lock if its process was killed while making or removing it
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:
         return
@@ -169,6 +172,12 @@ def _sweep(folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
     except OSError:
-        return  # it lives, or nobody can tell
+        return  # it is alive, or that is unknown
     finally:
         os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

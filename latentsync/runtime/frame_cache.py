@@ -1,4 +1,4 @@
-"""What was made of a source frame, kept while it will be wanted again and there is room."""
+"""Cache of tensors by source frame."""
 
 from typing import Generic, TypeVar
 
@@ -15,12 +15,12 @@ Value = TypeVar("Value", bound=Tensor)
 class FrameCache(Generic[Value]):
     """Bounded cache of per-source-frame tensors; each entry is dropped after its last known use.
 
-    When it is full, nothing more is added: of a clip that bounces or loops, the same part is cached
-    in every round.
+    When it is full, nothing more is added, so that in a clip that bounces or loops the same part is
+    cached in every round.
 
     Args:
-        times: (n,) how often each source frame will be used.
-        room: bytes.
+        times: (n,) number of uses of each source frame.
+        room: bytes that it may hold.
     """
 
     def __init__(self, times: IntArray, room: int) -> None:

@@ -1,4 +1,4 @@
-"""What a run tells its caller while it lasts, where its time goes, and how it is stopped."""
+"""The context of a run: progress, cancellation, and timings by stage."""
 
 import threading
 import time
@@ -10,21 +10,19 @@ from contextvars import copy_context
 from typing import TypeVar
 
 from latentsync.errors import Cancelled
-from latentsync.runtime.prefetch import consumer_gone
+from latentsync.runtime.prefetch import POLL_SECONDS, consumer_gone
 from latentsync.types import Frame, Progress, ProgressCallback
 
 __all__ = ["RunContext", "interruptible"]
-
-LOOK_EVERY = 0.05  # seconds
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 
 
 class RunContext:
-    """Passes progress on, stops a cancelled run, and sums up the time of each stage.
+    """Reports progress, stops a cancelled run, and sums up the time of each stage.
 
-    A run's stages may share one, each from its own thread.
+    The stages of a run share one, each from its own thread.
     """
 
     def __init__(
@@ -40,13 +38,13 @@ class RunContext:
         self._summing = threading.Lock()
 
     def __call__(self, progress: Progress) -> None:
-        """Pass one step on. Raises Cancelled when the caller wants to stop."""
+        """Report one step. Raises Cancelled if the caller wants to stop."""
         self._at = progress
         self.check()
         self.tell(progress)
 
     def check(self) -> None:
-        """Raise Cancelled when the caller wants to stop, or a stage after this one has ended."""
+        """Raise Cancelled if the caller wants to stop, or a stage after this one has ended."""
         if consumer_gone() or (self._cancelled and self._cancelled()):
             raise Cancelled(f"cancelled at frame {self._at.done} of stage {self._at.stage!r}")
 
@@ -54,12 +52,12 @@ class RunContext:
         self(Progress(stage, done, total))
 
     def tell(self, progress: Progress) -> None:
-        """Pass one step on when it is too late to stop."""
+        """Report one step without checking for cancellation."""
         if self._progress:
             self._progress(progress)
 
     def show(self, crop: Frame) -> None:
-        """Pass on a face as it looks by now, (R, R, 3) uint8."""
+        """Report a preview of a face, (R, R, 3) uint8."""
         if self._preview:
             self._preview(crop)
 
@@ -73,7 +71,7 @@ class RunContext:
                 self._spent[stage] += time.perf_counter() - start
 
     def each(self, stage: str, items: Iterator[Item]) -> Generator[Item, None, None]:
-        """The items, and the time that making each takes."""
+        """Iterate over `items`, and add the time of each to a stage."""
         while True:
             with self.timed(stage):
                 try:
@@ -83,20 +81,20 @@ class RunContext:
             yield item
 
     def timings(self) -> dict[str, float]:
-        """Seconds by stage, and of the whole run so far; stages side by side sum up to more."""
+        """Seconds by stage, and "total" so far; parallel stages sum up to more."""
         return {**self._spent, "total": time.perf_counter() - self._started}
 
 
 def interruptible(work: Callable[[Callable[[], bool]], Answer]) -> Answer:
-    """The answer of `work(cancelled)`, which runs in a thread of its own.
+    """Run `work(cancelled)` in another thread, and return its result.
 
-    Ctrl-C and Cog's cancellation are exceptions that are thrown into the main thread wherever it
-    is, and PyAV loses those that come while it makes an error of its own. So this thread waits in
-    plain Python; once something is thrown, `cancelled` says so, and it goes on when `work` ended.
+    Ctrl-C and Cog's cancellation are exceptions thrown into the main thread at any place, and PyAV
+    loses one that arrives while it raises an error of its own. So the main thread waits here, in
+    plain Python. On an exception `cancelled` becomes true, and it is raised when `work` has ended.
     """
     stop = threading.Event()
     answer: Future[Answer] = Future()
-    ended: list[bool] = []  # and no lock, which an exception at the wrong place would leave locked
+    ended: list[bool] = []  # no lock: an exception at the wrong place would leave it locked
 
     def run() -> None:
         try:
@@ -109,7 +107,7 @@ def interruptible(work: Callable[[Callable[[], bool]], Answer]) -> Answer:
     try:
         thread.start()
         while not ended:
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_SECONDS)
     except BaseException:
         stop.set()
         raise

@@ -1,4 +1,4 @@
-"""Temporary files of a process that stays up: what nobody needs any more is swept."""
+"""Temporary files of a long-running process, removed when they are no longer needed."""
 
 import fcntl
 import os
@@ -14,16 +14,16 @@ from pathlib import Path
 __all__ = ["Scratch", "temporary_folder"]
 
 PREFIX = "latentsync-worker-"
-PATTERN = "tmp*"  # what `tempfile` calls files that are given no name
+PATTERN = "tmp*"  # of the names that `tempfile` makes up
 SWEEP_SECONDS = 60.0
-FILES_AT_ONCE = 3  # two inputs and an output
+FILES_PER_RUN = 3  # two inputs and an output
 
 
 class Scratch:
     """A folder for all temporary files that this process makes from now on.
 
-    Cog downloads inputs by `tempfile` in the process that predicts, and leaves those there whose
-    download fails: `predict` isn't called then.
+    Cog downloads inputs by `tempfile` in the process that predicts. If a download fails, `predict`
+    isn't called, and the file stays.
     """
 
     def __init__(self) -> None:
@@ -32,20 +32,20 @@ class Scratch:
         tempfile.tempdir = str(self.folder)
 
     def use(self, *inputs: str | Path) -> None:
-        """Sweep at once, but for these files, which stay until the next call."""
+        """Remove all files but these, which stay until the next call."""
         self._inputs = {Path(one).absolute() for one in inputs}
         self._remove(self._left())
 
     def sweep_always(self) -> None:
-        """Sweep now and then, in a thread, while no file is being downloaded."""
+        """Start a thread that sweeps every SWEEP_SECONDS, unless a download is in progress."""
         threading.Thread(target=self._sweep_always, name="sweep", daemon=True).start()
 
     def bound(self, most_bytes: int) -> int:
-        """Let no file that this process writes exceed `most_bytes`, or a third of the free room.
+        """Limit the size of each file to `most_bytes`, or a third of the free space; returns it.
 
-        A download that never ends then ends with "File too large". Returns the bound.
+        An endless download then ends with "File too large".
         """
-        room = shutil.disk_usage(self.folder).free // FILES_AT_ONCE
+        room = shutil.disk_usage(self.folder).free // FILES_PER_RUN
         bound = max(1, min(most_bytes, room))
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (bound, hard))
@@ -53,7 +53,7 @@ class Scratch:
 
     @contextmanager
     def unbounded(self) -> Iterator[None]:
-        """Suspend `bound` for this block, in which no download is under way."""
+        """Suspend `bound` for a block without downloads."""
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         try:
@@ -62,7 +62,7 @@ class Scratch:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     def sweep_idle(self) -> None:
-        """Sweep what has lain for SWEEP_SECONDS, unless a download is under way."""
+        """Remove files unchanged for SWEEP_SECONDS, unless a download is in progress."""
         left = self._left()
         if not _open_files() & left:
             old = time.time() - SWEEP_SECONDS
@@ -86,9 +86,9 @@ class Scratch:
 
 @contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """A new folder among the temporary ones, removed at the end.
+    """Make a temporary folder, removed at the end.
 
-    Those of this prefix that killed processes left are removed first.
+    Folders with this prefix that killed processes left behind are removed first.
     """
     folder, lock = _claimed(prefix)
     try:
@@ -99,7 +99,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 def _claimed(prefix: str) -> tuple[Path, int]:
-    """A new folder and the descriptor of its lock, which holds as long as this process lives."""
+    """Make a folder; returns it and the descriptor of its lock, which ends with this process."""
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         if (lock := _lock(left)) is not None:  # its process has ended
             shutil.rmtree(left, ignore_errors=True)
@@ -109,11 +109,11 @@ def _claimed(prefix: str) -> tuple[Path, int]:
         if (lock := _lock(folder)) is not None:
             if folder.exists():
                 return folder, lock
-            os.close(lock)  # another process has swept it before it was locked
+            os.close(lock)  # another process has removed it before it was locked
 
 
 def _lock(folder: Path) -> int | None:
-    """The locked folder's descriptor; None: another process has locked it, or it is gone."""
+    """Lock a folder; returns its descriptor, or None if it is locked already or gone."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -127,18 +127,18 @@ def _lock(folder: Path) -> int | None:
 
 
 def _open_files() -> set[Path]:
-    """What this process has open, as Linux tells it."""
+    """The files that this process has open, on Linux."""
     found = set()
     for link in Path("/proc/self/fd").glob("*"):
         try:
             found.add(link.readlink())
         except OSError:
-            continue  # closed since
+            continue  # closed meanwhile
     return found
 
 
 def _changed(path: Path) -> float:
-    """When a file was written to last; never, where it is gone."""
+    """Time of the last change of a file; infinity if it is gone."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,8 +1,9 @@
-"""One file from one address: resumed where an earlier transfer ended, by one process at a time."""
+"""Downloads of single files: resumed after an interruption, by one process at a time."""
 
 import fcntl
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,26 +14,26 @@ import requests
 
 from latentsync.errors import WeightsMismatch
 
-__all__ = ["locked", "transfer"]
+__all__ = ["locked", "reason", "transfer"]
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 14  # requests drops the last one where a transfer breaks off inside it
-TIMEOUT_SECONDS = 30  # without a byte
-ATTEMPTS = 5  # in a row that add nothing to the file
-PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0  # before the second attempt, then doubled each time
-TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP status codes that may be gone the next time
+CHUNK_BYTES = 1 << 14  # requests drops the last, partial one when a transfer breaks off
+TIMEOUT_SECONDS = 30  # without data
+MAX_ATTEMPTS = 5  # in a row that add nothing to the file
+PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 60.0  # before the second attempt, doubled each time
+TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP status codes worth another attempt
 
 ByteProgress = Callable[[int, int | None], None]
-"""Called with the bytes that are there, and those of the whole file where they are known."""
+"""Called with the number of bytes so far, and of the whole file if that is known."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[BufferedRandom]:
-    """Open a file to read and write, and keep other processes that do the same waiting.
+    """Open a file for reading and writing; other processes that do so wait.
 
-    The lock ends with the process, however it ends. Inside the block the file may be moved away; if
-    it is still there afterwards and empty, it is removed, and its folder as well if that is empty.
+    The lock ends with the process in any case. The block may move the file away. If it is empty
+    afterwards, it is removed, and its folder too if that is empty.
 
     Raises:
         OSError: the file can't be made or written.
@@ -57,23 +58,19 @@ def _open_locked(path: Path) -> BufferedRandom:
         except FileNotFoundError:  # another process has just removed the empty folder
             continue
         try:
-            _lock(file, path)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("another process is writing %s; waiting for it", path.name)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:  # some network file systems
+                log.warning("%s can't be locked (%s): run one download at a time", path, error)
             if _is_open_at(file, path):
                 return file
         except BaseException:
             file.close()
             raise
-        file.close()  # while this process waited, the one before it moved or removed the file
-
-
-def _lock(file: BufferedRandom, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.warning("another process is writing %s; waiting for it", path.name)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:  # some network file systems
-        log.warning("%s can't be locked (%s): run one download at a time", path, error)
+        file.close()  # its last holder has moved or removed it meanwhile
 
 
 def _is_open_at(file: BufferedRandom, path: Path) -> bool:
@@ -90,15 +87,15 @@ def transfer(
     headers: Mapping[str, str] | None = None,
     progress: ByteProgress | None = None,
 ) -> None:
-    """Append to `file` what it lacks of the content of `url`; try again where that breaks off.
+    """Append to `file` what it lacks of the content of `url`, and retry after interruptions.
 
     Args:
-        size: of the content, in bytes; None: what the server says.
-        headers: sent with each request, but not to another host that it is redirected to.
+        size: of the content, in bytes; default what the server says.
+        headers: for each request, but not for another host after a redirect.
 
     Raises:
-        OSError: it did not come; requests' errors among them. What came is kept in the file.
-        WeightsMismatch: the server has something of another size.
+        OSError: the transfer failed (requests' errors are OSErrors). The file keeps what it has.
+        WeightsMismatch: the content has another size.
     """
     fruitless = 0
     while True:
@@ -110,15 +107,15 @@ def transfer(
             if not _is_transient(error):
                 raise
             fruitless = fruitless + 1 if file.seek(0, os.SEEK_END) <= before else 0
-            if fruitless >= ATTEMPTS:
+            if fruitless >= MAX_ATTEMPTS:
                 raise
             pause = _pause(error, fruitless)
-            log.warning("%s: %s; trying again in %.0f s", url.split("?")[0], error, pause)
+            log.warning("%s: %s; trying again in %.0f s", url.split("?")[0], reason(error), pause)
             time.sleep(pause)
 
 
 class _Interrupted(OSError):
-    """The transfer ended before the content did, or can't go on from where the file ends."""
+    """The transfer ended early, or can't be resumed where the file ends."""
 
 
 def _attempt(
@@ -133,7 +130,7 @@ def _attempt(
         return
     if size is not None and have > size:
         have = file.truncate(0)
-    # Byte ranges of a compressed answer would be those of the compressed bytes (RFC 9110, 14.1.2).
+    # Byte ranges of a compressed answer count compressed bytes (RFC 9110, 14.1.2).
     asked = {"Accept-Encoding": "identity", **headers}
     if have:
         asked["Range"] = f"bytes={have}-"
@@ -170,7 +167,7 @@ def _is_encoded(answer: requests.Response) -> bool:
 
 
 def _start(answer: requests.Response) -> int:
-    """The first byte that an answer holds: 0 where the server took no notice of the range."""
+    """The first byte of an answer: 0 if the server ignored the range."""
     if answer.status_code != requests.codes.partial_content:
         return 0
     first = answer.headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0]
@@ -180,7 +177,7 @@ def _start(answer: requests.Response) -> int:
 
 
 def _total(answer: requests.Response) -> int | None:
-    """The bytes of the whole content, where the server tells them."""
+    """The size of the whole content in bytes, if the server says it."""
     if _is_encoded(answer):
         return None
     if answer.status_code == requests.codes.ok:
@@ -198,8 +195,21 @@ def _is_transient(error: OSError) -> bool:
 
 
 def _pause(error: OSError, fruitless: int) -> float:
-    """Seconds before the next attempt: what the server asks for, or more after each failure."""
+    """Seconds before the next attempt: by the server's Retry-After, or growing."""
     response = getattr(error, "response", None)
     told = response.headers.get("Retry-After", "") if response is not None else ""
     pause = float(told) if told.isdigit() else PAUSE_SECONDS * 2 ** max(fruitless - 1, 0)
     return min(pause, MAX_PAUSE_SECONDS)
+
+
+def reason(error: BaseException) -> str:
+    """The innermost reason of a network error, on one line; requests wraps it several times."""
+    inner: BaseException | None = error
+    while inner is not None:
+        error = inner
+        wrapped = (getattr(error, "reason", None), *reversed(error.args))
+        inner = next((one for one in wrapped if isinstance(one, BaseException)), None)
+    text = " ".join(str(error).split()) or repr(error)
+    # urllib3 puts the connection first, the hub its request number last.
+    text = re.sub(r"^<?HTTPS?Connection(Pool)?\([^)]*\)>?: ", "", text)
+    return re.sub(r" ?\(Request ID: [^)]*\)", "", text)[:400]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentsync.errors import Cancelled, InputError
-from latentsync.runtime.disk_cache import file_digest
+from latentsync.runtime.files import file_digest
 from latentsync.types import Progress, ProgressCallback
 
 __all__ = ["SUFFIXES", "ClipFile", "find_clips", "identify_clips"]

@@ -28,7 +28,7 @@ from scipy.io import wavfile
 from latentsync.errors import OutputError
 from latentsync.faces import align
 from latentsync.media import VideoFrame, VideoReader, VideoWriter, even_box
-from latentsync.runtime.disk_cache import file_digest
+from latentsync.runtime.files import file_digest
 from latentsync.training.preparation.stretch import (
     FPS,
     SAMPLE_RATE,

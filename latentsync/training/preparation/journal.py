@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from latentsync.errors import OutputError
-from latentsync.runtime.disk_cache import file_digest
-from latentsync.runtime.files import locked, replacing
+from latentsync.runtime.files import file_digest, locked, replacing
 from latentsync.training.preparation.clip import CLIPS
 from latentsync.training.preparation.work import Line, Outcome, Source
 

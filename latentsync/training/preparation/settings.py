@@ -11,7 +11,7 @@ from latentsync.errors import OptionError
 from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
 from latentsync.evaluation.nets.loading import load_net
 from latentsync.runtime import checkpoints, devices
-from latentsync.runtime.disk_cache import file_digest
+from latentsync.runtime.files import file_digest
 from latentsync.training.preparation.clip import Form, Write
 from latentsync.training.preparation.quality import load_hyper_iqa
 from latentsync.training.preparation.steps import (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentsync.errors import InputError, LatentSyncError, OutputError
-from latentsync.runtime.disk_cache import file_digest
+from latentsync.runtime.files import file_digest
 from latentsync.training.preparation.clip import Write
 from latentsync.training.preparation.stretch import FPS, Rejected, Step, Stretch, Tools
 
