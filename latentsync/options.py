@@ -1,4 +1,4 @@
-"""What one call asks for: `Options`, and how much work the network is given: `Effort`.
+"""Options of one call: `Options`, and the work that the network does for it: `Effort`.
 
 Each field of `Options` declares its type, default, bounds and help. The command line, the task API,
 the web page and docs/options.md derive theirs from it by `declared`.
@@ -50,7 +50,7 @@ PUBLISHED = "Choices of the published code"
 
 @dataclass(frozen=True)
 class Option:
-    """What a field declares beside its type and default."""
+    """Declaration of a field, beside its type and default."""
 
     group: str  # panel of the command line, heading in docs/options.md
     description: str  # in sentences, without the range and the default
@@ -63,7 +63,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Declared(Option):
-    """One field of a dataclass, with all that it declares."""
+    """A field of a dataclass with its whole declaration."""
 
     name: str = ""
     hint: Any = None  # its type, without the `Option`
@@ -71,20 +71,20 @@ class Declared(Option):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values of a Literal; () of every other type."""
+        """The values of a Literal; () for every other type."""
         parts = (self.hint, *get_args(self.hint))
         return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
 
     @property
     def types(self) -> tuple[type, ...]:
-        """The types that a value may have, None aside; a choice is a str."""
+        """The types that a value may have, without None; a choice is a str."""
         if self.choices:
             return (str,)
         return tuple(part for part in get_args(self.hint) if part is not NoneType) or (self.hint,)
 
     @property
     def values(self) -> str:
-        """The values allowed, where type and description don't say it."""
+        """The values allowed: a range or a list; "" where the description says all."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if self.within is None:
@@ -142,7 +142,7 @@ def declared(cls: type) -> Mapping[str, Declared]:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work the network is given; the fields are those of `Options`, without None."""
+    """Work of the network for one run; see the fields of the same names in `Options`."""
 
     steps: int = 20
     sampler: Sampler = "ddim"
@@ -161,7 +161,7 @@ _OF_EFFORT = tuple(field.name for field in fields(Effort))
 
 
 def _by_speed(name: str) -> str:
-    """The values of a field of Effort: "exact 20, fast 8, preview 6", or one for all."""
+    """List the values of a field of Effort: "exact 20, fast 8, preview 6", or one for all."""
     values = {speed: getattr(effort, name) for speed, effort in SPEEDS.items()}
     if len(set(values.values())) == 1:
         return str(values["exact"])
@@ -180,7 +180,7 @@ _PUBLISHED = partial(Option, PUBLISHED)
 
 @dataclass(frozen=True)
 class Options:
-    """What one call asks for. `Options.published()` names every choice of the published code.
+    """Options of one call. `Options.published()` takes the choices of the published code.
 
     Raises:
         OptionError: a value is out of its range.
@@ -353,7 +353,7 @@ class Options:
         return replace(SPEEDS[self.speed], **given)
 
     def changes(self) -> str:
-        """The options that are not as by default, by name."""
+        """List the options that differ from the defaults, by name."""
         usual = vars(Options())
         return ", ".join(
             f"{name} {value!r}" for name, value in vars(self).items() if value != usual[name]

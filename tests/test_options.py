@@ -117,6 +117,16 @@ def test_a_wrong_value_gives_the_same_sentence_everywhere(name, value, monkeypat
     )
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--max-upload", 0), ("--keep-hours", -1.0)])
+def test_a_wrong_limit_of_the_service_is_named_by_its_flag(flag, value, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["latentsync", "serve", flag, str(value)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = f"latentsync: error: {flag} is {value}; it must be more than 0\n"
+    assert capsys.readouterr().err == said
+
+
 def test_the_page_of_docs_is_what_the_fields_say():
     """Else: python scripts/options_table.py."""
     assert options_table.PAGE.read_text(encoding="utf-8") == options_table.page()

@@ -1,6 +1,6 @@
-"""The command line: `latentsync COMMAND`, one function a command.
+"""Command line: `latentsync COMMAND`, one function per command.
 
-One line for every error. Exit codes: 2 bad usage or input, 1 failure, 130 interrupted.
+Every error is one line. Exit codes: 2 bad usage or input, 1 failure, 130 interrupted.
 """
 
 import json
@@ -63,7 +63,7 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main() -> None:
-    """Entry point: runs the command and turns every error into one line and an exit code."""
+    """Run the command, and turn every error into one line and an exit code."""
     # Before torch is imported: its threads, where they wait in a loop, starve each other and the
     # encoder on a busy CPU. Figures: benchmarks/README.md.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """An error's line and exit code."""
+    """Return the line and the exit code of an error."""
     if isinstance(error, typer.TyperException):
         return error.format_message(), BAD_INPUT
     if isinstance(error, LatentSyncError):
@@ -97,7 +97,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _flag(option: str) -> str | None:
-    """What an option is called here; HOST has no name, and whoever is here has it."""
+    """Return the flag of an option, None if no command has one; HOST is always at hand."""
     known = get_command(commands).commands.values()  # type: ignore[attr-defined]  # it is a group
     params = [given for one in known for given in one.params if given.opts[0].startswith("--")]
     flags = {given.name: given.opts[0] for given in params}
@@ -107,7 +107,7 @@ def _flag(option: str) -> str | None:
 @commands.callback()
 def _root(
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say what is done and chosen, and why.")
+        bool, typer.Option("--verbose", "-v", help="Log what is done and chosen, and why.")
     ] = False,
     debug: Annotated[  # noqa: ARG001 - main takes it out, wherever it stands
         bool, typer.Option("--debug", help="Show where an error comes from.")
@@ -129,7 +129,7 @@ def info(
     file: Annotated[Path, path_argument(help="Any clip, picture or sound.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what a media file is."""
+    """Print the facts of a media file."""
     from latentsync.media import probe
 
     facts = probe(file)
@@ -147,7 +147,7 @@ def download(
     name: Annotated[str, typer.Argument(help=f"What to fetch: {', '.join(SETS)}.")],
     weights: Weights = None,
 ) -> None:
-    """Fetch published weights; what is there stays, a transfer that ended early is resumed."""
+    """Download published weights; files that are there are kept, broken transfers resumed."""
     from latentsync.runtime.checkpoints import download as fetch
     from latentsync.runtime.checkpoints import root
 
@@ -183,7 +183,7 @@ def _verify(
     steps: Annotated[int, typer.Option(help=declared(Options)["steps"].help)] = Effort.steps,
     seconds: Annotated[float, typer.Option(help="Seconds of the voice to use.")] = 4.0,
 ) -> None:
-    """Check a model's files, load it strictly, run it: one table for a bug report."""
+    """Check a model's files, load it strictly and run it; print a table for a bug report."""
     from latentsync.cli.verify import verify as checks
 
     wrong = 0
@@ -210,7 +210,7 @@ def _doctor(
     weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what this machine lacks, and the remedy of each."""
+    """Check what this machine lacks, and print the remedy of each finding."""
     from latentsync.cli.doctor import examine
 
     found = list(examine(weights))
@@ -242,11 +242,11 @@ def synthesise(
     ] = None,
     workers: Annotated[int, typer.Option(help="Clips drawn side by side.")] = 1,
 ) -> None:
-    """Draw talking people, to train on: a clip each, and beside it the truth of every frame.
+    """Draw clips of talking people to train on, each with the truth of every frame.
 
-    Finished clips are not drawn again. NAME.truth.jsonl has a line a frame:
-    its number and seconds, the mouth's opening, width and rounding, what the
-    mouth and the head do, and landmarks in pixels.
+    Finished clips are not drawn again. NAME.truth.jsonl has one line per frame:
+    number, time in seconds, opening, width and rounding of the mouth, what mouth
+    and head do, and landmarks in pixels.
     """
     from latentsync.training.synthetic import synthesise as draw
     from latentsync.training.synthetic.speech import LANGUAGES
@@ -267,7 +267,7 @@ def synthesise(
 
 
 def _size(text: str) -> tuple[int, int]:
-    """(width, height) of "512x512"."""
+    """Parse "512x512" as (width, height)."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise OptionError(f"size is {text!r}; it must be WIDTHxHEIGHT in pixels, such as 512x512")

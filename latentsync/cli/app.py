@@ -1,4 +1,4 @@
-"""The command line of the web page: `latentsync app`."""
+"""Command line of the web page: `latentsync app`."""
 
 import os
 import signal
@@ -41,10 +41,10 @@ def app(
     limits: Limits,
     enable_sr: Annotated[bool, typer.Option("--enable_sr", "--enable-sr", hidden=True)] = False,
 ) -> None:
-    """Show a page on which clips and voices are put together.
+    """Serve a web page that puts clips and voices together.
 
-    Super-resolution is on it where the extra `restore` is installed. Uploads
-    and outputs are deleted after an hour, and when the page is stopped.
+    It offers super-resolution if the extra `restore` is installed. Uploads and
+    outputs are deleted after an hour, and when the page is stopped.
     """
     try:
         import uvicorn

@@ -1,4 +1,4 @@
-"""What several commands share: their options, and how a result is printed."""
+"""Options that several commands share, and the printing of results."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""The command line of evaluation: `latentsync evaluate`."""
+"""Command line of the evaluation: `latentsync evaluate`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -66,7 +66,7 @@ def evaluate(
     video_path: VideoPath = None,
     metric: Annotated[list[str] | None, typer.Option("--metric", hidden=True)] = None,
 ) -> None:
-    """Judge OUTPUTS: how close to their originals, and how well in sync."""
+    """Measure how close OUTPUTS are to their originals, and how well in sync."""
     from latentsync.evaluation.clips import find_pairs
     from latentsync.evaluation.report import write_report
     from latentsync.evaluation.runner import METRICS, names_of

@@ -1,4 +1,4 @@
-"""The command line of the main path: `latentsync generate`."""
+"""Command line of the main path: `latentsync generate`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +92,7 @@ Lossless = Annotated[
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the nets compute, and how."""
+    """Device, precision and engine of the model."""
 
     device: Device = None
     dtype: Dtype = None
@@ -121,13 +121,13 @@ class Machine:
 
     @property
     def load(self) -> dict[str, Any]:
-        """Arguments of `LipSync.load`, here or in a replica."""
+        """Keyword arguments of `LipSync.load`, here or in a replica."""
         names = ("weights", "device", "dtype", "offload", "attention", "compile")
         return {name: getattr(self, name) for name in names}
 
     @contextmanager
     def engine_of(self, model: str) -> "Iterator[Engine | None]":
-        """Start the engine that computes elsewhere; None: there is none."""
+        """Start the engine that computes elsewhere, and stop it at the end; None: compute here."""
         if self.engine == "local":
             yield None
             return
@@ -183,7 +183,7 @@ def generate(
 
 
 def _voices(speakers: list[str], audio: Path | None) -> dict[str, Path]:
-    """Face -> sound; empty where no speaker is named."""
+    """Parse FACE=AUDIO pairs as face -> sound; empty if no speaker is named."""
     if speakers and audio:
         raise OptionError(f"{audio} beside --speaker; the speakers bring the voices")
     pairs = [speaker.partition("=") for speaker in speakers]
@@ -199,7 +199,7 @@ def _voices(speakers: list[str], audio: Path | None) -> dict[str, Path]:
 def _check_files(
     video: Path, voices: Path | dict[str, Path], output: Path, options: Options
 ) -> None:
-    """Raise InputError for what can be seen before gigabytes of weights are loaded."""
+    """Raise InputError for a bad file before gigabytes of weights are loaded."""
     from latentsync.media import Limits, check_output, open_media
 
     inputs = (video, *(voices.values() if isinstance(voices, dict) else [voices]))
@@ -209,6 +209,7 @@ def _check_files(
 
 
 def _summary(result: Result) -> str:
+    """Describe a result in one line."""
     untouched = sum(stop - start for start, stop, _ in result.passed_through)
     several = {said for said in result.sound_tracks.values() if not said.startswith("track 1 of 1")}
     sound = f"sound: {' and '.join(sorted(several))}; " if several else ""
@@ -223,7 +224,7 @@ def _summary(result: Result) -> str:
 
 
 def _faces(result: Result) -> str:
-    """How many faces and shots there were, and which face was taken where there is one shot."""
+    """Count the faces and shots; with one shot, name the place of the chosen faces."""
     from latentsync.pipeline.face_tracks import faces_at
 
     if not result.shots:

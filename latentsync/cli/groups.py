@@ -1,4 +1,4 @@
-"""Options as one parameter of a command, where a dataclass declares or groups them."""
+"""Groups of options: one parameter of a command stands for all fields of a dataclass."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -16,28 +16,28 @@ Command = Callable[..., None]
 
 
 class OptionGroup(Protocol):
-    """Several options that a command gets as one parameter."""
+    """Several options that a command takes as one parameter."""
 
     def parameters(self) -> list[Parameter]:
-        """The options, as parameters that typer understands."""
+        """List the options as parameters for typer."""
         ...
 
     def value(self, values: dict[str, Any], context: typer.Context) -> object:
-        """Make the command's parameter of the values of all its options."""
+        """Make the command's argument from the values of all options."""
         ...
 
 
 @dataclass(frozen=True)
 class FieldsOf:
-    """Annotates a dict parameter: those of the named fields that were given, by name.
+    """Annotation of a dict parameter: field name -> value, of the options that the user gave.
 
-    The fields are declared by `Option`; what isn't given keeps the dataclass's default.
+    The fields declare an `Option`. `defaults` are in the dict even if the user gives nothing.
     """
 
-    declaring: type
-    names: tuple[str, ...]
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # where others than the fields'
-    flags: Mapping[str, str] = field(default_factory=dict)  # where others than the fields' names
+    declaring: type  # the dataclass
+    names: tuple[str, ...]  # of the fields that the command has
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # that differ from the fields'
+    flags: Mapping[str, str] = field(default_factory=dict)  # that differ from the fields' names
 
     def parameters(self) -> list[Parameter]:
         known = declared(self.declaring)
@@ -65,7 +65,7 @@ class FieldsOf:
 
 @dataclass(frozen=True)
 class _InstanceOf:
-    """An instance of a dataclass whose fields are annotated as typer's options."""
+    """A parameter that is a dataclass; its fields are annotated with typer's options."""
 
     dataclass: type
 
@@ -85,9 +85,9 @@ class _InstanceOf:
 
 
 def grouped(command: Command) -> Command:
-    """Let typer see the options of a command's groups in place of the groups.
+    """Show typer the single options in place of a command's groups.
 
-    A group is a parameter whose type is a dataclass, or a dict annotated by `FieldsOf`.
+    A group is a parameter whose type is a dataclass, or a dict annotated with `FieldsOf`.
     """
     groups: dict[str, tuple[OptionGroup, list[str]]] = {}
     flat = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]

@@ -1,4 +1,4 @@
-"""The command line of `latentsync prepare`."""
+"""Command line of the preparation of training data: `latentsync prepare`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["prepare"]
 
 @dataclass(frozen=True)
 class Choices:
-    """What is asked of a clip: the fields of `PreparationSettings` that the command has."""
+    """Requirements for a clip, as fields of `PreparationSettings`."""
 
     size: Annotated[
         int, typer.Option(help="Side of the face crops that the clips are for: 256 or 512 px.")
@@ -84,7 +84,7 @@ def prepare(
 ) -> None:
     """Choose clips to train on from a folder of videos: one face, in sync, clear, 5-10 s.
 
-    The same command again goes on where it was stopped, however it was.
+    Run the same command again to continue after a stop of any kind.
     OUTPUT gets clips/ (for `train unet --data OUTPUT`), index.jsonl,
     rejected.jsonl and summary.html.
     """

@@ -1,4 +1,4 @@
-"""How far a command is, drawn on a terminal; nothing where stderr is no terminal."""
+"""Progress bars on a terminal; nothing is drawn if stderr is no terminal."""
 
 import os
 import sys
@@ -39,7 +39,7 @@ STAGES = {
 
 
 class _Speed(ProgressColumn):
-    """How many a second, over the last half minute."""
+    """Column: items per second over the last half minute."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -51,7 +51,7 @@ def bars(unit: str = "frames") -> Bars:
 
 
 def transfer_bars() -> Bars:
-    """Bars that count bytes."""
+    """Make bars that count bytes."""
     return _drawn(DownloadColumn(), TransferSpeedColumn())
 
 
@@ -68,7 +68,7 @@ def _drawn(*columns: ProgressColumn) -> Bars:
 
 
 def progress_callback(drawn: Bars) -> ProgressCallback:
-    """A callback that moves a bar for each stage."""
+    """Make a callback that moves one bar per stage."""
     tasks = {}
 
     def show(progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""The command line of the task API: `latentsync serve`, `work` and `keys`."""
+"""Command line of the task API: `latentsync serve`, `work` and `keys`."""
 
 import logging
 import os
@@ -26,6 +26,7 @@ from latentsync.cli.common import (
 )
 from latentsync.cli.groups import FieldsOf, grouped
 from latentsync.errors import BackendUnavailable, OptionError
+from latentsync.options import declared
 from latentsync.runtime.scratch import temporary_folder
 from latentsync.service.settings import ServiceSettings
 
@@ -40,7 +41,7 @@ STOP_SECONDS = 5  # in which requests that are being answered may end
 
 log = logging.getLogger(__name__)
 
-keys = typer.Typer(no_args_is_help=True, help="Who may use the task API.")
+keys = typer.Typer(no_args_is_help=True, help="Manage the keys of the task API.")
 
 Data = Annotated[
     Path,
@@ -52,25 +53,37 @@ database_option = partial(
     help="Database: postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
 )
 DatabaseUrl = Annotated[str, database_option(show_default="SQLite in the data folder")]
+Workers = Annotated[int, typer.Option(help="Worker processes, each with a model of its own.")]
 storage_option = partial(
     typer.Option,
     envvar="LATENTSYNC_STORAGE",
     help="Storage of uploads and outputs: s3://BUCKET/PREFIX, or a folder.",
 )
-Compile = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile/--no-compile",
-        help="Compile kernels as each worker starts, which takes minutes.",
-        show_default="on a GPU",
+Limits = Annotated[
+    dict[str, Any],
+    FieldsOf(
+        ServiceSettings,
+        tuple(declared(ServiceSettings)),
+        flags={"max_upload_bytes": "--max-upload", "max_stored_bytes": "--max-stored"},
     ),
 ]
-Workers = Annotated[int, typer.Option(help="Worker processes, each with a model of its own.")]
-LIMITS = (
-    *("max_upload_bytes", "max_stored_bytes", "max_seconds", "keep_hours", "upload_hours"),
-    *("url_hours", "lease_seconds", "private_addresses"),
-)
-FLAGS = {"max_upload_bytes": "--max-upload", "max_stored_bytes": "--max-stored"}
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Model that each worker loads, as fields of `ServiceSettings`."""
+
+    model: Model = ServiceSettings.model
+    weights: Weights = None
+    device: Device = None
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile kernels as each worker starts, which takes minutes.",
+            show_default="on a GPU",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -110,20 +123,17 @@ def serve(
         typer.Option("--page", help="Show the web page at /app too, with a model of its own."),
     ] = False,
     workers: Workers = 1,
-    model: Model = ServiceSettings.model,
-    weights: Weights = None,
-    device: Device = None,
-    compile_: Compile = None,
+    served: ServedModel,
     data: Data = ServiceSettings.data,
     database: DatabaseUrl = "",
     storage: Annotated[str, storage_option(show_default="a folder in the data folder")] = "",
-    limits: Annotated[dict[str, Any], FieldsOf(ServiceSettings, LIMITS, flags=FLAGS)],
+    limits: Limits,
     replicas: Replicas,
 ) -> None:
-    """Take tasks over HTTP, like the hosted API, and work them off.
+    """Serve the task API, with the paths and fields of the hosted API, and run its tasks.
 
-    Make keys with `latentsync keys create NAME`. What clients can ask is at
-    /docs. `--workers 0` only takes tasks; `latentsync work` elsewhere does them.
+    Make keys with `latentsync keys create NAME`. The API is documented at /docs.
+    `--workers 0` only accepts tasks; `latentsync work` runs them elsewhere.
     """
     given = {"min_replicas": replicas.min_replicas, "max_replicas": replicas.max_replicas}
     check_engine(replicas.engine, **given, ray_address=replicas.ray_address)
@@ -138,10 +148,7 @@ def serve(
         database=database,
         storage=storage,
         public_url=public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}",
-        model=model,
-        weights=weights,
-        device=device,
-        compile=compile_,
+        **vars(served),
         **limits,
     )
     working = partial(_processes, workers=workers)
@@ -155,7 +162,7 @@ def serve(
 
 @contextmanager
 def _processes(service: "Service", *, workers: int) -> Iterator[None]:
-    """Workers on this machine."""
+    """Run workers on this machine."""
     from latentsync.service.supervisor import Supervisor
 
     supervisor = Supervisor(service.settings, workers, service.settings.data / "work")
@@ -212,7 +219,7 @@ def _serve(
 
 
 def _check_port(host: str, port: int) -> None:
-    """Raise OptionError where nobody can listen there now."""
+    """Raise OptionError if nothing can listen there now."""
     try:
         for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind) as probe:
@@ -226,7 +233,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _show_page(app: "FastAPI") -> None:
-    """Put the web page onto the task API's application, for whoever has a key."""
+    """Mount the web page on the task API's application, behind its keys."""
     from latentsync.pipeline.lipsync import LipSync
     from latentsync.service.middleware import PAGE
 
@@ -244,32 +251,24 @@ def _show_page(app: "FastAPI") -> None:
     )
 
 
+@grouped
 def work(
+    *,
     database: Annotated[str, database_option()],
     storage: Annotated[str, storage_option()],
     workers: Workers = 1,
-    model: Model = ServiceSettings.model,
-    weights: Weights = None,
-    device: Device = None,
-    compile_: Compile = None,
+    served: ServedModel,
 ) -> None:
-    """Work off the tasks of a service elsewhere, which shares its database and storage.
+    """Run the tasks of a service elsewhere that shares its database and storage.
 
-    Its limits are those that `latentsync serve` was given.
+    The limits are those that `latentsync serve` was given.
     """
     with _installed():
         from latentsync.service.supervisor import Supervisor
 
     if not database or not storage:
         raise OptionError("give --database and --storage, the same as those of `latentsync serve`")
-    settings = ServiceSettings(
-        database=database,
-        storage=storage,
-        model=model,
-        weights=weights,
-        device=device,
-        compile=compile_,
-    )
+    settings = ServiceSettings(database=database, storage=storage, **vars(served))
     signal.signal(signal.SIGTERM, _leave)
     logging.getLogger("latentsync.service").setLevel(logging.INFO)
     with temporary_folder("latentsync-work-") as folder:
@@ -293,7 +292,7 @@ def create(
     data: Data = ServiceSettings.data,
     database: DatabaseUrl = "",
 ) -> None:
-    """Make a key and show it, once."""
+    """Create a key, and print it once."""
     with _opened(data, database) as service:
         _, shown = service.keys.create(
             name, per_minute=per_minute, at_once=at_once, max_bytes=max_bytes
@@ -303,7 +302,7 @@ def create(
 
 @keys.command(name="list")
 def show(data: Data = ServiceSettings.data, database: DatabaseUrl = "") -> None:
-    """Show all keys and their limits."""
+    """List all keys and their limits."""
     with _opened(data, database) as service:
         for use in service.keys.all():
             key = use.key
@@ -322,7 +321,7 @@ def revoke(
     data: Data = ServiceSettings.data,
     database: DatabaseUrl = "",
 ) -> None:
-    """Let a key open nothing from now on."""
+    """Revoke a key."""
     with _opened(data, database) as service:
         service.keys.revoke(name)
     typer.echo(f"{name} is revoked")

@@ -1,6 +1,6 @@
-"""The command line of training: `latentsync train unet` and `latentsync train syncnet`.
+"""Command line of training: `latentsync train unet` and `latentsync train syncnet`.
 
-On many devices: `accelerate launch --module latentsync train unet ...`.
+On several devices: `accelerate launch --module latentsync train unet ...`.
 """
 
 import signal
@@ -38,7 +38,7 @@ def _root() -> None:
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """What a run reads and writes, and where: the fields of `TrainingSettings`."""
+    """Files and devices of a run, as fields of `TrainingSettings`."""
 
     data: Annotated[Path, typer.Option(help="Folder of clips with sound and a face each.")]
     output: OutputFolder
@@ -61,7 +61,7 @@ class TrainingFiles:
 
 @dataclass(frozen=True)
 class Learning:
-    """How a run learns: fields of `TrainConfig`; None is what the preset says."""
+    """Fields of `TrainConfig`; None takes the preset's value."""
 
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None
     accumulate: Annotated[
@@ -90,7 +90,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class Losses:
-    """How the U-Net's losses are weighted: fields of `UNetTrainConfig`."""
+    """Weights of the U-Net's losses, as fields of `UNetTrainConfig`; None takes the preset's."""
 
     speech_dropout: Annotated[
         float | None,
@@ -136,9 +136,9 @@ def unet(
     ] = "pixel_attn",
     show: Annotated[bool, typer.Option(help="Make a clip at each validation.")] = True,
 ) -> None:
-    """Train the U-Net; the same command again goes on where it was stopped.
+    """Train the U-Net; run the same command again to continue.
 
-    OUTPUT gets model/ (for --model and latentsync.load) and best/, the one of
+    OUTPUT gets model/ (for --model and latentsync.load) and best/, the model of
     the best validation; PRESET.csv, PRESET.checkpoint.pt, curves.png, and
     validation/ with a clip each. Options without a default take the preset's.
     """
@@ -183,7 +183,7 @@ def syncnet(
     ] = None,
     learning: Learning,
 ) -> None:
-    """Train the net that judges lip-sync; the same command again goes on where it was stopped.
+    """Train the net that judges lip-sync; run the same command again to continue.
 
     OUTPUT gets syncnet.safetensors (for `train unet --syncnet`), best.safetensors of
     the best validation, PRESET.csv with the accuracy on held-out clips,
@@ -204,9 +204,9 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .pt to write.")],
 ) -> None:
-    """Write what was trained as the published code reads it, in float32.
+    """Write trained weights in float32, in the form that the published code reads.
 
-    Of a run, the average of the weights at its last checkpoint.
+    Of a run, these are the averaged weights of its last checkpoint.
     """
     from latentsync.training.export import export as run
 
@@ -215,7 +215,7 @@ def export(
 
 
 def _trained(training: Callable[..., Path], *arguments: object, **options: object) -> None:
-    """Run it with bars and a way to stop, and tell what it wrote."""
+    """Run a training with bars and a way to stop it, and print what it wrote."""
     try:
         with bars("steps") as drawn, _stopping() as asked:
             result = training(
@@ -239,7 +239,7 @@ def _named(presets: Mapping[str, Run], name: str, option: str = "preset") -> Run
 
 
 def _configured(presets: Mapping[str, Run], preset: str, given: dict[str, Any]) -> Run:
-    """The preset, with what was given laid over it.
+    """Return the preset, overridden by the values given.
 
     Raises:
         OptionError: no such preset, or a value that can't be.
@@ -271,7 +271,7 @@ def _speak(
     output: Path,
     cancel: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """What the model makes of a face and another's voice, and how its mouth follows that voice.
+    """Let a face speak another clip's voice, and measure how its mouth follows that voice.
 
     The truth is the mouth of the voice's own clip. The mouth net that measures both
     knows drawn faces; on filmed ones its figure is a hint, no measurement.
@@ -297,7 +297,7 @@ def _speak(
 
 @contextmanager
 def _stopping() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C or SIGTERM is only noted, the second one ends the program."""
+    """Note the first Ctrl-C or SIGTERM within the block; the second one ends the program."""
     noted: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(one) for one in signals]

@@ -1,4 +1,4 @@
-"""The command line of super-resolution alone: `latentsync upscale`."""
+"""Command line of super-resolution without lip-sync: `latentsync upscale`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,7 +59,7 @@ def upscale(
     weights: Weights = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore the faces of VIDEO, which keeps its words; or enlarge its frames."""
+    """Restore the faces of VIDEO without lip-sync, or enlarge its frames."""
     from latentsync import faces
     from latentsync.faces.restoration.nets import load_restorer
     from latentsync.media import check_output, open_media

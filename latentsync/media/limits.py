@@ -1,4 +1,4 @@
-"""How much one file from outside may ask for, so that no small file costs a whole machine."""
+"""Limits on a file from outside, so that no small file exhausts the machine."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ MAX_NOTES_BYTES = 2**26  # bytes; the profiles of printers have a few million
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may hold at most; each check raises MediaError, `name` tells the file.
+    """Upper limits on one file. Each check raises MediaError; `name` names the file.
 
     Sizes and durations are checked against what the file claims, before anything is decoded, and
     again as it is read, because files lie.
@@ -28,7 +28,7 @@ class Limits:
         return cls(options.max_pixels, options.max_seconds, options.max_bytes)
 
     def check_bytes(self, name: str, size: int) -> None:
-        """For a file of `size` bytes."""
+        """Check a file of `size` bytes."""
         if size > self.max_bytes:
             raise MediaError(
                 f"{name} has {size} bytes where at most {self.max_bytes} are read:"
@@ -36,7 +36,7 @@ class Limits:
             )
 
     def check_samples(self, name: str, samples: int, size: int) -> None:
-        """For a file of `size` bytes whose tables speak of so many samples: frames and packets."""
+        """Check a file of `size` bytes whose tables claim so many samples: frames and packets."""
         if samples > size:
             raise MediaError(
                 f"{name} claims {samples} samples in {size} bytes: it is damaged, or made to"
@@ -45,7 +45,7 @@ class Limits:
             )
 
     def check_notes(self, name: str, unpacked: int) -> None:
-        """For a picture whose colour profile and texts unpack to so many bytes."""
+        """Check a picture whose colour profile and texts unpack to so many bytes."""
         if unpacked >= MAX_NOTES_BYTES:
             raise MediaError(
                 f"{name} has a colour profile or texts of {MAX_NOTES_BYTES} bytes or more: it is"
@@ -53,7 +53,7 @@ class Limits:
             )
 
     def check_pixels(self, name: str, width: int, height: int) -> None:
-        """For frames of `width` x `height` px."""
+        """Check frames of `width` x `height` px."""
         if width * height > self.max_pixels:
             raise MediaError(
                 f"{name} has frames of {width} x {height} px where at most"
@@ -62,7 +62,7 @@ class Limits:
             )
 
     def check_seconds(self, name: str, seconds: float) -> None:
-        """For pictures or sound up to `seconds` from the start."""
+        """Check pictures or sound that last up to `seconds` from the start."""
         if seconds > self.max_seconds:
             raise MediaError(
                 f"{name} goes on for {seconds:.2f} s where at most {self.max_seconds:g} s are"
@@ -71,7 +71,7 @@ class Limits:
 
 
 def raising(limit: str) -> str:
-    """What those can do who may change the limit of that name."""
+    """Return the advice to raise a limit, for askers who have that option."""
     return with_option(limit, f", or raise {option_name(limit)}")
 
 

@@ -1,4 +1,4 @@
-"""What clients may ask for, as the hosted API spells it; checked here, documented at /docs."""
+"""Requests of clients, spelled as in the hosted API; checked here, documented at /docs."""
 
 import re
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _storable(cls, given: object) -> object:
-        """What was given, unless a database or UTF-8 can't hold its text."""
+        """Raise ValueError for text that a database or UTF-8 can't hold."""
         if isinstance(given, dict):
             for name, value in given.items():
                 for text in (value, *value) if isinstance(value, list) else (name, value):
@@ -114,7 +114,7 @@ else:
 
 
 def asker(inputs: Mapping[str, str] | None = None) -> Asker:
-    """How clients are told errors; `inputs` are their names of paths here."""
+    """Return how clients call options, and by `inputs` the paths here."""
     return Asker({name: name for name in OPTIONS}.get, inputs or {})
 
 
@@ -131,7 +131,7 @@ class UploadRequest(_Strict):
 
 
 class PageRequest(_Strict):
-    """Which tasks; the newest come first."""
+    """Selection of tasks; the newest come first."""
 
     page: int = Field(1, ge=1, le=1_000_000)
     page_size: int = Field(MAX_PAGE, ge=1, le=MAX_PAGE)
@@ -142,7 +142,7 @@ class PageRequest(_Strict):
 
 
 class DeleteRequest(_Strict):
-    """Which tasks."""
+    """Tasks to delete."""
 
     ids: list[str] = Field(max_length=MAX_PAGE)
 
@@ -153,11 +153,11 @@ DESCRIPTIONS = {
     for name, field in model.model_fields.items()
     if field.description
 }
-"""What is said of fields, by their names."""
+"""Descriptions of fields, by name."""
 
 
 def options_of(asked: dict[str, Any], settings: ServiceSettings) -> Options:
-    """What a task's `input` asks of a run, within what the service allows.
+    """Make the options of a run from a task's `input`, within the limits of the service.
 
     Raises:
         OptionError: a value out of its range, or a file where a word or a place is wanted.

@@ -1,4 +1,4 @@
-"""What a service is told when it starts."""
+"""Settings that a service starts with."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,7 +36,7 @@ _LIMIT = partial(Option, "Limits")
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """Of one service.
+    """Settings of one service.
 
     Raises:
         OptionError: a value out of its range.
@@ -95,7 +95,7 @@ class ServiceSettings:
 
     @property
     def database_url(self) -> str:
-        """Its own, or the SQLite file in `data`, whose folder is made.
+        """URL of the database: `database`, or the SQLite file in `data`, whose folder is made.
 
         Raises:
             OutputError: the folder can't be made.
@@ -110,12 +110,12 @@ class ServiceSettings:
 
     @property
     def storage_url(self) -> str:
-        """Its own, or a folder in `data`."""
+        """URL of the storage: `storage`, or a folder in `data`."""
         return self.storage or str(self.data / "files")
 
     @property
     def usual_share(self) -> int:
-        """Bytes that a key may keep unless it was made with others."""
+        """Bytes that a key may keep, unless it was created with another share."""
         return self.max_stored_bytes // USUAL_SHARE
 
     @property
@@ -125,7 +125,7 @@ class ServiceSettings:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only its owner can look into, unless it is there.
+    """Make a folder that only its owner can read, unless it is there.
 
     Raises:
         OutputError: it can't be made, or a file has its name.
@@ -141,7 +141,7 @@ def make_private(folder: Path) -> None:
 
 @contextmanager
 def process_folder(parent: Path, name: str | None = None) -> Iterator[Path]:
-    """A new folder in `parent`, for this process alone and its owner's eyes only.
+    """Make a folder in `parent` for this process alone, which only its owner can read.
 
     It is removed at the end; where the process is killed, when the next one calls this.
 

@@ -1,4 +1,4 @@
-"""The components by which a run is chosen, by the names of the fields of Options."""
+"""Components of the page that choose the options of a run, by the names of the fields."""
 
 from typing import Any
 
@@ -103,7 +103,7 @@ def _slider(
     info: str,
     **changes: float,
 ) -> gr.Slider:
-    """A slider over the numbers that the option may have; `changes` override what it says."""
+    """Make a slider over the option's range; `changes` override its bounds and value."""
     option = declared(Options)[name]
     assert option.within is not None
     low, high = option.within

@@ -1,4 +1,4 @@
-"""What can be chosen on the page -> Options; nothing in it names a file of this machine."""
+"""Values chosen on the page -> Options; none of them names a file of this machine."""
 
 from collections.abc import Mapping
 from typing import Any
