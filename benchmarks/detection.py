@@ -133,8 +133,10 @@ def every(people: int) -> None:
                 begin = time.process_time()
                 (seen,) = faces.follow(frames, detector, LARGEST, detect_every=n)
                 spent = time.process_time() - begin
-                track = align.face_track(seen.points, seen.found, jitter.RESOLUTION, seen.cut)
-                both = track.found & there
+                track = align.face_track(
+                    seen.points, seen.detected, jitter.RESOLUTION, seen.shot_start
+                )
+                both = track.detected & there
                 error = (jitter.mouth(track) - goals)[both]
                 steps = np.diff(error, axis=0)[np.diff(np.flatnonzero(both)) == 1]
                 trembles = np.sqrt((steps**2).sum(axis=1).mean()) / brows

@@ -82,8 +82,8 @@ def main() -> None:
                 for way, (this, smooth) in ways.items():
                     if this != rounded:
                         continue
-                    track = align.face_track(seen.points, seen.found, RESOLUTION, smooth=smooth)
-                    error = (mouth(track) - goal)[track.found]
+                    track = align.face_track(seen.points, seen.detected, RESOLUTION, smooth=smooth)
+                    error = (mouth(track) - goal)[track.detected]
                     jitter = np.sqrt((np.diff(error, axis=0) ** 2).sum(axis=1).mean())
                     off = np.sqrt(((error - error.mean(axis=0)) ** 2).sum(axis=1).mean())
                     figures.setdefault((way, path), []).append((jitter / brows, off / brows))

@@ -151,7 +151,7 @@ def bare(clip: Path, output: Path, options: Options) -> None:
 
 
 def whole(model: LipSync, track: FaceTrack, clip: Path, output: Path, options: Options) -> None:
-    plan = timeline.segments(np.arange(len(track)), track.found)
+    plan = timeline.segments(np.arange(len(track)), track.detected)
     role: Any = SpeakingFace(track, plan, Silence())
     with VideoWriter(output, crf=options.crf, preset=options.preset) as writer:
         for frame in model.generate(FrameSource.of(VideoReader(clip)), [role], options):

@@ -126,23 +126,23 @@ class FaceTrack:
     """Where one face is in every source frame; 34 bytes a frame, so an hour is 3 MB."""
 
     affine: FloatArray  # (n, 2, 3) frame px -> crop px; zeros where no face was found
-    found: NDArray[np.bool_]  # (n,) whether a mouth can be drawn; not on a face turned away
-    cut: NDArray[np.bool_] | None = None  # (n,) whether a new shot begins; None: nobody looked
-    lost: tuple[tuple[int, int, str], ...] = ()  # frames [start, stop) without it, and why
-    nose: FloatArray | None = None  # (n, 2) `blend.nose_places`, NaN without a face; None: unknown
+    detected: NDArray[np.bool_]  # (n,) whether a mouth can be drawn; not on a face turned away
+    shot_start: NDArray[np.bool_] | None = None  # (n,); None: shots were not detected
+    gaps: tuple[tuple[int, int, str], ...] = ()  # frames [start, stop) without it, and why
+    nose: FloatArray | None = None  # (n, 2) as `head_pose.nose_places`, NaN without a face
     shots: tuple[ShotFaces, ...] = ()  # of all frames; none where no detector looked
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.detected)
 
     def first(self, frames: int) -> "FaceTrack":
         """Of the clip's first so many frames."""
-        lost = ((start, min(stop, frames), why) for start, stop, why in self.lost)
+        gaps = ((start, min(stop, frames), why) for start, stop, why in self.gaps)
         return FaceTrack(
             affine=self.affine[:frames],
-            found=self.found[:frames],
-            cut=None if self.cut is None else self.cut[:frames],
-            lost=tuple(one for one in lost if one[0] < frames),
+            detected=self.detected[:frames],
+            shot_start=None if self.shot_start is None else self.shot_start[:frames],
+            gaps=tuple(gap for gap in gaps if gap[0] < frames),
             nose=None if self.nose is None else self.nose[:frames],
             shots=tuple(
                 replace(shot, stop=min(shot.stop, frames))

@@ -18,7 +18,7 @@ def main() -> None:
     picture = next(VideoReader(ROOT / "examples/face.mp4").frames([FRAME]))
     frame = picture.rgb()
     found = faces.track([frame], faces.create("builtin", root=ROOT))
-    affine = align.face_track(found.points, found.found, SIDE).affine[0]
+    affine = align.face_track(found.points, found.detected, SIDE).affine[0]
     size = (picture.width, picture.height)
     box = align.face_box(affine, SIDE, *size)
     crop = align.cut_face(picture.rgb(box), box, affine, SIDE)

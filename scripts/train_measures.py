@@ -180,7 +180,7 @@ def report_jitter(detector: Detector, people: int = 12, seconds: float = 2.0) ->
         points = track(frames_of(replace(take, poses=poses), (512, 512)), detector)
         steady = landmarks(take.identity, still, Mouth(), scene_view(512, 512, take.zoom))
         eyes = float(np.linalg.norm(steady[3] - steady[2]))
-        spreads.append(points.points[points.found].std(axis=0) / eyes)
+        spreads.append(points.points[points.detected].std(axis=0) / eyes)
     print(
         f"jitter of a still head: {np.mean(spreads):.2%} of the eyes' distance, "
         f"{np.max(spreads):.2%} at most"

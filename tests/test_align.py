@@ -77,7 +77,7 @@ def test_template_and_size_are_the_published_ones(case):
 def test_affines_are_the_published_ones(case):
     resolution, arrays, _, _, track = case
     np.testing.assert_allclose(track.affine, arrays["M_smooth1"], atol=1e-4, rtol=1e-6)
-    assert track.found.all()
+    assert track.detected.all()
     alone = [
         align.face_track(points[None].astype(np.float32), np.ones(1, dtype=bool), resolution)
         for points in arrays["landmarks3"]
@@ -264,7 +264,7 @@ def test_smoothing_starts_anew_after_a_gap():
     track = align.face_track(points, found, 256)
     fresh = align.face_track(points[3:], found[3:], 256)
     np.testing.assert_array_equal(track.affine[3:], fresh.affine)
-    assert not track.found[2]
+    assert not track.detected[2]
     assert (track.affine[2] == 0).all()
 
 
@@ -283,7 +283,7 @@ PAST, NEXT = slice(0, 3), slice(3, 5)
 
 def nose(track):
     """(found frames, 2) frame px where the template's nose base is pasted."""
-    affine = track.affine[track.found].astype(float)
+    affine = track.affine[track.detected].astype(float)
     return np.linalg.solve(affine[:, :, :2], (align.template(64)[2] - affine[:, :, 2])[..., None])
 
 
@@ -310,12 +310,12 @@ def test_the_smoother_has_no_lag_and_takes_the_trembling():
     assert (raw != steady).any(axis=(1, 2))[found].all()
     short = np.zeros(40, dtype=bool)
     short[[3, 4, 5, 6, 9]] = True
-    assert align.face_track(path + noise, short, 64, smooth=9).found.sum() == 5
+    assert align.face_track(path + noise, short, 64, smooth=9).detected.sum() == 5
 
 
 def test_coinciding_points_are_no_face():
     track = align.face_track(np.full((1, 3, 2), 5, np.float32), np.ones(1, dtype=bool), 256)
-    assert not track.found.any()
+    assert not track.detected.any()
 
 
 @pytest.mark.parametrize("resolution", [64, 128, 256, 512])

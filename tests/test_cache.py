@@ -120,7 +120,7 @@ def tracks(frames):
     affine = np.random.default_rng(frames).normal(size=(frames, 2, 3)).astype(np.float32)
     found = np.arange(frames) % 3 > 0
     return [
-        FaceTrack(affine, found, cut=~found, lost=((0, 1, "no face"),)),
+        FaceTrack(affine, found, shot_start=~found, gaps=((0, 1, "no face"),)),
         FaceTrack(-affine, ~found, nose=affine[:, 0]),
     ]
 
@@ -132,9 +132,9 @@ def test_tracks_come_back_as_they_were(folder):
     with Cache(folder, MIB) as cache:
         again = cache.tracks("a", lambda: pytest.fail("made again"))
     for one, other in zip(made, again, strict=True):
-        for name in ("affine", "found", "cut", "nose"):
+        for name in ("affine", "detected", "shot_start", "nose"):
             np.testing.assert_equal(getattr(other, name), getattr(one, name))
-        assert other.lost == one.lost
+        assert other.gaps == one.gaps
 
 
 def test_the_folder_stays_within_its_size(folder):

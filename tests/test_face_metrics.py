@@ -103,7 +103,7 @@ def test_the_face_of_a_track():
     assert bottom == pytest.approx(marks[11][1], abs=0.2 * (bottom - top))  # chin
     assert left < marks[[0, 5], 0].min() < marks[[1, 6], 0].max() < right
     twice = align.face_of(
-        align.face_track(2 * marks[None, [0, 1, 4]], track.found, 512).affine[0], 512
+        align.face_track(2 * marks[None, [0, 1, 4]], track.detected, 512).affine[0], 512
     )
     np.testing.assert_allclose(twice.box, 2 * np.array(face.box), rtol=2e-3)
     wide = align.face_of(affine * np.array([2, 1, 1], np.float32), 256)

@@ -118,7 +118,7 @@ def test_track_takes_the_first_face_of_every_frame() -> None:
     heard: list[Progress] = []
     detector = Scripted([[a_face(1.25), a_face(5)], [], [a_face(2)]])
     result = track(iter([RED] * 3), detector, rounded=True, total=3, progress=heard.append)
-    assert result.found.tolist() == [True, False, True]
+    assert result.detected.tolist() == [True, False, True]
     assert result.points[:, 0, 0].tolist() == [1.25, 0, 2]
     assert result.points.dtype == np.float32
     assert result.points.shape == (3, 3, 2)
@@ -128,7 +128,7 @@ def test_track_takes_the_first_face_of_every_frame() -> None:
 
 def test_track_of_nothing() -> None:
     result = track([], Scripted([]))
-    assert result.found.shape == (0,)
+    assert result.detected.shape == (0,)
     assert result.points.shape == (0, 3, 2)
 
 
@@ -146,7 +146,7 @@ def test_track_keeps_no_frame() -> None:
             assert len(alive) <= 2
             yield frame
 
-    assert track(frames(), Scripted([[a_face(0)]] * 50)).found.all()
+    assert track(frames(), Scripted([[a_face(0)]] * 50)).detected.all()
 
 
 # A frame as detectors look at it

@@ -31,7 +31,7 @@ def scene_of(drawn: Film, *choices: FaceChoice, every: int = 1) -> TrackSelectio
 def redrawn(track: PointTrack, drawn: Film) -> Counter[str]:
     """Frames in which each person is redrawn; "?" where nobody is."""
     count: Counter[str] = Counter()
-    for points, found, seen in zip(track.points, track.found, drawn.faces, strict=True):
+    for points, found, seen in zip(track.points, track.detected, drawn.faces, strict=True):
         if found:
             x, y = points.mean(axis=0)
             whose = [
@@ -73,23 +73,25 @@ def test_the_chosen_person_is_redrawn_and_nobody_else(name: str, tmp_path: Path)
     for word in WORDS:
         (track,) = scene.tracks(FaceChoice.parse(word))
         counts = redrawn(track, drawn)
-        assert len(counts) == 1, (word, counts, track.reasons)
+        assert len(counts) == 1, (word, counts, track.gaps)
     for who, point in places(drawn, scene):
         (track,) = scene.tracks(FaceChoice.parse(point))
         counts = redrawn(track, drawn)
-        assert set(counts) == {who}, (who, point, counts, track.reasons)
-        assert counts[who] >= LEAST.get(name, 0.7) * shown[who], (who, point, track.reasons)
+        assert set(counts) == {who}, (who, point, counts, track.gaps)
+        assert counts[who] >= LEAST.get(name, 0.7) * shown[who], (who, point, track.gaps)
     chosen = [boxed(drawn, who) for who in shown]
     pictures = {who: picture_of(drawn, who, tmp_path / f"{who}.png") for who in shown}
     chosen += [(who, FaceChoice.parse(str(path))) for who, path in pictures.items() if path]
     scene = scene_of(drawn, *(choice for _, choice in chosen))
     for who, choice in chosen:
         (track,) = scene.tracks(choice)
-        assert set(redrawn(track, drawn)) <= {who}, (who, choice, track.reasons)
+        assert set(redrawn(track, drawn)) <= {who}, (who, choice, track.gaps)
     left, right = scene.speakers([FaceChoice.parse("left"), FaceChoice.parse("right")])
     for track in (left, right):
         assert len(redrawn(track, drawn)) == 1
-    assert not (left.found & right.found & (left.points == right.points).all(axis=(1, 2))).any()
+    assert not (
+        left.detected & right.detected & (left.points == right.points).all(axis=(1, 2))
+    ).any()
 
 
 def boxed(drawn: Film, who: str) -> tuple[str, FaceChoice]:
@@ -111,12 +113,12 @@ def test_sides_change_and_the_person_stays() -> None:
     """Both, the right one alone, both with sides changed, the left one alone."""
     drawn = film(FAST)
     scene = scene_of(drawn, every=3)
-    assert np.flatnonzero(scene.cut).tolist() == drawn.cuts
+    assert np.flatnonzero(scene.shot_start).tolist() == drawn.cuts
     expected = {"left": "ann", "right": "ben", f"{WIDTH / 2},150@0.76": "ann"}
     expected |= {f"{WIDTH / 2},150@0.3": "ben"}
     for choice, who in expected.items():
         (track,) = scene.tracks(FaceChoice.parse(choice))
-        assert redrawn(track, drawn) == {who: 18}, (choice, track.reasons)
+        assert redrawn(track, drawn) == {who: 18}, (choice, track.gaps)
     (track,) = scene.tracks(FaceChoice.parse("left"))
     assert [len(shot.faces) for shot in track.shots] == [2, 1, 2, 1]
 

@@ -122,7 +122,7 @@ def test_crops_of_any_side():
 def test_a_track_is_of_crops_of_its_size(clip):
     track = find_track(clip, Detector(missing=(2,)))
     assert len(track) == 10
-    assert track.found.tolist() == [True] * 2 + [False] + [True] * 7
+    assert track.detected.tolist() == [True] * 2 + [False] + [True] * 7
     nose = track.affine[0] @ [80, 60, 1]
     assert nose == pytest.approx([0.5 * 0.82 * CROP, 0.4 * 1.09 * CROP], abs=6)  # of the upright
     assert len(find_track(clip, Detector(), at_most=4)) == 4
@@ -159,7 +159,7 @@ def test_the_place_is_the_tracks(clip, monkeypatch):
     assert steps[[1, 8]] == pytest.approx([0, 0], abs=1e-4)  # 2 looks where 1 does, 9 where 8
     assert steps[2] == pytest.approx(3, abs=0.5)  # and 3 where 4 does
     places.clear()
-    short = FaceTrack(track.affine[4:8], track.found[4:8])
+    short = FaceTrack(track.affine[4:8], track.detected[4:8])
     list(aligned_crops(clip, short))  # the clip is longer: to and fro
     assert np.diff(places).round().tolist() == [1, 1, 1, -1, -1, -1, 1, 1, 1]
 

@@ -143,7 +143,7 @@ def test_frames_are_the_published_ones(case, monkeypatch):
     assert len(speech) == arrays["n_frames_out"]
     (track,) = lipsync.find_faces(source, len(speech), options)
     shown = timeline.source_frames(len(speech), len(track), options.sync_mode)
-    plan = timeline.segments(shown, track.found[shown], options.groups)
+    plan = timeline.segments(shown, track.detected[shown], options.groups)
     np.testing.assert_allclose(track.affine[shown], arrays["affine_matrices"], atol=1e-4)
 
     frames = [

@@ -140,7 +140,7 @@ def test_groups_cover_everything_once_and_never_bridge_a_gap(found, output, data
     source = source_frames(output, len(found))
     speaks = found[source]
     shots = np.array(data.draw(st.lists(st.booleans(), min_size=output, max_size=output)))
-    groups = segments(source, speaks, cut=shots)
+    groups = segments(source, speaks, shot_start=shots)
     assert [s.start for s in groups[1:]] == [s.stop for s in groups[:-1]]
     assert (groups[0].start, groups[-1].stop) == (0, output)
     for segment in groups:
@@ -230,9 +230,9 @@ def test_the_mouth_comes_and_goes_beside_untouched_frames():
 def test_the_mouth_comes_and_goes_at_once_beside_a_cut():
     speaks = np.array([True] * 6 + [False] * 4 + [True] * 5)
     cut = np.isin(np.arange(15), [6, 10])
-    plan = segments(np.arange(15), speaks, fade=3, cut=cut)
+    plan = segments(np.arange(15), speaks, fade=3, shot_start=cut)
     assert [s for group in plan for s in group.strength] == speaks.tolist()
-    elsewhere = segments(np.arange(15), speaks, fade=3, cut=np.arange(15) == 6)
+    elsewhere = segments(np.arange(15), speaks, fade=3, shot_start=np.arange(15) == 6)
     assert [s for group in elsewhere for s in group.strength][-5:] == [0.25, 0.5, 0.75, 1, 1]
 
 

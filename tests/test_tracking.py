@@ -111,7 +111,7 @@ def noses(track: PointTrack) -> list[float | None]:
     """x of the nose in each frame, None where nobody is found."""
     return [
         round(float(x), 2) if found else None
-        for x, found in zip(track.points[:, 2, 0], track.found, strict=True)
+        for x, found in zip(track.points[:, 2, 0], track.detected, strict=True)
     ]
 
 
@@ -145,7 +145,7 @@ def test_two_who_cross_keep_their_tracks(colour: tuple[int, int, int]) -> None:
     left, right = follow(cast.frames(), cast, FaceChoice.parse("all"))
     assert noses(left) == [b for _, b in ways]
     assert noses(right) == [None if abs(i - 20) < 6 else a for i, (a, _) in enumerate(ways)]
-    assert right.reasons == (Gap(15, 26, "only other faces"),)
+    assert right.gaps == (Gap(15, 26, "only other faces"),)
 
 
 def test_twins_who_pass_fast_are_told_by_where_they_go() -> None:
@@ -167,7 +167,7 @@ def test_the_only_face_is_the_same_however_the_camera_jerks() -> None:
 def test_who_leaves_is_not_who_enters(x: float) -> None:
     script: list[list[Actor]] = [[(100, 120, 40, RED)]] * 12 + [[(x, 120, 40, BLUE)]] * 8
     scene = track_people(Cast(script).frames(), Cast(script), [LARGEST])
-    assert not scene.cut.any()
+    assert not scene.shot_start.any()
     assert [len(person) for person in scene.people] == [12, 8]
 
 
@@ -220,7 +220,7 @@ def test_a_point_beside_all_faces() -> None:
         Cast([[]] * 5).track("130,20")
     with pytest.raises(OptionError, match=r"face 60,120@0.2: its time must be below 0.2 s"):
         Cast(script).track("60,120@0.2")
-    assert Cast(script).track("75,145").found.all()
+    assert Cast(script).track("75,145").detected.all()
 
 
 def test_all_of_two_shots() -> None:
@@ -232,14 +232,14 @@ def test_all_of_two_shots() -> None:
     first, second = follow(cast.frames(), cast, FaceChoice.parse("all"))
     assert noses(first) == [200] * 10 + [100] * 10
     assert noses(second) == [60] * 10 + [None] * 10
-    assert second.reasons == (Gap(10, 20, "nobody in this shot is meant"),)
+    assert second.gaps == (Gap(10, 20, "nobody in this shot is meant"),)
 
 
 def test_a_clip_without_faces() -> None:
     for choice in ("largest", "left", "all"):
         track = Cast([[]] * 6).track(choice)
-        assert not track.found.any()
-        assert track.reasons == (Gap(0, 6, "no face in this shot"),)
+        assert not track.detected.any()
+        assert track.gaps == (Gap(0, 6, "no face in this shot"),)
     assert Cast([]).track().points.shape == (0, 3, 2)
 
 
@@ -269,7 +269,7 @@ def test_the_person_in_a_picture(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         red = Seeing(script, backgrounds=backgrounds).track(portrait(tmp_path / "a.png", RED))
     assert noses(red) == [60] * 6 + [None] * 6 + [250] * 6
-    assert red.reasons == (Gap(6, 12, "nobody in this shot is like the picture"),)
+    assert red.gaps == (Gap(6, 12, "nobody in this shot is like the picture"),)
     assert "compared by lightness and colour" in caplog.text
     blue = Seeing(script, backgrounds=backgrounds).track(portrait(tmp_path / "b.png", BLUE))
     assert noses(blue) == [250] * 12 + [80] * 6
@@ -332,7 +332,7 @@ def test_the_patch_follows_one_person_over_cuts() -> None:
     assert [shot.taken for shot in track.shots] == [(1,), (None,), (1,), (0,)]
     assert [shot.start for shot in track.shots] == [0, 8, 16, 24]
     assert track.shots[0].faces == ((250, 120), (60, 120))  # the most prominent first
-    assert track.reasons == (Gap(8, 16, "nobody in this shot is meant"),)
+    assert track.gaps == (Gap(8, 16, "nobody in this shot is meant"),)
 
 
 @pytest.mark.parametrize("sides", [("left", "right"), ("right", "left"), ("60,120", "250,120")])
@@ -348,7 +348,7 @@ def test_who_is_alone_in_a_shot_is_one_speaker_and_not_two(sides: tuple[str, str
     red, blue = (found[side] for side in (sides if sides[0] != "right" else sides[::-1]))
     assert noses(red) == [60] * 8 + [None] * 6 + [150] * 6
     assert noses(blue) == [250] * 8 + [160] * 6 + [None] * 6
-    assert blue.reasons == (Gap(14, 20, "nobody in this shot is meant"),)
+    assert blue.gaps == (Gap(14, 20, "nobody in this shot is meant"),)
 
 
 def test_two_speakers_who_are_one_person_are_told_to_be() -> None:
@@ -383,7 +383,7 @@ def test_who_may_be_the_chosen_person_is_left_untouched(
     script: list[list[Actor]] = [[(60, 120, 70, RED)]] * 8 + [[(100, 120, 70, GREEN)]] * 8
     track = Likened(script, backgrounds=[120] * 8 + [30] * 8).track("60,120")
     assert noses(track) == [60] * 8 + [100 if taken else None] * 8
-    assert track.reasons == (() if taken else (Gap(8, 16, why),))
+    assert track.gaps == (() if taken else (Gap(8, 16, why),))
 
 
 def test_who_is_like_another_even_more_is_not_taken() -> None:
@@ -413,21 +413,19 @@ def test_nothing_crosses_a_cut() -> None:
     script: list[list[Actor]] = [[(100, 120, 60, RED)]] * 8 + [[]] * 3 + [[(104, 120, 60, RED)]] * 8
     cast = Cast(script, backgrounds=[120] * 9 + [30] * 10)
     track = cast.track()
-    assert np.flatnonzero(track.cut).tolist() == [9]
-    assert np.flatnonzero(~track.found).tolist() == [8, 9, 10]
-    assert track.reasons == (Gap(8, 9, "no face"), Gap(9, 11, "no face"))
-    assert not track.interpolated.any()
+    assert np.flatnonzero(track.shot_start).tolist() == [9]
+    assert np.flatnonzero(~track.detected).tolist() == [8, 9, 10]
+    assert track.gaps == (Gap(8, 9, "no face"), Gap(9, 11, "no face"))
     whole = Cast(script).track()
-    assert whole.found.all()
+    assert whole.detected.all()
 
 
 def test_no_gap_is_filled_across_a_cut_at_which_the_face_returns() -> None:
     """The last frame without it is the old shot's, the first one with it the new one's."""
     script: list[list[Actor]] = [[(100, 120, 60, RED)]] * 8 + [[]] * 3 + [[(104, 120, 60, RED)]] * 8
     track = Cast(script, backgrounds=[120] * 11 + [90] * 8).track()
-    assert np.flatnonzero(track.cut).tolist() == [11]
-    assert np.flatnonzero(~track.found).tolist() == [8, 9, 10]
-    assert not track.interpolated.any()
+    assert np.flatnonzero(track.shot_start).tolist() == [11]
+    assert np.flatnonzero(~track.detected).tolist() == [8, 9, 10]
 
 
 # A second look
@@ -445,7 +443,6 @@ def test_a_second_look_where_the_face_was_and_only_when_it_is_missing() -> None:
     )
     track = cast.track()
     assert noses(track) == ways
-    assert not track.interpolated.any()
     assert [i for i, _ in cast.seconds] == list(gone)
     for index, near in cast.seconds:
         assert (near.left + near.right) / 2 == pytest.approx(ways[index], abs=4)
@@ -456,7 +453,7 @@ def test_second_looks_end() -> None:
     """After a second's time, at a cut, for what was never more than a flicker, in a crowd."""
     script: list[list[Actor]] = [[(80, 120, 60, RED)]] * 5 + [[]] * (2 * MAX_MISSING_FRAMES)
     cast = Cast(script)
-    assert cast.track().found.sum() == 5
+    assert cast.track().detected.sum() == 5
     assert [i for i, _ in cast.seconds] == list(range(5, 5 + MAX_MISSING_FRAMES))
     cast = Cast(script[:20], backgrounds=[120] * 7 + [30] * 13)
     cast.track()
@@ -570,7 +567,7 @@ def test_drawn_people_are_followed_as_well_as_they_are_searched() -> None:
     errors = []
     for every in (1, 6):
         (track,) = follow(frames, detector, LARGEST, detect_every=every)
-        assert track.found.all()
+        assert track.detected.all()
         errors.append(np.linalg.norm(track.points - truth, axis=2).mean())
     assert errors[1] < errors[0] + 0.01 * np.linalg.norm(truth[0, 1] - truth[0, 0])
 
@@ -594,7 +591,7 @@ def test_the_crop_of_a_face_has_square_pixels(aspect: Fraction) -> None:
         frame = stored(rgb, one)
         (track,) = follow([frame], detector, LARGEST)
         wide = track.pixel_aspect
-        affine = align.face_track(track.points, track.found, 256, pixel_aspect=wide).affine[0]
+        affine = align.face_track(track.points, track.detected, 256, pixel_aspect=wide).affine[0]
         crop = cv2.warpAffine(frame.rgb(), affine, align.crop_size(256), flags=cv2.INTER_AREA)
         crops.append(crop.astype(int))
         x, y = np.linalg.solve(affine[:, :2], (105, 210) - affine[:, 2])
@@ -635,24 +632,23 @@ def test_short_gaps_between_close_places_are_filled(gap: int, move: int, filled:
     script: list[list[Actor]] = [[(100, 120, 60, RED)]] * 6 + [[]] * gap
     script += [[(100 + move, 120, 60, RED)]] * 6
     track = Cast(script).track()
-    assert track.interpolated.sum() == (gap if filled else 0)
-    assert track.found.all() == filled
+    assert track.detected.all() == filled
     if filled:
         there = track.points[6 : 6 + gap, 2, 0]
         np.testing.assert_allclose(there, np.linspace(100, 100 + move, gap + 2)[1:-1], atol=1e-4)
         rounded = Cast(script).track(rounded=True).points
         np.testing.assert_array_equal(rounded, np.round(rounded))
     else:
-        assert track.reasons == (Gap(6, 6 + gap, "no face"),)
+        assert track.gaps == (Gap(6, 6 + gap, "no face"),)
         assert (track.points[6 : 6 + gap] == 0).all()
 
 
 def test_reasons() -> None:
     shrinking: list[list[Actor]] = [[(160, 120, w, RED)] for w in walk(60, 40, 20)] + [[]] * 10
     leaving: list[list[Actor]] = [[(x, 120, 60, RED)] for x in walk(160, 34, 20)] + [[]] * 10
-    assert Cast(shrinking).track().reasons == (Gap(20, 30, "too small"),)
-    assert Cast(leaving).track().reasons == (Gap(20, 30, "at the frame's edge"),)
-    assert Cast([[]] * 7 + shrinking[:9]).track().reasons == (Gap(0, 7, "no face"),)
+    assert Cast(shrinking).track().gaps == (Gap(20, 30, "too small"),)
+    assert Cast(leaving).track().gaps == (Gap(20, 30, "at the frame's edge"),)
+    assert Cast([[]] * 7 + shrinking[:9]).track().gaps == (Gap(0, 7, "no face"),)
 
 
 def test_progress_and_memory() -> None:
@@ -673,7 +669,7 @@ def test_progress_and_memory() -> None:
 
     cast = Cast([[(100, 120, 60, RED)]] * 60)
     (track,) = follow(frames(), cast, LARGEST, total=60, progress=heard.append)
-    assert track.found.all()
+    assert track.detected.all()
     assert heard == [Progress("detect", n, 60) for n in range(1, 61)]
 
 
@@ -704,7 +700,7 @@ def test_a_box_is_followed_forwards_and_back(start: int) -> None:
     blind = Cast([[]] * 30)
     (track,) = follow((frame for frame, _ in scene), blind, choice)
     assert blind.index == -1  # no detector is asked
-    assert track.found.all()
+    assert track.detected.all()
     truth = np.array([place for _, place in scene])
     expected = np.array([[0.23, 0.18], [0.77, 0.18], [0.5, 0.49]]) * (72, 84)
     np.testing.assert_allclose(track.points, truth[:, None] + expected, atol=0.8)
@@ -742,8 +738,8 @@ def test_a_box_is_dropped_at_a_cut() -> None:
     other[y : y + 84, x : x + 72] = np.clip(thing + board, 0, 255).astype(np.uint8)
     frames = scene[:12] + [other] * 12
     (track,) = follow(frames, Cast([]), FaceChoice.parse("40,70,72,84"))
-    assert np.flatnonzero(track.cut).tolist() == [12]
-    assert np.flatnonzero(track.found).tolist() == list(range(12))
+    assert np.flatnonzero(track.shot_start).tolist() == [12]
+    assert np.flatnonzero(track.detected).tolist() == list(range(12))
 
 
 def test_a_box_is_lost_and_found_again() -> None:
@@ -751,12 +747,12 @@ def test_a_box_is_lost_and_found_again() -> None:
     x, y = 40, 70
     scene[12:24] = [frame[::-1, ::-1].copy() for frame in scene[12:24]]  # another shot in between
     (track,) = follow(scene, Cast([]), FaceChoice.parse(f"{x},{y},72,84"))
-    assert np.flatnonzero(track.cut).tolist() == [12, 24]
-    assert np.flatnonzero(~track.found).tolist() == list(range(12, 24))
-    assert track.reasons == (Gap(12, 24, "nothing like the box's content"),)
+    assert np.flatnonzero(track.shot_start).tolist() == [12, 24]
+    assert np.flatnonzero(~track.detected).tolist() == list(range(12, 24))
+    assert track.gaps == (Gap(12, 24, "nothing like the box's content"),)
     (late,) = follow(scene, Cast([]), FaceChoice.parse(f"{x + 3.3 * 26},{y + 1.2 * 26},72,84@1.04"))
-    assert [why for *_, why in late.reasons] == ["before the box's time"] * 2
-    assert np.flatnonzero(~late.found).tolist() == list(range(24))
+    assert [why for *_, why in late.gaps] == ["before the box's time"] * 2
+    assert np.flatnonzero(~late.detected).tolist() == list(range(24))
     with pytest.raises(OptionError, match=r"its time must be below 1.6 s"):
         follow(scene, Cast([]), FaceChoice.parse("10,10,50,50@1.6"))
 
@@ -766,8 +762,8 @@ def test_a_box_whose_content_is_hidden() -> None:
     room = cv2.GaussianBlur(np.median(scene, axis=0).astype(np.uint8), (0, 0), 3)
     scene[12:24] = [room] * 12
     (track,) = follow(scene, Cast([]), FaceChoice.parse("40,70,72,84"))
-    assert not track.cut.any()
-    assert np.flatnonzero(~track.found).tolist() == list(range(12, 24))
+    assert not track.shot_start.any()
+    assert np.flatnonzero(~track.detected).tolist() == list(range(12, 24))
 
 
 def test_boxes_that_hold_nothing() -> None:
@@ -776,7 +772,7 @@ def test_boxes_that_hold_nothing() -> None:
         follow(scene, Cast([]), FaceChoice.parse("300,10,50,50"))
     blank = [np.full_like(frame, 90) for frame in scene]
     (track,) = follow(blank, Cast([]), FaceChoice.parse("30,10,50,50"))
-    assert not track.found.any()
+    assert not track.detected.any()
 
 
 # All together, drawn
@@ -804,12 +800,12 @@ def test_drawn_people_who_pass_each_other() -> None:
     detector = faces.create("builtin", root=Path("none"))
     tracks = follow(frames, detector, FaceChoice.parse("all"))
     assert len(tracks) == 2
-    front, back = sorted(tracks, key=lambda track: -track.found.sum())
-    assert front.found.all()
-    assert back.found.sum() >= 14
+    front, back = sorted(tracks, key=lambda track: -track.detected.sum())
+    assert front.detected.all()
+    assert back.detected.sum() >= 14
     for track, who in ((front, 1), (back, 0)):
         there = np.array([marks[who] for marks in truth])
-        assert np.abs(track.points - there)[track.found].max() < 12
+        assert np.abs(track.points - there)[track.detected].max() < 12
 
 
 @pytest.mark.parametrize("part", ["chin", "hair"])
@@ -826,7 +822,7 @@ def test_a_graphic_over_a_faces_rim_makes_it_nobody_else(part: str) -> None:
         frames.append(VideoFrame.from_rgb(frame))
     detector = faces.create("builtin", root=Path("none"))
     (track,) = follow(frames, detector, FaceChoice.parse("left"))
-    assert track.found.all()
+    assert track.detected.all()
 
 
 def test_looks_tell_people_apart() -> None:

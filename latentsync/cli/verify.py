@@ -164,7 +164,7 @@ def _outside(lipsync: LipSync, source: Path, output: Path, result: Result) -> Ch
 
 def _mask(track: FaceTrack, index: int, side: int, height: int, width: int) -> NDArray[np.bool_]:
     outside = np.ones((height, width), dtype=bool)
-    if track.found[index]:
+    if track.detected[index]:
         box = align.face_box(track.affine[index], side, width, height)
         outside[box.top : box.bottom, box.left : box.right] = False
     return outside

@@ -235,7 +235,7 @@ class EvaluatedClip:
             return clip
         if run and own is not None:
             track = clip._without_untouched(track, run.generated()[own])
-        if track.found.any():
+        if track.detected.any():
             clip.track = track
         else:
             clip.no_face = "no frame with the face has a mouth that was drawn, says its report"
@@ -304,11 +304,11 @@ class EvaluatedClip:
             there = np.zeros(at_most or 1, np.int64)
         else:
             return track
-        return FaceTrack(track.affine[there], track.found[there])
+        return FaceTrack(track.affine[there], track.detected[there])
 
     def _without_untouched(self, track: FaceTrack, generated: NDArray[np.bool_]) -> FaceTrack:
         count = min(len(track), len(generated))
-        found = track.found.copy()
+        found = track.detected.copy()
         found[:count] &= generated[:count]
         if not generated.all():
             self.notes.append(
@@ -358,7 +358,7 @@ class EvaluatedClip:
 
     def affine(self, index: int) -> FloatArray | None:
         """(2, 3) frame px -> crop px; None if there is no face."""
-        if self.track is None or index >= len(self.track) or not self.track.found[index]:
+        if self.track is None or index >= len(self.track) or not self.track.detected[index]:
             return None
         return self.track.affine[index]
 

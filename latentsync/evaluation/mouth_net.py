@@ -112,8 +112,8 @@ def find_track(
     """
     frames = islice(VideoReader(video, fps=fps).frames(), at_most)
     seen = faces.track(frames, detector)
-    track = align.face_track(seen.points, seen.found, CROP, pixel_aspect=seen.pixel_aspect)
-    if not track.found.any():
+    track = align.face_track(seen.points, seen.detected, CROP, pixel_aspect=seen.pixel_aspect)
+    if not track.detected.any():
         raise NoFaceFound(
             f"no face in the {len(track)} frames of {video} by {detector.describe()}; give a clip "
             "with a larger or more frontal face"
@@ -130,7 +130,7 @@ def aligned_crops(video: Path | str, track: FaceTrack, *, fps: Fraction = FPS) -
     Args:
         track: by `find_track`, of this clip or of its source, at the same `fps`.
     """
-    found = np.flatnonzero(track.found)
+    found = np.flatnonzero(track.detected)
     nearest = found[np.searchsorted((found[1:] + found[:-1]) / 2, np.arange(len(track)))]
     there_and_back = timeline.source_frames(max(1, 2 * len(track) - 2), len(track))
     frames = VideoReader(video, fps=fps).frames()

@@ -281,7 +281,7 @@ def sync_conf_local(
     Raises:
         InputError: the run is shorter than 6 frames.
     """
-    start, stop = longest_run(track.found)
+    start, stop = longest_run(track.detected)
     frames = clip.frames(range(start, stop))
     crops = face_crops(frames, track.affine[start:stop], resolution)
     return sync_confidence(net, crops, sound[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME])

@@ -109,7 +109,7 @@ class SyncLocal(Metric):
     def end(self) -> dict[str, float]:
         clip = self.clip
         assert clip.track is not None
-        start, stop = sync.longest_run(clip.track.found[: clip.frames])
+        start, stop = sync.longest_run(clip.track.detected[: clip.frames])
         outputs = (frames.scaled_output for frames in clip.frame_pairs_at(range(start, stop)))
         crops = sync.face_crops(outputs, clip.track.affine[start:stop], CROP)
         sound = _samples(clip)[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME]
@@ -146,7 +146,7 @@ class SyncNetAccuracy(Metric):
         """Two windows and their sounds, each (1, 2, ...), as long as there are both."""
         clip, columns = self.clip, syncnet_mel.sync_mel(_samples(self.clip))
         assert clip.track is not None
-        start, stop = sync.longest_run(clip.track.found[: clip.frames])
+        start, stop = sync.longest_run(clip.track.detected[: clip.frames])
         windows = features.windows(pair.face for pair in clip.frame_pairs_at(range(start, stop)))
         for pair in zip(windows, windows, strict=False):
             starts = start, start + features.WINDOW

@@ -201,7 +201,7 @@ def face_track(
         carried = bias
         matrix[:, 2] += bias
         affine[i] = matrix.numpy()
-    return FaceTrack(affine=affine * np.array([pixel_aspect, 1, 1], np.float32), found=found)
+    return FaceTrack(affine=affine * np.array([pixel_aspect, 1, 1], np.float32), detected=found)
 
 
 def _steadied(

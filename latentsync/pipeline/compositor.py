@@ -195,7 +195,7 @@ class Compositor:
                 [self._matched(group, i, face) for i, face in enumerate(faces[own])]
             )
             first, (last, shown) = group.segment.start, self._restored
-            shots = self._face.track.cut
+            shots = self._face.track.shot_start
             apart = first != last + 1 or (
                 shots is not None
                 and bool(timeline.new_shots(np.array([shown, source[0]]), shots)[1])

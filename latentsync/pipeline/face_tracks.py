@@ -74,13 +74,13 @@ def find_face_tracks(
     tracks = tracks if at_most is None else [track.first(at_most) for track in tracks]
     count = len(tracks[0])
     context.step("detect", count, count)
-    missing = [i for i, track in enumerate(tracks) if not track.found.any()]
+    missing = [i for i, track in enumerate(tracks) if not track.detected.any()]
     if missing and (len(choices) > 1 or len(missing) == len(tracks)):
         first = missing[0]  # of `all` the largest face
         choice = choices[first if len(choices) > 1 else 0]
         turned = _all_turned(tracks[first], choice, options)
         raise NoFaceFound(turned or faces.no_face(detector, count, choice, float(source.fps)))
-    tracks = [track for track in tracks if track.found.any()]
+    tracks = [track for track in tracks if track.detected.any()]
     _tell(tracks, choices, source.fps)
     for start, stop, reason in lost(tracks, choices):
         said = f"source frames {start}-{stop - 1} ({float(start / source.fps):.2f} s on): {reason}"
@@ -100,12 +100,12 @@ def lost(
     Of `all` faces those without the first; of several speakers those without any, and whose.
     """
     if len(choices) == 1:
-        return tracks[0].lost
+        return tracks[0].gaps
     return tuple(
         sorted(
             (start, stop, f"{choice}: {why}")
             for choice, track in zip(choices, tracks, strict=True)
-            for start, stop, why in track.lost
+            for start, stop, why in track.gaps
         )
     )
 
@@ -113,7 +113,7 @@ def lost(
 def faces_found(tracks: Sequence[FaceTrack]) -> int:
     """Count the source frames with a face, also those in which it is turned too far."""
     seen = [
-        track.found if track.nose is None else track.found | np.isfinite(track.nose[:, 0])
+        track.detected if track.nose is None else track.detected | np.isfinite(track.nose[:, 0])
         for track in tracks
     ]
     return int(np.any(seen, axis=0).sum())
@@ -135,7 +135,7 @@ def _all_turned(track: FaceTrack, choice: FaceChoice, options: Options) -> str:
 
 def cuts(tracks: Sequence[FaceTrack]) -> tuple[int, ...]:
     """The source frames at which a new shot begins."""
-    cut = tracks[0].cut
+    cut = tracks[0].shot_start
     return () if cut is None else tuple(np.flatnonzero(cut).tolist())
 
 
@@ -154,7 +154,7 @@ def shots(tracks: Sequence[FaceTrack]) -> tuple[ShotFaces, ...]:
 
 def _tell(tracks: Sequence[FaceTrack], choices: Sequence[FaceChoice], fps: Fraction) -> None:
     """Log the cuts, how many faces each shot has, and which of them speak."""
-    if tracks[0].cut is not None:
+    if tracks[0].shot_start is not None:
         times = ", ".join(f"{float(index / fps):.2f}" for index in cuts(tracks))
         log.info("cuts at %s s", times) if times else log.info("no cuts")
     found = shots(tracks)
@@ -222,7 +222,7 @@ def _look(
 
 def _check_apart(found: Sequence[faces.PointTrack], choices: Sequence[FaceChoice]) -> None:
     for (one, first), (other, second) in combinations(zip(found, choices, strict=True), 2):
-        both = one.found & other.found
+        both = one.detected & other.detected
         if both.any() and np.abs(one.points[both] - other.points[both]).max() < SAME_FACE_PX:
             raise OptionError(
                 f"speakers {first} and {second} are the same face; tell them apart by points "
@@ -231,16 +231,22 @@ def _check_apart(found: Sequence[faces.PointTrack], choices: Sequence[FaceChoice
 
 
 def _placed(face: faces.PointTrack, options: Options, resolution: int, fps: float) -> FaceTrack:
-    steadied = face.cut, options.smooth
+    steadied = face.shot_start, options.smooth
     track = align.face_track(
-        face.points, face.found, resolution, *steadied, pixel_aspect=face.pixel_aspect
+        face.points, face.detected, resolution, *steadied, pixel_aspect=face.pixel_aspect
     )
-    nose = np.where(face.found[:, None], nose_places(face.points), np.nan).astype(np.float32)
-    lost, found = [(one.start, one.stop, one.reason) for one in face.reasons], track.found
+    nose = np.where(face.detected[:, None], nose_places(face.points), np.nan).astype(np.float32)
+    gaps, detected = [(one.start, one.stop, one.reason) for one in face.gaps], track.detected
     if options.max_yaw is not None:
-        away = turned_away(yaw(nose), options.max_yaw, fps, face.cut)
-        lost += [(a, b, "turned away") for a, b in faces.runs(found & away, 0, len(found))]
-        found = found & ~away
+        away = turned_away(yaw(nose), options.max_yaw, fps, face.shot_start)
+        turned = faces.runs(detected & away, 0, len(detected))
+        gaps += [(a, b, "turned away") for a, b in turned]
+        detected = detected & ~away
     return replace(
-        track, cut=face.cut, lost=tuple(sorted(lost)), found=found, nose=nose, shots=face.shots
+        track,
+        shot_start=face.shot_start,
+        gaps=tuple(sorted(gaps)),
+        detected=detected,
+        nose=nose,
+        shots=face.shots,
     )

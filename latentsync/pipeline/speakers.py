@@ -210,11 +210,12 @@ def make_timeline(
         heard *= len(tracks)
     faces = []
     for track, (features, speaks) in zip(tracks, heard, strict=True):
+        starts = track.shot_start
         plan = timeline.segments(
             shown.source,
-            speaks & track.found[shown.source],
+            speaks & track.detected[shown.source],
             options.groups,
-            cut=None if track.cut is None else timeline.new_shots(shown.source, track.cut),
+            shot_start=None if starts is None else timeline.new_shots(shown.source, starts),
             fade=options.fade,
             overlap=options.overlap,
         )

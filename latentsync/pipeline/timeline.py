@@ -153,7 +153,7 @@ def segments(
     speaks: NDArray[np.bool_],
     grouping: Literal["even", "short_tail"] = "even",
     *,
-    cut: NDArray[np.bool_] | None = None,
+    shot_start: NDArray[np.bool_] | None = None,
     fade: int = 0,
     overlap: int = 0,
 ) -> list[Segment]:
@@ -164,14 +164,14 @@ def segments(
         speaks: (n,) whether the mouth is drawn there.
         grouping: "even" splits a run into groups of nearly equal length (17: 9 + 8), because the
             frames of a group share statistics; "short_tail", as published, cuts off 16 at a time.
-        cut: (n,) whether a new shot begins at an output frame; no group bridges that either.
+        shot_start: (n,) whether a new shot begins at an output frame; no group bridges that either.
         fade: frames over which the drawn mouth comes and goes beside frames of the same shot that
             don't speak.
         overlap: frames that neighbours of one run share, at most 15; the groups are even ones then.
     """
-    starts = np.diff(speaks) if cut is None else np.diff(speaks) | cut[1:]
+    starts = np.diff(speaks) if shot_start is None else np.diff(speaks) | shot_start[1:]
     borders = [0, *(np.flatnonzero(starts) + 1).tolist(), len(source)]
-    strength = fading(speaks, fade, cut)
+    strength = fading(speaks, fade, shot_start)
     strength[strength < MIN_STRENGTH] = 0
     groups: list[Segment] = []
     for start, stop in pairwise(borders):
@@ -184,14 +184,14 @@ def segments(
     return groups
 
 
-def new_shots(source: IntArray, cut: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def new_shots(source: IntArray, shot_start: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(n,) whether an output frame belongs to another shot than the one before it.
 
     Args:
         source: (n,) source frame of each output frame; a step back by more than one is a jump.
-        cut: (source frames,) whether a shot begins.
+        shot_start: (source frames,) whether a shot begins.
     """
-    shot = np.cumsum(cut)[source]
+    shot = np.cumsum(shot_start)[source]
     jump = (np.diff(shot) != 0) | (np.diff(source) < -1)
     return np.concatenate([[False], jump])
 
@@ -240,15 +240,15 @@ def passed_through(
 
 
 def fading(
-    speaks: NDArray[np.bool_], fade: int, cut: NDArray[np.bool_] | None = None
+    speaks: NDArray[np.bool_], fade: int, shot_start: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float32]:
     """(n,) 0 where nobody speaks, 1 where somebody does, less within `fade` frames of a border.
 
     The clip's own ends are no borders, nor is a `cut` (n,), where a new shot begins: there one
     picture follows another at once, and so does one mouth.
     """
-    if cut is not None:
-        shots = np.split(speaks, np.flatnonzero(cut[1:]) + 1)
+    if shot_start is not None:
+        shots = np.split(speaks, np.flatnonzero(shot_start[1:]) + 1)
         return np.concatenate([fading(shot, fade) for shot in shots])
     away = np.full(len(speaks), fade + 1, dtype=np.int64)  # frames to the next untouched one
     silent = np.flatnonzero(~speaks)

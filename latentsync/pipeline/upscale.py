@@ -122,7 +122,7 @@ def upscale_clip(
         seconds=float(times[-1]),
         width=width,
         height=height,
-        faces_found=int(np.any([track.found for track in tracks], axis=0).sum()),
+        faces_found=int(np.any([track.detected for track in tracks], axis=0).sum()),
         net=restorer.name,
         licence=restorer.licence,
         sound=str(sound or ""),
@@ -212,17 +212,18 @@ def _restored(
     """The frames with one face of theirs restored, where it is found."""
     upscaler = FaceRestorer(restorer, RESOLUTION, options, mouths=False)
     numbers = np.arange(len(track))
-    cut = np.zeros(len(track), bool) if track.cut is None else track.cut
+    starts = np.zeros(len(track), bool) if track.shot_start is None else track.shot_start
+    plan = timeline.segments(numbers, track.detected, shot_start=starts, fade=options.fade)
     last = -2  # the frame restored last
     with closing(pictures):
-        for segment in timeline.segments(numbers, track.found, cut=cut, fade=options.fade):
+        for segment in plan:
             shown = list(islice(pictures, len(segment)))
             if segment.passthrough:
                 yield from shown
                 continue
             context.check()
             affines = track.affine[segment.start : segment.stop]
-            fresh = segment.start != last + 1 or bool(cut[segment.start])
+            fresh = segment.start != last + 1 or bool(starts[segment.start])
             with context.timed("restore"):
                 crops = upscaler(shown, affines, fresh=fresh).numpy()
             last = segment.stop - 1

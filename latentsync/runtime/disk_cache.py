@@ -166,10 +166,10 @@ def net_digest(net: nn.Module) -> str:
 def _encode(tracks: list[FaceTrack]) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     for i, track in enumerate(tracks):
-        parts = {"affine": track.affine, "found": track.found, "cut": track.cut}
+        parts = {"affine": track.affine, "found": track.detected, "cut": track.shot_start}
         parts["nose"] = track.nose
         arrays |= {f"{name} {i}": part for name, part in parts.items() if part is not None}
-        arrays[f"lost {i}"] = np.array(json.dumps(track.lost))
+        arrays[f"lost {i}"] = np.array(json.dumps(track.gaps))
         arrays[f"shots {i}"] = np.array(json.dumps([asdict(shot) for shot in track.shots]))
     file = io.BytesIO()
     np.savez_compressed(file, count=np.array(len(tracks)), **arrays)  # type: ignore[arg-type]
@@ -183,9 +183,9 @@ def _decode(data: bytes) -> list[FaceTrack] | None:
             return [
                 FaceTrack(
                     affine=arrays[f"affine {i}"],
-                    found=arrays[f"found {i}"],
-                    cut=arrays.get(f"cut {i}"),
-                    lost=tuple((a, b, why) for a, b, why in json.loads(str(arrays[f"lost {i}"]))),
+                    detected=arrays[f"found {i}"],
+                    shot_start=arrays.get(f"cut {i}"),
+                    gaps=tuple((a, b, why) for a, b, why in json.loads(str(arrays[f"lost {i}"]))),
                     nose=arrays.get(f"nose {i}"),
                     shots=tuple(_shot(**facts) for facts in json.loads(str(arrays[f"shots {i}"]))),
                 )

@@ -259,15 +259,15 @@ class Preparer:
     def _track(self, path: Path, max_frames: int) -> FaceTrack:
         frames = islice(VideoReader(path).frames(), max_frames)
         seen, side = faces.track(frames, self.detector), self.nets.config.resolution
-        track = align.face_track(seen.points, seen.found, side, pixel_aspect=seen.pixel_aspect)
-        if not track.found.any():
+        track = align.face_track(seen.points, seen.detected, side, pixel_aspect=seen.pixel_aspect)
+        if not track.detected.any():
             raise NoFaceFound(f"no face by {self.detector.describe()}")
         return track
 
 
 def longest_run(track: FaceTrack) -> tuple[int, int]:
     """First and one past the last frame of the longest stretch with a face in every frame."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], track.found, [0]]).astype(np.int8)))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], track.detected, [0]]).astype(np.int8)))
     starts, stops = edges[::2], edges[1::2]
     longest = int(np.argmax(stops - starts))
     return int(starts[longest]), int(stops[longest])

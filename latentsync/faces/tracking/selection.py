@@ -44,10 +44,9 @@ class PointTrack:
     """One face through a clip."""
 
     points: FloatArray  # (n, 3, 2) x, y in square px, as in `Face`; zeros where it isn't found
-    found: Flags  # (n,)
-    interpolated: Flags  # (n,) found only by what is before and after
-    cut: Flags  # (n,) a new shot begins here; never at frame 0
-    reasons: tuple[Gap, ...]  # of all frames that aren't found, in order
+    detected: Flags  # (n,) also where it was interpolated
+    shot_start: Flags  # (n,); never at frame 0
+    gaps: tuple[Gap, ...]  # all frames that aren't detected, in order
     pixel_aspect: float = 1.0  # the frame's own x is that of the points divided by it
     shots: tuple[ShotFaces, ...] = ()  # who was found in each, and who is taken
 
@@ -56,7 +55,7 @@ class PointTrack:
 class TrackSelection:
     """All people of a clip, and all that choosing among them takes; made by `look`."""
 
-    cut: Flags  # (n,)
+    shot_start: Flags  # (n,)
     mixed: Flags  # (n,) in a dissolve
     size: tuple[int, int]  # square px, width and height of a frame
     pixel_aspect: float  # width / height of the frame's own pixels
@@ -180,17 +179,17 @@ class TrackSelection:
 
     def _borders(self) -> list[tuple[int, int]]:
         """The frames [start, stop) of each shot."""
-        return list(pairwise([0, *np.flatnonzero(self.cut).tolist(), len(self.cut)]))
+        return list(pairwise([0, *np.flatnonzero(self.shot_start).tolist(), len(self.shot_start)]))
 
     def _shot_of(self, choice: FaceChoice) -> int:
         """The shot in which a place is meant."""
-        index, frames = round(choice.seconds * self.fps), len(self.cut)
+        index, frames = round(choice.seconds * self.fps), len(self.shot_start)
         if index >= frames:
             raise OptionError(
                 f"face {choice}: its time must be below {frames / self.fps:g} s, of which the "
                 "clip's frames are used"
             )
-        return int(self.cut[: index + 1].sum())
+        return int(self.shot_start[: index + 1].sum())
 
     def _lasting(self) -> list[list[Tracklet]]:
         """Who is seen in more than a few frames of each shot, the most prominent first."""
@@ -212,11 +211,13 @@ class TrackSelection:
             for shot, border in enumerate(self._borders())
             for a, b in self._gaps(track, border)
         ]
-        return replace(track, reasons=tuple(lost), shots=self._report(cast))
+        return replace(track, gaps=tuple(lost), shots=self._report(cast))
 
     def _gaps(self, track: PointTrack, shot: tuple[int, int]) -> list[tuple[int, int]]:
         """Where the face is lost within a shot; a dissolve at its end is a gap of its own."""
-        lost = runs(~track.found & ~self.mixed, *shot) + runs(~track.found & self.mixed, *shot)
+        lost = runs(~track.detected & ~self.mixed, *shot) + runs(
+            ~track.detected & self.mixed, *shot
+        )
         return sorted(lost)
 
     def _report(self, cast: Sequence[Taken]) -> tuple[ShotFaces, ...]:
@@ -248,23 +249,25 @@ class TrackSelection:
             for a, b in self._gaps(track, border):
                 why = "before the box's time" if b <= drawn else "nothing like the box's content"
                 lost.append(Gap(a, b, DISSOLVE if self.mixed[a] else why))
-        return replace(track, reasons=tuple(lost))
+        return replace(track, gaps=tuple(lost))
 
     def _filled(self, frames: Frames, points: FloatArray) -> PointTrack:
         """The track with short gaps between close places filled along a straight line."""
-        n = len(self.cut)
-        everywhere, found, between = np.zeros((n, 3, 2), np.float32), *np.zeros((2, n), bool)
+        n = len(self.shot_start)
+        everywhere, found = np.zeros((n, 3, 2), np.float32), np.zeros(n, bool)
         everywhere[frames], found[frames] = points, True
         for i in np.flatnonzero((np.diff(frames) > 1) & (np.diff(frames) <= MAX_GAP_FRAMES + 1)):
             (a, b), (p, q) = frames[i : i + 2], points[i : i + 2]
             moved = np.linalg.norm(p - q, axis=1).mean()
-            if self.cut[a + 1 : b + 1].any() or moved > MAX_GAP_MOVE * np.linalg.norm(p[1] - p[0]):
+            if self.shot_start[a + 1 : b + 1].any() or moved > MAX_GAP_MOVE * np.linalg.norm(
+                p[1] - p[0]
+            ):
                 continue
             share = np.linspace(0, 1, b - a + 1, dtype=np.float32)[1:-1, None, None]
             filled = p + share * (q - p)
             everywhere[a + 1 : b] = np.round(filled) if self.rounded else filled
-            between[a + 1 : b] = True
-        return PointTrack(everywhere, found | between, between, self.cut, (), self.pixel_aspect)
+            found[a + 1 : b] = True
+        return PointTrack(everywhere, found, self.shot_start, (), self.pixel_aspect)
 
     def _why(
         self,

@@ -123,7 +123,7 @@ def track_people(
     for index, one in enumerate(cuts):
         mixed[index - one.dissolve if one else index : index] = True
     return TrackSelection(
-        cut=np.array([one is not None for one in cuts], bool),
+        shot_start=np.array([one is not None for one in cuts], bool),
         mixed=mixed,
         size=(view.width, view.height),
         pixel_aspect=view.aspect,
@@ -180,9 +180,8 @@ def _published(
     points: FloatArray = np.fromiter(largest(), dtype=np.dtype((np.float32, (3, 2))))
     found = ~np.isnan(points[:, 0, 0])
     points[~found] = 0
-    no = np.zeros_like(found)
-    reasons = tuple(Gap(start, stop, "no face") for start, stop in runs(~found, 0, len(found)))
-    return PointTrack(points, found, no, no, reasons, aspect)
+    gaps = tuple(Gap(start, stop, "no face") for start, stop in runs(~found, 0, len(found)))
+    return PointTrack(points, found, np.zeros_like(found), gaps, aspect)
 
 
 def no_face(detector: Detector, frames: int, choice: FaceChoice, fps: float = 25) -> str:

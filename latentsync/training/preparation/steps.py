@@ -167,16 +167,16 @@ class OneFace:
                 frames, tools.detector, [faces.LARGEST], detect_every=self.detect_every
             )
         people = sum(len(person) >= MIN_FACE_FRAMES for person in scene.people)
-        if people != 1 or scene.cut.any():
+        if people != 1 or scene.shot_start.any():
             yield Rejected("no face" if people == 0 else "several faces", people, *place)
             return
         (track,) = scene.tracks(faces.LARGEST)
-        if not track.found.all():
-            lost = round(1 - float(track.found.mean()), 4)
+        if not track.detected.all():
+            lost = round(1 - float(track.detected.mean()), 4)
             yield Rejected("face not in all frames", lost, *place)
             return
         affine = align.face_track(
-            track.points, track.found, self.size, pixel_aspect=track.pixel_aspect
+            track.points, track.detected, self.size, pixel_aspect=track.pixel_aspect
         ).affine
         heights = align.crop_size(self.size)[1] / scales(affine)
         smallest = round(float(heights.min()), 1)
@@ -184,7 +184,7 @@ class OneFace:
             yield Rejected("face too small", smallest, *place)
             return
         figures = {**stretch.figures, "face_px": smallest}
-        face = FaceTrack(affine=affine, found=track.found)
+        face = FaceTrack(affine=affine, detected=track.detected)
         yield replace(stretch, track=face, figures=figures)
 
 
@@ -236,7 +236,7 @@ class Sync:
         if stop - start < self.min_frames:
             return Rejected("too short once in sync", (stop - start) / FPS, start, stop)
         part = slice(start - stretch.start, stop - stretch.start)
-        track = FaceTrack(affine=stretch.track.affine[part], found=stretch.track.found[part])
+        track = FaceTrack(affine=stretch.track.affine[part], detected=stretch.track.detected[part])
         measured = {name: round(getattr(score, name), 3) for name in ("confidence", "distance")}
         figures = {**stretch.figures, "sync": {**measured, "offset": score.offset}}
         return replace(
