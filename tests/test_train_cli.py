@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import cv2
@@ -23,7 +23,12 @@ from latentsync.pipeline.lipsync import LipSync
 from latentsync.runtime.files import locked
 from latentsync.training.main import train_unet
 from latentsync.training.pixel_losses import PixelLosses
-from latentsync.training.presets import UNET_RUNS
+from latentsync.training.presets import (
+    UNET_RUNS,
+    TrainConfig,
+    TrainingSettings,
+    UNetTrainConfig,
+)
 from latentsync.training.tasks.unet import UNetTask
 from tests.stubs import StubDetector, tiny_nets
 from tests.test_pixel_losses import SYNC
@@ -152,6 +157,7 @@ def test_a_validation_clip_that_fails_does_not_end_the_run(folders, tmp_path, ca
         (["--preset", "stage9"], "preset is 'stage9'; it must be one of stage1, stage2"),
         (["--steps", 0], "steps is 0; it must be a whole number from 1 on"),
         (["--learning-rate", "nan"], "learning_rate is nan"),
+        (["--seed", -1], "seed is -1; it must be a whole number from 0 on"),
         (["--precision", "half"], "precision is 'half'; it must be one of float32"),
         (["--log-every", 30], "validate_every is 200; it must be a multiple of log_every, 30"),
         (["--data", "nowhere"], "nowhere holds no clip"),
@@ -357,3 +363,12 @@ def test_what_a_validation_says_of_the_lips(tmp_path, monkeypatch):
     paths = [tmp_path / f"{name}.mp4" for name in ("face", "voice", "out")]
     found = cli_train._speak(None, None, *paths)
     assert found == {"lip_correlation": pytest.approx(1.0)}
+
+
+def test_the_groups_of_the_command_line_are_fields_of_the_settings():
+    learning = {one.name for one in fields(cli_train.Learning)}
+    assert learning < {one.name for one in fields(TrainConfig)}
+    losses = {one.name for one in fields(cli_train.Losses)}
+    assert losses < {one.name for one in fields(UNetTrainConfig)}
+    settings = {one.name: one.default for one in fields(TrainingSettings)}
+    assert {one.name: one.default for one in fields(cli_train.TrainingFiles)} == settings

@@ -1,4 +1,4 @@
-"""What a machine lacks for lip-sync to run on it, and run well: each finding with its remedy.
+"""Checks of this machine: what it lacks for lip-sync, each finding with its remedy.
 
 Nothing is fetched and no model is loaded; `latentsync verify` is for a model's own files.
 """
@@ -45,7 +45,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line. `good` is None where something is missing that not everybody needs."""
+    """One line. `good` is None if something is missing that not everybody needs."""
 
     what: str
     found: str
@@ -54,7 +54,7 @@ class Finding:
 
 
 def examine(weights: Path | str | None = None) -> Iterator[Finding]:
-    """Everything that a run depends on, one finding at a time.
+    """Check everything that a run depends on, one finding at a time.
 
     Args:
         weights: the folder of weights; default as in `LipSync.load`.
@@ -106,7 +106,7 @@ def _device() -> Iterator[Finding]:
 
 
 def _onnx() -> Iterator[Finding]:
-    """Face detection: which provider a session really got, not which one was asked for."""
+    """Check which provider an ONNX session really gets; face detection runs on it."""
     gpu = is_cuda(choose()[0])
     wanted = onnx_providers(onnxruntime.get_available_providers(), gpu=gpu)
     session = onnxruntime.InferenceSession(_smallest_net(), providers=wanted)
@@ -120,7 +120,7 @@ def _onnx() -> Iterator[Finding]:
 
 
 def _smallest_net() -> bytes:
-    """y = x, as ONNX."""
+    """Make the ONNX net y = x."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", [x], [y])
     # Old enough for any onnxruntime: IR 8, operators 13.
@@ -152,7 +152,7 @@ def _media() -> Iterator[Finding]:
 
 
 def _tone_mapping() -> Finding:
-    """HDR clips need a filter that only the FFmpeg program has."""
+    """Check for the filters that HDR clips need, which only the FFmpeg program has."""
     import imageio_ffmpeg
 
     remedy = "PQ and HLG clips are refused without it: pip install --force-reinstall imageio-ffmpeg"

@@ -246,10 +246,11 @@ def _configured(presets: Mapping[str, Run], preset: str, given: dict[str, Any]) 
     """
     run = _named(presets, preset)
     hints = get_type_hints(type(run))
-    changes = {name: v for name, v in given.items() if name in hints and v is not None}
+    changes = {name: value for name, value in given.items() if value is not None}
     for name, value in changes.items():
-        if hints[name] is int and value < (0 if name == "seed" else 1):
-            raise OptionError(f"{name} is {value}; it must be a whole number from 1 on")
+        least = 0 if name == "seed" else 1
+        if hints[name] is int and value < least:
+            raise OptionError(f"{name} is {value}; it must be a whole number from {least} on")
         if hints[name] is float and not 0 <= value < float("inf"):
             raise OptionError(f"{name} is {value}; it must be a number from 0 on")
         if name == "precision" and value not in (allowed := get_args(hints[name])):

@@ -1,6 +1,6 @@
-"""One-off check for users with the real weights: files, strict load, one run.
+"""Check of a model's weights on this machine: files, strict load, one run.
 
-One table, to be read and to be pasted into a bug report.
+It prints one table, which also fits into a bug report.
 """
 
 import math
@@ -26,7 +26,7 @@ from latentsync.evaluation.nets.loading import load_net
 from latentsync.evaluation.sync import sync_conf_local
 from latentsync.faces import align
 from latentsync.media import AudioReader, VideoReader
-from latentsync.options import Options
+from latentsync.options import Effort, Options
 from latentsync.pipeline.frame_source import FrameSource
 from latentsync.pipeline.lipsync import LipSync
 from latentsync.runtime.checkpoints import root
@@ -36,7 +36,7 @@ from latentsync.types import FaceTrack, Result
 
 __all__ = ["Check", "verify"]
 
-SEED = 1247  # the published scripts' own
+SEED = Options.published().seed
 LEAST_PSNR = 40.0  # dB outside the face; one encode at crf 17 leaves more
 EVAL_SYNCNET = "auxiliary/syncnet_v2.model"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -44,7 +44,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table. `good` is None where there was nothing to judge."""
+    """One line of the table. `good` is None if there was nothing to judge."""
 
     what: str
     found: str
@@ -60,13 +60,13 @@ def verify(
     device: str | None = None,
     dtype: str | None = None,
     detector: str | None = None,
-    steps: int = 20,
+    steps: int = Effort.steps,
     seconds: float = 4.0,
 ) -> Iterator[Check]:
     """Check a model's files, load it, run it on the first `seconds` of a voice.
 
     Raises:
-        LatentSyncError: as loading and running do; what was found until then has been yielded.
+        LatentSyncError: from loading and running; the checks before it have been yielded.
     """
     yield Check("latentsync", latentsync_version())
     yield Check("python, torch, machine", f"{sys.version.split()[0]}, {torch.__version__}, "
@@ -98,7 +98,7 @@ def latentsync_version() -> str:
 
 
 def _file(item: Download, path: Path, name: str) -> Check:
-    """Whether a file is the published one."""
+    """Compare a file with the published one."""
     if not path.is_file():
         return Check(item.target, f"not there; latentsync download {name}", good=None)
     size = path.stat().st_size
@@ -127,7 +127,7 @@ def _nets(lipsync: LipSync) -> Iterator[Check]:
 
 
 def _beginning(voice: Path, seconds: float, short: Path) -> Path:
-    """The first seconds of a voice as a 16 kHz wave."""
+    """Write the first seconds of a voice as a 16 kHz wave file."""
     left = round(seconds * SAMPLE_RATE)
     with wave.open(str(short), "wb") as out:
         out.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
@@ -140,14 +140,14 @@ def _beginning(voice: Path, seconds: float, short: Path) -> Path:
 
 
 def _fingerprint(output: Path) -> str:
-    """Mean grey levels of the first, the middle and the last frame: to be compared by eye."""
+    """Describe the mean grey levels of three frames, for comparison by eye."""
     frames = [frame.planes()[0].mean() for frame in VideoReader(output).frames()]
     chosen = (frames[0], frames[len(frames) // 2], frames[-1])
     return "mean luma " + ", ".join(f"{value:.2f}" for value in chosen)
 
 
 def _outside(lipsync: LipSync, source: Path, output: Path, result: Result) -> Check:
-    """PSNR of the luma outside the face, where nothing but the encode may have changed it."""
+    """Measure the PSNR of the luma outside the face, which only the encode may change."""
     clip = VideoReader(source)
     (track,) = lipsync.find_faces(FrameSource.of(clip), result.frames, Options(seed=SEED))
     error, count = 0.0, 0
@@ -171,7 +171,7 @@ def _mask(track: FaceTrack, index: int, side: int, height: int, width: int) -> N
 
 
 def _sync(lipsync: LipSync, output: Path, result: Result, weights: Path) -> Check:
-    """How well the mouth fits the voice; wrong only where the file of weights is."""
+    """Measure how well the mouth fits the voice; only a bad file of weights is wrong."""
     what = "sync confidence (local crop)"
     if not weights.is_file():
         missing = f"{EVAL_SYNCNET} is not there; latentsync download eval"
