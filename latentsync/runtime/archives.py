@@ -17,20 +17,20 @@ MODEL = "the zip of a model as training gives it: a config.json and .safetensors
 
 
 def unpack(archive: Path, folder: Path, suffixes: Collection[str], wanted: str) -> list[Path]:
-    """Put those files of a zip whose names end so below `folder`; folders inside are kept.
+    """Extract the files with these suffixes below `folder`; folders in the zip are kept.
 
-    Hidden files, and the `__MACOSX` that macOS adds, are passed over.
+    Hidden files, and the `__MACOSX` that macOS adds, are skipped.
 
     Args:
         suffixes: in lower case, with their dots.
-        wanted: what to give instead, for the errors.
+        wanted: what to give instead, for error messages.
 
     Returns:
         The files, at least one, in the order of their names.
 
     Raises:
-        InputError: no zip, damaged, nothing in it ends so, too much does, or an entry is a link or
-            lies outside of the zip.
+        InputError: no zip, a damaged one, no or too many such files, or an entry that is a link or
+            leads out of the zip.
     """
     try:
         with ZipFile(archive) as zipped:
@@ -39,7 +39,7 @@ def unpack(archive: Path, folder: Path, suffixes: Collection[str], wanted: str) 
             if not chosen:
                 ends = ", ".join(sorted(suffixes))
                 raise InputError(f"none of its {len(everything)} entries ends in {ends}")
-            size = sum(entry.file_size for entry in chosen)  # no entry gives more than it declares
+            size = sum(entry.file_size for entry in chosen)  # zipfile extracts no more than this
             if size > MAX_BYTES or len(chosen) > MAX_FILES:
                 raise InputError(
                     f"it unpacks to {len(chosen)} files of {size / 1e9:.1f} GB, but at most "

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from latentsync.errors import InputError, OptionError, OutputError
@@ -51,51 +51,7 @@ class Stored:
     modified: float  # s since the epoch
 
 
-class Storage(Protocol):
-    """Files by key. Every method raises InputError for an invalid key, and Outage."""
-
-    def put(self, key: str, path: Path) -> None:
-        """Store a copy of the file at `path`, whole or not at all. Raises DiskFull."""
-
-    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Read bytes [start, stop), or up to the end, in pieces of at most 1 MiB.
-
-        Raises NotStored, at the first piece.
-        """
-        ...
-
-    def size(self, key: str) -> int:
-        """Size of a file in bytes. Raises NotStored."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Delete a file if it exists."""
-
-    def entries(self) -> Iterator[Stored]:
-        """List all files, in no order."""
-        ...
-
-    def path(self, key: str) -> Path | None:
-        """Path of the stored file, for reading only; None if it is not on this machine.
-
-        Raises NotStored.
-        """
-        ...
-
-    def upload_url(self, key: str, *, size: int, seconds: int) -> str | None:
-        """Address for a PUT of exactly `size` bytes; None if the service receives them itself."""
-        ...
-
-    def download_url(self, key: str, *, name: str, seconds: int, method: str = "GET") -> str | None:
-        """Address for a GET (or HEAD) of a file as `name`; None if the service serves it itself."""
-        ...
-
-    def get(self, key: str, target: Path) -> None:
-        """Copy a file to `target`, whole or not at all. Raises NotStored, OutputError."""
-        write_whole(self.read(key), target)
-
-
-def open_storage(where: str | Path) -> Storage:
+def open_storage(where: str | Path) -> "Storage":
     """Open a folder, which is made, or `s3://bucket/prefix?endpoint=https://...&region=...`.
 
     boto3 finds the credentials for S3 ($AWS_ACCESS_KEY_ID, ~/.aws, the machine's role).
@@ -153,11 +109,13 @@ def write_whole(pieces: Iterable[bytes], target: Path) -> int:
         return file.tell()
 
 
-class LocalStorage(Storage):
+class LocalStorage:
     """A folder with one file for each key, named with "," for "/".
 
     So it has no subfolders to make and to remove. Files whose names begin with a dot are partial,
     or somebody else's; they have no key.
+
+    Methods raise InputError for an invalid key, and Outage if the folder can't be used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -178,41 +136,44 @@ class LocalStorage(Storage):
         return self.folder / key.replace("/", ",")
 
     def put(self, key: str, path: Path) -> None:
+        """Store a copy of the file at `path`, whole or not at all. Raises DiskFull."""
         target = self._file(key)
         with path.open("rb") as file, self._outages():
             write_whole(iter(lambda: file.read(PIECE_BYTES), b""), target)
 
-    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        left = (self.size(key) if stop is None else stop) - start
+    def read(self, key: str) -> Iterator[bytes]:
+        """Read a file in pieces of at most 1 MiB. Raises NotStored at the first piece."""
         with self._outages():
             file = self.path(key).open("rb")
         with file:
-            file.seek(start)
-            while left > 0:
+            while True:
                 with self._outages():
-                    piece = file.read(min(PIECE_BYTES, left))
+                    piece = file.read(PIECE_BYTES)
                 if not piece:
                     return
-                left -= len(piece)
                 yield piece
 
     def size(self, key: str) -> int:
+        """Size of a file in bytes. Raises NotStored."""
         with self._outages():
             return self.path(key).stat().st_size
 
     def delete(self, key: str) -> None:
+        """Delete a file if it exists."""
         with self._outages():
             self._file(key).unlink(missing_ok=True)
 
     def entries(self) -> Iterator[Stored]:
+        """List all files, in no order."""
         with self._outages(), os.scandir(self.folder) as files:
             for file in files:
-                with contextlib.suppress(FileNotFoundError):  # deleted since
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     if not file.name.startswith(".") and file.is_file(follow_symlinks=False):
                         facts = file.stat()
                         yield Stored(file.name.replace(",", "/"), facts.st_size, facts.st_mtime)
 
     def path(self, key: str) -> Path:
+        """Path of a stored file, for reading only; None: it is elsewhere. Raises NotStored."""
         file = self._file(key)
         if not file.is_file():
             if not self.folder.is_dir():
@@ -230,6 +191,7 @@ class LocalStorage(Storage):
             raise kind(f"the folder {str(self.folder)!r} did not do as asked: {error}") from error
 
     def upload_url(self, key: str, *, size: int, seconds: int) -> None:  # noqa: ARG002
+        """Address for a PUT of exactly `size` bytes; None: the service receives uploads itself."""
         check_key(key)
 
     def download_url(
@@ -240,14 +202,17 @@ class LocalStorage(Storage):
         seconds: int,  # noqa: ARG002
         method: str = "GET",  # noqa: ARG002
     ) -> None:
+        """Address for a GET (or HEAD) of a file as `name`; None: the service serves it itself."""
         check_key(key)
 
 
-class S3Storage(Storage):
+class S3Storage:
     """A bucket, or the part of it under `prefix`.
 
     Large files are uploaded in parts. Parts left behind by a killed writer are not listed here: let
     the bucket's lifecycle rules abort incomplete uploads after a day.
+
+    Methods are those of `LocalStorage`.
     """
 
     def __init__(
@@ -290,14 +255,12 @@ class S3Storage(Storage):
         with self._outages(key) as place:
             self._client.upload_file(str(path), **place, Config=self._parts)
 
-    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        stop = self.size(key) if stop is None else min(stop, self.size(key))
-        if start >= stop:
-            return
-        with self._outages(key) as place:
-            answer = self._client.get_object(**place, Range=f"bytes={start}-{stop - 1}")
-            with contextlib.closing(answer["Body"]) as body:
-                yield from body.iter_chunks(PIECE_BYTES)
+    def read(self, key: str) -> Iterator[bytes]:
+        with (
+            self._outages(key) as place,
+            contextlib.closing(self._client.get_object(**place)["Body"]) as body,
+        ):
+            yield from body.iter_chunks(PIECE_BYTES)
 
     def size(self, key: str) -> int:
         with self._outages(key) as place:
@@ -354,6 +317,9 @@ class S3Storage(Storage):
                 f"the store s3://{self.bucket} did not do as asked ({reason}): check its endpoint, "
                 "its region and the credentials"
             ) from error
+
+
+Storage = LocalStorage | S3Storage
 
 
 def _not_stored(key: str) -> NotStored:

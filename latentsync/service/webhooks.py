@@ -49,13 +49,6 @@ class Webhooks:
         self._bounds = replace(WEBHOOK_BOUNDS, allow_private=allow_private)
         self._first_pause = first_pause
 
-    def deliver_one(self) -> bool:
-        """Try a due delivery; False if there is none."""
-        claimed = self.claim()
-        if claimed is not None:
-            self.deliver(*claimed)
-        return claimed is not None
-
     def deliver(self, delivery: Delivery, task: Task) -> None:
         """Try a delivery that was claimed."""
         body = json.dumps(self._describe(task)).encode()

@@ -25,7 +25,7 @@ from latentsync.service.guarded_http import Bounds, FetchError, FetchRefused, fe
 from latentsync.service.outages import Backoff, Outage, is_disk_full
 from latentsync.service.requests import asker, options_of
 from latentsync.service.settings import HOUR, ServiceSettings
-from latentsync.service.storage import NotStored
+from latentsync.service.storage import NotStored, write_whole
 from latentsync.service.tables import Task
 
 __all__ = ["Run", "Worker", "load"]
@@ -173,7 +173,7 @@ class Worker:
         if name := lease.stored.get(what):
             files = self._service.files
             try:
-                files.storage.get(name, target)
+                write_whole(files.storage.read(name), target)
             except NotStored as error:
                 if (file := files.find(name)) and file.ready:
                     raise Outage(f"the storage has lost {name}, or is another") from error
@@ -188,30 +188,36 @@ class Worker:
 
     def _store(self, name: str, output: Path, cancelled: Callable[[], bool]) -> None:
         """Put the output into the storage; during an outage, try for STORE_SECONDS."""
-        pauses, end = Backoff(*PAUSE_SECONDS), time.monotonic() + STORE_SECONDS
-        while True:
-            try:
-                return self._service.files.storage.put(name, output)
-            except Outage as outage:
-                if cancelled():
-                    raise Cancelled("cancelled while the output waited for the storage") from outage
-                if time.monotonic() > end:
-                    raise
-                self._note_outage(outage)
-                self._stopping.wait(pauses.pause())
+        end = time.monotonic() + STORE_SECONDS
+
+        def check(outage: Outage) -> None:
+            if cancelled():
+                raise Cancelled("cancelled while the output waited for the storage") from outage
+            if time.monotonic() > end:
+                raise outage
+
+        self._retry(lambda: self._service.files.storage.put(name, output), check)
 
     def _commit(self, change: Callable[[], Result]) -> Result:
         """Return the result of a change to the database; retry during an outage until stopped.
 
         The lease may have run out by then; the database decides whether it still counts.
         """
+
+        def check(outage: Outage) -> None:
+            if self._stopping.is_set():
+                raise outage
+
+        return self._retry(change, check)
+
+    def _retry(self, action: Callable[[], Result], check: Callable[[Outage], None]) -> Result:
+        """Return an action's result; after an outage, wait and try again unless `check` raises."""
         pauses = Backoff(*PAUSE_SECONDS)
         while True:
             try:
-                return change()
+                return action()
             except Outage as outage:
-                if self._stopping.is_set():
-                    raise
+                check(outage)
                 self._note_outage(outage)
                 self._stopping.wait(pauses.pause())
 
