@@ -1,16 +1,19 @@
-"""The summary of a prepared folder as a page: what was kept, what was left out and why."""
+"""The summary of a prepared folder as a page: what was kept, what was left out and why.
+
+Names of files come from outside, so the page is a template that escapes every value.
+"""
 
 import base64
-import html
 import io
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 
 from latentsync.media import VideoReader
 from latentsync.training.crops import aligned_crops
@@ -18,6 +21,7 @@ from latentsync.training.preparation.journal import Record, write_file
 from latentsync.training.preparation.settings import PreparationSettings
 from latentsync.training.preparation.steps import LOW_CONFIDENCE
 from latentsync.training.preparation.stretch import Versioned
+from latentsync.training.preparation.work import Line
 from latentsync.types import Frame
 
 if TYPE_CHECKING:
@@ -27,57 +31,41 @@ __all__ = ["left_after", "write_summary"]
 
 log = logging.getLogger(__name__)
 
+PAGE = Path(__file__).with_name("summary.html")
 MAX_FACES, COLUMNS, THUMBNAIL_PX = 32, 8, 112  # of the contact sheet
 MAX_REASONS = 30  # rows of a table
 BINS = 24
 COLOUR = "#3b6ea5"
 QUALITY = {"hyper_iqa": "hyperIQA, 0-100", "laplacian": "sharpness, variance of Laplacian"}
 
-PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>Prepared clips</title>
-<style>
-body {{ font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; }}
-td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; border-bottom: 1px solid #ddd; }}
-td.number {{ text-align: right; }}
-</style>
-<h1>Prepared clips</h1>
-<p>{headline}</p>
-{plots}
-<h2>Left out</h2>
-{reasons}
-<h2>Faces</h2>
-{faces}
-<h2>Steps</h2>
-{steps}
-</html>
-"""
-
 
 def write_summary(output: Path, records: Sequence[Record], settings: PreparationSettings) -> None:
     """Write OUTPUT/summary.html, which needs no other file; without matplotlib, without plots."""
     clips = [line for record in records for line in record["clips"]]
     rejected = [line for record in records for line in record["rejected"]]
-    seconds = sum(_seconds(line) for line in clips)
-    looked_at = sum(record["seconds"] for record in records)
-    headline = (
-        f"{len(clips)} clips, {_duration(seconds)}, of {len(records)} files with "
-        f"{_duration(looked_at)} of pictures that could be decoded."
+    steps: list[Versioned] = [*settings.steps(), settings.write()]
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = PAGE.format(
-        headline=headline,
+    page = environment.from_string(PAGE.read_text()).render(
+        clips=len(clips),
+        length=_duration(sum(map(_seconds, clips))),
+        files=len(records),
+        decoded=_duration(sum(record["seconds"] for record in records)),
         plots=_plots(records, clips, rejected, settings),
         reasons=_reasons(rejected),
         faces=_faces(output, clips, settings),
-        steps=_steps(settings),
+        steps=[
+            (step.name, step.version, ", ".join(f"{k} {v}" for k, v in vars(step).items()))
+            for step in steps
+        ],
     )
     # Names of files may not be valid text.
     write_file(output / "summary.html", page.encode("utf-8", "backslashreplace"))
 
 
 def left_after(
-    looked_at: float, rejected: Sequence[dict[str, Any]], settings: PreparationSettings
+    looked_at: float, rejected: Sequence[Line], settings: PreparationSettings
 ) -> dict[str, float]:
     """Seconds that are left after each step, by its name, of those that could be decoded."""
     lost: dict[str, float] = defaultdict(float)
@@ -90,17 +78,28 @@ def left_after(
     return left
 
 
+def _reasons(rejected: Sequence[Line]) -> list[tuple[str, str, int, str, str]]:
+    """Step, reason, count, length and an example, the most frequent ones first."""
+    counts = Counter((line["step"], line["reason"]) for line in rejected)
+    rows = []
+    for (step, reason), count in counts.most_common(MAX_REASONS):
+        lines = [one for one in rejected if (one["step"], one["reason"]) == (step, reason)]
+        rows.append((step, reason, count, _duration(sum(map(_seconds, lines))), lines[0]["file"]))
+    return rows
+
+
 def _plots(
     records: Sequence[Record],
-    clips: Sequence[dict[str, Any]],
-    rejected: Sequence[dict[str, Any]],
+    clips: Sequence[Line],
+    rejected: Sequence[Line],
     settings: PreparationSettings,
 ) -> str:
+    """A PNG in base64; empty without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         log.warning("the summary has no plots (%s); pip install 'latentsync[prepare]'", error)
-        return "<p>Plots need matplotlib.</p>"
+        return ""
     figure = Figure(figsize=(11, 9), layout="constrained")
     axes = figure.subplots(3, 2)
     measured = [line["sync"] for line in clips if line.get("sync")]
@@ -121,7 +120,7 @@ def _plots(
     funnel.set_title("minutes left after each step", fontsize=10)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=90)
-    return _image(file.getvalue(), "png", "figures of the clips")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _histogram(axis: "Axes", title: str, values: Sequence[float]) -> None:
@@ -134,31 +133,10 @@ def _histogram(axis: "Axes", title: str, values: Sequence[float]) -> None:
         axis.set_axis_off()
 
 
-def _reasons(rejected: Sequence[dict[str, Any]]) -> str:
-    if not rejected:
-        return "<p>Nothing.</p>"
-    rows = []
-    counts = Counter((line["step"], line["reason"]) for line in rejected)
-    for (step, reason), count in counts.most_common(MAX_REASONS):
-        lines = [one for one in rejected if (one["step"], one["reason"]) == (step, reason)]
-        example = lines[0]["file"]
-        rows.append((step, reason, count, _duration(sum(map(_seconds, lines))), example))
-    return _table(("step", "reason", "times", "length", "for example"), rows)
-
-
-def _steps(settings: PreparationSettings) -> str:
-    steps: list[Versioned] = [*settings.steps(), settings.write()]
-    rows = [
-        (step.name, step.version, ", ".join(f"{k} {v}" for k, v in vars(step).items()))
-        for step in steps
-    ]
-    return _table(("step", "version", "parameters"), rows)
-
-
-def _faces(output: Path, clips: Sequence[dict[str, Any]], settings: PreparationSettings) -> str:
-    """The middle face of some clips, evenly chosen, in the order of the index."""
+def _faces(output: Path, clips: Sequence[Line], settings: PreparationSettings) -> str:
+    """The middle face of some clips, evenly chosen, in the order of the index: JPEG, base64."""
     if not clips:
-        return "<p>None.</p>"
+        return ""
     chosen = np.unique(np.linspace(0, len(clips) - 1, MAX_FACES).round().astype(int))
     faces = [_face(output, clips[i], settings) for i in chosen]
     blank = np.full((THUMBNAIL_PX, THUMBNAIL_PX, 3), 255, np.uint8)
@@ -168,10 +146,10 @@ def _faces(output: Path, clips: Sequence[dict[str, Any]], settings: PreparationS
     sheet = np.concatenate(lines)
     good, data = cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     assert good
-    return _image(data.tobytes(), "jpeg", "faces of the clips")
+    return base64.b64encode(data.tobytes()).decode()
 
 
-def _face(output: Path, line: dict[str, Any], settings: PreparationSettings) -> Frame:
+def _face(output: Path, line: Line, settings: PreparationSettings) -> Frame:
     path, middle = output / line["clip"], line["frames"] // 2
     if settings.form == "around":
         affines = np.load(path.with_suffix(".npy"))[[middle]]
@@ -183,24 +161,7 @@ def _face(output: Path, line: dict[str, Any], settings: PreparationSettings) -> 
     return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = ["".join(f"<th>{html.escape(name)}</th>" for name in head)]
-    for row in rows:
-        cells = (
-            f'<td class="number">{cell}</td>'
-            if isinstance(cell, int)
-            else f"<td>{html.escape(str(cell))}</td>"
-            for cell in row
-        )
-        lines.append("".join(cells))
-    return "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
-
-
-def _image(data: bytes, kind: str, words: str) -> str:
-    return f'<img alt="{words}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
-
-
-def _seconds(line: dict[str, Any]) -> float:
+def _seconds(line: Line) -> float:
     return float(line["stop_seconds"] - line["start_seconds"])
 
 
