@@ -25,7 +25,7 @@ from latentsync.evaluation.nets.lpips import LPIPS
 from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig
 from latentsync.evaluation.nets.videomae import VideoMAE
 from latentsync.training.batches import WHOLE, Batch, BatchPart
-from latentsync.training.distributed import ProcessGroup, create_accelerator
+from latentsync.training.loop import create_accelerator
 from latentsync.training.pixel_losses import PixelLosses
 from latentsync.training.presets import UNET_RUNS, UNetTrainConfig
 from latentsync.training.tasks.unet import UNetTask
@@ -40,15 +40,12 @@ class Chance:
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self._config, self._device = config, device
 
-    @property
-    def latent_side(self) -> int:
-        return self._config.resolution // self._config.vae.downsampling
-
     def draw(
         self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
         assert part == WHOLE
-        side, crop = self.latent_side, self._config.resolution
+        crop = self._config.resolution
+        side = crop // self._config.vae.downsampling
 
         def normal(*shape: int) -> Tensor:
             return torch.randn((count, *shape), generator=generator).to(self._device)
@@ -96,18 +93,17 @@ def task_of(run: UNetTrainConfig, device: torch.device, *, small: bool) -> UNetT
 
 def timed(run: UNetTrainConfig, steps: int, *, small: bool) -> Iterator[float]:
     """Seconds of each step."""
-    accelerator = create_accelerator(run.precision)
-    fleet = ProcessGroup(accelerator)
+    accelerator = create_accelerator(run.precision, cpu=False)
     device = accelerator.device
     task = task_of(run, device, small=small)
     trained = [p for p in task.net.parameters() if p.requires_grad]
-    optimiser = fleet.optimiser(torch.optim.AdamW(trained, run.learning_rate))
+    optimiser = accelerator.prepare_optimizer(torch.optim.AdamW(trained, run.learning_rate))
     for step in range(steps):
         start = time.perf_counter()
-        with fleet.autocast():
+        with accelerator.autocast():
             losses = task.losses(torch.Generator().manual_seed(step))
-        fleet.backward(torch.stack(list(losses.values())).sum())
-        fleet.clip(trained, run.clip_norm)
+        accelerator.backward(torch.stack(list(losses.values())).sum())
+        accelerator.clip_grad_norm_(trained, run.clip_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if device.type != "cpu":

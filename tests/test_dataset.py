@@ -49,7 +49,7 @@ def clip_of(preparer, path):
 def test_what_is_prepared_is_what_a_run_would_hear_and_see(tmp_path, nets, make):
     path = clip(tmp_path / "a.mp4")
     found = clip_of(make(lambda number: number >= 5), path)
-    assert (found.path, found.first, len(found)) == (path, 5, 55)
+    assert (found.file.path, found.first, len(found)) == (path, 5, 55)
     crops = found.crops(10, 26, SIDE)
     assert crops.shape == (16, SIDE, SIDE, 3)
     again = found.crops(0, 55, SIDE)[10:26]
@@ -82,7 +82,7 @@ def test_a_clip_is_prepared_once_whatever_its_name(tmp_path, make):
     later = make()
     second = clip_of(later, path)
     assert later.detector.seen == []
-    assert (second.folder, second.path) == (first.folder, path)
+    assert (second.folder, second.file.path) == (first.folder, path)
     other = clip(tmp_path / "c.mp4", 61)
     assert clip_of(make(), other).folder != first.folder
     assert set(prepared_in(tmp_path / "cache")) == {first.folder, clip_of(make(), other).folder}
@@ -108,7 +108,7 @@ def test_the_sound_may_end_first(tmp_path, make):
 def test_short_clips_are_left_out_without_a_word(tmp_path, make):
     paths = [clip(tmp_path / "a.mp4", 47), clip(tmp_path / "b.mp4", 48)]
     files = files_of(*paths)
-    assert [one.path.name for one in prepare(files, make())] == ["b.mp4"]
+    assert [one.file.path.name for one in prepare(files, make())] == ["b.mp4"]
     with pytest.raises(TrainingError, match="none of 1 clips has 48 frames"):
         prepare(files[:1], make())
     with pytest.raises(TrainingError, match="none of 2 clips has 75 frames"):

@@ -51,11 +51,6 @@ class Batch:
 class Windows(Protocol):
     """A source of windows: `PreparedWindows` in memory, `ClipWindows` on disk."""
 
-    @property
-    def latent_side(self) -> int:
-        """Cells along a side of the latents."""
-        ...
-
     def draw(
         self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
@@ -74,10 +69,6 @@ class Prefetched:
         self._windows = windows
         self._thread = ThreadPoolExecutor(1)
         self._drawn: dict[tuple[int, BatchPart], Future[tuple[Batch, Tensor]]] = {}
-
-    @property
-    def latent_side(self) -> int:
-        return self._windows.latent_side
 
     def draw(
         self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE

@@ -18,14 +18,15 @@ import errno
 import json
 import math
 import os
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,10 +76,6 @@ class CachedClip:
     def __len__(self) -> int:
         return self.frames
 
-    @property
-    def path(self) -> Path:
-        return self.file.path
-
     def latents(self, start: int, stop: int) -> sampling.Latents:
         """Of frames [start, stop): (f, 4, h, w) float32."""
         masked, clean = (
@@ -103,7 +100,7 @@ class CachedClip:
         """(f, side, side, 3), decoded from the clip."""
         affines = self._array("affine")[start:stop]
         numbers = range(self.first + start, self.first + stop)
-        return np.stack(list(aligned_crops(self.path, numbers, affines, side)))
+        return np.stack(list(aligned_crops(self.file.path, numbers, affines, side)))
 
     def _array(self, name: str) -> NDArray[Any]:
         try:
@@ -230,9 +227,9 @@ class Preparer:
         speech = SpeechStates(self.nets.speech, sound)
         around = _tokens_around(first, stop, len(speech))
         tokens = np.arange(lowest := int(around.min()), int(around.max()) + 1)
-        with _RowWriter(folder / "speech.npy", (len(tokens), *speech.token_shape)) as rows:
+        with _row_writer(folder / "speech.npy", (len(tokens), *speech.token_shape)) as write:
             for part in np.split(tokens, range(BATCH_FRAMES, len(tokens), BATCH_FRAMES)):
-                rows.write(speech[part])
+                write(speech[part])
         wave = np.concatenate(list(sound.chunks()))
         np.save(folder / "mel.npy", syncnet_mel.sync_mel(wave).float().numpy())
         np.save(folder / "affine.npy", track.affine[first:stop])
@@ -246,15 +243,15 @@ class Preparer:
         mask = torch.from_numpy(keep_mask(side)).to(like)
         crops = aligned_crops(path, range(first, stop), track.affine[first:stop], side)
         with (
-            _RowWriter(folder / "clean.npy", shape) as clean,
-            _RowWriter(folder / "masked.npy", shape) as masked,
+            _row_writer(folder / "clean.npy", shape) as write_clean,
+            _row_writer(folder / "masked.npy", shape) as write_masked,
         ):
             while batch := list(islice(crops, BATCH_FRAMES)):
                 with torch.inference_mode():
                     pixels = to_tensor(np.stack(batch)).to(like)
                     latents = sampling.encode(self.nets.vae, pixels, mask)
-                clean.write(latents.reference)
-                masked.write(latents.masked)
+                write_clean(latents.reference)
+                write_masked(latents.masked)
 
     def _track(self, path: Path, max_frames: int) -> FaceTrack:
         frames = islice(VideoReader(path).frames(), max_frames)
@@ -320,31 +317,22 @@ def _tokens_around(start: int, stop: int, tokens: int) -> NDArray[np.int64]:
     return mel.tokens_around(own, tokens)
 
 
-class _RowWriter:
-    """A .npy file of float16, written row by row, its room reserved before the first one.
+@contextmanager
+def _row_writer(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[Tensor], object]]:
+    """Open a .npy file of float16, reserve its room, and give a function that appends rows.
 
     Raises:
         OSError: there is too little room.
     """
-
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self._file = path.open("wb")
+    with path.open("wb") as file:
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-        npy.write_array_header_1_0(self._file, header)
+        npy.write_array_header_1_0(file, header)
         if hasattr(os, "posix_fallocate"):
             try:
-                size = self._file.tell() + 2 * math.prod(shape)
-                os.posix_fallocate(self._file.fileno(), 0, size)
+                os.posix_fallocate(file.fileno(), 0, file.tell() + 2 * math.prod(shape))
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a disk without it
-                    self._file.close()
                     raise
-
-    def write(self, rows: Tensor) -> None:
-        self._file.write(rows.half().cpu().contiguous().numpy().astype("<f2").tobytes())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        yield lambda rows: file.write(
+            rows.half().cpu().contiguous().numpy().astype("<f2").tobytes()
+        )

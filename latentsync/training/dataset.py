@@ -178,10 +178,6 @@ class ClipWindows:
     def __init__(self, clips: Sequence[CachedClip], pixels: int | None = None) -> None:
         self._clips, self._pixels = clips, pixels
 
-    @property
-    def latent_side(self) -> int:
-        return self._clips[0].latents(0, 1).masked.shape[-1]
-
     def draw(
         self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:

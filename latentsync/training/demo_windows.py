@@ -59,10 +59,6 @@ class PreparedWindows:
     speech: Tensor  # (w, f, tokens, width)
     person: Tensor  # (w,) whose window it is; windows of one person follow each other
 
-    @property
-    def latent_side(self) -> int:
-        return self.clean.shape[-1]
-
     def draw(
         self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:

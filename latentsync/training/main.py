@@ -25,9 +25,8 @@ from latentsync.training.checkpoint import Facts
 from latentsync.training.clip_cache import CachedClip, Preparer
 from latentsync.training.clips import ClipFile, find_clips, identify_clips
 from latentsync.training.dataset import ClipWindows, fingerprint, prepare, split
-from latentsync.training.distributed import create_accelerator
 from latentsync.training.init_model import init_model, weights_key
-from latentsync.training.loop import TrainingTask, fit
+from latentsync.training.loop import TrainingTask, create_accelerator, fit
 from latentsync.training.pixel_losses import load_pixel_losses
 from latentsync.training.plots import draw_curves
 from latentsync.training.presets import (
@@ -329,7 +328,9 @@ class _UNetValidation:
         detector = self.data.preparer.detector
         try:
             with torch.autocast("cpu", enabled=False):  # a run's geometry is float32
-                return self.show(self.nets, detector, face.path, voice.path, film, self.cancel)
+                return self.show(
+                    self.nets, detector, face.file.path, voice.file.path, film, self.cancel
+                )
         except Cancelled:
             raise
         except LatentSyncError as error:  # no reason to lose days of training

@@ -67,9 +67,6 @@ class UNetTask:
         self._pixel_losses, self._show, self._cancel = pixel_losses, show, cancel
         self._device = unet.conv_in.weight.device
         self._mask = torch.from_numpy(keep_mask(mask_side)).to(self._device)
-        step = mask_side // train.latent_side
-        weight = 1 + config.mask_weight * (1 - self._mask[::step, ::step])
-        self._weight = weight / weight.mean()
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
         return self.part_losses(generator, WHOLE)
@@ -134,5 +131,7 @@ class UNetTask:
         noisy = sampling.add_noise(batch.clean, noise, timesteps)
         sample = sampling.unet_input(noisy, self._mask, batch.shown)
         predicted = self.net(sample, timesteps, speech)
-        error = (predicted.float() - noise).square() * self._weight
+        step = len(self._mask) // noise.shape[-1]
+        weight = 1 + self._config.mask_weight * (1 - self._mask[::step, ::step])
+        error = (predicted.float() - noise).square() * (weight / weight.mean())
         return _Prediction(noise, noisy, predicted, error)
