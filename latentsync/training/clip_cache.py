@@ -190,16 +190,19 @@ class Preparer:
             try:
                 facts |= self._write(temporary, file.path)
             except (MediaError, NoFaceFound) as error:
-                facts["unusable"] = _without_name(str(error), file.path)
+                reason, path = str(error), file.path
+                for name in (repr(str(path)), str(path), repr(path.name), path.name):
+                    reason = reason.replace(name, "it")  # copies have other names
+                facts["unusable"] = reason
                 if _is_transient(error, file.path):
                     return facts
-                for path in temporary.iterdir():
-                    path.unlink()
+                for written in temporary.iterdir():
+                    written.unlink()
             facts["files"] = {path.name: path.stat().st_size for path in temporary.iterdir()}
             (temporary / FACTS).write_text(json.dumps(facts))
-            for path in temporary.iterdir():  # on the disk before they are moved
-                with path.open("rb+") as written:
-                    os.fsync(written.fileno())
+            for written in temporary.iterdir():  # on the disk before they are moved
+                with written.open("rb+") as opened:
+                    os.fsync(opened.fileno())
             folder.parent.mkdir(exist_ok=True)
             if _facts(folder) is None:
                 with suppress(FileNotFoundError):
@@ -302,13 +305,6 @@ def _is_transient(error: Exception, path: Path) -> bool:
     except OSError:
         return True
     return getattr(error.__cause__, "errno", None) in TRANSIENT
-
-
-def _without_name(reason: str, path: Path) -> str:
-    """The reason without the clip's name: it is cached by content, and copies have other names."""
-    for name in (repr(str(path)), str(path), repr(path.name), path.name):
-        reason = reason.replace(name, "it")
-    return reason
 
 
 def _tokens_around(start: int, stop: int, tokens: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
@@ -167,6 +168,7 @@ def _chosen(
     return held
 
 
+@dataclass(frozen=True)
 class ClipWindows:
     """Draws windows of clips, each with a reference window of the same clip, no frame in common.
 
@@ -175,19 +177,19 @@ class ClipWindows:
         pixels: px, side of the crops for losses on pixels; None: without crops.
     """
 
-    def __init__(self, clips: Sequence[CachedClip], pixels: int | None = None) -> None:
-        self._clips, self._pixels = clips, pixels
+    clips: Sequence[CachedClip]
+    pixels: int | None = None
 
     def draw(
         self, count: int, frames: int, generator: torch.Generator, part: BatchPart = WHOLE
     ) -> Batch:
         """See `batches.Windows`; at most 16 frames."""
-        numbers = torch.randint(len(self._clips), (count,), generator=generator)[part.of(count)]
+        numbers = torch.randint(len(self.clips), (count,), generator=generator)[part.of(count)]
         chances = torch.rand((count, 2), generator=generator)[part.of(count)].tolist()
         masked, clean, references, speech, mels = [], [], [], [], []
         pixels: list[Tensor] = []
         for number, (chance, other_chance) in zip(numbers.tolist(), chances, strict=True):
-            clip = self._clips[number]
+            clip = self.clips[number]
             start, other = window_and_reference(len(clip), frames, chance, other_chance)
             latents = clip.latents(start, start + frames)
             masked.append(latents.masked)
@@ -195,9 +197,9 @@ class ClipWindows:
             references.append(clip.latents(other, other + frames).reference)
             speech.append(clip.speech(start, start + frames))
             mels.append(clip.mel(start, frames))
-            if self._pixels:
+            if self.pixels:
                 with torch.autocast("cpu", enabled=False):  # the geometry of crops is float32
-                    crops = clip.crops(start, start + frames, self._pixels)
+                    crops = clip.crops(start, start + frames, self.pixels)
                 pixels.append(to_tensor(crops))
         reference = torch.stack(references)
         return Batch(

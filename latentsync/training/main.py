@@ -1,4 +1,7 @@
-"""`latentsync train unet` and `latentsync train syncnet`, each read from top to bottom."""
+"""`latentsync train unet` and `latentsync train syncnet`, each read from top to bottom.
+
+If `accelerate launch` starts several processes, they share each batch.
+"""
 
 import json
 import logging
@@ -70,8 +73,6 @@ def train_unet(
 ) -> Path:
     """Train a U-Net on a folder of clips; called again, it resumes from its last checkpoint.
 
-    Several processes, started by `accelerate launch`, share each batch.
-
     Args:
         init: the model to start from: a published one's name, or a folder.
         syncnet_file, syncnet_config: the net of the lip-sync loss, see `load_pixel_losses`.
@@ -88,18 +89,19 @@ def train_unet(
         WeightsError, OptionError, BackendUnavailable: something the run needs is missing.
     """
     with _open_run(run, settings, progress, cancel) as opened:
+        accelerator = opened.accelerator
         torch.manual_seed(run.seed)
         nets = init_model(init, run, settings.weights)
         side = nets.config.resolution
         for net in (nets.unet, nets.vae, nets.speech):
-            net.to(opened.device)
+            net.to(accelerator.device)
         losses = load_pixel_losses(
             *(nets.vae, run, settings.weights),
             side=side,
             syncnet_file=syncnet_file,
             syncnet_config=syncnet_config,
-            device=opened.device,
-            dtype=AUTOCAST[opened.accelerator.mixed_precision],
+            device=accelerator.device,
+            dtype=AUTOCAST[accelerator.mixed_precision],
         )
         data = opened.prepare_clips(nets, run.frames)
         windows = ClipWindows(data.train, pixels=side if losses and losses.sees_pixels else None)
@@ -107,14 +109,14 @@ def train_unet(
         task = UNetTask(
             *(nets.unet, Prefetched(windows), ClipWindows(data.held_out), side, run),
             pixel_losses=losses,
-            show=validation if opened.main else None,
+            show=validation if accelerator.is_main_process else None,
             cancel=cancel,
         )
         facts = {"--init": (str(init), weights_key(nets.unet))}
         if losses and losses.syncnet:
             facts["--syncnet"] = ("a SyncNet", weights_key(losses.syncnet))
         opened.fit(task, {**facts, **data.facts})
-        if opened.main:
+        if accelerator.is_main_process:
             _write_model(nets, settings.output / "model")
     return settings.output / "model"
 
@@ -141,13 +143,14 @@ def train_syncnet(
     """
     file, best = (settings.output / f"{name}.safetensors" for name in ("syncnet", "best"))
     with _open_run(run, settings, progress, cancel) as opened:
+        device, main = opened.accelerator.device, opened.accelerator.is_main_process
         nets = weights.load_nets(model, folder=settings.weights)
         side = run.net.side * (nets.vae.config.downsampling if run.net.latent else 1)
         nets = replace(nets, config=replace(nets.config, resolution=side))
         for frozen in (nets.vae, nets.speech):
-            frozen.to(opened.device)
+            frozen.to(device)
         torch.manual_seed(run.seed)
-        net = StableSyncNet(run.net).to(opened.device)
+        net = StableSyncNet(run.net).to(device)
         data = opened.prepare_clips(nets, run.net.frames)
         pixels = None if run.net.latent else side
         train, held_out = (
@@ -161,10 +164,10 @@ def train_syncnet(
                 _write_syncnet(net, best)
                 _write_figures(figures, -found["best_accuracy"], found)
 
-        keep_in_main = keep if opened.main else None
-        task = SyncNetTask(net, train, held_out, run, keep=keep_in_main, cancel=cancel)
+        keep_if_main = keep if main else None
+        task = SyncNetTask(net, train, held_out, run, keep=keep_if_main, cancel=cancel)
         opened.fit(task, data.facts)
-        if opened.main:
+        if main:
             _write_syncnet(net, file)
     return file
 
@@ -206,14 +209,6 @@ class _OpenRun:
     progress: ProgressCallback | None
     cancel: Cancel | None
 
-    @property
-    def main(self) -> bool:
-        return self.accelerator.is_main_process
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
-
     def prepare_clips(self, nets: Nets, frames: int) -> _Data:
         """Prepare the clips and split them; each process prepares a share.
 
@@ -224,12 +219,12 @@ class _OpenRun:
         detector = faces.create(
             settings.detector or nets.config.detector,
             root=checkpoints.root(settings.weights) / "auxiliary",
-            gpu=is_cuda(self.device),
+            gpu=is_cuda(self.accelerator.device),
         )
         preparer = Preparer(nets, detector, settings.cache or settings.output / "cache")
         files: list[ClipFile] = []
         clips: list[CachedClip] = []
-        if self.main:
+        if self.accelerator.is_main_process:
             files = identify_clips(
                 self.paths, settings.data, preparer.cache, self.progress, self.cancel
             )
@@ -238,7 +233,7 @@ class _OpenRun:
             for file in files[accelerator.process_index :: accelerator.num_processes]:
                 preparer.clip(file)
             accelerator.wait_for_everyone()
-        if self.main:
+        if self.accelerator.is_main_process:
             clips = prepare(files, preparer, self.progress, self.cancel, frames=frames)
         clips = _from_main(clips, accelerator)
         train, held_out = split(clips, settings.held_out)
@@ -253,7 +248,7 @@ class _OpenRun:
             cancel=self.cancel,
             accelerator=self.accelerator,
         )
-        if not self.main:
+        if not self.accelerator.is_main_process:
             return
         table, picture = self.settings.output / f"{self.config.name}.csv", "curves.png"
         try:

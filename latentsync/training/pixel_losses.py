@@ -65,7 +65,9 @@ class PixelLosses:
                 embedded = self.syncnet(shown.to(like), batch.mel.to(like))
                 losses["sync"] = self.config.sync_weight * cosine_loss(*embedded).mean()
             if self.lpips is not None:
-                found = self.lpips(_lower_half(seen), _lower_half(target))
+                # (b * f, 3, h / 2, w): the lower halves of all frames
+                halves = (x[..., x.shape[-2] // 2 :, :].transpose(1, 2) for x in (seen, target))
+                found = self.lpips(*(half.flatten(0, 1).float() for half in halves))
                 losses["lpips"] = self.config.lpips_weight * found.mean()
             if self.videomae is not None:
                 from latentsync.evaluation.nets.videomae import trepa_loss
@@ -133,8 +135,3 @@ def load_pixel_losses(
     if config.gradient_checkpointing and losses.sees_pixels:
         vae.net.enable_gradient_checkpointing()
     return losses
-
-
-def _lower_half(video: Tensor) -> Tensor:
-    """(b, 3, f, h, w) -> (b * f, 3, h / 2, w) float32."""
-    return video[..., video.shape[-2] // 2 :, :].transpose(1, 2).flatten(0, 1).float()

@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from typing import Any, Self
 from latentsync.errors import OutputError
 from latentsync.runtime.files import file_digest, locked, replacing
 from latentsync.training.preparation.clip import CLIPS
-from latentsync.training.preparation.work import Line, Outcome, Source
+from latentsync.training.preparation.work import Outcome, Source
 
 __all__ = ["Counts", "Journal", "Record", "write_file"]
 
@@ -220,9 +220,10 @@ class Journal:
     def write_lists(self) -> None:
         """Write index.jsonl and rejected.jsonl."""
         records = self.records()
-        _write_lines(self.output / "index.jsonl", (r for one in records for r in one["clips"]))
-        rejected = (r for one in records for r in one["rejected"])
-        _write_lines(self.output / "rejected.jsonl", rejected)
+        for name, kind in (("index", "clips"), ("rejected", "rejected")):
+            lines = [json.dumps(line) + "\n" for record in records for line in record[kind]]
+            # ASCII, because names of files may not be valid text.
+            write_file(self.output / f"{name}.jsonl", "".join(lines).encode())
 
     def sweep(self) -> None:
         """Remove clips of other settings and of files that are gone; folders stay."""
@@ -250,11 +251,6 @@ def write_file(path: Path, content: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-
-
-def _write_lines(path: Path, lines: Iterable[Line]) -> None:
-    # ASCII, because names of files may not be valid text.
-    write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _read(path: Path) -> Record | None:

@@ -36,17 +36,13 @@ def hyper_iqa(net: HyperIQA, faces: Sequence[Frame]) -> float:
     Args:
         faces: (size, size, 3) RGB each, all of one size, at least 224 px.
     """
-    squares = np.stack([square for face in faces for square in _squares(face)])
-    pictures = torch.from_numpy(squares).permute(0, 3, 1, 2) / 255
+    # As many squares as fit, side by side around the middle.
+    count, rest = divmod(len(faces[0]), SIDE)
+    places = [slice(rest // 2 + i * SIDE, rest // 2 + (i + 1) * SIDE) for i in range(count)]
+    squares = [face[rows, columns] for face in faces for rows in places for columns in places]
+    pictures = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2) / 255
     with torch.inference_mode():
         return float(net(pictures.to(next(net.parameters()).device)).mean())
-
-
-def _squares(face: Frame) -> list[Frame]:
-    """As many squares of 224 px as fit, side by side around the middle."""
-    count, rest = divmod(len(face), SIDE)
-    edges = [rest // 2 + i * SIDE for i in range(count)]
-    return [face[y : y + SIDE, x : x + SIDE] for y in edges for x in edges]
 
 
 def sharpness(face: Frame) -> float:

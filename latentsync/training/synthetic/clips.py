@@ -173,7 +173,7 @@ def write_take(
         Cancelled: `stopped`, asked between frames, returned true.
         OutputError: they can't be written.
     """
-    truth = _truth_path(path)
+    truth = path.with_suffix(".truth.jsonl")
     with replacing(truth) as waiting, tempfile.TemporaryDirectory() as folder:
         sound = Path(folder, "speech.wav")
         write_wave(sound, take.speech)
@@ -185,10 +185,6 @@ def write_take(
                 video.write(VideoFrame.from_rgb(frame))
             truth.unlink(missing_ok=True)  # an older clip's, which is replaced now
     return truth
-
-
-def _truth_path(path: Path) -> Path:
-    return path.with_suffix(".truth.jsonl")
 
 
 def _lines(take: Take, size: tuple[int, int]) -> str:
@@ -318,6 +314,7 @@ def _is_written(take: Take, path: Path, size: tuple[int, int]) -> bool:
     try:
         if path.stat().st_size == 0:
             return False
-        return _truth_path(path).read_bytes() == _lines(take, size).encode()
+        truth = path.with_suffix(".truth.jsonl").read_bytes()
+        return truth == _lines(take, size).encode()
     except OSError:
         return False

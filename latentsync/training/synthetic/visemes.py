@@ -109,19 +109,16 @@ def targets(name: str) -> list[Target]:
     return [(o * strength, w, r, 0.0, 0.0) for o, w, r in vowels] or [_NEUTRAL]
 
 
-def _smooth(track: FloatArray, seconds: float) -> FloatArray:
-    """Gaussian blur along time, ends repeated; `track` is (samples, columns)."""
+def _smooth(track: FloatArray, lead_seconds: float, seconds: float) -> FloatArray:
+    """Move `track` (samples, columns) ahead, then blur it along time; ends are repeated."""
+    steps = round(lead_seconds * _HZ)
+    track = np.concatenate([track[steps:], np.repeat(track[-1:], steps, axis=0)])
     radius = int(4 * seconds * _HZ) + 1
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / (seconds * _HZ)) ** 2)
     kernel /= kernel.sum()
     padded = np.pad(track, ((radius, radius), (0, 0)), mode="edge")
     columns = [np.convolve(column, kernel, mode="valid") for column in padded.T]
     return np.stack(columns, axis=1).astype(np.float32)
-
-
-def _lead(track: FloatArray, seconds: float) -> FloatArray:
-    steps = round(seconds * _HZ)
-    return np.concatenate([track[steps:], np.repeat(track[-1:], steps, axis=0)])
 
 
 def mouth_tracks(phonemes: Sequence[Phoneme], seconds: float, *, fps: float = 25.0) -> FloatArray:
@@ -147,8 +144,8 @@ def mouth_tracks(phonemes: Sequence[Phoneme], seconds: float, *, fps: float = 25
         if phoneme.name.lstrip("',%=")[:1] in tuple(_CLOSED):
             shortest = start + int(_CLOSURE_MIN_SECONDS * _HZ)
             gate[start : max(stop, shortest)] = 0.0
-    tracks = _smooth(_lead(raw, _LEAD_SECONDS), _SMOOTH_SECONDS)
-    gate = _smooth(_lead(gate, _CLOSURE_LEAD_SECONDS), _CLOSE_SECONDS)
+    tracks = _smooth(raw, _LEAD_SECONDS, _SMOOTH_SECONDS)
+    gate = _smooth(gate, _CLOSURE_LEAD_SECONDS, _CLOSE_SECONDS)
     tracks[:, 0] *= np.clip((gate[:, 0] - 0.15) / 0.7, 0.0, 1.0)
     tracks[:, 3] *= gate[:, 0]
     frames = int(np.floor(seconds * fps + 1e-6))

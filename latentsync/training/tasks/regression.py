@@ -51,7 +51,7 @@ class LandmarkTask:
         self.weights[ANCHORS] = 2
 
     def losses(self, generator: torch.Generator) -> Mapping[str, Tensor]:
-        rng = _seeded(generator)
+        rng = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
         empty = int(FACELESS_SHARE * self.batch)
         faces = [self._face(rng) for _ in range(self.batch - empty)]
         shown = [picture for picture, _ in faces] + [self._no_face(rng) for _ in range(empty)]
@@ -133,7 +133,7 @@ class RulerTask:
         self.check, self.batch = check, batch
 
     def losses(self, generator: torch.Generator) -> Mapping[str, Tensor]:
-        rng = _seeded(generator)
+        rng = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
         chosen = rng.integers(len(self.pixels), size=self.batch)
         crops = np.stack([self._crop(rng, self.pixels[i]) for i in chosen])
         measured = self.net(to_tensor(crops))
@@ -202,10 +202,6 @@ def degrade(rng: Rng, picture: Frame, strength: float) -> Frame:
         _, data = cv2.imencode(".jpg", degraded, [cv2.IMWRITE_JPEG_QUALITY, quality])
         degraded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
     return degraded
-
-
-def _seeded(generator: torch.Generator) -> Rng:
-    return np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=generator)))
 
 
 def _nearby(rng: Rng, *, close: bool) -> Array:

@@ -46,6 +46,7 @@ class PairWindows(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class ClipPairs:
     """Draws pairs from clips.
 
@@ -55,21 +56,20 @@ class ClipPairs:
         frames: of a window.
     """
 
-    def __init__(
-        self, clips: Sequence[CachedClip], pixels: int | None = None, *, frames: int = 16
-    ) -> None:
-        self._clips, self._pixels, self._frames = clips, pixels, frames
+    clips: Sequence[CachedClip]
+    pixels: int | None = None
+    frames: int = 16
 
     def draw(self, count: int, generator: torch.Generator, part: BatchPart = WHOLE) -> WindowPairs:
         """See `PairWindows`."""
         mine = part.of(count)
-        numbers = torch.randint(len(self._clips), (count,), generator=generator)[mine]
+        numbers = torch.randint(len(self.clips), (count,), generator=generator)[mine]
         chances = torch.rand((count, 2), generator=generator)[mine]
         windows = [
             (clip, start)
             for number, both in zip(numbers.tolist(), chances.tolist(), strict=True)
-            for clip in [self._clips[number]]
-            for start in window_and_reference(len(clip), self._frames, *both)
+            for clip in [self.clips[number]]
+            for start in window_and_reference(len(clip), self.frames, *both)
         ]
         with ThreadPoolExecutor() as pool:  # decoding takes most of a step
             drawn = pool.map(self._window, *zip(*windows, strict=True))
@@ -78,13 +78,13 @@ class ClipPairs:
 
     def _window(self, clip: CachedClip, start: int) -> tuple[Tensor, Tensor]:
         """(f, c, h, w) and (1, 80, columns)."""
-        stop = start + self._frames
-        if self._pixels:
+        stop = start + self.frames
+        if self.pixels:
             with torch.autocast("cpu", enabled=False):  # the geometry of crops is float32
-                visual = to_tensor(clip.crops(start, stop, self._pixels))
+                visual = to_tensor(clip.crops(start, stop, self.pixels))
         else:
             visual = clip.latents(start, stop).reference
-        return visual, clip.mel(start, self._frames)
+        return visual, clip.mel(start, self.frames)
 
 
 class SyncNetTask:
@@ -113,10 +113,7 @@ class SyncNetTask:
         self._validation_clips = validation_clips or VALIDATION_CLIPS
         self._device = next(net.parameters()).device
 
-    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.part_losses(generator, WHOLE)
-
-    def part_losses(self, generator: torch.Generator, part: BatchPart) -> dict[str, Tensor]:
+    def losses(self, generator: torch.Generator, part: BatchPart = WHOLE) -> dict[str, Tensor]:
         """The losses of one part; their mean over all parts is that of the whole batch.
 
         Except for the contrast, which compares the windows of one part.
@@ -129,6 +126,8 @@ class SyncNetTask:
                 found = contrast_loss(visual[in_sync], audio[in_sync])
                 losses["contrast"] = self._config.contrast_weight * found
         return losses
+
+    part_losses = losses  # for `loop.DivisibleTask`
 
     def validate(self) -> dict[str, float]:
         """The share of held-out pairs that the net judges correctly; 0.5 is chance.

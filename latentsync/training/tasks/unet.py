@@ -68,10 +68,7 @@ class UNetTask:
         self._device = unet.conv_in.weight.device
         self._mask = torch.from_numpy(keep_mask(mask_side)).to(self._device)
 
-    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.part_losses(generator, WHOLE)
-
-    def part_losses(self, generator: torch.Generator, part: BatchPart) -> dict[str, Tensor]:
+    def losses(self, generator: torch.Generator, part: BatchPart = WHOLE) -> dict[str, Tensor]:
         """The losses of one part; their mean over all parts is that of the whole batch."""
         count = self._config.batch
         batch = self._train.draw(count, self._config.frames, generator, part).to(self._device)
@@ -89,6 +86,8 @@ class UNetTask:
             clean = sampling.predict_x0(prediction.noisy, predicted, timesteps)
             losses |= self._pixel_losses(clean, batch)
         return losses
+
+    part_losses = losses  # for `loop.DivisibleTask`
 
     def validate(self) -> dict[str, float]:
         """The error at one timestep with the right speech, and with that of another window.
