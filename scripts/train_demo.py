@@ -1,8 +1,8 @@
-"""Train the demo model from nothing: draw, listen, see, speak. `make train-demo` runs all of it.
+"""Train the demo model from scratch, part by part; `make train-demo` runs all parts.
 
-Each part leaves its result under --out; what was cut off goes on from there, from the last clip
-drawn or the last checkpoint. Fixed seeds; the figures are in benchmarks/demo_training.md.
-`--scale 0.005 --weights out/try` tries all of it in a few minutes, on hardly any data.
+Each part writes its result to --out. Called again, a part resumes from the last clip drawn or the
+last checkpoint. Seeds are fixed; the figures are in benchmarks/demo_training.md.
+`--scale 0.005 --weights out/try` tries all parts in a few minutes, on hardly any data.
 """
 
 import argparse
@@ -56,8 +56,8 @@ log = logging.getLogger("train_demo")
 
 DEMO = PRESETS["demo"]
 WEIGHTS = Path(__file__).parent.parent / "weights" / "demo"
-FACES_SEED, SPEECH_SEED = 1, 2  # everything drawn for training has a seed below 100
-HELD_OUT_LANGUAGE = "tr"  # never heard in training, to see what a new language does
+FACES_SEED, SPEECH_SEED = 1, 2  # all seeds of training are below 100
+HELD_OUT_LANGUAGE = "tr"  # not in the training set, to measure a new language
 TRAINED_LANGUAGES = tuple(one for one in LANGUAGES if one != HELD_OUT_LANGUAGE)
 
 PEOPLE, HELD_OUT_PEOPLE = 600, 24
@@ -67,7 +67,7 @@ UTTERANCES, HELD_OUT_UTTERANCES, UTTERANCE_SECONDS = 900, 16, 24.0
 SPEECH = TrainConfig("speech", steps=2400, batch=8, learning_rate=2e-3)
 SPEECH_AGAIN = replace(SPEECH, name="speech_again", steps=1500, learning_rate=1.2e-3, seed=2)
 AUTOENCODER = TrainConfig("autoencoder", steps=4000, batch=4, learning_rate=1.5e-3)
-SPEAK = UNetTrainConfig(  # single frames of many people: the mouth learns to follow the voice
+SPEAK = UNetTrainConfig(  # on single frames of many people: the mouth learns to follow the voice
     "speak",
     steps=10000,
     batch=16,
@@ -77,7 +77,7 @@ SPEAK = UNetTrainConfig(  # single frames of many people: the mouth learns to fo
     mask_weight=3.0,
     speech_dropout=0.1,
 )
-MOVE = replace(  # then whole groups of frames: the motion modules learn to keep them together
+MOVE = replace(  # then on groups of frames: the motion modules learn temporal consistency
     SPEAK, name="move", steps=500, batch=1, learning_rate=5e-4, frames=16, trainable=("motion_",)
 )
 POLISH = TrainConfig("polish", steps=1300, batch=8, learning_rate=8e-4, ema_decay=0.995)
@@ -85,7 +85,7 @@ POLISH = TrainConfig("polish", steps=1300, batch=8, learning_rate=8e-4, ema_deca
 
 @dataclass(frozen=True)
 class Job:
-    """Where to, and how much of it all."""
+    """Where the results go, and how much is drawn and trained."""
 
     out: Path
     weights: Path
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/train-demo"))
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--scale", type=float, default=1.0, help="of data and steps; 1 is the real")
+    parser.add_argument("--scale", type=float, default=1.0, help="of data and steps; 1: all")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, datefmt="%H:%M:%S")
@@ -119,13 +119,13 @@ def main() -> None:
 
 
 def draw_utterances(job: Job) -> None:
-    """Speech with the truth about the mouths that say it."""
+    """Draw speech, with the true mouth tracks and sounds."""
     count = job.count(UTTERANCES) + job.count(HELD_OUT_UTTERANCES)
     _draw(_utterance, job.out / "speech", count, job.workers)
 
 
 def draw_people(job: Job) -> None:
-    """Aligned crops of talking heads, in windows as long as the network's groups."""
+    """Draw aligned crops of talking heads, in windows as long as the U-Net's groups."""
     count = job.count(PEOPLE) + job.count(HELD_OUT_PEOPLE)
     _draw(_person, job.out / "people", count, job.workers)
 
@@ -160,7 +160,7 @@ def _person(index: int, folder: Path) -> None:
 
 
 def _wave(speech: Speech) -> FloatArray:
-    """At 16 kHz, in [-1, 1]."""
+    """Resample to 16 kHz, in [-1, 1]."""
     return (resample_poly(speech.wave.astype(np.float32), 320, 441) / 32768).astype(np.float32)
 
 
@@ -179,13 +179,13 @@ def _one_thread() -> None:
 
 
 def people(job: Job) -> tuple[list[SpeakerWindows], list[SpeakerWindows]]:
-    """For training, and held out."""
+    """The people to train on, and the held-out ones."""
     paths = sorted((job.out / "people").glob("[0-9]*.npz"))
     found, known = [SpeakerWindows.load(path) for path in paths], job.count(PEOPLE)
     return found[:known], found[known:]
 
 
-# -- 2. Listening ----------------------------------------------------------------------------------
+# -- 2. Speech encoder -----------------------------------------------------------------------------
 
 
 def train_speech(job: Job) -> None:
@@ -196,11 +196,11 @@ def train_speech(job: Job) -> None:
     encoder = SpeechEncoder(DEMO.whisper)
     task = SpeechTask(encoder, spoken[:known], spoken[known:], SPEECH, sounds=len(SOUNDS))
     job.fit(task, SPEECH)
-    job.fit(task, SPEECH_AGAIN)  # the rate goes up once more: the ear is what limits the mouth
+    job.fit(task, SPEECH_AGAIN)  # a second warm-up: this encoder limits the whole model
     torch.save(encoder.state_dict(), job.out / "speech.pt")
 
 
-# -- 3. Seeing -------------------------------------------------------------------------------------
+# -- 3. Autoencoder --------------------------------------------------------------------------------
 
 
 def train_autoencoder(job: Job) -> None:
@@ -214,17 +214,17 @@ def train_autoencoder(job: Job) -> None:
     torch.save(vae.state_dict(), job.out / "vae.pt")
 
 
-# -- 4. Speaking -----------------------------------------------------------------------------------
+# -- 4. U-Net --------------------------------------------------------------------------------------
 
 
 def listen(job: Job) -> None:
-    """What the encoder hears at each frame, once for all steps."""
+    """Compute the speech features of each frame, once for all steps."""
     encoder = _encoder(job)
     torch.save([encode_sound(encoder, part) for part in people(job)], job.out / "heard.pt")
 
 
 def view(job: Job) -> None:
-    """The latents of each frame, once for all steps."""
+    """Compute the latents of each frame, once for all steps."""
     vae = _autoencoder(job)
     torch.save([encode_latents(vae, part) for part in people(job)], job.out / "seen.pt")
 
@@ -248,11 +248,11 @@ def train_moving(job: Job) -> None:
     torch.save(unet.state_dict(), job.out / "unet.pt")
 
 
-# -- 5. Lips ---------------------------------------------------------------------------------------
+# -- 5. Decoder ------------------------------------------------------------------------------------
 
 
 def polish(job: Job) -> None:
-    """The decoder learns on, now that the latents have their final meaning."""
+    """Train the decoder further, on the final latents."""
     vae = _autoencoder(job)
     shown, held_out = (_crops(part) for part in people(job))
     latents = torch.load(job.out / "seen.pt")[0]["clean"].flatten(0, 1)
@@ -295,7 +295,7 @@ def _autoencoder(job: Job, file: str = "vae.pt") -> VAE:
 
 
 def _prepared(job: Job) -> list[PreparedWindows]:
-    """For training, and held out."""
+    """The windows to train on, and the held-out ones."""
     parts = zip(torch.load(job.out / "seen.pt"), torch.load(job.out / "heard.pt"), strict=True)
     return [PreparedWindows(**seen, **heard) for seen, heard in parts]
 

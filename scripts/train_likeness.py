@@ -1,9 +1,9 @@
-"""Fit the projection that tells people apart (faces/likeness.py) to drawn people.
+"""Fit the projection that tells people apart (faces/tracking/embedding.py) to drawn people.
 
     python scripts/train_likeness.py
 
-Draws 132 people in three rooms each and writes weights/demo/likeness.safetensors: two minutes on
-one core. benchmarks/likeness.py measures it on people that are not drawn here.
+Draws 132 people in three rooms each and writes weights/demo/likeness.safetensors; takes two minutes
+on one core. benchmarks/likeness.py measures it on other people.
 """
 
 import argparse

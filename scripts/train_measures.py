@@ -1,10 +1,10 @@
-"""Train the two nets that measure a face, on drawn ones: the landmark net and the ruler.
+"""Train the two nets that measure a face, on drawn ones: the landmark net and the mouth net.
 
     python scripts/train_measures.py --folder out/measures
 
-Draws what is not yet drawn there, trains (going on where an earlier run stopped), reports on people
-that training never saw, and writes weights/demo/landmarks.safetensors and ruler.safetensors. About
-20 minutes on one core, half of them training; the same at every run on one machine.
+Draws what the folder lacks, trains (resuming an earlier run), reports on people that are not in the
+training set, and writes weights/demo/landmarks.safetensors and ruler.safetensors. Takes about 20
+minutes on one core, half of them training; repeatable on one machine.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from latentsync.training.tasks.regression import (
     MEASURES,
     LandmarkTask,
     MouthClips,
-    RulerTask,
+    MouthNetTask,
     correlations,
 )
 from latentsync.types import Frame
@@ -73,7 +73,7 @@ def main() -> None:
     landmark_task = LandmarkTask(known, faceless, unknown, LANDMARKS.batch)
     save(fit(landmark_task, LANDMARKS, folder), LANDMARKS.name)
     torch.manual_seed(TRAIN_SEED)
-    ruler = save(fit(RulerTask(clips, others, RULER.batch), RULER, folder), RULER.name)
+    ruler = save(fit(MouthNetTask(clips, others, RULER.batch), RULER, folder), RULER.name)
 
     # -- Report --------------------------------------------------------------------------------
     detector = Builtin(file=DEMO / "landmarks.safetensors")
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def drawn(folder: Path, kind: str, seed: int, count: int, frames: int = 1) -> Arrays:
-    """What `kind` of pictures the folder holds of this seed, drawn first where there are none."""
+    """Load this kind of pictures of a seed from the folder; draw them first if they are missing."""
     file = folder / f"{kind}_{seed}_{count}_{frames}.npz"
     if not file.is_file():
         logging.info("drawing %s", file.name)
@@ -120,7 +120,7 @@ def draw_clips(seed: int, count: int, frames: int) -> Arrays:
 
 
 def save(net: nn.Module, name: str) -> nn.Module:
-    """Write the net in fp16; returns it as the file has it."""
+    """Write the net in fp16; return it with these rounded weights."""
     state = {key: value.half().contiguous() for key, value in net.state_dict().items()}
     file = DEMO / f"{name}.safetensors"
     save_file(state, file)
@@ -131,7 +131,7 @@ def save(net: nn.Module, name: str) -> nn.Module:
 
 
 def report_landmarks(detector: Detector, people: int = 120, frames: int = 3) -> None:
-    """Whole frames of unseen people: found, and how far off, by the brows' distance."""
+    """Print how many faces are found in frames of unseen people, and their landmarks' errors."""
     errors, missed, extra = [], 0, 0
     for person in range(people):
         rng = np.random.default_rng([CHECK_SEED, person, 10])
@@ -171,7 +171,7 @@ def report_false_faces(detector: Detector, count: int = 500) -> None:
 
 
 def report_jitter(detector: Detector, people: int = 12, seconds: float = 2.0) -> None:
-    """Clips of heads held still that talk, blink and look around: sd over time, of each anchor."""
+    """Print the sd over time of each anchor, on clips of talking heads that are held still."""
     spreads = []
     for person in range(people):
         take = draw_take(CHECK_SEED, 1000 + person, seconds)

@@ -32,7 +32,7 @@ from latentsync.training.tasks import regression
 from latentsync.training.tasks.regression import (
     LandmarkTask,
     MouthClips,
-    RulerTask,
+    MouthNetTask,
     correlations,
     degrade,
 )
@@ -90,7 +90,7 @@ def test_points_stay_on_the_face(portraits, faceless, monkeypatch) -> None:
 
 
 def test_a_step_is_a_function_of_its_generator(portraits, faceless, clips) -> None:
-    for task in (LandmarkTask(portraits, faceless, portraits, 6), RulerTask(clips, clips, 4)):
+    for task in (LandmarkTask(portraits, faceless, portraits, 6), MouthNetTask(clips, clips, 4)):
         task.net.eval()
         first, again, other = (
             {k: v.item() for k, v in task.losses(torch.Generator().manual_seed(s)).items()}
@@ -105,7 +105,7 @@ def test_both_learn(portraits, faceless, clips, tmp_path) -> None:
     torch.manual_seed(0)
     for name, task, figures in (
         ("landmarks", LandmarkTask(portraits, faceless, portraits, 8), {"error", "bias", "seen"}),
-        ("ruler", RulerTask(clips, clips, 8), {"opening", "width", "rounding"}),
+        ("ruler", MouthNetTask(clips, clips, 8), {"opening", "width", "rounding"}),
     ):
         config = TrainConfig(name, steps=25, batch=8, learning_rate=2e-3, warmup_steps=2)
         with torch.no_grad():

@@ -2,9 +2,9 @@
 
     clip -> face track -> the longest stretch with a face -> latents, speech, mel -> files
 
-    CACHE/ab/abcd.../facts.json    of the clip of that hash, with those nets
+    CACHE/ab/abcd.../facts.json    of a clip; the hash is of its bytes, the nets and the detector
                      clean.npy     (n, 4, h, w) float16, latents of the crops
-                     masked.npy    of the crops with the mouth masked out
+                     masked.npy    latents of the crops with the mouth masked out
                      speech.npy    (tokens, states, width) float16; neighbours share tokens
                      mel.npy       (80, columns) float32
                      affine.npy    (n, 2, 3) float32

@@ -174,7 +174,7 @@ class Journal:
         return True
 
     def _count(self, record: Record) -> None:
-        """Mark a file as done, in place of an earlier record of it."""
+        """Mark a file as done; its record replaces an earlier one."""
         if (before := self._done.get(record["source"])) is not None:
             self.counts.add(before, -1)
         self._done[record["source"]] = record

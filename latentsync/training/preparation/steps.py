@@ -68,12 +68,12 @@ class Decode:
     version: ClassVar[int] = 1
 
     def __call__(self, stretch: Stretch, tools: Tools) -> Results:  # noqa: ARG002 - a Step
-        with VideoReader(stretch.path) as reader, _damage() as told:
+        with VideoReader(stretch.path) as reader, _damage() as damage:
             if reader.info.is_image:
                 yield Rejected("a still picture")
                 return
             cuts = [cut is not None for _, cut in detect_shots(reader.frames())]
-        if told:
+        if damage:
             # Without a place: with several decoding threads, chance decides which frames survive.
             yield Rejected("damaged or cut short")
             return
@@ -90,7 +90,7 @@ class Resample:
 
     def __call__(self, stretch: Stretch, tools: Tools) -> Results:
         try:
-            with _damage() as told:
+            with _damage() as damage:
                 samples = AudioReader(stretch.path).samples
             samples.tofile(tools.folder / "sound.s16")
         except MediaError as error:
@@ -99,7 +99,7 @@ class Resample:
         except OSError as error:
             raise OutputError(f"sound can't be unpacked ({error}); is the disk full?") from error
         heard = min(stretch.stop, len(samples) // SAMPLES)
-        if told:
+        if damage:
             yield Rejected("damaged sound", None, 0, stretch.stop)
             return
         if stretch.stop - heard >= FPS or heard == 0:
@@ -290,10 +290,10 @@ class Sharpness:
 @contextmanager
 def _damage() -> Iterator[list[str]]:
     """Collect what media logs of a damaged file, which it reads as far as it can."""
-    told: list[str] = []
+    damage: list[str] = []
 
     def heard(record: logging.LogRecord) -> bool:
-        told.append(record.msg)
+        damage.append(record.msg)
         return False  # rejected.jsonl contains it
 
     loggers = [logging.getLogger(f"latentsync.media.{name}") for name in ("container", "decoder")]
@@ -302,7 +302,7 @@ def _damage() -> Iterator[list[str]]:
         logger.addFilter(heard)
         logger.setLevel(logging.DEBUG)  # the level of a damaged packet
     try:
-        yield told
+        yield damage
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.removeFilter(heard)

@@ -107,7 +107,7 @@ def _plots(
     _histogram(axes[0, 1], "smallest face, px of the source", [c["face_px"] for c in clips])
     confidences = [sync["confidence"] for sync in measured]
     confidences += [one["figure"] for one in rejected if one["reason"] == LOW_CONFIDENCE]
-    _histogram(axes[1, 0], "sync confidence, also of what is left out", confidences)
+    _histogram(axes[1, 0], "sync confidence, with stretches left out", confidences)
     _histogram(axes[1, 1], "sound moved by, frames", [sync["offset"] for sync in measured])
     measure = "hyper_iqa" if settings.hyper_iqa else "laplacian"
     _histogram(axes[2, 0], QUALITY[measure], [c[measure] for c in clips])

@@ -110,7 +110,7 @@ class Canvas:
         return np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC), np.float32)
 
     def tint(self, sheet: NDArray[np.floating], colour: ArrayLike) -> None:
-        """Lay a colour over what is there, `sheet` being its coverage."""
+        """Lay a colour over the canvas with the coverage `sheet`."""
         at = _extent(sheet)
         part = self.colour[at]
         part += (np.asarray(colour, np.float32) - part) * sheet[at][..., None]
@@ -135,9 +135,11 @@ class Canvas:
         strength: float = 1.0,
         solid: bool = True,
     ) -> None:
-        """Paint (n, k, 2) short lines, each `colour` times its tone; `solid` also covers.
+        """Paint (n, k, 2) short lines, each in `colour` times its tone.
 
-        `strength` is how much each stroke hides of what is below.
+        Args:
+            strength: opacity of a stroke.
+            solid: add the strokes to the coverage.
         """
         if not len(lines):
             return

@@ -272,8 +272,8 @@ def _run(make: Callable[[int], Path], count: int, workers: int) -> Generator[Pat
         min(workers, count), mp_context=context, initializer=_start_worker, initargs=(stop,)
     ) as pool:
         try:
-            # Ctrl-C reaches every process. Workers inherit the block: a traceback would be all they
-            # have to say, and one that dies has the pool kill the others with files half-written.
+            # Ctrl-C reaches every process. Workers inherit the block: they could only print a
+            # traceback, and when one dies, the pool kills the others with files half-written.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 jobs = [pool.submit(make, index) for index in range(count)]
@@ -299,10 +299,10 @@ def _make(
     languages: Sequence[str],
     index: int,
 ) -> Path:
-    cv2.setNumThreads(1)  # the clips are what runs side by side
+    cv2.setNumThreads(1)  # clips are drawn in parallel
     path = folder / f"{seed:03d}_{index:05d}.mp4"
-    # In a thread of its own, where Ctrl-C never arrives: espeak-ng calls back into Python, and an
-    # interrupt raised in there would be lost.
+    # In a thread of its own, which Ctrl-C never reaches: espeak-ng calls back into Python, where a
+    # KeyboardInterrupt would be lost.
     take = interruptible(lambda _stop: draw_take(seed, index, seconds, languages=languages))
     if not _is_written(take, path, size):
         write_take(take, path, size, stopped=None if _stop is None else _stop.is_set)
@@ -310,7 +310,7 @@ def _make(
 
 
 def _is_written(take: Take, path: Path, size: tuple[int, int]) -> bool:
-    """Whether `path` is this very take: its truth comes last, and holds all that was chosen."""
+    """Whether `path` holds this take: the truth is written last, and depends on every choice."""
     try:
         if path.stat().st_size == 0:
             return False

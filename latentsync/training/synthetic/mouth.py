@@ -1,4 +1,4 @@
-"""The mouth: its outline, how the face gives way around it, and what is seen inside.
+"""The mouth: its outline, how the face deforms around it, and its interior.
 
 The face is painted once with the lips shut. To open them, each pixel of a frame is looked up where
 it lay on that painting: skin above follows the upper lip, skin below the lower lip and the jaw.

@@ -37,7 +37,7 @@ SAMPLE_RATE = 22_050  # Hz, of every espeak-ng formant voice
 PAUSE = "_:"  # espeak-ng's mnemonic for silence
 
 _LANGUAGES = "en-us en-gb-x-rp en-gb-scotland en-029 de fr es it pt pt-br pl nl sv fi tr id"
-# Not those with breath in their definition: its noise differs from process to process.
+# Without those that are defined with breath: its noise differs from process to process.
 _VARIANTS = (
     "m1 m2 m3 m4 m5 m7 m8 f1 f4 Alex Andrea Andy Annie Denis Diogo Gene Henrique Hugo Jacky Lee "
     "Marco Mario Michael Mike Nguyen adam anika antonio aunty belinda benjamin boris david ed "
@@ -45,7 +45,7 @@ _VARIANTS = (
     "robert shelby steph travis zac"
 )
 LANGUAGES = tuple(_LANGUAGES.split())
-"""The languages that `latentsync.training.synthetic.sentences` has words for."""
+"""The languages that words.txt has words for."""
 VARIANTS = tuple(_VARIANTS.split())
 """Speakers of espeak-ng that sound human enough; a voice is a language with one of these."""
 
@@ -88,7 +88,7 @@ class Phoneme:
 
 @dataclass(frozen=True)
 class Speech:
-    """A mono wave and what is said in it."""
+    """A mono wave and its phonemes."""
 
     wave: NDArray[np.int16]  # (samples,) at SAMPLE_RATE
     phonemes: tuple[Phoneme, ...]  # in order of time; each lasts until the next begins

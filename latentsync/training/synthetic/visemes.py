@@ -1,7 +1,7 @@
 """From timed phonemes to a mouth that moves: five tracks, co-articulated, at any frame rate.
 
-Each phoneme is a target for the mouth. Lips run ahead of the sound and blend neighbours, so the
-targets are shifted and smoothed; the closure of p, b and m is kept apart and stays complete.
+Each phoneme is a target for the mouth. Lips are ahead of the sound and blend neighbours, so the
+targets are shifted and smoothed. The closure of p, b and m is kept separate and stays complete.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ TRACKS = ("open", "wide", "round", "bite", "tongue")
 _HZ = 200  # targets are laid out this finely
 _SMOOTH_SECONDS = 0.035  # standard deviation of the blend between neighbours
 _CLOSE_SECONDS = 0.012  # the same for closures, which are quicker
-_LEAD_SECONDS = 0.030  # lips run ahead of the voice
+_LEAD_SECONDS = 0.030  # by which lips are ahead of the voice
 _CLOSURE_LEAD_SECONDS = 0.010
 _CLOSURE_MIN_SECONDS = 0.060  # long enough to be seen at 25 frames a second
 _STRESSED, _UNSTRESSED = 1.08, 0.92
@@ -29,7 +29,7 @@ _STRESSED, _UNSTRESSED = 1.08, 0.92
 Target = tuple[float, float, float, float, float]
 _REST: Target = (0.0, 0.0, 0.0, 0.0, 0.0)
 
-# The first letter of an espeak-ng mnemonic says the vowel; a second vowel letter makes a diphthong.
+# The first letter of an espeak-ng mnemonic is the vowel; a second vowel letter makes a diphthong.
 _VOWELS: dict[str, tuple[float, float, float]] = {
     "a": (0.88, 0.15, 0.0),
     "A": (0.92, -0.05, 0.1),
@@ -85,7 +85,7 @@ _CONSONANTS: dict[str, Target] = {
     for letter in letters
 }
 SOUNDS = ("", *_VOWELS, *_CONSONANTS)
-"""Silence, then the first letters of the mnemonics that are told apart."""
+"""Silence, then the first letters of the mnemonics that are distinguished."""
 
 _CLOSED = "pbm"
 _FRICATIVES = "SZszfxF"
@@ -161,7 +161,7 @@ def sound_track(phonemes: Sequence[Phoneme], seconds: float, *, fps: float) -> I
         letter = phoneme.name.lstrip("',%=")[:1]
         silent = phoneme.name.startswith("_")
         if letter and letter in "(;:|!":
-            continue  # a mark: the sound before it goes on
+            continue  # a mark: the sound before it continues
         known = "" if silent else letter
         start = int(np.ceil(phoneme.start_seconds * fps))
         track[start:] = SOUNDS.index(known) if known in SOUNDS else -1

@@ -1,4 +1,4 @@
-"""What differs between people and not between two looks at one person, as a projection."""
+"""The projection by which `faces.tracking.embedding` tells people apart."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ __all__ = ["fit_projection"]
 
 
 def fit_projection(looks: FloatArray, axes: int, shrinkage: float) -> tuple[FloatArray, FloatArray]:
-    """Linear discriminant analysis: the mean (d,), and the axes (d, `axes`) that part people best.
+    """Fit linear discriminant analysis: the mean (d,), and the axes (d, `axes`).
 
-    Along each axis looks at one person have a variance of 1.
+    Looks at one person have a variance of 1 along each axis.
 
     Args:
         looks: (people, looks, d).
-        axes: at most one less than there are people.
+        axes: at most the number of people less 1.
         shrinkage: share of the mean variance within people that is added to each dimension's.
     """
     people, count, size = looks.shape

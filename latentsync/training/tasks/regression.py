@@ -21,7 +21,7 @@ from latentsync.training.synthetic.geometry import chain
 from latentsync.training.synthetic.scenes import Portraits
 from latentsync.types import FloatArray, Frame
 
-__all__ = ["MEASURES", "LandmarkTask", "MouthClips", "RulerTask", "correlations", "degrade"]
+__all__ = ["MEASURES", "LandmarkTask", "MouthClips", "MouthNetTask", "correlations", "degrade"]
 
 MEASURES = ("opening", "width", "rounding")
 
@@ -119,7 +119,7 @@ class LandmarkTask:
         return degrade(rng, picture, strength=1.0)
 
 
-class RulerTask:
+class MouthNetTask:
     """Trains a Regressor: opening, width and rounding of the mouth in aligned crops."""
 
     def __init__(self, clips: MouthClips, check: MouthClips, batch: int) -> None:
