@@ -14,13 +14,20 @@ from latentsync.training.batches import WHOLE, Batch, BatchPart, Windows
 from latentsync.training.pixel_losses import PixelLosses
 from latentsync.training.presets import UNetTrainConfig
 
-__all__ = ["UNetTask"]
+__all__ = ["UNetTask", "place_weights"]
 
 MAX_VELOCITY_WEIGHT = 10.0  # of 1 / alpha_bar: without it only the noisiest steps would count
 # A window's noise is the sum of a shared part and each frame's own: "mixed noise", alpha 1.
 MIXED_NOISE = 0.5**0.5
 VALIDATION_TIMESTEP = 600  # here the picture's mouth is gone, and only speech tells its shape
 VALIDATION_WINDOWS = 48
+
+
+def place_weights(mask: Tensor, side: int, mask_weight: float) -> Tensor:
+    """(side, side) weights of latent cells, larger where the mask hides the mouth; mean 1."""
+    step = len(mask) // side
+    weight = 1 + mask_weight * (1 - mask[::step, ::step])
+    return weight / weight.mean()
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,6 @@ class UNetTask:
         noisy = sampling.add_noise(batch.clean, noise, timesteps)
         sample = sampling.unet_input(noisy, self._mask, batch.shown)
         predicted = self.net(sample, timesteps, speech)
-        step = len(self._mask) // noise.shape[-1]
-        weight = 1 + self._config.mask_weight * (1 - self._mask[::step, ::step])
-        error = (predicted.float() - noise).square() * (weight / weight.mean())
+        weight = place_weights(self._mask, noise.shape[-1], self._config.mask_weight)
+        error = (predicted.float() - noise).square() * weight
         return _Prediction(noise, noisy, predicted, error)
