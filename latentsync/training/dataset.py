@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 MAX_UNUSABLE_SHARE = 0.05  # of the clips; above it somebody should look at the data
 MAX_REASONS = 3  # in the error
 CLIPS_PER_HELD_OUT = 50
-GROUPS_AT_LEAST = 10  # a group is held out if it has at most a tenth of the clips
+MIN_GROUPS = 10  # a group of more than a tenth of the clips is not held out
 
 
 def prepare(
@@ -157,7 +157,7 @@ def _chosen(
 ) -> list[CachedClip]:
     """Choose evenly spaced groups, about as many clips as wanted, no large group."""
     wanted = held_out or -(-clips // CLIPS_PER_HELD_OUT)
-    max_size = max(1, wanted, clips // GROUPS_AT_LEAST)
+    max_size = max(1, wanted, clips // MIN_GROUPS)
     spacing = clips / wanted if held_out else CLIPS_PER_HELD_OUT
     held: list[CachedClip] = []
     passed = 0

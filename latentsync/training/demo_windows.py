@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,11 @@ from latentsync.diffusion.vae import VAE
 from latentsync.faces.mask import keep_mask
 from latentsync.runtime.files import replacing
 from latentsync.training.batches import WHOLE, Batch, BatchPart
+from latentsync.training.clip_cache import FPS
 from latentsync.training.crops import to_tensor
 from latentsync.types import FloatArray, IntArray
 
 __all__ = ["PreparedWindows", "SpeakerWindows", "encode_latents", "encode_sound"]
-
-FPS = Fraction(25)
 
 
 @dataclass(frozen=True)

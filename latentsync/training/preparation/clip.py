@@ -32,7 +32,7 @@ from latentsync.runtime.files import file_digest
 from latentsync.training.preparation.stretch import (
     FPS,
     SAMPLE_RATE,
-    SAMPLES,
+    SAMPLES_PER_FRAME,
     Stretch,
     Tools,
     scales,
@@ -45,7 +45,7 @@ Form = Literal["around", "aligned"]
 CLIPS = "clips"  # folder of the output
 MARGIN = 0.5  # of the region that the crops cover, on each side: detectors need the whole head
 CRF = 16  # without visible loss; published clips were coded at 18 once in each step
-MIN_SIDE = 16  # px
+MIN_SIDE_PX = 16
 MAX_NAME_CHARACTERS = 40  # of the source's name in the clip's, for disks that limit names
 
 
@@ -67,10 +67,10 @@ class Write:
         """
         path = tools.folder / clip_name(relative, stretch)
         affines = path.with_suffix(".npy")
-        first = (stretch.start - stretch.ahead) * SAMPLES
+        first = (stretch.start - stretch.ahead) * SAMPLES_PER_FRAME
         try:
             sound = tools.folder / "sound.wav"
-            samples = tools.sound()[first : first + len(stretch) * SAMPLES]
+            samples = tools.sound()[first : first + len(stretch) * SAMPLES_PER_FRAME]
             wavfile.write(sound, SAMPLE_RATE, np.asarray(samples))
             with VideoWriter(path, audio=sound, crf=self.crf) as video:
                 if self.form == "around":
@@ -146,7 +146,7 @@ def _around(affine: FloatArray, size: int, width: int, height: int) -> Box:
 
 
 def _even(side: float) -> int:
-    return max(MIN_SIDE, round(side / 2) * 2)
+    return max(MIN_SIDE_PX, round(side / 2) * 2)
 
 
 def _cut(frame: VideoFrame, box: Box, size: tuple[int, int]) -> VideoFrame:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 SyncBy = Literal["auto", "syncnet", "none"]
 QualityBy = Literal["auto", "hyperiqa", "laplacian"]
 SIZES = (256, 512)
-MAX_SHIFT = 15  # frames that SyncNet's curve reaches
+MAX_SHIFT_FRAMES = 15  # the reach of SyncNet's curve
 SYNCNET, HYPER_IQA = "auxiliary/syncnet_v2.model", "auxiliary/koniq_pretrained.pkl"
 
 
@@ -78,7 +78,7 @@ class PreparationSettings:
             ("min_face", self.min_face_px, 1, 8192),
             ("detect_every", self.detect_every, 1, 50),
             ("min_confidence", self.min_confidence, 0, 100),
-            ("max_offset", self.max_offset, 0, MAX_SHIFT),
+            ("max_offset", self.max_offset, 0, MAX_SHIFT_FRAMES),
             ("min_quality", self.min_quality, 0, 100),
             ("min_sharpness", self.min_sharpness, 0, 1e6),
         ):

@@ -32,7 +32,7 @@ from latentsync.media import AudioReader, VideoReader
 from latentsync.training.preparation.quality import hyper_iqa, sharpness
 from latentsync.training.preparation.stretch import (
     FPS,
-    SAMPLES,
+    SAMPLES_PER_FRAME,
     Rejected,
     Stretch,
     Tools,
@@ -98,7 +98,7 @@ class Resample:
             return
         except OSError as error:
             raise OutputError(f"sound can't be unpacked ({error}); is the disk full?") from error
-        heard = min(stretch.stop, len(samples) // SAMPLES)
+        heard = min(stretch.stop, len(samples) // SAMPLES_PER_FRAME)
         if damage:
             yield Rejected("damaged sound", None, 0, stretch.stop)
             return
@@ -206,7 +206,9 @@ class Sync:
 
     def __call__(self, stretch: Stretch, tools: Tools) -> Results:
         place, wave = (stretch.start, stretch.stop), tools.sound()
-        sound = wave[stretch.start * SAMPLES : stretch.stop * SAMPLES].astype(np.float32)
+        sound = wave[stretch.start * SAMPLES_PER_FRAME : stretch.stop * SAMPLES_PER_FRAME].astype(
+            np.float32
+        )
         sound /= FULL_SCALE
         loudness = 10 * math.log10(max(1e-10, float((sound**2).mean())))
         if loudness < SILENCE_DBFS:
@@ -226,7 +228,7 @@ class Sync:
         elif abs(score.offset) > self.max_offset:
             yield Rejected("sync offset too large", score.offset, *place)
         else:
-            yield self._moved(stretch, score, len(wave) // SAMPLES)
+            yield self._moved(stretch, score, len(wave) // SAMPLES_PER_FRAME)
 
     def _moved(self, stretch: Stretch, score: SyncScore, heard: int) -> Stretch | Rejected:
         """The stretch with its sound moved; the source has sound for `heard` frames."""

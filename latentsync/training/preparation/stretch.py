@@ -16,7 +16,7 @@ from latentsync.types import FaceTrack, FloatArray, Frame
 
 __all__ = [
     "FPS",
-    "SAMPLES",
+    "SAMPLES_PER_FRAME",
     "SAMPLE_RATE",
     "Rejected",
     "Step",
@@ -28,7 +28,7 @@ __all__ = [
 
 FPS = 25  # of all clips
 SAMPLE_RATE = 16_000  # Hz
-SAMPLES = SAMPLE_RATE // FPS  # a frame
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 
 @dataclass(frozen=True)
