@@ -162,13 +162,14 @@ class Gestures:
         return WindowPairs(seen[mine], mel[mine])
 
 
-def test_it_learns_what_belongs_together(tmp_path):
+def test_it_learns_what_belongs_together(tmp_path, monkeypatch):
     torch.manual_seed(0)
     run = replace(
         RUN, steps=30, batch=4, learning_rate=2e-3, ema_decay=0.8, log_every=30,
         validate_every=30, checkpoint_every=30,
     )  # fmt: skip
-    task = SyncNetTask(StableSyncNet(LATENT), Gestures(), Gestures(), run, validation_clips=32)
+    monkeypatch.setattr("latentsync.training.tasks.syncnet.VALIDATION_CLIPS", 32)
+    task = SyncNetTask(StableSyncNet(LATENT), Gestures(), Gestures(), run)
     before = task.validate()
     fit(task, run, tmp_path)
     after = task.validate()

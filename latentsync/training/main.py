@@ -219,21 +219,20 @@ class _OpenRun:
         detector = faces.create(
             settings.detector or nets.config.detector,
             root=checkpoints.root(settings.weights) / "auxiliary",
-            gpu=is_cuda(self.accelerator.device),
+            gpu=is_cuda(accelerator.device),
         )
         preparer = Preparer(nets, detector, settings.cache or settings.output / "cache")
         files: list[ClipFile] = []
         clips: list[CachedClip] = []
-        if self.accelerator.is_main_process:
-            files = identify_clips(
-                self.paths, settings.data, preparer.cache, self.progress, self.cancel
-            )
+        if accelerator.is_main_process:
+            where = settings.data, preparer.cache
+            files = identify_clips(self.paths, *where, self.progress, self.cancel)
         if accelerator.num_processes > 1:
             files = _from_main(files, accelerator)
             for file in files[accelerator.process_index :: accelerator.num_processes]:
                 preparer.clip(file)
             accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if accelerator.is_main_process:
             clips = prepare(files, preparer, self.progress, self.cancel, frames=frames)
         clips = _from_main(clips, accelerator)
         train, held_out = split(clips, settings.held_out)
@@ -250,11 +249,11 @@ class _OpenRun:
         )
         if not self.accelerator.is_main_process:
             return
-        table, picture = self.settings.output / f"{self.config.name}.csv", "curves.png"
+        picture = self.settings.output / "curves.png"
         try:
-            draw_curves([table], self.settings.output / picture)
+            draw_curves([self.settings.output / f"{self.config.name}.csv"], picture)
         except OSError as error:  # the model can still be written
-            log.warning("%s can't be written (%s)", self.settings.output / picture, error)
+            log.warning("%s can't be written (%s)", picture, error)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from latentsync.training.presets import SyncNetTrainConfig
 __all__ = ["ClipPairs", "PairWindows", "SyncNetTask", "WindowPairs", "contrast_loss"]
 
 TEMPERATURE = 0.05  # of cosines
-VALIDATION_CLIPS = 128  # drawn, two windows of each
+VALIDATION_CLIPS = 128  # a multiple of VALIDATION_PARTS; two windows are drawn of each
 VALIDATION_PARTS = 16  # for less memory
 
 
@@ -92,7 +92,6 @@ class SyncNetTask:
 
     Args:
         keep: called at every validation with its figures, while `net` holds the average.
-        validation_clips: drawn at each validation; a multiple of 16. None: 128.
         cancel: asked often during a validation.
     """
 
@@ -104,13 +103,11 @@ class SyncNetTask:
         config: SyncNetTrainConfig,
         *,
         keep: Callable[[Mapping[str, float]], None] | None = None,
-        validation_clips: int | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> None:
         self.net = net
         self._train, self._held_out, self._config, self._keep = train, held_out, config, keep
         self._cancel = cancel
-        self._validation_clips = validation_clips or VALIDATION_CLIPS
         self._device = next(net.parameters()).device
 
     def losses(self, generator: torch.Generator, part: BatchPart = WHOLE) -> dict[str, Tensor]:
@@ -143,7 +140,7 @@ class SyncNetTask:
             if self._cancel and self._cancel():
                 raise Cancelled("the validation was stopped")
             generator = torch.Generator().manual_seed(0)
-            pairs = self._held_out.draw(self._validation_clips, generator, part)
+            pairs = self._held_out.draw(VALIDATION_CLIPS, generator, part)
             visual, audio, in_sync = self._embedded(pairs)
             cosines.append(F.cosine_similarity(visual.float(), audio.float()).cpu())
             truth.append(in_sync.cpu())
