@@ -269,8 +269,8 @@ def test_asked_for_by_name_it_must_be_there(raw, weights, tmp_path):
 
 
 def test_named_the_stand_in_is_taken_and_nothing_said(weights, caplog):
-    settled = wish(weights, quality="laplacian").settled()
-    assert isinstance(settled.steps()[-1], Sharpness)
+    resolved = wish(weights, quality="laplacian").resolved()
+    assert isinstance(resolved.steps()[-1], Sharpness)
     assert caplog.text == ""
 
 
