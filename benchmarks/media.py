@@ -127,7 +127,7 @@ def without_network(size: tuple[int, int]) -> LipSync:
         vae=VAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4),
         whisper=WhisperConfig(n_audio_state=32, n_audio_head=2, n_audio_layer=1),
     )
-    Network.drawn = lambda _, work: work.crops
+    Network.generate = lambda _, work: work.crops
     nets = Nets(config, UNet(config.unet), VAE(config.vae), SpeechEncoder(config.whisper))
     return LipSync(nets, Seen(size))
 

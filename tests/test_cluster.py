@@ -1,4 +1,4 @@
-"""A clip parted over replicas: by a crew without Ray, and by Ray on a cluster of two nodes."""
+"""A clip parted over replicas: by a pool without Ray, and by Ray on a cluster of two nodes."""
 
 import sys
 from contextlib import closing, contextmanager
@@ -11,7 +11,7 @@ import torch
 from latentsync.diffusion import weights
 from latentsync.diffusion.generator import CropBatch, Network
 from latentsync.diffusion.ray import scheduler
-from latentsync.diffusion.ray.scheduler import QUEUE_DEPTH, Spread, WorkerLost
+from latentsync.diffusion.ray.scheduler import QUEUE_DEPTH, GroupScheduler, WorkerLost
 from latentsync.diffusion.ray.session import library, replicas_that_fit
 from latentsync.errors import BackendUnavailable, Cancelled, LatentSyncError
 from latentsync.pipeline.lipsync import LipSync
@@ -30,46 +30,46 @@ def work(number):
     )
 
 
-class Crew:
+class LocalPool:
     """Replicas in this process. Promises are kept one at a time, the last sent first."""
 
     def __init__(self, size, draw=lambda work: work.crops, *, ends=(), poison=None, kinds=None):
         self.size, self.draw, self.kinds = size, draw, kinds or ["cpu float32"] * size
         self.ends = list(ends)  # replicas that are lost, at the next look
         self.poison = poison  # the start of a work that ends who draws it
-        self.sent, self.lost, self.forgotten, self.tickets = [], set(), [], {}
+        self.sent, self.lost, self.forgotten, self.futures = [], set(), [], {}
 
     def __len__(self):
         return self.size
 
-    def _ticket(self, replica, make):
-        self.tickets[ticket := len(self.tickets)] = replica, make
-        return ticket
+    def _future(self, replica, make):
+        self.futures[future := len(self.futures)] = replica, make
+        return future
 
     def start(self, replica):
-        return self._ticket(replica, lambda: self.kinds[replica])
+        return self._future(replica, lambda: self.kinds[replica])
 
     def send(self, replica, work):
-        ticket = self._ticket(replica, lambda: self.draw(work))
-        self.sent.append((replica, work.start, ticket))
-        return ticket
+        future = self._future(replica, lambda: self.draw(work))
+        self.sent.append((replica, work.start, future))
+        return future
 
-    def wait(self, tickets, seconds):  # noqa: ARG002
-        self.ends += [one for one, start, t in self.sent if start == self.poison and t in tickets]
+    def wait(self, futures, seconds):  # noqa: ARG002
+        self.ends += [one for one, start, t in self.sent if start == self.poison and t in futures]
         if self.sent and self.ends:
             replica = self.ends.pop(0)
-            gone = {t for t, (one, _) in self.tickets.items() if one == replica}
+            gone = {t for t, (one, _) in self.futures.items() if one == replica}
             self.lost |= gone
-            return [t for t in tickets if t in gone]
-        return tickets[-1:]
+            return [t for t in futures if t in gone]
+        return futures[-1:]
 
-    def take(self, ticket):
-        if ticket in self.lost:
+    def result(self, future):
+        if future in self.lost:
             raise WorkerLost("its machine was switched off")
-        return self.tickets[ticket][1]()
+        return self.futures[future][1]()
 
-    def forget(self, tickets):
-        self.forgotten += tickets
+    def cancel(self, futures):
+        self.forgotten += futures
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +90,11 @@ def numbers(drawn):
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_works_come_back_in_order_whoever_is_done_first(size):
-    crew = Crew(size)
+    pool = LocalPool(size)
     given = [None if n in (0, 4, 5, 11) else n for n in range(30)]
     works = (None if n is None else work(n) for n in given)
-    assert numbers(Spread(crew, 1, RunContext())(keyed(works))) == given
-    assert len({replica for replica, *_ in crew.sent}) > size / 2
+    assert numbers(GroupScheduler(pool, 1, RunContext())(keyed(works))) == given
+    assert len({replica for replica, *_ in pool.sent}) > size / 2
 
 
 def test_so_many_are_read_ahead_and_no_more():
@@ -105,7 +105,7 @@ def test_so_many_are_read_ahead_and_no_more():
             read.append(n)
             yield work(n)
 
-    drawn = Spread(Crew(2), 1, RunContext())(keyed(works()))
+    drawn = GroupScheduler(LocalPool(2), 1, RunContext())(keyed(works()))
     most = []
     for done, _ in enumerate(drawn):
         most.append(len(read) - done)
@@ -114,33 +114,33 @@ def test_so_many_are_read_ahead_and_no_more():
 
 @pytest.mark.parametrize("up", [1, 3])
 def test_none_has_more_than_it_can_begin_soon(up):
-    crew = Crew(3)
-    crew.wait = lambda tickets, _: [t for t in tickets if t < up]  # so many come, and draw nothing
+    pool = LocalPool(3)
+    pool.wait = lambda futures, _: [t for t in futures if t < up]  # so many come, and draw nothing
     checks = iter(range(40))
 
     def stop():
         return next(checks, None) is None
 
     with pytest.raises(Cancelled), closing(works := keyed(work(n) for n in range(20))):
-        list(Spread(crew, 1, RunContext(cancelled=stop))(works))
-    assert sorted(replica for replica, *_ in crew.sent) == sorted([*range(up)] * QUEUE_DEPTH)
-    assert {ticket for *_, ticket in crew.sent} <= set(crew.forgotten)
+        list(GroupScheduler(pool, 1, RunContext(cancelled=stop))(works))
+    assert sorted(replica for replica, *_ in pool.sent) == sorted([*range(up)] * QUEUE_DEPTH)
+    assert {future for *_, future in pool.sent} <= set(pool.forgotten)
 
 
 def test_what_a_lost_replica_had_is_drawn_by_another(caplog):
-    crew = Crew(2, ends=[1, 0])
+    pool = LocalPool(2, ends=[1, 0])
     works = (work(n) for n in range(10))
-    assert numbers(Spread(crew, 1, RunContext())(keyed(works))) == list(range(10))
-    starts = [start for _, start, _ in crew.sent]
+    assert numbers(GroupScheduler(pool, 1, RunContext())(keyed(works))) == list(range(10))
+    starts = [start for _, start, _ in pool.sent]
     assert len(starts) > 10
     assert set(starts) == set(range(0, 20, 2))
     assert "replica 1 was lost (its machine was switched off)" in caplog.text
 
 
 def test_a_work_that_ends_every_replica_is_told(caplog):
-    crew = Crew(2, poison=0)
+    pool = LocalPool(2, poison=0)
     with pytest.raises(LatentSyncError, match=r"frames 0-1 ended 3 replicas.*switched off"):
-        list(Spread(crew, 1, RunContext())(keyed(work(n) for n in range(3))))
+        list(GroupScheduler(pool, 1, RunContext())(keyed(work(n) for n in range(3))))
     assert "was lost" in caplog.text
 
 
@@ -160,23 +160,23 @@ def test_a_replica_s_error_ends_the_run():
 
     drawn = []
     with pytest.raises(LatentSyncError, match="not finite"):
-        drawn.extend(Spread(Crew(2, draw), 1, RunContext())(keyed(works())))
+        drawn.extend(GroupScheduler(LocalPool(2, draw), 1, RunContext())(keyed(works())))
     assert len(drawn) <= 4
     assert closed
 
 
 def test_replicas_must_be_alike():
-    crew = Crew(2, kinds=["cuda float16", "cpu float32"])
+    pool = LocalPool(2, kinds=["cuda float16", "cpu float32"])
     with pytest.raises(LatentSyncError, match=r"cpu float32.*cuda float16.*--device and --dtype"):
-        list(Spread(crew, 1, RunContext())(keyed(work(n) for n in range(9))))
+        list(GroupScheduler(pool, 1, RunContext())(keyed(work(n) for n in range(9))))
 
 
 def test_no_replica_at_all(monkeypatch):
     monkeypatch.setattr(scheduler, "START_SECONDS", 0.0)
-    crew = Crew(2)
-    crew.wait = lambda *_: []
+    pool = LocalPool(2)
+    pool.wait = lambda *_: []
     with pytest.raises(BackendUnavailable, match=r"none of 2 replicas.*ray status"):
-        list(Spread(crew, 1, RunContext())(keyed(work(n) for n in range(9))))
+        list(GroupScheduler(pool, 1, RunContext())(keyed(work(n) for n in range(9))))
 
 
 class Engine:
@@ -185,13 +185,13 @@ class Engine:
     device, dtype = "2 x cpu by nobody", "float32"
 
     def __init__(self):
-        self.crews = []
+        self.pools = []
 
-    def drawing(self, options, times, reporter):
+    def generator(self, options, times, reporter):
         networks = cycle([Network(tiny_nets(), options, times) for _ in range(2)])
-        crew = Crew(2, lambda work: next(networks).drawn(work), ends=[0])
-        self.crews.append(crew)
-        return Spread(crew, options.batch or 1, reporter)
+        pool = LocalPool(2, lambda work: next(networks).generate(work), ends=[0])
+        self.pools.append(pool)
+        return GroupScheduler(pool, options.batch or 1, reporter)
 
 
 @contextmanager
@@ -210,7 +210,7 @@ def test_a_run_is_the_same(tmp_path):
         with written(tmp_path / "there.mp4", *run, engine=engine, **options) as (result, there):
             assert there == here
     assert result.passed_through
-    assert len(engine.crews[0].sent) > 2
+    assert len(engine.pools[0].sent) > 2
     assert result.device == engine.device
     assert result.timings["network"] > 0
 
@@ -224,7 +224,7 @@ def test_groups_that_depend_on_each_other_stay_here(tmp_path, caplog):
         caplog.clear()
         lipsync.run(clip, voice, tmp_path / "out.mp4", steps=1, engine=engine, **options)
         assert "drawn here" in caplog.text
-    assert not engine.crews
+    assert not engine.pools
 
 
 def test_without_ray(monkeypatch):

@@ -23,7 +23,7 @@ from tests.stubs import numbered_clip, tiny_lipsync, tiny_nets
 
 
 class Actor:
-    """One object, whose methods are called at once and answer with tickets."""
+    """One object, whose methods are called at once and answer with futures."""
 
     def __init__(self, ray, made):
         self.ray, self.made = ray, made
@@ -61,7 +61,7 @@ class Errors:
 
 
 class FakeRay(ModuleType):
-    """What of Ray is used here; tickets are numbers."""
+    """What of Ray is used here; futures are numbers."""
 
     exceptions = Errors
 
@@ -99,20 +99,20 @@ class FakeRay(ModuleType):
 
     def called(self, actor, name, given):
         given = [one.value if isinstance(one, SimpleNamespace) else one for one in given]
-        ticket = len(self.values)
+        future = len(self.values)
         try:
-            self.values[ticket] = getattr(actor.made, name)(*given)
+            self.values[future] = getattr(actor.made, name)(*given)
         except Exception as error:  # noqa: BLE001 - as it is, to be told by `get`
-            self.values[ticket] = Errors.RayTaskError(error)
-        return ticket
+            self.values[future] = Errors.RayTaskError(error)
+        return future
 
-    def wait(self, tickets, *, num_returns=1, timeout=None):
+    def wait(self, futures, *, num_returns=1, timeout=None):
         assert timeout is not None
-        done = [ticket for ticket in tickets if ticket not in self.late][:num_returns]
-        return done, [ticket for ticket in tickets if ticket not in done]
+        done = [future for future in futures if future not in self.late][:num_returns]
+        return done, [future for future in futures if future not in done]
 
-    def get(self, ticket):
-        value = self.values[ticket]
+    def get(self, future):
+        value = self.values[future]
         if isinstance(value, Exception):
             raise value
         return value
@@ -120,8 +120,8 @@ class FakeRay(ModuleType):
     def kill(self, actor):
         self.killed.append(actor)
 
-    def cancel(self, ticket):
-        self.cancelled.append(ticket)
+    def cancel(self, future):
+        self.cancelled.append(future)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_run_by_replicas_is_the_same(ray, model, tmp_path):
     assert (there.device, there.dtype) == ("2 x cpu by ray", "float32")
     assert ray.killed == ray.actors
     assert len(ray.actors) == 2
-    drawn = [len(actor.made._drawing) for actor in ray.actors]
+    drawn = [len(actor.made._networks) for actor in ray.actors]
     assert drawn == [1, 1]  # both had a part
 
 
@@ -297,16 +297,16 @@ def test_none_that_is_ready_in_time(ray, model):
 def test_what_went_wrong_there_is_one_line_here(ray, raised, kind, said):
     ray.values[0] = raised
     with pytest.raises(kind, match=said):
-        module._taken(ray, 0)
+        module._result(ray, 0)
 
 
 def test_a_crew_gives_all_that_is_done_and_forgets_what_is_not_wanted(ray):
-    crew = module._Crew(ray, [Actor(ray, None)] * 3, (Options(), np.ones(1, int)))
-    assert len(crew) == 3
-    assert crew.wait([], 5) == []
+    pool = module.RayPool(ray, [Actor(ray, None)] * 3, (Options(), np.ones(1, int)))
+    assert len(pool) == 3
+    assert pool.wait([], 5) == []
     ray.late = {8}
-    assert crew.wait([7, 8, 9], 5) == [7, 9]
-    crew.forget([8])
+    assert pool.wait([7, 8, 9], 5) == [7, 9]
+    pool.cancel([8])
     assert ray.cancelled == [8]
 
 
@@ -314,7 +314,7 @@ def test_a_replica_keeps_what_it_knows_of_a_few_runs(monkeypatch):
     monkeypatch.setattr(
         module, "ready_nets", lambda model, **load: made.append((model, load)) or nets
     )
-    monkeypatch.setattr(Network, "drawn", lambda network, _work: id(network))
+    monkeypatch.setattr(Network, "generate", lambda network, _work: id(network))
     nets, made = tiny_nets(), []
     replica = Replica("tiny", {"device": "cpu"}, torch.get_num_threads())
     of = (Options(steps=1, seed=1), np.ones(4, int))
@@ -325,7 +325,7 @@ def test_a_replica_keeps_what_it_knows_of_a_few_runs(monkeypatch):
         replica.draw(f"run {number}", of, work)
     assert replica.draw("run 0", of, work) == first  # used again, so it stays
     replica.draw("one more", of, work)
-    assert list(replica._drawing) == [
+    assert list(replica._networks) == [
         *(f"run {n}" for n in range(2, RUNS_KEPT)),
         "run 0",
         "one more",

@@ -20,13 +20,13 @@ class Seen:
     def __init__(self, nets, monkeypatch):
         self.works, self.inputs = [], []
         nets.unet.register_forward_pre_hook(self.shown)
-        drawn = Network.drawn
+        drawn = Network.generate
 
         def spy(network, work):
             self.works.append(work)
             return drawn(network, work)
 
-        monkeypatch.setattr(Network, "drawn", spy)
+        monkeypatch.setattr(Network, "generate", spy)
 
     def shown(self, _module, arguments):
         if len(self.inputs) < len(self.works):
@@ -87,7 +87,7 @@ def test_a_frame_shown_again_has_the_latents_of_its_own_crop():
     for order in orders:
         speech = torch.zeros(1, 4, 20, TINY.whisper.n_audio_state)
         work = CropBatch(pictures[order][None], speech, np.array(order), 0, 4)
-        network.drawn(work)
+        network.generate(work)
         with torch.inference_mode():
             check(nets, work, inputs[-1])
     assert len(inputs) == len(orders)

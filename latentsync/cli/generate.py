@@ -133,8 +133,8 @@ class Machine:
             return
         from latentsync.diffusion.ray.engine import replicas
 
-        crew = replicas(model, number=self.replicas, address=self.ray_address, **self.load)
-        with crew as engine:
+        pool = replicas(model, number=self.replicas, address=self.ray_address, **self.load)
+        with pool as engine:
             yield engine
 
 

@@ -84,7 +84,7 @@ class CropGenerator(Protocol):
 class Engine(Protocol):
     """Runs the generator in other processes or on other machines: `latentsync.diffusion.ray`."""
 
-    def drawing(self, options: Options, times: IntArray, context: RunContext) -> CropGenerator:
+    def generator(self, options: Options, times: IntArray, context: RunContext) -> CropGenerator:
         """Of one face of a run, if `is_order_independent`; the arguments are `Network`'s."""
 
     @property
@@ -177,16 +177,16 @@ class Network:
             faces = None
             if batch is not None:
                 with self._context.timed("network"):
-                    faces = self.drawn(batch)
+                    faces = self.generate(batch)
             del batch  # else it would be held while the next groups are read
             yield key, faces
             del key, faces
 
     @torch.inference_mode()
-    def drawn(self, work: CropBatch) -> Tensor:
+    def generate(self, work: CropBatch) -> Tensor:
         """The crops of one work, as `CropGenerator` says."""
         try:
-            return self._drawn(work)
+            return self._generate(work)
         except torch.OutOfMemoryError as error:
             groups, frames = work.crops.shape[:2]
             raise LatentSyncError(
@@ -195,7 +195,7 @@ class Network:
                 "dtype float16, or the smaller model v1.5"
             ) from error
 
-    def _drawn(self, work: CropBatch) -> Tensor:
+    def _generate(self, work: CropBatch) -> Tensor:
         pixels = to_float(work.crops.to(self._like.device)).to(self._like)
         latents = self._encoded(work, pixels)
         denoised = sampling.denoise(

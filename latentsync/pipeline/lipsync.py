@@ -119,8 +119,8 @@ class LipSync:
             device: "cuda", "cuda:1", "mps" or "cpu"; default the best there is.
             dtype: "float32", "float16" or "bfloat16"; default what suits the device.
             detector: "insightface", "yunet" or "builtin"; default what the model was made for.
-            occluder: a segmentation net's .onnx, see `latentsync.occlusion`: a hand or a microphone
-                before the mouth stays on top. None: the drawn mouth does.
+            occluder: a segmentation net's .onnx, see `latentsync.faces.occlusion`: a hand or a
+                microphone before the mouth stays on top. None: the drawn mouth does.
             attention: the kernel that computes attention.
             offload: "sequential" keeps the weights in the CPU's memory and moves each layer to the
                 GPU when it computes; "auto" does so where they don't fit, "none" never.
@@ -361,7 +361,7 @@ class LipSync:
         """Generates the crops of one face: here, or by an engine if groups can be parted."""
         if engine is not None:
             if is_order_independent(options):
-                return engine.drawing(options, face.times, context)
+                return engine.generator(options, face.times, context)
             log.warning("groups depend on each other (overlap, or a sampled posterior): drawn here")
         latents = None
         if known is not None:

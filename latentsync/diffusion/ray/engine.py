@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentsync.diffusion.generator import CropBatch, Network, ready_nets
-from latentsync.diffusion.ray.scheduler import START_SECONDS, Spread, WorkerLost
+from latentsync.diffusion.ray.scheduler import START_SECONDS, GroupScheduler, WorkerLost
 from latentsync.diffusion.ray.session import cluster, replicas_that_fit
 from latentsync.diffusion.weights import Nets
 from latentsync.errors import BackendUnavailable, LatentSyncError, OptionError
@@ -37,7 +37,7 @@ class Replica:
     def __init__(self, model: str, load: dict[str, Any], threads: int) -> None:
         self._model, self._load, self._threads = model, load, threads
         self._nets: Nets | None = None
-        self._drawing: OrderedDict[str, Network] = OrderedDict()
+        self._networks: OrderedDict[str, Network] = OrderedDict()
 
     def ready(self) -> str:
         """Load the model, if it isn't yet; where it lies, and in which precision."""
@@ -51,12 +51,12 @@ class Replica:
         """One work of a run; `of` are the options, and the times, of `Network`."""
         self.ready()
         assert self._nets is not None
-        if run not in self._drawing:
-            self._drawing[run] = Network(self._nets, *of)
-        self._drawing.move_to_end(run)
-        while len(self._drawing) > RUNS_KEPT:
-            self._drawing.popitem(last=False)
-        return self._drawing[run].drawn(work)
+        if run not in self._networks:
+            self._networks[run] = Network(self._nets, *of)
+        self._networks.move_to_end(run)
+        while len(self._networks) > RUNS_KEPT:
+            self._networks.popitem(last=False)
+        return self._networks[run].generate(work)
 
 
 class RayEngine:
@@ -67,17 +67,17 @@ class RayEngine:
         device, self.dtype = kind.split()
         self.device = f"{len(actors)} x {device} by ray"
 
-    def drawing(self, options: Options, times: IntArray, reporter: RunContext) -> Spread:
+    def generator(self, options: Options, times: IntArray, context: RunContext) -> GroupScheduler:
         """Of one face of one run; a group at once unless `options.batch` says more.
 
         So few, because each replica's share of the frames waits in this process.
         """
-        crew = _Crew(self._ray, self._actors, (options, times))
-        return Spread(crew, options.batch or 1, reporter)
+        pool = RayPool(self._ray, self._actors, (options, times))
+        return GroupScheduler(pool, options.batch or 1, context)
 
 
-class _Crew:
-    """The actors, as a `Spread` sees them. Its tickets are Ray's references."""
+class RayPool:
+    """The actors, as a `GroupScheduler` sees them. Its futures are Ray's references."""
 
     def __init__(
         self, ray: ModuleType, actors: Sequence[Any], of: tuple[Options, IntArray]
@@ -88,25 +88,25 @@ class _Crew:
     def __len__(self) -> int:
         return len(self._actors)
 
-    def start(self, replica: int) -> Any:  # noqa: ANN401 - here and below, as in Crew
+    def start(self, replica: int) -> Any:  # noqa: ANN401 - here and below, as in LocalPool
         return self._actors[replica].ready.remote()
 
     def send(self, replica: int, work: CropBatch) -> Any:  # noqa: ANN401
         return self._actors[replica].draw.remote(self._run, self._of, work)
 
-    def wait(self, tickets: Sequence[Any], seconds: float) -> list[Any]:
-        if not tickets:
+    def wait(self, futures: Sequence[Any], seconds: float) -> list[Any]:
+        if not futures:
             return []
-        first, rest = self._ray.wait(list(tickets), timeout=seconds)
+        first, rest = self._ray.wait(list(futures), timeout=seconds)
         others, _ = self._ray.wait(rest, num_returns=len(rest), timeout=0) if rest else ([], [])
         return [*first, *others]
 
-    def take(self, ticket: Any) -> Any:  # noqa: ANN401
-        return _taken(self._ray, ticket)
+    def result(self, future: Any) -> Any:  # noqa: ANN401
+        return _result(self._ray, future)
 
-    def forget(self, tickets: Sequence[Any]) -> None:
-        for ticket in tickets:
-            self._ray.cancel(ticket)
+    def cancel(self, futures: Sequence[Any]) -> None:
+        for future in futures:
+            self._ray.cancel(future)
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def replicas(
             actor.remote(name, load, torch.get_num_threads()) for _ in range(number or fitting)
         ]
         try:
-            kind = _first(ray, [one.ready.remote() for one in actors])
+            kind = _first_ready(ray, [one.ready.remote() for one in actors])
             log.info("%d replicas of %s, the first one %s", len(actors), model, kind)
             yield RayEngine(ray, actors, kind)
         finally:
@@ -156,22 +156,22 @@ def replicas(
                 ray.kill(one)
 
 
-def _first(ray: ModuleType, tickets: list[Any]) -> str:
+def _first_ready(ray: ModuleType, futures: list[Any]) -> str:
     """What the first replica that is ready says of itself."""
-    done, _ = ray.wait(tickets, timeout=START_SECONDS)
+    done, _ = ray.wait(futures, timeout=START_SECONDS)
     if not done:
         raise BackendUnavailable(
-            f"none of {len(tickets)} replicas was there after {START_SECONDS:.0f} s; `ray status` "
+            f"none of {len(futures)} replicas was there after {START_SECONDS:.0f} s; `ray status` "
             "says what the cluster lacks"
         )
-    return str(_taken(ray, done[0]))
+    return str(_result(ray, done[0]))
 
 
-def _taken(ray: ModuleType, ticket: Any) -> Any:  # noqa: ANN401
+def _result(ray: ModuleType, future: Any) -> Any:  # noqa: ANN401
     """What an actor answered; what went wrong is Lost, or a LatentSyncError of one line."""
     errors = ray.exceptions
     try:
-        return ray.get(ticket)
+        return ray.get(future)
     except (errors.RayActorError, errors.ObjectLostError, errors.NodeDiedError) as error:
         raise WorkerLost(str(error).splitlines()[0]) from error
     except errors.RayTaskError as error:

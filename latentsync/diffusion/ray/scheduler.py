@@ -1,4 +1,4 @@
-"""One face of one run, drawn by several replicas: in order, bounded, and again what was lost."""
+"""Schedules the groups of one face over several replicas: in order, bounded, lost ones again."""
 
 import logging
 import time
@@ -14,47 +14,47 @@ from latentsync.diffusion.generator import CropBatch, Key
 from latentsync.errors import BackendUnavailable, LatentSyncError
 from latentsync.runtime.progress import RunContext
 
-__all__ = ["QUEUE_DEPTH", "START_SECONDS", "Spread", "WorkerLost", "WorkerPool"]
+__all__ = ["QUEUE_DEPTH", "START_SECONDS", "GroupScheduler", "WorkerLost", "WorkerPool"]
 
 log = logging.getLogger(__name__)
 
-QUEUE_DEPTH = 2  # works a replica has at once: while it draws one, the next is on its way
-POLL_SECONDS = 0.1  # seconds, between two looks whether the caller wants to stop
-MAX_LOSSES = 3  # replicas that may end over one work, before it is taken to be what ends them
-RESTART_SECONDS = 1.0  # seconds from a replica's loss until it is asked to be ready again
-START_SECONDS = 600.0  # in which one replica must be there: starting Python and loading weights
+QUEUE_DEPTH = 2  # batches sent to a replica: while one is generated, the next is on its way
+POLL_SECONDS = 0.1  # between two checks whether the caller wants to stop
+MAX_LOSSES = 3  # replicas that may end over one batch before the batch is to blame
+RESTART_SECONDS = 1.0  # from a replica's loss to its restart
+START_SECONDS = 600.0  # in which one replica must be ready, weights loaded
 
-Ticket = Any  # a promise, hashable
+Future = Any  # hashable
 
 
 class WorkerLost(Exception):
-    """A replica, or what it had drawn, is gone: its process or its machine ended."""
+    """A replica or its results are gone: its process or its machine ended."""
 
 
 class WorkerPool(Protocol):
-    """Numbered replicas, as a spread sees them."""
+    """Numbered replicas of one model."""
 
     def __len__(self) -> int: ...
 
-    def start(self, replica: int) -> Ticket:
-        """Ask it to be ready, for the first time or after it was lost: str, device and dtype."""
+    def start(self, replica: int) -> Future:
+        """Start a replica, or restart a lost one; its result is a str of device and dtype."""
 
-    def send(self, replica: int, work: CropBatch) -> Ticket:
-        """Let it draw, after what it was sent before."""
+    def send(self, replica: int, work: CropBatch) -> Future:
+        """Queue a batch at a replica; its result is a Tensor."""
 
-    def wait(self, tickets: Sequence[Ticket], seconds: float) -> list[Ticket]:
-        """Those that are fulfilled, or failed, after so long at most."""
+    def wait(self, futures: Sequence[Future], seconds: float) -> list[Future]:
+        """Wait at most `seconds`; return the futures that are done or failed."""
 
-    def take(self, ticket: Ticket) -> Any:  # noqa: ANN401
-        """What was promised: a Tensor by `send`. Raises Lost, or what was raised there."""
+    def result(self, future: Future) -> Any:  # noqa: ANN401
+        """Return a result. Raises WorkerLost, or what the replica raised."""
 
-    def forget(self, tickets: Sequence[Ticket]) -> None:
-        """These aren't wanted any more."""
+    def cancel(self, futures: Sequence[Future]) -> None:
+        """Drop futures whose results are no longer wanted."""
 
 
 @dataclass(eq=False)
-class _Place:
-    """One batch in the line."""
+class _PendingBatch:
+    """One batch in the order of the output."""
 
     key: Any  # the caller's
     work: CropBatch | None
@@ -68,27 +68,27 @@ class _Place:
 
 @dataclass
 class _WorkerState:
-    """Who does what."""
+    """Which replica does what."""
 
-    line: deque[_Place] = field(default_factory=deque)  # in the order of the output
-    waiting: deque[_Place] = field(default_factory=deque)  # for a replica
-    out: dict[Ticket, tuple[int, _Place]] = field(default_factory=dict)
-    starting: dict[Ticket, int] = field(default_factory=dict)
-    resting: dict[int, float] = field(default_factory=dict)  # lost; until when
+    queue: deque[_PendingBatch] = field(default_factory=deque)  # in the order of the output
+    waiting: deque[_PendingBatch] = field(default_factory=deque)  # not sent yet
+    in_flight: dict[Future, tuple[int, _PendingBatch]] = field(default_factory=dict)
+    starting: dict[Future, int] = field(default_factory=dict)
+    restarting: dict[int, float] = field(default_factory=dict)  # replica -> when, monotonic
     ready: set[int] = field(default_factory=set)
-    kind: str = ""  # what all of them are
-    alone_since: float = field(default_factory=time.monotonic)  # where none is ready
+    kind: str = ""  # device and dtype of all
+    none_since: float = field(default_factory=time.monotonic)  # since when no replica is ready
 
 
-class Spread:
-    """A `CropGenerator` by a pool: at most DEPTH batches a replica are read ahead of the first.
+class GroupScheduler:
+    """A `CropGenerator` on a pool; reads at most QUEUE_DEPTH batches a replica ahead.
 
-    A replica that is lost is asked to be ready again; meanwhile the others draw what it had. The
-    run fails only when for START_SECONDS there was none at all.
+    A lost replica is restarted; meanwhile the others generate its batches. The run fails only when
+    no replica was ready for START_SECONDS.
     """
 
-    def __init__(self, crew: WorkerPool, batch: int, reporter: RunContext) -> None:
-        self._crew, self.batch, self._reporter = crew, batch, reporter
+    def __init__(self, pool: WorkerPool, batch: int, context: RunContext) -> None:
+        self._pool, self.batch, self._context = pool, batch, context
 
     def __call__(
         self, batches: Generator[tuple[Key, CropBatch | None], None, None]
@@ -97,78 +97,78 @@ class Spread:
 
         Raises:
             BackendUnavailable: no replica came up.
-            LatentSyncError: a replica's own, or a work ended several of them.
+            LatentSyncError: raised by a replica, or one batch ended several replicas.
         """
         state = _WorkerState()
-        for replica in range(len(self._crew)):
-            state.starting[self._crew.start(replica)] = replica
+        for replica in range(len(self._pool)):
+            state.starting[self._pool.start(replica)] = replica
         with closing(batches):
             try:
                 yield from self._in_order(batches, state)
             finally:
-                self._crew.forget([*state.out, *state.starting])
+                self._pool.cancel([*state.in_flight, *state.starting])
 
     def _in_order(
         self, batches: Generator[tuple[Key, CropBatch | None], None, None], state: _WorkerState
     ) -> Generator[tuple[Key, Tensor | None], None, None]:
         more = True
-        while more or state.line:
-            while state.line and state.line[0].done:
-                done = state.line.popleft()
+        while more or state.queue:
+            while state.queue and state.queue[0].done:
+                done = state.queue.popleft()
                 yield done.key, done.faces
-            if more and len(state.line) < QUEUE_DEPTH * len(self._crew):
+            if more and len(state.queue) < QUEUE_DEPTH * len(self._pool):
                 try:
-                    place = _Place(*next(batches))
+                    pending = _PendingBatch(*next(batches))
                 except StopIteration:
                     more = False
                     continue
-                state.line.append(place)
-                if not place.done:
-                    state.waiting.append(place)
-                self._look(state, 0)
-            elif state.line and not state.line[0].done:
-                with self._reporter.timed("network"):
-                    self._look(state, POLL_SECONDS)
+                state.queue.append(pending)
+                if not pending.done:
+                    state.waiting.append(pending)
+                self._poll(state, 0)
+            elif state.queue and not state.queue[0].done:
+                with self._context.timed("network"):
+                    self._poll(state, POLL_SECONDS)
 
-    def _look(self, state: _WorkerState, seconds: float) -> None:
-        """Hand out what waits, and take in what is done after so long at most."""
-        self._reporter.check()
+    def _poll(self, state: _WorkerState, seconds: float) -> None:
+        """Send what waits, and collect what is done within `seconds`."""
+        self._context.check()
         now = time.monotonic()
-        for replica in [one for one, until in state.resting.items() if until <= now]:
-            del state.resting[replica]
-            state.starting[self._crew.start(replica)] = replica
+        for replica in [one for one, until in state.restarting.items() if until <= now]:
+            del state.restarting[replica]
+            state.starting[self._pool.start(replica)] = replica
         self._hand_out(state)
-        for ticket in self._crew.wait([*state.out, *state.starting], seconds):
-            if ticket in state.starting:
-                self._begun(state, ticket)
+        for future in self._pool.wait([*state.in_flight, *state.starting], seconds):
+            if future in state.starting:
+                self._on_ready(state, future)
             else:
-                self._drawn(state, ticket)
-        if not state.ready and now - state.alone_since > START_SECONDS:
+                self._on_result(state, future)
+        if not state.ready and now - state.none_since > START_SECONDS:
             raise BackendUnavailable(
-                f"none of {len(self._crew)} replicas was there for {START_SECONDS:.0f} s; `ray "
+                f"none of {len(self._pool)} replicas was there for {START_SECONDS:.0f} s; `ray "
                 "status` says what the cluster lacks"
             )
         self._hand_out(state)
 
     def _hand_out(self, state: _WorkerState) -> None:
-        """To whom has the least to do, and none more than DEPTH."""
+        """Send waiting batches to the replicas with the shortest queues."""
         while state.waiting:
             has = dict.fromkeys(sorted(state.ready), 0)
-            for replica, _ in state.out.values():
+            for replica, _ in state.in_flight.values():
                 has[replica] += 1
             free = min(has, key=lambda replica: has[replica], default=None)
             if free is None or has[free] >= QUEUE_DEPTH:
                 return
-            place = state.waiting.popleft()
-            assert place.work is not None
-            state.out[self._crew.send(free, place.work)] = free, place
+            pending = state.waiting.popleft()
+            assert pending.work is not None
+            state.in_flight[self._pool.send(free, pending.work)] = free, pending
 
-    def _begun(self, state: _WorkerState, ticket: Ticket) -> None:
-        replica = state.starting.pop(ticket)
+    def _on_ready(self, state: _WorkerState, future: Future) -> None:
+        replica = state.starting.pop(future)
         try:
-            kind = self._crew.take(ticket)
+            kind = self._pool.result(future)
         except WorkerLost:
-            state.resting[replica] = time.monotonic() + RESTART_SECONDS
+            state.restarting[replica] = time.monotonic() + RESTART_SECONDS
             return
         state.kind = state.kind or kind
         if kind != state.kind:  # one face would change its look from group to group
@@ -178,29 +178,29 @@ class Spread:
             )
         state.ready.add(replica)
 
-    def _drawn(self, state: _WorkerState, ticket: Ticket) -> None:
-        if ticket not in state.out:
-            return  # it went with its replica, just now
-        replica, place = state.out[ticket]
+    def _on_result(self, state: _WorkerState, future: Future) -> None:
+        if future not in state.in_flight:
+            return  # its replica was lost a moment ago
+        replica, pending = state.in_flight[future]
         try:
-            place.faces = self._crew.take(ticket)
+            pending.faces = self._pool.result(future)
         except WorkerLost as error:
-            self._lost(state, replica, error)
+            self._on_loss(state, replica, error)
         else:
-            del state.out[ticket]
-            place.work = None
+            del state.in_flight[future]
+            pending.work = None
 
-    def _lost(self, state: _WorkerState, replica: int, error: WorkerLost) -> None:
-        """All it had goes to others, before what wasn't handed out yet."""
-        had = [ticket for ticket, (one, _) in state.out.items() if one == replica]
-        places = [state.out.pop(ticket)[1] for ticket in had]
-        state.waiting.extendleft(reversed(places))
-        self._crew.forget(had)
+    def _on_loss(self, state: _WorkerState, replica: int, error: WorkerLost) -> None:
+        """Put a lost replica's batches in front of those not sent yet."""
+        had = [future for future, (one, _) in state.in_flight.items() if one == replica]
+        lost = [state.in_flight.pop(future)[1] for future in had]
+        state.waiting.extendleft(reversed(lost))
+        self._pool.cancel(had)
         log.warning("replica %d was lost (%s); others draw what it had", replica, error)
         state.ready.discard(replica)
-        state.alone_since = time.monotonic()
-        state.resting[replica] = time.monotonic() + RESTART_SECONDS
-        drawn = places[0]  # what it drew when it ended; the others waited
+        state.none_since = time.monotonic()
+        state.restarting[replica] = time.monotonic() + RESTART_SECONDS
+        drawn = lost[0]  # the batch that it was generating
         drawn.losses += 1
         if drawn.losses >= MAX_LOSSES and drawn.work is not None:
             raise LatentSyncError(
