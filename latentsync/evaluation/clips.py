@@ -19,19 +19,23 @@ from numpy.typing import NDArray
 
 from latentsync import faces
 from latentsync.errors import MediaError, NoFaceFound, OptionError
+from latentsync.evaluation.lip_correlation import lip_correlation, loudness_of
 from latentsync.evaluation.mouth_net import CROP
 from latentsync.evaluation.run_report import ReportedRun
+from latentsync.evaluation.sync import SAMPLE_RATE, SAMPLES_PER_FRAME
 from latentsync.faces import LARGEST, FaceChoice, align
-from latentsync.media import VideoFrame, VideoReader
+from latentsync.media import AudioReader, VideoFrame, VideoReader
 from latentsync.options import Options
 from latentsync.pipeline.face_tracks import find_face_tracks
 from latentsync.pipeline.frame_source import FPS, FrameSource
 from latentsync.runtime.progress import RunContext
 from latentsync.types import FaceTrack, FloatArray, Frame, IntArray
 
-__all__ = ["EvaluatedClip", "FramePair", "Pair", "PairedFiles", "find_pairs"]
+__all__ = ["NEEDS_REFERENCE", "EvaluatedClip", "FramePair", "Pair", "PairedFiles", "find_pairs"]
 
+NEEDS_REFERENCE = "needs --reference"
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"}
+MIN_SAME_SOUND = 0.95  # correlation of two clips' loudness from which they say the same
 MAX_DRIFT_SECONDS = 0.2  # between an output's length and the length that its report states
 
 
@@ -192,7 +196,6 @@ class EvaluatedClip:
     face: FaceChoice = LARGEST
     chosen: bool = False  # whether an option or the report chose the face
     mapping: FrameMapping | None = None  # None: the same index in both
-    no_truth: str | None = None  # by `sync_metrics.why_no_truth`; None: not asked yet
 
     @classmethod
     def open(
@@ -361,6 +364,30 @@ class EvaluatedClip:
         if self.track is None or index >= len(self.track) or not self.track.detected[index]:
             return None
         return self.track.affine[index]
+
+    @cached_property
+    def no_truth(self) -> str:
+        """Why the reference's mouth is no ground truth for the output's; "" if it is.
+
+        It is one if both say the same at the same time.
+        """
+        if self.pair.reference is None:
+            return NEEDS_REFERENCE
+        levels = []
+        for name, path in (("output", self.pair.output), ("reference", self.pair.reference)):
+            try:
+                levels.append(loudness_of(AudioReader(path)))
+            except MediaError:
+                return f"the {name} has no sound, so nothing tells whether both say the same"
+        own, other = levels
+        if self.mapping:  # the reference is heard at the times at which its frames are shown
+            frames = np.round(self.mapping.seconds * SAMPLE_RATE / SAMPLES_PER_FRAME).astype(int)
+            own, frames = own[: len(frames)], frames[: len(own)]
+            there = frames < len(other)
+            own, other = own[there], other[frames[there]]
+        count = min(len(own), len(other))
+        same = count and lip_correlation(own[:count], other[:count], 0).at_zero >= MIN_SAME_SOUND
+        return "" if same else "the reference says something else"
 
     @property
     def _is_still(self) -> bool:

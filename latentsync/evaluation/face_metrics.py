@@ -12,7 +12,6 @@ from latentsync.errors import InputError, OptionError, WeightsMismatch
 from latentsync.evaluation.clips import EvaluatedClip, FramePair
 from latentsync.evaluation.metric import Figure, Metric, Setup
 from latentsync.evaluation.mouth_net import CROP
-from latentsync.evaluation.sync_metrics import why_no_truth
 from latentsync.faces import FrameLike
 from latentsync.faces.align import face_of
 from latentsync.faces.detectors.frame_view import FrameView
@@ -84,8 +83,8 @@ class Lmd(_FaceMetric):
 
     def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
-        if why := why_no_truth(clip):
-            raise InputError(why)
+        if clip.no_truth:
+            raise InputError(clip.no_truth)
 
     def compare(self, frames: FramePair, face: Face) -> dict[str, float]:
         both = frames.whole, frames.whole_reference

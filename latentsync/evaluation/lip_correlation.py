@@ -12,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import OptionError
+from latentsync.evaluation.sync import SAMPLES_PER_FRAME
+from latentsync.media import AudioReader
 
 __all__ = [
     "LipCorrelation",
     "LipSummary",
     "amplitude_ratio",
     "lip_correlation",
+    "loudness_of",
     "pooled_correlation",
     "summarise",
     "wrong_pairs",
@@ -27,6 +30,7 @@ __all__ = [
 Track = NDArray[np.floating]
 """(n,) one value a frame."""
 
+SILENCE = 1e-3  # of full scale, -60 dB
 SKIP_FRAMES = 15  # 0.6 s; by then every drawn voice has begun to speak
 MIN_GAIN = 1e-9  # of correlation, by which another lag must be better
 MIN_SPREAD = 1e-9  # relative to its largest value; a track that varies less is constant
@@ -148,6 +152,16 @@ def summarise(measured: Sequence[Track], truth: Sequence[Track], seed: int = 0) 
         wrong=wrong_voice_correlation(measured, truth, seed=seed),
         amplitude=float(np.median([amplitude_ratio(a, b) for a, b in pairs])),
     )
+
+
+def loudness_of(sound: AudioReader) -> NDArray[np.float64]:
+    """(frames,) level of the sound during each frame, in dB of full scale."""
+    levels = [np.empty(0)]
+    for chunk in sound.chunks():  # each is a second, so each begins with a frame
+        whole = chunk[: len(chunk) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME].astype(np.float64)
+        power = np.mean(whole.reshape(-1, SAMPLES_PER_FRAME) ** 2, axis=1)
+        levels.append(20 * np.log10(np.maximum(np.sqrt(power), SILENCE)))
+    return np.concatenate(levels)
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -15,9 +15,7 @@ from latentsync.errors import InputError
 from latentsync.evaluation.clips import EvaluatedClip, FramePair
 from latentsync.faces import Detector
 
-__all__ = ["NEEDS_REFERENCE", "Figure", "Metric", "Setup"]
-
-NEEDS_REFERENCE = "needs --reference"
+__all__ = ["Figure", "Metric", "Setup"]
 
 
 @dataclass(frozen=True)

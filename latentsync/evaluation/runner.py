@@ -18,9 +18,9 @@ from scipy.special import stdtrit
 from latentsync import faces
 from latentsync.errors import Cancelled, LatentSyncError, OptionError
 from latentsync.evaluation import face_metrics, image_metrics, sync_metrics
-from latentsync.evaluation.clips import EvaluatedClip, FramePair, Pair, PairedFiles
+from latentsync.evaluation.clips import NEEDS_REFERENCE, EvaluatedClip, FramePair, Pair, PairedFiles
 from latentsync.evaluation.image_quality import sheet, true_proportions
-from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
+from latentsync.evaluation.metric import Figure, Metric, Setup
 from latentsync.faces import FaceChoice
 from latentsync.runtime import devices
 from latentsync.runtime.checkpoints import root

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentsync.diffusion.generator import to_float
-from latentsync.errors import InputError, MediaError
+from latentsync.errors import InputError
 from latentsync.evaluation import features, published_sync, sync
 from latentsync.evaluation.clips import EvaluatedClip, FramePair
-from latentsync.evaluation.lip_correlation import lip_correlation
-from latentsync.evaluation.metric import NEEDS_REFERENCE, Figure, Metric, Setup
+from latentsync.evaluation.lip_correlation import lip_correlation, loudness_of
+from latentsync.evaluation.metric import Figure, Metric, Setup
 from latentsync.evaluation.mouth_net import CROP, MouthNet
 from latentsync.evaluation.nets import loading, syncnet_mel
 from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
 from latentsync.evaluation.nets.s3fd import S3FD
 from latentsync.evaluation.nets.syncnet import StableSyncNet, accuracies, stacked
-from latentsync.evaluation.sync import SAMPLE_RATE, SAMPLES_PER_FRAME
+from latentsync.evaluation.sync import SAMPLES_PER_FRAME
 from latentsync.faces.align import face_of
 from latentsync.media import AudioReader
 from latentsync.types import FloatArray, Frame
@@ -30,15 +30,11 @@ __all__ = [
     "SyncConfidence",
     "SyncLocal",
     "SyncNetAccuracy",
-    "loudness_of",
     "syncnet_accuracy",
-    "why_no_truth",
 ]
 
 SYNCNET_FILE, S3FD_FILE = "auxiliary/syncnet_v2.model", "auxiliary/sfd_face.pth"
 
-SILENCE = 1e-3  # of full scale, -60 dB
-MIN_SAME_SOUND = 0.95  # correlation of two clips' loudness from which they say the same
 MIN_TRACK_SHARE = 0.5  # of the frames in which a box surrounds a face, for it to be that face's box
 MAX_LAG = 12  # frames by which a mouth may be late or early
 
@@ -211,14 +207,13 @@ class LipMetrics(Metric):
     def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
         self.loudness = loudness_of(AudioReader(clip.pair.output))
-        self.no_truth = why_no_truth(clip)
         self._pending: list[tuple[int, str, Frame]] = []
 
     def update(self, frames: FramePair) -> None:
         if frames.affine is None:
             return
         self._pending.append((frames.index, "mouth", frames.face))
-        if not self.no_truth:
+        if not self.clip.no_truth:
             self._pending.append((frames.index, "mouth_reference", frames.face_reference))
         if len(self._pending) >= self.batch:
             self._flush()
@@ -237,7 +232,7 @@ class LipMetrics(Metric):
         self.curves["loudness"] = array("d", self.loudness[:count])
         to_sound = lip_correlation(mouth[:count], self.loudness[:count], MAX_LAG)
         found = {"lip_loudness": to_sound.at_zero, "lip_lag": float(to_sound.best_lag)}
-        self.absent["lip_correlation"] = self.no_truth
+        self.absent["lip_correlation"] = self.clip.no_truth
         if "mouth_reference" in self.curves:
             truth = _interpolated(self.curves["mouth_reference"])
             found["lip_correlation"] = lip_correlation(mouth, truth, 0).at_zero
@@ -248,46 +243,6 @@ def _samples(clip: EvaluatedClip) -> FloatArray:
     """(n,) the output's sound at 16 kHz: 230 MB an hour. MediaError if it has none."""
     chunks = AudioReader(clip.pair.output).chunks()
     return np.concatenate([np.empty(0, np.float32), *chunks]).astype(np.float32)
-
-
-def loudness_of(sound: AudioReader) -> NDArray[np.float64]:
-    """(frames,) level of the sound during each frame, in dB of full scale."""
-    levels = [np.empty(0)]
-    for chunk in sound.chunks():  # each is a second, so each begins with a frame
-        whole = chunk[: len(chunk) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME].astype(np.float64)
-        power = np.mean(whole.reshape(-1, SAMPLES_PER_FRAME) ** 2, axis=1)
-        levels.append(20 * np.log10(np.maximum(np.sqrt(power), SILENCE)))
-    return np.concatenate(levels)
-
-
-def why_no_truth(clip: EvaluatedClip) -> str:
-    """Why the reference's mouth is no ground truth for the output's; "" if it is.
-
-    It is one if both say the same at the same time.
-    """
-    if clip.no_truth is None:
-        clip.no_truth = _why_no_truth(clip)
-    return clip.no_truth
-
-
-def _why_no_truth(clip: EvaluatedClip) -> str:
-    if clip.pair.reference is None:
-        return NEEDS_REFERENCE
-    levels = []
-    for name, path in (("output", clip.pair.output), ("reference", clip.pair.reference)):
-        try:
-            levels.append(loudness_of(AudioReader(path)))
-        except MediaError:
-            return f"the {name} has no sound, so nothing tells whether both say the same"
-    own, other = levels
-    if clip.mapping:  # the reference's sound is that of the time at which its frames are shown
-        slots = np.round(clip.mapping.seconds * SAMPLE_RATE / SAMPLES_PER_FRAME).astype(int)
-        own, slots = own[: len(slots)], slots[: len(own)]
-        there = slots < len(other)
-        own, other = own[there], other[slots[there]]
-    count = min(len(own), len(other))
-    same = count > 0 and lip_correlation(own[:count], other[:count], 0).at_zero >= MIN_SAME_SOUND
-    return "" if same else "the reference says something else"
 
 
 def _interpolated(curve: "array[float]") -> NDArray[np.float64]:

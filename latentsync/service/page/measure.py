@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from latentsync.errors import BackendUnavailable, InputError, WeightsMissing
 from latentsync.evaluation.clips import EvaluatedClip, FramePair, Pair
 from latentsync.evaluation.image_quality import mouth_picture
+from latentsync.evaluation.lip_correlation import loudness_of
 from latentsync.evaluation.metric import Metric, Setup
-from latentsync.evaluation.sync_metrics import LipMetrics, SyncLocal, loudness_of
+from latentsync.evaluation.sync_metrics import LipMetrics, SyncLocal
 from latentsync.media import AudioReader
 from latentsync.options import Options
 from latentsync.pipeline.frame_source import FPS
