@@ -209,11 +209,11 @@ def test_commands_say_of_a_url_that_it_is_no_file(monkeypatch, capsys, arguments
 
 def test_the_names_that_are_said_to_be_read_are_read():
     """The list in the message and FFmpeg's names agree: each said name is tried above or here."""
-    from latentsync.media.formats import GUARD, READ
+    from latentsync.media.formats import OPEN_OPTIONS, READ_FORMATS
 
-    known = set(GUARD["format_whitelist"].split(","))
+    known = set(OPEN_OPTIONS["format_whitelist"].split(","))
     other = {"mp4": "mov", "mkv": "matroska", "ts": "mpegts", "mpg": "mpeg", "wmv": "asf"}
     other |= {"y4m": "yuv4mpegpipe", "jpg": "jpeg_pipe", "png": "png_pipe", "bmp": "bmp_pipe"}
     other |= {"webp": "webp_pipe", "avif": "mov"}
-    names = READ.replace(";", ",").split(", ")
+    names = READ_FORMATS.replace(";", ",").split(", ")
     assert {other.get(name, name) for name in names} <= known

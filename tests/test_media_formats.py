@@ -160,7 +160,7 @@ def test_the_temporary_goes_with_the_reader(tmp_path, monkeypatch):
         patch.setattr("subprocess.run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             VideoReader(path)
-    monkeypatch.setattr("latentsync.media.tonemap._CHAIN", "nosuchfilter,{tags}")
+    monkeypatch.setattr("latentsync.media.tonemap._FILTERS", "nosuchfilter,{tags}")
     with pytest.raises(MediaError, match="can't be tone-mapped") as error:
         VideoReader(path)
     assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["Draft"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Draft:
@@ -31,7 +31,7 @@ class Draft:
             self._check_links()
             self._descriptor = self._nameless()
         except (AttributeError, OSError) as error:  # another system, another file system
-            logger.debug("%s gets a hidden file first: %s", self._target, error)
+            log.debug("%s gets a hidden file first: %s", self._target, error)
             self._hidden.touch(exist_ok=False)
 
     def _nameless(self) -> int:
@@ -63,7 +63,7 @@ class Draft:
             try:
                 self._name(self._descriptor)
             except OSError as error:  # nothing that was made is lost
-                logger.debug("%s is copied into a hidden file: %s", self._target, error)
+                log.debug("%s is copied into a hidden file: %s", self._target, error)
                 shutil.copyfile(self.path, self._hidden)
         self._hidden.replace(self._target)
 

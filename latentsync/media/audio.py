@@ -29,7 +29,14 @@ from latentsync.media.container import (
 )
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.timestamps import clock_restarts
-from latentsync.media.tracks import AUTO, ONLY, SILENT, AudioTrack, sound_streams, taken
+from latentsync.media.tracks import (
+    AUTO,
+    ONLY_TRACK,
+    SILENCE_LEVEL,
+    AudioTrack,
+    sound_streams,
+    taken,
+)
 from latentsync.types import FloatArray
 
 __all__ = ["AudioReader", "Sound", "mix", "pulled", "sound_stream", "tolerance", "trimmed"]
@@ -39,13 +46,16 @@ log = logging.getLogger(__name__)
 Format = tuple[int, str, str]
 """Sample rate in Hz, layout, sample format; FFmpeg's names."""
 
-_FULL_SCALE = 32768  # of 16-bit samples
+_FULL_SCALE_LEVELS = 2**15  # of 16-bit samples
 _SIDES = ("left", "right")
-_RATE = 16_000  # Hz, what the speech encoder takes
-_PHASE_SECONDS = 60  # of sound by which two channels are compared
-_CANCELLED = 0.05  # of the louder channel's energy; equal channels keep 1, one alone 1/4
-_JITTER = 0.1  # s by which times may be off that a recorder took from its computer's clock
-_JOINED = 0.005  # s; times that count samples, as those of MPEG-TS
+_SPEECH_RATE_HZ = 16_000  # input rate of the speech encoder
+_PHASE_SECONDS = 60  # length of the sound by which two channels are compared
+# Energy of the mix over that of the louder channel, below which the channels cancel each other out;
+# equal channels have 1, a channel beside a silent one 1/4.
+_MAX_MIX_SHARE = 0.05
+# How far times may be off: those that a recorder took from its computer's clock, and those that
+# count samples, as in MPEG-TS.
+_JITTER_SECONDS, _JOINT_SECONDS = 0.1, 0.005
 _LAYOUTS = {"1 channels": "mono", "2 channels": "stereo"}  # where a file doesn't say
 
 
@@ -61,7 +71,7 @@ class Sound:
     origin: Fraction  # s in the file's own time, where ours begins
     limits: Limits = DEFAULT_LIMITS
     copied: bool | None = None  # whether an output takes its packets as they are; None: undecided
-    track: AudioTrack = ONLY
+    track: AudioTrack = ONLY_TRACK
 
     def __str__(self) -> str:
         return f"{self.track}, {self.codec}, {self.sample_rate} Hz, {self.layout}"
@@ -235,12 +245,14 @@ class AudioReader:
     def silent(self) -> bool:
         """Whether no sample is louder than silence."""
         samples = self.samples
-        return not len(samples) or max(samples.max(), -int(samples.min())) <= SILENT * _FULL_SCALE
+        loudest = max(samples.max(), -int(samples.min())) if len(samples) else 0
+        return bool(loudest <= SILENCE_LEVEL * _FULL_SCALE_LEVELS)
 
     def chunks(self) -> Iterator[FloatArray]:
         """Mono sound at 16 kHz as (n,) float32 in [-1, 1), a second at a time, from the start."""
-        for start in range(0, len(self.samples), _RATE):
-            yield self.samples[start : start + _RATE].astype(np.float32) / np.float32(_FULL_SCALE)
+        for start in range(0, len(self.samples), _SPEECH_RATE_HZ):
+            second = self.samples[start : start + _SPEECH_RATE_HZ]
+            yield second.astype(np.float32) / np.float32(_FULL_SCALE_LEVELS)
 
     def described(self) -> str:
         """The track, its format, the channel that is heard if not the mix, and "silent"."""
@@ -267,9 +279,9 @@ def _decode(sound: Sound) -> _Unpacked:
         mixed, *sides = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
         container = stack.enter_context(open_media(sound.path, sound.limits))
         within = tolerance(container)
-        own = _Converter(sound, (sound.sample_rate, "mono", "s16p"), _RATE, within)
-        mono = _Converter(sound, (_RATE, "mono", "s16p"), _RATE, within)
-        stereo = _Converter(sound, (_RATE, "stereo", "s16p"), _RATE, within)
+        own = _Converter(sound, (sound.sample_rate, "mono", "s16p"), _SPEECH_RATE_HZ, within)
+        mono = _Converter(sound, (_SPEECH_RATE_HZ, "mono", "s16p"), _SPEECH_RATE_HZ, within)
+        stereo = _Converter(sound, (_SPEECH_RATE_HZ, "stereo", "s16p"), _SPEECH_RATE_HZ, within)
         for frame in chain(sound.frames(container), [None]):
             if frame is not None:
                 kinds.add((frame.sample_rate, frame.layout.name))
@@ -307,17 +319,17 @@ class _Phase:
         """The next second, (2, n)."""
         if self.known:
             return
-        pair = block.astype(np.float64) / _FULL_SCALE
+        pair = block.astype(np.float64) / _FULL_SCALE_LEVELS
         self._energy += np.square(pair).sum(axis=1)
         self._mixed += float(np.square(pair.mean(axis=0)).sum())
-        self._seconds += bool(np.abs(pair).max(initial=0) > SILENT)
+        self._seconds += bool(np.abs(pair).max(initial=0) > SILENCE_LEVEL)
         if self._seconds >= _PHASE_SECONDS:
             self.decide()
 
     def decide(self) -> None:
         """Decide by what was heard so far."""
         louder = int(self._energy.argmax())
-        if not self.known and self._energy[louder] * _CANCELLED > self._mixed:
+        if not self.known and self._energy[louder] * _MAX_MIX_SHARE > self._mixed:
             self.side = louder
             log.warning(
                 "the two channels of %s cancel each other out: the %s one is heard alone",
@@ -328,7 +340,7 @@ class _Phase:
 
 def tolerance(container: InputContainer) -> float:
     """Seconds by which sound may be off from where its time says before it is moved there."""
-    return _JOINED if clock_restarts(container) else _JITTER
+    return _JOINT_SECONDS if clock_restarts(container) else _JITTER_SECONDS
 
 
 def sound_stream(container: InputContainer, track: AudioTrack) -> AudioStream:
@@ -412,9 +424,9 @@ def pulled(graph: Graph) -> Iterator[AudioFrame]:
             yield frame
 
 
-_BLOCK = 4096  # samples
-_FASTEST = 48_000  # Hz
-# It looks ahead and takes its delay back; of full scale, so that AAC has room to overshoot.
+_BLOCK_SAMPLES = 4096
+_MAX_MIX_RATE_HZ = 48_000
+# Below full scale, so that AAC has room to overshoot; `latency` removes the look-ahead's delay.
 _LIMITER = "limit=0.95:level=0:latency=1"
 
 
@@ -427,7 +439,7 @@ def mix(sounds: Sequence[Sound], output: Path) -> None:
         MediaError: one of them can't be used.
         OutputError: the file can't be written.
     """
-    rate = min(_FASTEST, max(sound.sample_rate for sound in sounds))
+    rate = min(_MAX_MIX_RATE_HZ, max(sound.sample_rate for sound in sounds))
     layout = "mono" if all(sound.channels == 1 for sound in sounds) else "stereo"
     graph = _limiter(rate, layout)
     try:
@@ -449,10 +461,10 @@ def mix(sounds: Sequence[Sound], output: Path) -> None:
 
 
 def _summed(sounds: Sequence[Sound], rate: int, layout: str) -> Iterator[AudioFrame]:
-    """Frames of `_BLOCK` samples, the last one shorter."""
+    """Frames of `_BLOCK_SAMPLES` samples, the last one shorter."""
     layouts = ["mono" if sound.channels == 1 else layout for sound in sounds]
     parts = [
-        sound.resampled(rate, own, "fltp", _BLOCK)
+        sound.resampled(rate, own, "fltp", _BLOCK_SAMPLES)
         for sound, own in zip(sounds, layouts, strict=True)
     ]
     channels = 1 if layout == "mono" else 2
@@ -476,7 +488,7 @@ def _limiter(rate: int, layout: str) -> Graph:
         ),
         graph.add("alimiter", _LIMITER),
         graph.add("aformat", "sample_fmts=s32"),
-        graph.add("asetnsamples", f"n={_BLOCK}:p=0"),
+        graph.add("asetnsamples", f"n={_BLOCK_SAMPLES}:p=0"),
         graph.add("abuffersink"),
     ).configure()
     return graph

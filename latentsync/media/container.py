@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame as RawFrame
 from av.video.stream import VideoStream
 
 from latentsync.errors import MediaError
-from latentsync.media.formats import GUARD, READ, is_image, name_of, unread_format
+from latentsync.media.formats import OPEN_OPTIONS, READ_FORMATS, is_image, name_of, unread_format
 from latentsync.media.frame import Orientation
 from latentsync.media.limits import DEFAULT_LIMITS, MAX_NOTES_BYTES, Limits
 from latentsync.media.preflight import claimed_samples, unpacked_notes
@@ -43,14 +43,14 @@ __all__ = [
     "video_stream",
 ]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 F = TypeVar("F", RawFrame, AudioFrame)
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # more than one letter: C:/ is a drive
-_HEAD = 64  # bytes of a file by which its format is named
+_HEAD_BYTES = 64  # first bytes of a file, by which its format is named
 _GENPTS = 0x1  # AVFMT_FLAG_GENPTS, libavformat/avformat.h
-_WEBP_FLAGS = 20  # bytes before them
-_LEFT_OUT = " or cut short: its good frames are used"
+_WEBP_FLAGS_OFFSET = 20  # https://developers.google.com/speed/webp/docs/riff_container
+_PARTLY_USED = " or cut short: its good frames are used"
 
 
 class _Nameless:
@@ -101,7 +101,7 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
     # FFmpeg decodes a frame or two to see what is in a file: those are bounded too. It counts the
     # margins that some decoders put around a frame.
     bound = {"max_pixels": str(2 * limits.max_pixels + 2**16)}
-    options = {**GUARD, **bound}
+    options = {**OPEN_OPTIONS, **bound}
     try:
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
@@ -113,7 +113,7 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
             limits.check_samples(quote_path(path), claimed_samples(file, size), size)
             limits.check_notes(quote_path(path), unpacked_notes(file, MAX_NOTES_BYTES))
             file.seek(0)
-            if _is_moving_webp(head := file.read(_HEAD)):
+            if _is_moving_webp(head := file.read(_HEAD_BYTES)):
                 raise MediaError(
                     f"{quote_path(path)} is a moving WebP, which can't be read: "
                     "convert it to GIF or mp4"
@@ -154,21 +154,18 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
 def _not_read(head: bytes, error: Exception) -> str:
     """Why a file isn't read, and what is."""
     if name := unread_format(head):
-        return f"is {name}, which is not among the formats read: {READ}"
+        return f"is {name}, which is not among the formats read: {READ_FORMATS}"
     if isinstance(error, av.ArgumentError):  # FFmpeg knows it, but it is not on our list
-        return f"can't be read as media: its format is not among those read: {READ}"
+        return f"can't be read as media: its format is not among those read: {READ_FORMATS}"
     reason = getattr(error, "strerror", None) or str(error)
-    return (
-        f"can't be read as media ({reason}): it is damaged, or of none of the formats read: {READ}"
-    )
+    damaged = f"can't be read as media ({reason}): it is damaged, or of none of the formats read"
+    return f"{damaged}: {READ_FORMATS}"
 
 
 def _is_moving_webp(head: bytes) -> bool:
     """FFmpeg's own decoder knows still ones only, and finds no picture in these."""
-    flags = head[
-        _WEBP_FLAGS : _WEBP_FLAGS + 1
-    ]  # https://developers.google.com/speed/webp/docs/riff_container
-    return head[8:16] == b"WEBPVP8X" and bool(flags and flags[0] & 0x02)
+    flags = head[_WEBP_FLAGS_OFFSET:][:1] or b"\0"
+    return head[8:16] == b"WEBPVP8X" and bool(flags[0] & 0x02)
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
@@ -197,7 +194,7 @@ class Damage:
     def tell(self, what: str, *values: object) -> None:
         level = logging.DEBUG if what in self._told else self._level
         self._told.add(what)
-        logger.log(level, "%s is damaged" + what, self._name, *values)
+        log.log(level, "%s is damaged" + what, self._name, *values)
 
 
 class _Doubt:
@@ -222,7 +219,7 @@ class _Doubt:
             self._waits -= 1
             if not (self._waits and packet.size):
                 self._waits = 0
-                self._damage.tell(_LEFT_OUT)
+                self._damage.tell(_PARTLY_USED)
         if packet.is_corrupt:
             self._waits = 2
 
@@ -264,13 +261,13 @@ def decode(packet: Packet[Stream], kind: type[F], damage: Damage | None = None) 
     try:
         frames = packet.decode()
     except av.FFmpegError as error:
-        logger.debug("a damaged packet at pts %s was skipped: %s", packet.pts, error.strerror)
+        log.debug("a damaged packet at pts %s was skipped: %s", packet.pts, error.strerror)
         given, good = None, []
     else:
         given = [frame for frame in frames if isinstance(frame, kind)]
         good = [frame for frame in given if not frame.is_corrupt]
     if damage and good != given:
-        damage.tell(_LEFT_OUT)
+        damage.tell(_PARTLY_USED)
     return good
 
 
@@ -330,7 +327,7 @@ def probe(path: Path | str) -> MediaFacts:
 
 def _head(path: Path | str) -> bytes:
     with Path(path).open("rb") as file:
-        return file.read(_HEAD)
+        return file.read(_HEAD_BYTES)
 
 
 def frame_rate(stream: VideoStream) -> Fraction | None:

@@ -19,7 +19,7 @@ __all__ = ["Crop", "crop_of", "cropped"]
 
 _MAX_ELEMENTS = 4096  # that are looked at on one level of a file
 _MAX_ELEMENT_BYTES = 64  # of an element
-_ENTRY_FIELDS = 78  # bytes of a VisualSampleEntry before the boxes inside it
+_ENTRY_HEADER_BYTES = 78  # bytes of a VisualSampleEntry before the boxes inside it
 _SEGMENT, _TRACKS, _TRACK, _CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0x1F43B675
 _TRACK_TYPE, _VIDEO = 0x83, 0xE0
 _CROPS = (0x54CC, 0x54BB, 0x54DD, 0x54AA)  # PixelCropLeft, Top, Right, Bottom
@@ -123,7 +123,7 @@ def _of_mp4(file: BinaryIO, size: int) -> Iterator[Crop | None]:
             for entry in islice(_boxes(file, table.start + 8, table.stop), 1):
                 head = _read(file, entry.start + 24, entry.start + 28).ljust(4, b"\0")
                 size_of = struct.unpack(">2H", head)
-                inside = FileElement(b"", entry.start + _ENTRY_FIELDS, entry.stop)
+                inside = FileElement(b"", entry.start + _ENTRY_HEADER_BYTES, entry.stop)
                 for clap in _find(_boxes, file, inside, b"clap"):
                     crop = _clap(_read(file, clap.start, clap.stop), *size_of)
         yield crop

@@ -52,12 +52,12 @@ __all__ = [
     "ticks",
 ]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-_BROADCASTS = ("mpegts", "mpeg")
-_WOVEN_SIDE = 16  # px: bwdif refuses planes of fewer than 4 rows, and chroma may have a quarter
-_MAX_LEADING_FRAMES = 32  # frames that come out before a key frame, and lean on others before it
-_SEEK_BACK_SECONDS = (0, 1, 4, 16, 64)  # tried in turn until a key frame before the target is met
+_BROADCAST_FORMATS = ("mpegts", "mpeg")
+_MIN_DEINTERLACED_PX = 16  # bwdif refuses planes of fewer than 4 rows; chroma may have a quarter
+_MAX_LEADING_FRAMES = 32  # frames shown before a key frame that refer to frames before it
+_SEEK_BACK_SECONDS = (0, 1, 4, 16, 64)  # tried in turn, until a key frame before the target is met
 
 
 class FrameSpan(NamedTuple):
@@ -155,7 +155,7 @@ class Decoder:
         self._stream = picture_stream(self._container, self._path)
         # Decoding several frames at once is faster, but it is chance then whether a picture is told
         # to be damaged; recorded broadcasts often are.
-        broadcast = self._container.format.name in _BROADCASTS
+        broadcast = self._container.format.name in _BROADCAST_FORMATS
         self._stream.thread_type = "SLICE" if broadcast else "AUTO"
         self.unit = self._stream.time_base or Fraction(1, 1000)  # s per tick
         self._continuity = Continuity(self._container, self._stream, self._map)
@@ -208,7 +208,7 @@ class Decoder:
         else:
             return
         if whole > seconds + 1:
-            logger.warning(
+            log.warning(
                 "%s claims %.1f s of pictures but holds %.1f s: it may be damaged or cut short",
                 *(quote_path(self._path), whole, seconds),
             )
@@ -358,7 +358,7 @@ def _whole(
 
 def _woven(raw: RawFrame) -> bool:
     """Whether two fields make up the picture, at a size that bwdif takes."""
-    return bool(raw.interlaced_frame) and min(raw.width, raw.height) >= _WOVEN_SIDE
+    return bool(raw.interlaced_frame) and min(raw.width, raw.height) >= _MIN_DEINTERLACED_PX
 
 
 def _bwdif(raw: RawFrame) -> Graph:

@@ -32,18 +32,18 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 # Level 6.2 of ITU-T H.264 (table A-1: 139 264 macroblocks) and of H.265 (table A.8).
 _MAX_PIXELS = 139_264 * 16 * 16
 _NVENC_PRESETS = dict(zip(PRESETS, (1, 1, 2, 3, 3, 4, 5, 6, 7, 7), strict=True))  # p1 .. p7
-# Frames that x264 looks ahead to share out bits, by its own presets; it holds them all. Of pictures
-# larger than full HD it gets as many as take the same memory (benchmarks/encoder_memory.py).
-_X264_AHEAD = dict(zip(PRESETS, (0, 0, 10, 20, 30, 40, 50, 60, 60, 60), strict=True))
-_X264_FEWEST = 10
-_FULL_HD = 1920 * 1088  # px
+# x264's `rc-lookahead` by preset, as x264 sets it; x264 holds all of these frames. For pictures
+# larger than full HD, as many as take the same memory (benchmarks/encoder_memory.py).
+_X264_LOOKAHEAD_FRAMES = dict(zip(PRESETS, (0, 0, 10, 20, 30, 40, 50, 60, 60, 60), strict=True))
+_X264_MIN_LOOKAHEAD_FRAMES = 10
+_FULL_HD_PIXELS = 1920 * 1088
 # With AVX-512, x264 (core 165) makes up to 8 different files of the same pictures, up to at
 # least 480 x 270 px; without its macroblock tree, or with AVX2, it makes one, and AVX2 is no slower
 # (60 frames of 720p: 1.8 s for 2.0 s). The names are those of x264's common/cpu.c.
 _X264_REPEATABLE = "asm=MMX2,SSE2Fast,SSE3,SSSE3,SSE4.2,AVX,FMA3,BMI2,AVX2"
 _CV2_AVX512 = 256  # CV_CPU_AVX512_SKX in OpenCV's core/cvdef.h: F, CD, BW, DQ and VL, as x264 wants
-_X265_SMALL = 64  # px: below this side x265's own coding units don't fit
-_X265_LEAST = 16  # px: below this side not even its smallest ones do
+_X265_SMALL_SIDE_PX = 64  # below this side x265's default coding units don't fit
+_X265_MIN_SIDE_PX = 16  # below this side not even its smallest coding units fit
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Encoder:
     def options(self, crf: int, preset: Preset, size: tuple[int, int]) -> dict[str, str]:
         """FFmpeg's options; `crf` is 0 (lossless, with every encoder) to 51, `size` in px."""
         if self.library == "libx264":
-            usual = _X264_AHEAD[preset]
-            ahead = min(usual, max(_X264_FEWEST, usual * _FULL_HD // (size[0] * size[1])))
+            usual = _X264_LOOKAHEAD_FRAMES[preset]
+            affordable = usual * _FULL_HD_PIXELS // (size[0] * size[1])
+            ahead = min(usual, max(_X264_MIN_LOOKAHEAD_FRAMES, affordable))
             options = {"crf": str(crf), "preset": preset, "rc-lookahead": str(ahead)}
             if cv2.checkHardwareSupport(_CV2_AVX512):
                 options["x264-params"] = _X264_REPEATABLE
@@ -69,7 +70,7 @@ class Encoder:
         if self.library == "libx265":
             own = ["log-level=error"]  # else it talks on stderr, past every logger
             own += ["lossless=1"] if crf == 0 else []
-            own += ["ctu=16"] if min(size) < _X265_SMALL else []
+            own += ["ctu=16"] if min(size) < _X265_SMALL_SIDE_PX else []
             return {"crf": str(crf), "preset": preset, "x265-params": ":".join(own)}
         speed = {"preset": f"p{_NVENC_PRESETS[preset]}"}
         if crf == 0:
@@ -81,7 +82,7 @@ _ENCODERS: dict[str, Encoder] = {
     encoder.codec: encoder
     for encoder in (
         Encoder("h264", "libx264", "avc1", 16384),
-        Encoder("hevc", "libx265", "hvc1", 16384, min_side=_X265_LEAST),
+        Encoder("hevc", "libx265", "hvc1", 16384, min_side=_X265_MIN_SIDE_PX),
         Encoder("h264_nvenc", "h264_nvenc", "avc1", 4096),
         Encoder("hevc_nvenc", "hevc_nvenc", "hvc1", 8192),
     )

@@ -2,7 +2,7 @@
 
 from av.container import InputContainer
 
-__all__ = ["GUARD", "READ", "is_image", "name_of", "unread_format"]
+__all__ = ["OPEN_OPTIONS", "READ_FORMATS", "is_image", "name_of", "unread_format"]
 
 _PICTURES = ("bmp_pipe", "jpeg_pipe", "png_pipe", "webp_pipe")
 _PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # an MP4 that is one picture: AVIF, HEIC
@@ -14,14 +14,14 @@ _CONTAINERS = (
     *_PICTURES,
 )
 # Only both lists together keep playlists and concat lists from opening further files.
-GUARD = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
-READ = (
+OPEN_OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+READ_FORMATS = (
     "mp4, mov, mkv, webm, avi, ts, mpg, wmv, flv, ogg, mxf, dv, y4m, gif; jpg, png, bmp, webp, "
     "avif; wav, aiff, caf, au, mp3, aac, ac3, dts, flac, amr, wv, tta"
 )
 
 # First bytes of files that people give by mistake, or that other programs open.
-_UNREAD = {
+_UNREAD_SIGNATURES = {
     b"#EXTM3U": "a playlist (M3U8)",
     b"%PDF-": "a PDF",
     b"PK\x03\x04": "a ZIP archive or an office document",
@@ -76,4 +76,5 @@ def name_of(container: InputContainer, head: bytes) -> str:
 
 def unread_format(head: bytes) -> str | None:
     """What a file is that isn't read, by its first bytes; None: unknown."""
-    return next((name for start, name in _UNREAD.items() if head.startswith(start)), None)
+    named = (name for start, name in _UNREAD_SIGNATURES.items() if head.startswith(start))
+    return next(named, None)

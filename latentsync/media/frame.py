@@ -31,7 +31,7 @@ Plane = NDArray[np.uint8]
 """(H, W) or, for chroma, (ceil(H / 2), ceil(W / 2)) uint8."""
 
 # Without these three flags swscale moves 92 % of the luma samples by a level on the way and back.
-_EXACT = (
+_SWSCALE_FLAGS = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
     | Interpolation.FULL_CHR_H_INT
@@ -40,8 +40,8 @@ _EXACT = (
 )
 # Chroma is interpolated over 4 luma pixels each way; with this margin (even) a region converts to
 # the same values as inside the whole picture.
-_MARGIN = 8
-_UNSAID = 2  # "unspecified" in ITU-T H.273, for matrix, primaries and transfer
+_MARGIN_PX = 8
+_UNSPECIFIED = 2  # "unspecified" in ITU-T H.273, for matrix, primaries and transfer
 _MATRICES = {
     1: Colorspace.ITU709,
     4: Colorspace.FCC,
@@ -53,8 +53,8 @@ _MATRICES = {
 }
 # Kinds of side data that PyAV 18 must not see: it frees the name of a PNG's colour profile, which
 # the frame frees as well, and lists nothing at all beside a kind too new for it, as EXIF is.
-_UNREADABLE = ("ICC_PROFILE", *range(28, 36))
-_HD_HEIGHT = 720  # px; from here on untagged video is BT.709, below BT.601
+_UNREADABLE_SIDE_DATA = ("ICC_PROFILE", *range(28, 36))
+_HD_HEIGHT_PX = 720  # px; from here on untagged video is BT.709, below BT.601
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Orientation:
 class Colour:
     """What a clip's samples stand for: its tags, numbered as in ITU-T H.273."""
 
-    matrix: int = _UNSAID
-    primaries: int = _UNSAID
-    transfer: int = _UNSAID
+    matrix: int = _UNSPECIFIED
+    primaries: int = _UNSPECIFIED
+    transfer: int = _UNSPECIFIED
     range: int = 0  # 0 not said (read as limited), 1 limited 16..235, 2 full 0..255
     pixel_aspect: Fraction = Fraction(1)  # width / height of one pixel
 
@@ -111,12 +111,12 @@ class Colour:
 
     def space(self, height: int) -> Colorspace:
         """The matrix to convert with, for a picture `height` px high."""
-        untagged = Colorspace.ITU709 if height >= _HD_HEIGHT else Colorspace.ITU601
+        untagged = Colorspace.ITU709 if height >= _HD_HEIGHT_PX else Colorspace.ITU601
         return _MATRICES.get(self.matrix, untagged)
 
     def resolved(self, height: int) -> "Colour":
         """Name the matrix, where none is tagged: that of untagged pictures `height` px high."""
-        return self if self.matrix != _UNSAID else replace(self, matrix=_usual_matrix(height))
+        return self if self.matrix != _UNSPECIFIED else replace(self, matrix=_usual_matrix(height))
 
     @property
     def levels(self) -> ColorRange:
@@ -126,7 +126,7 @@ class Colour:
 
 def _usual_matrix(height: int) -> int:
     """BT.709 or BT.601, as players take untagged video."""
-    return 1 if height >= _HD_HEIGHT else 6
+    return 1 if height >= _HD_HEIGHT_PX else 6
 
 
 class VideoFrame:
@@ -209,7 +209,7 @@ class VideoFrame:
         # Planes first, which swscale has vector code for: RGB at once takes it five times as long.
         planar = raw.reformat(
             format="gbrp",
-            interpolation=_EXACT,
+            interpolation=_SWSCALE_FLAGS,
             src_colorspace=self.colour.space(self.height),
             dst_colorspace=self.colour.space(self.height),
             src_color_range=self.colour.levels,
@@ -260,10 +260,10 @@ class VideoFrame:
 
     def _around(self, box: Box) -> Box:
         return Box(
-            max(box.left - _MARGIN, 0),
-            max(box.top - _MARGIN, 0),
-            min(box.right + _MARGIN, self.width),
-            min(box.bottom + _MARGIN, self.height),
+            max(box.left - _MARGIN_PX, 0),
+            max(box.top - _MARGIN_PX, 0),
+            min(box.right + _MARGIN_PX, self.width),
+            min(box.bottom + _MARGIN_PX, self.height),
         )
 
 
@@ -295,12 +295,12 @@ def from_raw(
     """
     width, height = size[::-1] if orientation.swap else size
     if _is_grey(raw):
-        grey = raw.reformat(width=width, height=height, format="gray", interpolation=_EXACT)
+        grey = raw.reformat(width=width, height=height, format="gray", interpolation=_SWSCALE_FLAGS)
         luma = _plane(grey, 0, height, width)
         chroma = np.full(((height + 1) // 2, (width + 1) // 2), 128, np.uint8)
         planes = (luma, chroma, chroma.copy())
     elif _is_rgb(raw):
-        rgb = raw.reformat(width=width, height=height, format="rgb24", interpolation=_EXACT)
+        rgb = raw.reformat(width=width, height=height, format="rgb24", interpolation=_SWSCALE_FLAGS)
         pixels = _plane(rgb, 0, height, 3 * width).reshape(height, width, 3)
         planes = _to_yuv(pixels, colour, size[1])
     else:
@@ -330,7 +330,7 @@ def _as_420(
         width=width,
         height=height,
         format=PIXEL_FORMAT,
-        interpolation=_EXACT,
+        interpolation=_SWSCALE_FLAGS,
         src_colorspace=own.space(upright),
         dst_colorspace=colour.space(upright),
         src_color_range=own.levels,
@@ -357,7 +357,7 @@ def _display_matrix(raw: RawFrame) -> object:
         graph.add_buffer(
             width=raw.width, height=raw.height, format=raw.format, time_base=Fraction(1, 25)
         ),
-        *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNREADABLE),
+        *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNREADABLE_SIDE_DATA),
         graph.add("buffersink"),
     ]
     graph.link_nodes(*nodes).configure()
@@ -412,7 +412,7 @@ def _to_yuv(rgb: Frame, colour: Colour, height: int) -> tuple[Plane, Plane, Plan
     _plane(raw, 0, even.shape[0], 3 * even.shape[1])[...] = even.reshape(even.shape[0], -1)
     converted = raw.reformat(
         format=PIXEL_FORMAT,
-        interpolation=_EXACT,
+        interpolation=_SWSCALE_FLAGS,
         src_colorspace=colour.space(height),
         dst_colorspace=colour.space(height),
         src_color_range=ColorRange.JPEG,

@@ -18,14 +18,14 @@ from latentsync.media.container import demux, open_media, quote_path
 
 __all__ = ["SoundFeed", "decided", "sound_feed"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-_COPIED = ("aac", "mp3")
-_MP3_IN_MP4_MIN_RATE = 16000  # Hz; MPEG-2.5 layer III is not allowed in mp4
-_AAC_BIT_RATE = 96_000  # bit / s and channel; mono has as much as stereo
-_RUN_IN = Fraction(1, 5)  # s of packets before the start, which decoders want to have seen
-_AAC_FRAME = 1024  # samples
-_AAC_RATES = (
+_COPIED_CODECS = ("aac", "mp3")
+_MP3_IN_MP4_MIN_HZ = 16000  # Hz; MPEG-2.5 layer III is not allowed in mp4
+_AAC_CHANNEL_BIT_RATE = 96_000  # bit / s and channel; mono has as much as stereo
+_PREROLL_SECONDS = Fraction(1, 5)  # s of packets before the start, which decoders want to have seen
+_AAC_FRAME_SAMPLES = 1024  # samples
+_AAC_RATES_HZ = (
     8000,
     11025,
     12000,
@@ -51,8 +51,8 @@ def decided(sound: Sound, uniform: bool | None = None) -> Sound:
     """
     if sound.copied is not None:
         return sound
-    rare = sound.codec == "mp3" and sound.sample_rate < _MP3_IN_MP4_MIN_RATE
-    if sound.codec not in _COPIED or rare:
+    rare = sound.codec == "mp3" and sound.sample_rate < _MP3_IN_MP4_MIN_HZ
+    if sound.codec not in _COPIED_CODECS or rare:
         return replace(sound, copied=False)
     uniform = sound.is_uniform() if uniform is None else uniform
     return replace(sound, copied=uniform and _fits(sound))
@@ -65,7 +65,7 @@ def _fits(sound: Sound) -> bool:
         try:
             feed.finish(Fraction(2**62))
         except (av.FFmpegError, MediaError) as error:
-            logger.debug("the packets of %s don't fit: %s", quote_path(sound.path), error)
+            log.debug("the packets of %s don't fit: %s", quote_path(sound.path), error)
             return False
         finally:
             feed.close()
@@ -102,7 +102,7 @@ class SoundFeed(Protocol):
 def sound_feed(container: OutputContainer, sound: Sound) -> SoundFeed:
     """The feed of an output: of packets where they fit, else of sound encoded anew."""
     if decided(sound).copied:
-        logger.info("sound: %s is copied", sound.codec)
+        log.info("sound: %s is copied", sound.codec)
         return _Copied(container, sound)
     return _Encoded(container, sound)
 
@@ -142,7 +142,7 @@ class _Copied:
                     if not partly or at >= seconds:
                         return
                     length = seconds - at
-                if at + length > -_RUN_IN:
+                if at + length > -_PREROLL_SECONDS:
                     self._due = at + length
                     packet.time_base = Fraction(1, self._rate)
                     packet.pts = packet.dts = round(at * self._rate)
@@ -179,20 +179,20 @@ class _Encoded:
     """The sound decoded, and encoded to AAC at its own rate and channels where AAC has them."""
 
     def __init__(self, container: OutputContainer, sound: Sound) -> None:
-        rate = min((r for r in _AAC_RATES if r >= sound.sample_rate), default=max(_AAC_RATES))
+        rate = min((r for r in _AAC_RATES_HZ if r >= sound.sample_rate), default=max(_AAC_RATES_HZ))
         layout = sound.layout if sound.layout in _AAC_LAYOUTS else _nearest_layout(sound.channels)
         self._output = container
         self._stream: AudioStream = container.add_stream(
             "aac",
             rate,
             layout=layout,
-            bit_rate=_AAC_BIT_RATE * max(2, AudioLayout(layout).nb_channels),
+            bit_rate=_AAC_CHANNEL_BIT_RATE * max(2, AudioLayout(layout).nb_channels),
         )
         self._rate = rate
-        self._frames = sound.resampled(rate, layout, "fltp", _AAC_FRAME)
+        self._frames = sound.resampled(rate, layout, "fltp", _AAC_FRAME_SAMPLES)
         self._next = next(self._frames, None)
         changed = (rate, layout) != (sound.sample_rate, sound.layout)
-        logger.info(
+        log.info(
             "sound: %s %d Hz %s is encoded to AAC%s",
             *(sound.codec, sound.sample_rate, sound.layout),
             f" at {rate} Hz {layout}, the nearest it has" if changed else "",

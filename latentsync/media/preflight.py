@@ -14,15 +14,15 @@ from typing import BinaryIO
 
 __all__ = ["claimed_samples", "unpacked_notes"]
 
-_HOLDERS = {
+_OUTER_BOXES = {
     *(b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"),
     *(b"mvex", b"udta", b"edts", b"dinf"),  # where none is at home, but would be taken
 }
 _MAX_DEPTH = 10  # boxes in boxes; FFmpeg goes no deeper
-_HEAD = 20  # bytes of a box's content that are looked at
-_COUNTS = {b"stsz": 8, b"stz2": 8, b"trun": 4}  # byte of the content where the count of samples is
+_HEAD_BYTES = 20  # bytes of a box's content that are looked at
+_COUNT_OFFSETS = {b"stsz": 8, b"stz2": 8, b"trun": 4}  # where in the content samples are counted
 _REFERENCES = {b"url ", b"alis"}  # QuickTime's handlers of where the data lie
-_PIECE = 2**16  # bytes
+_CHUNK_BYTES = 2**16
 _UINT = struct.Struct(">I")
 _ONE_BY_ONE = _UINT.pack(1) * 2  # one entry for all samples, of a tick each
 
@@ -54,8 +54,8 @@ class _Track:
 
     def add(self, kind: bytes, head: bytes) -> None:
         """A box, by its name and first bytes."""
-        if kind in _COUNTS:
-            self.samples += int.from_bytes(head[_COUNTS[kind] :][:4])
+        if kind in _COUNT_OFFSETS:
+            self.samples += int.from_bytes(head[_COUNT_OFFSETS[kind] :][:4])
         elif kind == b"hdlr" and head[8:12] not in _REFERENCES:
             self.sound = self.sound is not False and head[8:12] == b"soun"
         elif kind == b"stts":
@@ -72,15 +72,15 @@ def _walk(file: BinaryIO, start: int, end: int, depth: int = 0) -> Iterator[tupl
     """Name and first bytes of every box from `start` to `end`, with those inside."""
     while end - start >= 8:
         file.seek(start)
-        head = file.read(16 + _HEAD)
+        head = file.read(16 + _HEAD_BYTES)
         length, kind, begin = _UINT.unpack(head[:4])[0], head[4:8], 8
         if length == 1:  # too long for 32 bits
             length, begin = int.from_bytes(head[8:16]), 16
         stop = end if length == 0 else min(end, start + length)
         if stop < start + begin:
             return
-        yield kind, head[begin : min(begin + _HEAD, stop - start)]
-        if kind in _HOLDERS and depth < _MAX_DEPTH:
+        yield kind, head[begin : min(begin + _HEAD_BYTES, stop - start)]
+        if kind in _OUTER_BOXES and depth < _MAX_DEPTH:
             yield from _walk(file, start + begin, stop, depth + 1)
         start = stop
 
@@ -97,7 +97,7 @@ def unpacked_notes(file: BinaryIO, at_most: int) -> int:
     while total < at_most and len(head := file.read(8)) == 8:
         start, length = file.tell(), _UINT.unpack(head[:4])[0]
         if head[4:] in (b"iCCP", b"zTXt"):
-            name, end, _ = file.read(min(_PIECE, length)).partition(b"\0")
+            name, end, _ = file.read(min(_CHUNK_BYTES, length)).partition(b"\0")
             file.seek(start + len(name) + 2)  # and a byte for the way of packing
             total += _unpacked(file, start + length, at_most - total) if end else at_most
         file.seek(start + length + 4)  # behind the checksum
@@ -107,10 +107,10 @@ def unpacked_notes(file: BinaryIO, at_most: int) -> int:
 def _unpacked(file: BinaryIO, end: int, at_most: int) -> int:
     """Bytes that what lies from here to `end` unpacks to, at most about so many."""
     packer, total = zlib.decompressobj(), 0
-    while total < at_most and (packed := file.read(max(0, min(_PIECE, end - file.tell())))):
+    while total < at_most and (packed := file.read(max(0, min(_CHUNK_BYTES, end - file.tell())))):
         while packed and total < at_most:
             try:
-                total += len(packer.decompress(packed, _PIECE))
+                total += len(packer.decompress(packed, _CHUNK_BYTES))
             except zlib.error:  # nothing behind it is unpacked either
                 return total
             packed = packer.unconsumed_tail

@@ -33,7 +33,7 @@ from latentsync.types import VideoInfo
 
 __all__ = ["VideoReader", "first_shown"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _KEPT_BYTES = 48 * 2**20  # of YUV, kept so that a clip can be played backwards in short runs
 _KEPT_FRAMES = 16  # at least, however large they are
@@ -267,7 +267,7 @@ class VideoReader:
         """Broadcasts and joined clips change on the way; FFmpeg's command line scales them too."""
         if form not in self._changes:
             self._changes.add(form)
-            logger.warning(
+            log.warning(
                 "%s changes on the way from %d x %d (%s) to %d x %d (%s):"
                 " brought to the first size and colours",
                 *(quote_path(self.path), *self._form, *form),
@@ -289,9 +289,9 @@ class VideoReader:
     def _log_changes(self, look: _Look) -> None:
         name = quote_path(self.path)
         if look.raw.interlaced_frame:
-            logger.info("%s is interlaced: deinterlaced, one frame for each", name)
+            log.info("%s is interlaced: deinterlaced, one frame for each", name)
         if has_alpha(look.raw.format.name):
-            logger.info("%s has an alpha channel, which is dropped", name)
+            log.info("%s has an alpha channel, which is dropped", name)
 
 
 def first_shown(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> Fraction:

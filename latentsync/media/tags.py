@@ -18,15 +18,15 @@ from latentsync.media.tracks import sound_streams
 
 __all__ = ["Carried", "carried", "timecode_at"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Tags that say what a clip is; FFmpeg's names, which MP4 has room for.
-_KEPT = (
+_KEPT_TAGS = (
     *("title", "artist", "album_artist", "composer", "album", "date", "genre", "copyright"),
     *("description", "synopsis", "show", "episode_id", "network", "keywords", "lyrics"),
 )
-_APPLE = "com.apple.quicktime."
-_SAME = {"author": "artist", "creationdate": "creation_time", "displayname": "title"}
+_APPLE_PREFIX = "com.apple.quicktime."
+_SYNONYMS = {"author": "artist", "creationdate": "creation_time", "displayname": "title"}
 # What a writer notes for itself.
 _TECHNICAL = re.compile(
     r"major_brand|minor_version|compatible_brands|encoder|encoded_by|duration|handler_name"
@@ -74,7 +74,7 @@ def carried(
         left_out += _of_sound(sound, own=sound in voiced)
     left_out = list(dict.fromkeys(left_out))
     if left_out:
-        logger.info("not carried over from %s: %s", quote_path(video), "; ".join(left_out))
+        log.info("not carried over from %s: %s", quote_path(video), "; ".join(left_out))
     return Carried(tags, tuple(left_out))
 
 
@@ -97,7 +97,7 @@ def _tags(container: InputContainer) -> tuple[dict[str, str], list[str]]:
     stream = video_stream(container)
     if "creation_time" not in said and stream is not None and "creation_time" in stream.metadata:
         said["creation_time"] = stream.metadata["creation_time"]
-    kept = {name: said[name] for name in (*_KEPT, "creation_time") if name in said}
+    kept = {name: said[name] for name in (*_KEPT_TAGS, "creation_time") if name in said}
     rest = {name for name in said if name not in kept and not _TECHNICAL.fullmatch(name)}
     left_out = []
     if any(name.startswith("location") for name in rest):
@@ -112,8 +112,8 @@ def _tags(container: InputContainer) -> tuple[dict[str, str], list[str]]:
 
 def _name(key: str) -> str:
     """A tag's name as FFmpeg's MP4 writer knows it."""
-    name = key.lower().removeprefix(_APPLE)
-    return _SAME.get(name, name)
+    name = key.lower().removeprefix(_APPLE_PREFIX)
+    return _SYNONYMS.get(name, name)
 
 
 def _timecode(container: InputContainer) -> str:

@@ -25,11 +25,11 @@ from av.video.stream import VideoStream
 __all__ = ["Continuity", "SeekMap", "best_effort", "clock_restarts"]
 
 _TS_DISCONT = 0x200  # AVFMT_TS_DISCONT, libavformat/avformat.h
-_SECOND = 1_000_000  # µs; FFmpeg computes discontinuities in this unit
-_JUMP = 10 * _SECOND  # -dts_delta_threshold: a step of the clock further than this is a jump,
-_FALL = _SECOND // 10  # and one back by more than this
-_NONSENSE = 30 * 3600 * _SECOND  # -dts_error_threshold, where a format has no discontinuities
-_NEVER = 2**60  # µs; further from 0 than this no file is, and reckoning with it would overflow
+_US_PER_SECOND = 1_000_000  # FFmpeg computes discontinuities in µs
+_MAX_STEP_US = 10 * _US_PER_SECOND  # -dts_delta_threshold: a larger step of the clock is a jump,
+_MAX_FALL_US = _US_PER_SECOND // 10  # and so is a step back by more than this
+_MAX_ERROR_US = 30 * 3600 * _US_PER_SECOND  # -dts_error_threshold, for formats without jumps
+_MAX_TIME_US = 2**60  # larger time stamps are damaged; arithmetic with them would overflow
 
 
 def clock_restarts(container: InputContainer) -> bool:
@@ -78,15 +78,15 @@ class _StreamClock:
     """Where one stream's decoding time is, in µs."""
 
     def __init__(self, stream: Stream) -> None:
-        self._unit = (stream.time_base or Fraction(1, 1000)) * _SECOND
+        self._unit = (stream.time_base or Fraction(1, 1000)) * _US_PER_SECOND
         self.dts: int | None = None  # of the last packet
         self.due: int | None = None  # of the next one, if nothing is missing
         self._usual: int | None = None  # duration of a packet, where the stream tells
         if isinstance(stream, AudioStream) and stream.codec_context.sample_rate:
             context = stream.codec_context
-            self._usual = (context.frame_size or 0) * _SECOND // context.sample_rate
+            self._usual = (context.frame_size or 0) * _US_PER_SECOND // context.sample_rate
         rate = stream.average_rate if isinstance(stream, VideoStream) else None
-        self._frame = round(_SECOND / rate) if rate else 0
+        self._frame = round(_US_PER_SECOND / rate) if rate else 0
 
     def us(self, ticks: int) -> int:
         return round(ticks * self._unit)
@@ -161,7 +161,7 @@ class Continuity:
 
     def _mend(self, packet: Packet[Stream]) -> None:
         clock = self._clocks[packet.stream.index]
-        _drop(packet, lambda ticks: abs(clock.us(ticks)) > _NEVER)
+        _drop(packet, lambda ticks: abs(clock.us(ticks)) > _MAX_TIME_US)
         if self.closes:
             if packet.stream.index == self._wanted:
                 self._reach(packet.pos)
@@ -173,7 +173,7 @@ class Continuity:
                 if packet.stream.index == self._wanted and self._map and not self._by_map:
                     self._map.learn(self._place, packet.dts, self._offset)
         elif (due := clock.due) is not None:
-            _drop(packet, lambda ticks: abs(clock.us(ticks) - due) > _NONSENSE)
+            _drop(packet, lambda ticks: abs(clock.us(ticks) - due) > _MAX_ERROR_US)
         clock.pass_by(packet)
 
     def _reach(self, place: int | None) -> None:
@@ -191,8 +191,8 @@ class Continuity:
         due = self._last if clock.due is None else clock.due
         if due is None:
             return
-        fell = clock.due is not None and clock.dts is not None and dts + _FALL < clock.dts
-        if abs(dts - due) > _JUMP or fell:
+        fell = clock.due is not None and clock.dts is not None and dts + _MAX_FALL_US < clock.dts
+        if abs(dts - due) > _MAX_STEP_US or fell:
             self._offset -= dts - due
             self.jumps += 1
             _move(packet, clock.ticks(due - dts))
@@ -228,7 +228,7 @@ def best_effort(
     unit = stream.time_base or Fraction(1, 1000)
     usual = max(1, round(1 / stream.average_rate / unit)) if stream.average_rate else 1
     begins = cast(InputContainer, stream.container).start_time or 0
-    due = round(Fraction(begins, _SECOND) / unit)
+    due = round(Fraction(begins, _US_PER_SECOND) / unit)
     faults_of_pts, faults_of_dts = int(by_dts), 0
     last_pts = last_dts = None
     for frame in frames:

@@ -15,27 +15,27 @@ from av.video.frame import VideoFrame as RawFrame
 
 from latentsync.errors import HOST, MediaError, with_option
 from latentsync.media.container import open_media, quote_path, video_stream
-from latentsync.media.formats import GUARD
+from latentsync.media.formats import OPEN_OPTIONS
 
 __all__ = ["curve_of", "tone_mapped"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _CURVES = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, numbered as in ITU-T H.273
-_UNSAID = 2
+_UNSPECIFIED = 2
 # Reference white of HDR, ITU-R BT.2408: 203 cd / m2. It becomes grey level 215, which leaves
 # room for what is brighter.
-_WHITE = 203
+_WHITE_NITS = 203
 # Mobius leaves everything below 0.3 of white as it is, so that skin keeps its brightness.
-_CHAIN = (
+_FILTERS = (
     "setpts=PTS-STARTPTS,bwdif=mode=send_frame:deint=interlaced,"
     "setparams={tags},"
-    f"zscale=transfer=linear:npl={_WHITE},format=gbrpf32le,"
+    f"zscale=transfer=linear:npl={_WHITE_NITS},format=gbrpf32le,"
     "zscale=primaries=bt709,tonemap=mobius:desat=0,"
     "zscale=transfer=bt709:matrix=bt709:range=limited,format=yuv420p"
 )
 # Lossless; key frames at a distance that seeking backwards likes, no B-frames, times as they are.
-_LOSSLESS = "-c:v libx264 -qp 0 -preset ultrafast -g 24 -bf 0 -fps_mode passthrough"
+_ENCODER_OPTIONS = "-c:v libx264 -qp 0 -preset ultrafast -g 24 -bf 0 -fps_mode passthrough"
 
 
 def curve_of(raw: RawFrame) -> str | None:
@@ -59,7 +59,7 @@ def tone_mapped(
     Raises:
         MediaError: it can't be made, for want of space perhaps.
     """
-    logger.info(
+    log.info(
         "%s is HDR (%s): tone-mapped to SDR, into a temporary file", quote_path(path), curve_of(raw)
     )
     folder = tempfile.mkdtemp(prefix="latentsync-")
@@ -93,17 +93,17 @@ def _command(path: Path, raw: RawFrame, copy: Path, seconds: float | None) -> li
         index = stream.index
     unsaid = {"color_primaries": "bt2020", "colorspace": "bt2020nc", "range": "limited"}
     said = (raw.color_primaries, raw.colorspace, raw.color_range)
-    none = (_UNSAID, _UNSAID, 0)
+    none = (_UNSPECIFIED, _UNSPECIFIED, 0)
     tags = {"color_trc": curve_of(raw)} | {
         name: value
         for (name, value), got, nothing in zip(unsaid.items(), said, none, strict=True)
         if got == nothing
     }
-    chain = _CHAIN.format(tags=":".join(f"{name}={value}" for name, value in tags.items()))
-    guard = [part for name, value in GUARD.items() for part in (f"-{name}", value)]
+    chain = _FILTERS.format(tags=":".join(f"{name}={value}" for name, value in tags.items()))
+    guard = [part for name, value in OPEN_OPTIONS.items() for part in (f"-{name}", value)]
     wanted = [] if seconds is None else ["-t", f"{seconds:.3f}"]
     return [
         *(imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", *guard),
         *("-f", kind, "-i", f"file:{path.absolute()}", "-map", f"0:{index}", *wanted, "-vf", chain),
-        *(*_LOSSLESS.split(), "-enc_time_base", "demux", f"file:{copy}"),
+        *(*_ENCODER_OPTIONS.split(), "-enc_time_base", "demux", f"file:{copy}"),
     ]

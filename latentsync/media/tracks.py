@@ -16,8 +16,8 @@ from latentsync.media.limits import Limits
 
 __all__ = [
     "AUTO",
-    "ONLY",
-    "SILENT",
+    "ONLY_TRACK",
+    "SILENCE_LEVEL",
     "AudioTrack",
     "language_code",
     "quicktime_code",
@@ -25,11 +25,11 @@ __all__ = [
     "taken",
 ]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 AUTO = "auto"
-SILENT = 10 ** (-70 / 20)  # of full scale: the absolute gate of ITU-R BS.1770-5
-_UNKNOWN = ("", "und", "zxx", "mis", "mul")  # ISO 639-2's codes that name no language
+SILENCE_LEVEL = 10 ** (-70 / 20)  # of full scale: the absolute gate of ITU-R BS.1770-5
+_NO_LANGUAGE_CODES = ("", "und", "zxx", "mis", "mul")  # ISO 639-2's codes that name no language
 # Of each language the ISO 639-1 code and the 639-2/T one, joined; then 639-2/B where it differs.
 _TWO_AND_THREE = (
     "aaaar ababk aeave afafr akaka amamh anarg arara asasm avava ayaym azaze babak bebel bgbul "
@@ -67,7 +67,7 @@ class AudioTrack:
         return f"{named} ({self.language})" if self.language else named
 
 
-ONLY = AudioTrack(1, 1)
+ONLY_TRACK = AudioTrack(1, 1)
 
 
 def quicktime_code(code: str) -> str:
@@ -79,7 +79,7 @@ def language_code(text: str) -> str:
     """The ISO 639-2/T code of "de", "ger", "deu" or "de-AT"; "" where `text` names no language."""
     code = text.strip().lower().replace("_", "-").partition("-")[0]
     code = _CODES.get(code, code)
-    return "" if code in _UNKNOWN else code
+    return "" if code in _NO_LANGUAGE_CODES else code
 
 
 def sound_streams(container: InputContainer) -> list[AudioStream]:
@@ -115,7 +115,7 @@ def taken(path: Path, limits: Limits, wanted: str | int) -> AudioTrack:
     else:
         track = first
     silence = "" if track is first else f", for track {first.number} is silent"
-    logger.log(
+    log.log(
         logging.WARNING if silence else logging.INFO,
         *("the sound of %s is %s%s", quote_path(path), track, silence),
     )
@@ -136,7 +136,7 @@ def _named(tracks: list[AudioTrack], wanted: str, name: str) -> AudioTrack:
 
 def _silent(container: InputContainer, stream: AudioStream) -> bool:
     """Whether no sample of a track is louder than silence; read up to the first one that is."""
-    return not any(peak > SILENT for peak in _peaks(container, stream))
+    return not any(peak > SILENCE_LEVEL for peak in _peaks(container, stream))
 
 
 def _peaks(container: InputContainer, stream: AudioStream) -> Iterator[float]:

@@ -28,13 +28,13 @@ from latentsync.options import Preset
 
 __all__ = ["VideoWriter", "check_output"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # Suffix -> FFmpeg's format; a name without one promises nothing.
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", "": "mp4"}
 # frames: of as many or fewer, x265 takes the dts from memory that nobody wrote, and the muxer may
 # refuse them (github.com/Multicorewareinc/x265/issues/781). No picture is moved among so few.
-_X265_DELAY = 2
+_X265_DELAY_FRAMES = 2
 
 
 def check_output(
@@ -205,9 +205,9 @@ class VideoWriter:
         size = output_size(*had, codec=self._encoder.codec, max_side=self._max_side)
         options = self._encoder.options(self._crf, self._preset, size)
         if max(size) < max(had):
-            logger.info("%d x %d is scaled down to %d x %d", *had, *size)
+            log.info("%d x %d is scaled down to %d x %d", *had, *size)
         elif size != had:
-            logger.info(
+            log.info(
                 "codecs want even sizes: %d x %d becomes %d x %d, an edge row or column repeated",
                 *(*had, *size),
             )
@@ -268,7 +268,7 @@ class VideoWriter:
         if self._sound is not None:
             self._sound.finish(end * self._unit)
         packets = self._video.encode(None)
-        if self.frames <= _X265_DELAY:
+        if self.frames <= _X265_DELAY_FRAMES:
             for packet in packets:
                 packet.dts = packet.pts
         self._container.mux(packets)
@@ -283,7 +283,7 @@ class VideoWriter:
             try:
                 self._container.close()
             except (av.FFmpegError, OSError) as error:
-                logger.debug("the abandoned output did not close: %s", error)
+                log.debug("the abandoned output did not close: %s", error)
             self._container = None
 
     def _refused(self, error: Exception) -> OutputError:
