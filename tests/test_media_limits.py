@@ -16,7 +16,7 @@ import pytest
 
 from latentsync.errors import MediaError
 from latentsync.media import AudioReader, Limits, VideoFrame, VideoReader, VideoWriter
-from latentsync.media.preflight import claimed_samples, unpacked_notes
+from latentsync.media.preflight import count_samples, count_unpacked_bytes
 from tests.clips import babble, number_of, picture, write_clip, write_picture, write_sound
 
 # ---- what may be read ----------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_a_picture_whose_profile_or_texts_unpack_to_much_is_refused(tmp_path, ki
     for harmless in ((2**25, 1), (1, 9)):
         assert next(VideoReader(noted(*harmless)).frames()).width == 64
     with noted(1, 1, packed=b"no zlib").open("rb") as file:
-        assert unpacked_notes(file, 10) == 0
+        assert count_unpacked_bytes(file, 10) == 0
 
 
 def test_too_long_clips_and_sounds_are_refused(tmp_path):
@@ -134,7 +134,7 @@ def patched(path: Path, box: bytes, at: int, *values: int) -> Path:
 
 def claimed(path: Path) -> int:
     with path.open("rb") as file:
-        return claimed_samples(file, path.stat().st_size)
+        return count_samples(file, path.stat().st_size)
 
 
 @pytest.mark.parametrize(

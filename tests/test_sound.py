@@ -18,8 +18,8 @@ from latentsync.media import (
     VideoFrame,
     VideoReader,
     VideoWriter,
-    decided,
-    first_shown,
+    decide_copy,
+    first_frame_time,
     probe,
 )
 from tests.clips import babble, early, ffmpeg, heard, lag, picture, write_clip, write_sound
@@ -303,7 +303,7 @@ def test_sound_before_the_first_picture_can_be_left_out(tmp_path, name, codec):
     """Then sound and pictures of a clip keep their places; a file may count in ms, so to 0.5 ms."""
     wave = write_sound(tmp_path / "a.wav", babble(1.8, 48000), 48000)
     path = early(tmp_path / name, write_clip(tmp_path / "clip.mp4", 40), wave, 0.5, codec)
-    start = first_shown(path)
+    start = first_frame_time(path)
     out = write(tmp_path / "out.mp4", Sound.of(path, start=start), 30)
     result, there = played(out, 48000), played(path, 48000)
     kept = there[round(start * 48000) :]
@@ -437,14 +437,14 @@ def test_sound_of_joined_files_is_whole_and_encoded_anew_if_it_changes(tmp_path,
 
 def test_it_is_known_before_the_first_picture_whether_packets_fit(tmp_path, monkeypatch):
     plain = write_sound(tmp_path / "a.m4a", babble(1, 48000), 48000)
-    assert decided(Sound.of(plain)).copied
-    assert not decided(Sound.of(joined(tmp_path, 48000, 22050))).copied
-    assert not decided(Sound.of(write_sound(tmp_path / "a.flac", babble(1), RATE))).copied
+    assert decide_copy(Sound.of(plain)).copied
+    assert not decide_copy(Sound.of(joined(tmp_path, 48000, 22050))).copied
+    assert not decide_copy(Sound.of(write_sound(tmp_path / "a.flac", babble(1), RATE))).copied
 
     def refuse(_, packet):
         if packet.pts > 20000:
             raise MediaError("the muxer refuses it")
 
     monkeypatch.setattr("latentsync.media.output_sound._Copied._hand_over", refuse)
-    assert not decided(Sound.of(plain)).copied
+    assert not decide_copy(Sound.of(plain)).copied
     assert probe(write(tmp_path / "out.mp4", plain, 20)).audio.codec == "aac"

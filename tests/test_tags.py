@@ -11,7 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from latentsync.media import Sound, VideoFrame, VideoWriter, carried, probe
+from latentsync.media import Sound, VideoFrame, VideoWriter, probe, read_tags
 from latentsync.media.tags import timecode_at
 from tests.clips import babble, ffmpeg, picture, write_clip, write_picture, write_sound
 from tests.stubs import numbered_clip, tiny_lipsync
@@ -153,11 +153,11 @@ def test_another_voice_takes_the_place_of_the_clips_sound(tmp_path):
 def test_alpha_is_said(tmp_path):
     clear = np.dstack([picture(1), np.full((48, 64), 99, np.uint8)])
     photo = write_picture(tmp_path / "a.png", clear[..., [0, 1, 2, 3]])
-    assert carried(photo, [], PAL).left_out == ("alpha channel",)
+    assert read_tags(photo, [], PAL).left_out == ("alpha channel",)
     film = tmp_path / "a.webm"
     ffmpeg("-loop", 1, "-i", photo, "-t", 0.2, "-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", film)
-    assert carried(film, [], PAL).left_out == ("alpha channel",)
-    assert carried(write_clip(tmp_path / "a.mp4", 3), [], PAL).left_out == ()
+    assert read_tags(film, [], PAL).left_out == ("alpha channel",)
+    assert read_tags(write_clip(tmp_path / "a.mp4", 3), [], PAL).left_out == ()
 
 
 def test_tags_go_where_players_look(tmp_path):
@@ -179,7 +179,7 @@ def test_iphone_s_tags_are_understood(tmp_path):
         *("-metadata", f"{names}creationdate=2024-05-06T09:08:09+0200"),
         *("-metadata", f"{names}title=Holiday", "-metadata", f"{names}model=Phone"),
     )
-    found = carried(clip, [Sound.of(clip)], PAL)
+    found = read_tags(clip, [Sound.of(clip)], PAL)
     assert found.tags == {"title": "Holiday", "creation_time": "2024-05-06T09:08:09+0200"}
     assert found.left_out == ("location (on purpose)", "tags model")
     run(clip, tmp_path / "out.mp4")

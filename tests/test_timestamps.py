@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import av
 import pytest
 
-from latentsync.media import AudioReader, Sound, VideoReader, decided, open_media
+from latentsync.media import AudioReader, Sound, VideoReader, decide_copy, open_media
 from latentsync.media.timestamps import best_effort
 from tests.clips import same
 from tests.footage import timing
@@ -77,8 +77,8 @@ def test_a_join_is_no_damage(folder, caplog):
 
 
 def test_packets_of_sound_that_overlap_at_a_join_are_not_copied(folder):
-    assert decided(Sound.of(timing.make(folder, "ts/1/plain"))).copied
-    assert not decided(Sound.of(timing.make(folder, "ts/1/joined"))).copied
+    assert decide_copy(Sound.of(timing.make(folder, "ts/1/plain"))).copied
+    assert not decide_copy(Sound.of(timing.make(folder, "ts/1/joined"))).copied
 
 
 def stamped(*stamps):

@@ -145,7 +145,7 @@ def test_of_channels_that_cancel_the_louder_is_heard_and_it_is_said(
     assert np.abs(sound - wanted).max() < 2e-4
     name = ("left", "right")[side]
     assert f"cancel each other out: the {name} one is heard alone" in caplog.text
-    assert reader.described().endswith(f"stereo, only its {name} channel")
+    assert reader.describe().endswith(f"stereo, only its {name} channel")
     assert caplog.text.count("heard alone") == 1
 
 

@@ -29,9 +29,9 @@ from latentsync.media.container import (
 from latentsync.media.encoders import CODECS, PRESETS, check_codec, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, even_box
 from latentsync.media.limits import Limits
-from latentsync.media.output_sound import decided
-from latentsync.media.reader import VideoReader, first_shown
-from latentsync.media.tags import Carried, carried
+from latentsync.media.output_sound import decide_copy
+from latentsync.media.reader import VideoReader, first_frame_time
+from latentsync.media.tags import OutputTags, read_tags
 from latentsync.media.writer import VideoWriter, check_output
 
 __all__ = [
@@ -40,24 +40,24 @@ __all__ = [
     "PRESETS",
     "AudioFacts",
     "AudioReader",
-    "Carried",
     "Colour",
     "Limits",
     "MediaFacts",
+    "OutputTags",
     "Sound",
     "VideoFacts",
     "VideoFrame",
     "VideoReader",
     "VideoWriter",
-    "carried",
     "check_codec",
     "check_output",
-    "decided",
+    "decide_copy",
     "even_box",
-    "first_shown",
+    "first_frame_time",
     "mix",
     "open_media",
     "output_size",
     "probe",
+    "read_tags",
     "refused_address",
 ]

@@ -34,12 +34,20 @@ from latentsync.media.tracks import (
     ONLY_TRACK,
     SILENCE_LEVEL,
     AudioTrack,
+    choose_track,
     sound_streams,
-    taken,
 )
 from latentsync.types import FloatArray
 
-__all__ = ["AudioReader", "Sound", "mix", "pulled", "sound_stream", "tolerance", "trimmed"]
+__all__ = [
+    "AudioReader",
+    "Sound",
+    "max_drift_seconds",
+    "mix",
+    "pull_frames",
+    "sound_stream",
+    "trim",
+]
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +95,9 @@ class Sound:
         """Look at a file; MediaError when it isn't media, has no sound in it, or too much.
 
         `start`: s in the file's own time, before which its sound is left out; None: where its first
-        picture or sound starts. `track`: which of several, as `taken` has it.
+        picture or sound starts. `track`: which of several, as `choose_track` has it.
         """
-        chosen = taken(Path(path), limits, track)
+        chosen = choose_track(Path(path), limits, track)
         with open_media(path, limits) as container:
             stream = sound_stream(container, chosen)
             claimed = None if clock_restarts(container) else stream.duration
@@ -126,7 +134,9 @@ class Sound:
         joined in a file, smaller gaps are filled too, and what overlaps is cut off.
         """
         with open_media(self.path, self.limits) as container:
-            convert = _Converter(self, (rate, layout, sample_format), block, tolerance(container))
+            convert = _Converter(
+                self, (rate, layout, sample_format), block, max_drift_seconds(container)
+            )
             for frame in chain(self.frames(container), [None]):
                 yield from convert(frame)
 
@@ -175,7 +185,7 @@ class _Converter:
     def _push(self, frame: AudioFrame | None) -> list[AudioFrame]:
         assert self._graph is not None
         self._graph.push(frame)
-        converted = list(pulled(self._graph))
+        converted = list(pull_frames(self._graph))
         self.samples += sum(one.samples for one in converted)
         return converted
 
@@ -254,7 +264,7 @@ class AudioReader:
             second = self.samples[start : start + _SPEECH_RATE_HZ]
             yield second.astype(np.float32) / np.float32(_FULL_SCALE_LEVELS)
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """The track, its format, the channel that is heard if not the mix, and "silent"."""
         side = self._unpacked.side
         alone = "" if side is None else f", only its {_SIDES[side]} channel"
@@ -278,7 +288,7 @@ def _decode(sound: Sound) -> _Unpacked:
     with ExitStack() as stack:
         mixed, *sides = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
         container = stack.enter_context(open_media(sound.path, sound.limits))
-        within = tolerance(container)
+        within = max_drift_seconds(container)
         own = _Converter(sound, (sound.sample_rate, "mono", "s16p"), _SPEECH_RATE_HZ, within)
         mono = _Converter(sound, (_SPEECH_RATE_HZ, "mono", "s16p"), _SPEECH_RATE_HZ, within)
         stereo = _Converter(sound, (_SPEECH_RATE_HZ, "stereo", "s16p"), _SPEECH_RATE_HZ, within)
@@ -338,7 +348,7 @@ class _Phase:
         self.known = True
 
 
-def tolerance(container: InputContainer) -> float:
+def max_drift_seconds(container: InputContainer) -> float:
     """Seconds by which sound may be off from where its time says before it is moved there."""
     return _JOINT_SECONDS if clock_restarts(container) else _JITTER_SECONDS
 
@@ -355,7 +365,7 @@ def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFr
     for packet in demux(container, stream, damage):
         frames = decode(packet, AudioFrame)
         if packet.is_corrupt and not frames:
-            damage.tell(": what can't be decoded of its sound is left out")
+            damage.warn(": what can't be decoded of its sound is left out")
         for frame in frames:
             if frame.samples == 0:
                 continue
@@ -375,10 +385,10 @@ def _unpadded(last: AudioFrame) -> AudioFrame:
     in_samples = last.time_base == Fraction(1, last.sample_rate)
     if not (in_samples and last.format.is_planar and 0 < last.duration < last.samples):
         return last
-    return trimmed(last, last.duration)
+    return trim(last, last.duration)
 
 
-def trimmed(frame: AudioFrame, samples: int) -> AudioFrame:
+def trim(frame: AudioFrame, samples: int) -> AudioFrame:
     """The first `samples` of a frame with planar samples."""
     kept: FloatArray = np.ascontiguousarray(frame.to_ndarray()[:, :samples])
     short = AudioFrame.from_ndarray(kept, frame.format.name, frame.layout.name)
@@ -393,7 +403,7 @@ def _seconds(frame: AudioFrame) -> Fraction:
 def _graph(given: Format, wanted: Format, block: int, start: int, tolerance: float) -> Graph:
     """A chain from one (rate, layout, sample format) to another; its first sample is `start`.
 
-    Sound that is further than `tolerance` seconds from where its time says is moved there.
+    Sound that is further than `max_drift_seconds` seconds from where its time says is moved there.
     """
     graph = Graph()
     source = graph.add_abuffer(
@@ -414,7 +424,7 @@ def _graph(given: Format, wanted: Format, block: int, start: int, tolerance: flo
     return graph
 
 
-def pulled(graph: Graph) -> Iterator[AudioFrame]:
+def pull_frames(graph: Graph) -> Iterator[AudioFrame]:
     while True:
         try:
             frame = graph.pull()
@@ -447,10 +457,10 @@ def mix(sounds: Sequence[Sound], output: Path) -> None:
             stream: AudioStream = container.add_stream("flac", rate, layout=layout, format="s32")
             for block in _summed(sounds, rate, layout):
                 graph.push(block)
-                for frame in pulled(graph):
+                for frame in pull_frames(graph):
                     container.mux(stream.encode(frame))
             graph.push(None)
-            for frame in pulled(graph):
+            for frame in pull_frames(graph):
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     except OSError as error:  # PyAV's own are OSErrors where the disk is the reason

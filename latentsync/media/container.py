@@ -24,7 +24,7 @@ from latentsync.errors import MediaError
 from latentsync.media.formats import OPEN_OPTIONS, READ_FORMATS, is_image, name_of, unread_format
 from latentsync.media.frame import Orientation
 from latentsync.media.limits import DEFAULT_LIMITS, MAX_NOTES_BYTES, Limits
-from latentsync.media.preflight import claimed_samples, unpacked_notes
+from latentsync.media.preflight import count_samples, count_unpacked_bytes
 from latentsync.media.timestamps import Continuity
 
 __all__ = [
@@ -110,8 +110,8 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
         if not size:
             raise MediaError(f"{quote_path(path)} is empty, of 0 bytes: write or copy it again")
         with path.open("rb") as file:
-            limits.check_samples(quote_path(path), claimed_samples(file, size), size)
-            limits.check_notes(quote_path(path), unpacked_notes(file, MAX_NOTES_BYTES))
+            limits.check_samples(quote_path(path), count_samples(file, size), size)
+            limits.check_notes(quote_path(path), count_unpacked_bytes(file, MAX_NOTES_BYTES))
             file.seek(0)
             if _is_moving_webp(head := file.read(_HEAD_BYTES)):
                 raise MediaError(
@@ -177,7 +177,7 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def audio_stream(container: InputContainer) -> AudioStream | None:
-    """The main sound stream; which one is heard, `tracks.taken` says."""
+    """The main sound stream; which one is heard, `choose_track` decides."""
     stream = container.streams.best("audio")
     if not isinstance(stream, AudioStream) or stream.codec_context is None:
         return None
@@ -189,11 +189,11 @@ class Damage:
 
     def __init__(self, path: Path | str, level: int = logging.WARNING) -> None:
         self._name, self._level = quote_path(path), level
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
-    def tell(self, what: str, *values: object) -> None:
-        level = logging.DEBUG if what in self._told else self._level
-        self._told.add(what)
+    def warn(self, what: str, *values: object) -> None:
+        level = logging.DEBUG if what in self._logged else self._level
+        self._logged.add(what)
         log.log(level, "%s is damaged" + what, self._name, *values)
 
 
@@ -219,7 +219,7 @@ class _Doubt:
             self._waits -= 1
             if not (self._waits and packet.size):
                 self._waits = 0
-                self._damage.tell(_PARTLY_USED)
+                self._damage.warn(_PARTLY_USED)
         if packet.is_corrupt:
             self._waits = 2
 
@@ -250,7 +250,7 @@ def demux(
             if held is None:
                 yield packet
     except av.FFmpegError as error:
-        damage.tell(" (%s): what comes before is used", error.strerror)
+        damage.warn(" (%s): what comes before is used", error.strerror)
         flush: Packet[Stream] = Packet()
         flush.stream = stream
         yield flush
@@ -267,7 +267,7 @@ def decode(packet: Packet[Stream], kind: type[F], damage: Damage | None = None) 
         given = [frame for frame in frames if isinstance(frame, kind)]
         good = [frame for frame in given if not frame.is_corrupt]
     if damage and good != given:
-        damage.tell(_PARTLY_USED)
+        damage.warn(_PARTLY_USED)
     return good
 
 

@@ -15,7 +15,7 @@ from av.filter import Graph
 from av.video.frame import VideoFrame as RawFrame
 from av.video.stream import VideoStream
 
-__all__ = ["Crop", "crop_of", "cropped"]
+__all__ = ["Crop", "crop_frames", "read_crop"]
 
 _MAX_ELEMENTS = 4096  # that are looked at on one level of a file
 _MAX_ELEMENT_BYTES = 64  # of an element
@@ -42,7 +42,7 @@ class FileElement(NamedTuple):
     stop: int
 
 
-def crop_of(container: InputContainer, stream: VideoStream) -> Crop | None:
+def read_crop(container: InputContainer, stream: VideoStream) -> Crop | None:
     """What is cut off the decoded pictures of a stream; None for nothing."""
     name = container.format.name
     reader = {"mov": _of_mp4, "matroska": _of_matroska}.get(name.split(",")[0])
@@ -60,7 +60,7 @@ def crop_of(container: InputContainer, stream: VideoStream) -> Crop | None:
     return crop if inside else None
 
 
-def cropped(raws: Iterable[RawFrame], crop: Crop) -> Iterator[RawFrame]:
+def crop_frames(raws: Iterable[RawFrame], crop: Crop) -> Iterator[RawFrame]:
     """The same frames without what is not shown."""
     graph, form = None, None
     for raw in raws:

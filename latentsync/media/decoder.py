@@ -34,7 +34,7 @@ from latentsync.media.container import (
     quote_path,
     video_stream,
 )
-from latentsync.media.crop import Crop, crop_of, cropped
+from latentsync.media.crop import Crop, crop_frames, read_crop
 from latentsync.media.limits import Limits
 from latentsync.media.timestamps import Continuity, SeekMap, best_effort, clock_restarts
 
@@ -45,8 +45,8 @@ __all__ = [
     "EachFrame",
     "FrameCounts",
     "FrameSpan",
-    "decoded",
-    "form_of",
+    "decode_stream",
+    "frame_format",
     "picture_stream",
     "progressive",
     "ticks",
@@ -159,7 +159,7 @@ class Decoder:
         self._stream.thread_type = "SLICE" if broadcast else "AUTO"
         self.unit = self._stream.time_base or Fraction(1, 1000)  # s per tick
         self._continuity = Continuity(self._container, self._stream, self._map)
-        self._crop = crop_of(self._container, self._stream)
+        self._crop = read_crop(self._container, self._stream)
 
     def constant_rate(self, fps: Fraction) -> ConstantRate:
         return ConstantRate(self._origin, self.unit, fps, frame_rate(self._stream) or fps)
@@ -292,24 +292,26 @@ def _frames_after_key(timed: Iterator[RawFrame], start: int | None) -> Iterator[
     key = next(raws, None)
     if key is None or not key.key_frame or (start is not None and ticks(key) != start):
         return
-    lacks_its_past = _woven(key)
+    lacks_its_past = _is_interlaced(key)
     frames = progressive(chain([key], raws))
     if lacks_its_past:
         next(frames, None)
     yield from frames
 
 
-def decoded(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[RawFrame]:
+def decode_stream(
+    container: InputContainer, stream: VideoStream, damage: Damage
+) -> Iterator[RawFrame]:
     """A stream's good frames, as they are in the file, each with its time as its pts."""
     packets = demux(container, stream, damage)
-    return best_effort(_decoded(packets, damage, crop_of(container, stream)), stream)
+    return best_effort(_decoded(packets, damage, read_crop(container, stream)), stream)
 
 
 def _decoded(
     packets: Iterable[Packet[Stream]], damage: Damage | None, crop: Crop | None
 ) -> Iterator[RawFrame]:
     raws = (raw for packet in packets for raw in decode(packet, RawFrame, damage))
-    return raws if crop is None else cropped(raws, crop)
+    return raws if crop is None else crop_frames(raws, crop)
 
 
 def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
@@ -322,12 +324,12 @@ def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
     waiting: deque[RawFrame | None] = deque()  # frames in the graph; None for one not wanted back
     last, form = None, None
     for raw in raws:
-        if graph is not None and form != form_of(raw):
-            yield from _whole(graph, waiting, None)
+        if graph is not None and form != frame_format(raw):
+            yield from _deinterlace(graph, waiting, None)
             graph, last = None, None
-        if graph is None and _woven(raw):
-            graph, form = _bwdif(raw), form_of(raw)
-            if last is not None and form_of(last) == form:
+        if graph is None and _is_interlaced(raw):
+            graph, form = _bwdif(raw), frame_format(raw)
+            if last is not None and frame_format(last) == form:
                 waiting.append(None)
                 graph.push(last)
         last = raw
@@ -335,12 +337,12 @@ def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
             yield raw
         else:
             waiting.append(raw)
-            yield from _whole(graph, waiting, raw)
+            yield from _deinterlace(graph, waiting, raw)
     if graph is not None:
-        yield from _whole(graph, waiting, None)
+        yield from _deinterlace(graph, waiting, None)
 
 
-def _whole(
+def _deinterlace(
     graph: Graph, waiting: deque[RawFrame | None], pushed: RawFrame | None
 ) -> Iterator[RawFrame]:
     graph.push(pushed)
@@ -353,10 +355,10 @@ def _whole(
         if source is None:
             continue
         made.pts, made.dts, made.duration = source.pts, source.dts, source.duration
-        yield made if _woven(source) else source
+        yield made if _is_interlaced(source) else source
 
 
-def _woven(raw: RawFrame) -> bool:
+def _is_interlaced(raw: RawFrame) -> bool:
     """Whether two fields make up the picture, at a size that bwdif takes."""
     return bool(raw.interlaced_frame) and min(raw.width, raw.height) >= _MIN_DEINTERLACED_PX
 
@@ -376,7 +378,7 @@ def _bwdif(raw: RawFrame) -> Graph:
     return graph
 
 
-def form_of(raw: RawFrame) -> tuple[int, int, str]:
+def frame_format(raw: RawFrame) -> tuple[int, int, str]:
     return raw.width, raw.height, raw.format.name
 
 

@@ -19,11 +19,11 @@ __all__ = [
     "Colour",
     "Orientation",
     "VideoFrame",
-    "as_raw",
     "even_box",
     "from_raw",
     "has_alpha",
-    "scaled",
+    "scale",
+    "to_raw",
 ]
 
 PIXEL_FORMAT = "yuv420p"
@@ -176,7 +176,7 @@ class VideoFrame:
 
     def raw(self) -> RawFrame:
         """The picture as PyAV's, its size made even; its samples are not to be changed."""
-        return self._raw or as_raw(self._planes)
+        return self._raw or to_raw(self._planes)
 
     def rgb(self, box: Box | None = None) -> Frame:
         """The picture, or a region of it, as (h, w, 3) uint8 RGB; the cost follows the region.
@@ -187,7 +187,7 @@ class VideoFrame:
         box = box or Box(0, 0, self.width, self.height)
         self._check(box)
         around = self._around(box)
-        pixels = self._as_rgb(as_raw(_cut(self._planes, around)))
+        pixels = self._as_rgb(to_raw(_cut(self._planes, around)))
         return np.ascontiguousarray(pixels[_within(box, around)])
 
     def thumbnail(self, max_side: int) -> Frame:
@@ -203,7 +203,7 @@ class VideoFrame:
         sizes = (width, height), *2 * [((width + 1) // 2, (height + 1) // 2)]
         # The planes first, then the colours: swscale takes thrice as long for both at once.
         small = tuple(_averaged(p, size) for p, size in zip(self._planes, sizes, strict=True))
-        return np.ascontiguousarray(self._as_rgb(as_raw(small))[:height, :width])
+        return np.ascontiguousarray(self._as_rgb(to_raw(small))[:height, :width])
 
     def _as_rgb(self, raw: RawFrame) -> Frame:
         # Planes first, which swscale has vector code for: RGB at once takes it five times as long.
@@ -238,7 +238,7 @@ class VideoFrame:
         else:
             halved = _halved(weight)
         fresh = _to_yuv(rgb, self.colour, self.height)
-        raw = None if self.width % 2 or self.height % 2 else as_raw(self._planes)
+        raw = None if self.width % 2 or self.height % 2 else to_raw(self._planes)
         copies = planes_of(raw) if raw else [plane.copy() for plane in self._planes]
         planes = (copies[0], copies[1], copies[2])
         for old, new, share in zip(_cut(planes, box), fresh, (weight, halved, halved), strict=True):
@@ -314,7 +314,7 @@ def has_alpha(pixel_format: str) -> bool:
     return pixel_format.startswith(("yuva", "ya", "gbrap", "rgba", "bgra", "argb", "abgr"))
 
 
-def scaled(raw: RawFrame, size: tuple[int, int], colour: Colour, height: int) -> RawFrame:
+def scale(raw: RawFrame, size: tuple[int, int], colour: Colour, height: int) -> RawFrame:
     """A 4:2:0 picture, `height` px high when upright, at another (width, height); even sizes."""
     return _as_420(raw, *size, colour, height)
 
@@ -389,7 +389,7 @@ def planes_of(raw: RawFrame) -> tuple[Plane, Plane, Plane]:
     return (_plane(raw, 0, raw.height, raw.width), _plane(raw, 1, *half), _plane(raw, 2, *half))
 
 
-def as_raw(planes: tuple[Plane, ...]) -> RawFrame:
+def to_raw(planes: tuple[Plane, ...]) -> RawFrame:
     """A new PyAV picture holding copies of the planes, its size made even by repeating an edge.
 
     At an odd size swscale would stretch the chroma, and H.264 has no odd sizes.

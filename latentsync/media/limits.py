@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from latentsync.errors import HOST, MediaError, option_name, with_option
 from latentsync.options import Options
 
-__all__ = ["DEFAULT_LIMITS", "MAX_NOTES_BYTES", "Limits", "raising"]
+__all__ = ["DEFAULT_LIMITS", "MAX_NOTES_BYTES", "Limits", "advise_raising"]
 
 MAX_NOTES_BYTES = 2**26  # bytes; the profiles of printers have a few million
 
@@ -32,7 +32,7 @@ class Limits:
         if size > self.max_bytes:
             raise MediaError(
                 f"{name} has {size} bytes where at most {self.max_bytes} are read:"
-                f" cut or compress it{raising('max_bytes')}"
+                f" cut or compress it{advise_raising('max_bytes')}"
             )
 
     def check_samples(self, name: str, samples: int, size: int) -> None:
@@ -58,7 +58,7 @@ class Limits:
             raise MediaError(
                 f"{name} has frames of {width} x {height} px where at most"
                 f" {self.max_pixels} px are read: scale it down"
-                f"{raising('max_pixels')}"
+                f"{advise_raising('max_pixels')}"
             )
 
     def check_seconds(self, name: str, seconds: float) -> None:
@@ -66,11 +66,11 @@ class Limits:
         if seconds > self.max_seconds:
             raise MediaError(
                 f"{name} goes on for {seconds:.2f} s where at most {self.max_seconds:g} s are"
-                f" read: cut it{raising('max_seconds')}"
+                f" read: cut it{advise_raising('max_seconds')}"
             )
 
 
-def raising(limit: str) -> str:
+def advise_raising(limit: str) -> str:
     """Return the advice to raise a limit, for askers who have that option."""
     return with_option(limit, f", or raise {option_name(limit)}")
 

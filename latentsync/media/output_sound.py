@@ -13,10 +13,10 @@ from av.packet import Packet
 from av.stream import Stream
 
 from latentsync.errors import MediaError
-from latentsync.media.audio import Sound, sound_stream, tolerance, trimmed
+from latentsync.media.audio import Sound, max_drift_seconds, sound_stream, trim
 from latentsync.media.container import demux, open_media, quote_path
 
-__all__ = ["SoundFeed", "decided", "sound_feed"]
+__all__ = ["SoundFeed", "decide_copy", "sound_feed"]
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _AAC_RATES_HZ = (
 _AAC_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1")
 
 
-def decided(sound: Sound, uniform: bool | None = None) -> Sound:
+def decide_copy(sound: Sound, uniform: bool | None = None) -> Sound:
     """The same sound, with `copied` decided: are its packets copied, or is it encoded anew?
 
     All of it is read, so that nothing in its middle ends a run when most of the work is done: a
@@ -101,7 +101,7 @@ class SoundFeed(Protocol):
 
 def sound_feed(container: OutputContainer, sound: Sound) -> SoundFeed:
     """The feed of an output: of packets where they fit, else of sound encoded anew."""
-    if decided(sound).copied:
+    if decide_copy(sound).copied:
         log.info("sound: %s is copied", sound.codec)
         return _Copied(container, sound)
     return _Encoded(container, sound)
@@ -119,7 +119,7 @@ class _Copied:
         self._due: Fraction | None = None  # s at which the next packet begins if none is missing
         self._packets = demux(self._input, source)
         self._next = next(self._packets, None)
-        self._tolerance = tolerance(self._input)
+        self._tolerance = max_drift_seconds(self._input)
         self.misplaced = False  # whether a packet has no time, or begins before the last one ends
 
     def until(self, seconds: Fraction) -> None:
@@ -207,7 +207,7 @@ class _Encoded:
         end = round(seconds * self._rate)
         self._encode(end)
         if self._next is not None and (left := end - (self._next.pts or 0)) > 0:
-            self._output.mux(self._stream.encode(trimmed(self._next, left)))
+            self._output.mux(self._stream.encode(trim(self._next, left)))
         self._output.mux(self._stream.encode(None))
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-__all__ = ["claimed_samples", "unpacked_notes"]
+__all__ = ["count_samples", "count_unpacked_bytes"]
 
 _OUTER_BOXES = {
     *(b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"),
@@ -27,7 +27,7 @@ _UINT = struct.Struct(">I")
 _ONE_BY_ONE = _UINT.pack(1) * 2  # one entry for all samples, of a tick each
 
 
-def claimed_samples(file: BinaryIO, size: int) -> int:
+def count_samples(file: BinaryIO, size: int) -> int:
     """How many samples FFmpeg would list for the MP4 or QuickTime file of `size` bytes.
 
     Of PCM it lists chunks only: such tracks count for nothing. So does what is no such file, or
@@ -85,7 +85,7 @@ def _walk(file: BinaryIO, start: int, end: int, depth: int = 0) -> Iterator[tupl
         start = stop
 
 
-def unpacked_notes(file: BinaryIO, at_most: int) -> int:
+def count_unpacked_bytes(file: BinaryIO, at_most: int) -> int:
     """Bytes that the profile and the packed texts of a PNG unpack to; counted to `at_most` or more.
 
     What is no PNG has none.

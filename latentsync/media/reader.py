@@ -19,19 +19,19 @@ from latentsync.media.decoder import (
     EachFrame,
     FrameCounts,
     FrameSpan,
-    decoded,
-    form_of,
+    decode_stream,
+    frame_format,
     picture_stream,
     ticks,
 )
 from latentsync.media.formats import is_image
 from latentsync.media.frame import Colour, Orientation, VideoFrame, from_raw, has_alpha
-from latentsync.media.limits import DEFAULT_LIMITS, Limits, raising
+from latentsync.media.limits import DEFAULT_LIMITS, Limits, advise_raising
 from latentsync.media.timestamps import SeekMap, clock_restarts
-from latentsync.media.tonemap import curve_of, tone_mapped
+from latentsync.media.tonemap import hdr_curve, tone_map
 from latentsync.types import VideoInfo
 
-__all__ = ["VideoReader", "first_shown"]
+__all__ = ["VideoReader", "first_frame_time"]
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _KEPT_FRAMES = 16  # at least, however large they are
 _SEEK_FRAMES = 250  # a jump ahead by more than this seeks, where a shorter one decodes through
 
 
-class _Look(NamedTuple):
+class _StreamInfo(NamedTuple):
     """What one glance at a file tells: its stream's facts and its first picture."""
 
     raw: RawFrame
@@ -93,21 +93,21 @@ class VideoReader:
         self._fps, self._limits = fps, limits
         self._remove: Callable[[], object] = _nothing
         self._damage, self._seek_map = Damage(self.path), SeekMap()
-        look = _look_at(self.path, limits)
+        look = _probe(self.path, limits)
         self.info = self._describe(look)
         self.pixel_aspect = look.pixel_aspect  # width / height of one pixel, upright
         self._log_changes(look)
-        if curve_of(look.raw):
-            self._source, self._remove = tone_mapped(
+        if hdr_curve(look.raw):
+            self._source, self._remove = tone_map(
                 self.path, look.raw, owner=self, seconds=used_seconds
             )
-            look = _look_at(self._source, limits)
+            look = _probe(self._source, limits)
         self.time_base = look.unit  # s; the times of `times` are whole multiples of it
         self._origin = ticks(look.raw)
         self._orientation, self._colour = look.orientation, look.colour
         self._times: array[int] | None = None
         self._lengths: array[int] = array("q", [0])
-        self._form = form_of(look.raw)
+        self._form = frame_format(look.raw)
         self._changes = set[tuple[int, int, str]]()  # that were told of
         self._tallies = [FrameCounts()]
         self._seen = 0  # frames of `frames()` that there were
@@ -252,7 +252,7 @@ class VideoReader:
     def _upright(self, raw: RawFrame) -> VideoFrame:
         size = self.info.width, self.info.height
         own = None
-        if (form := form_of(raw)) != self._form:
+        if (form := frame_format(raw)) != self._form:
             self._tell_of_change(form)
             own = Colour.of(raw, form[0] if self._orientation.swap else form[1], self.pixel_aspect)
         try:
@@ -273,7 +273,7 @@ class VideoReader:
                 *(quote_path(self.path), *self._form, *form),
             )
 
-    def _describe(self, look: _Look) -> VideoInfo:
+    def _describe(self, look: _StreamInfo) -> VideoInfo:
         return VideoInfo(
             path=self.path,
             width=look.size[0],
@@ -286,7 +286,7 @@ class VideoReader:
             is_image=look.still,
         )
 
-    def _log_changes(self, look: _Look) -> None:
+    def _log_changes(self, look: _StreamInfo) -> None:
         name = quote_path(self.path)
         if look.raw.interlaced_frame:
             log.info("%s is interlaced: deinterlaced, one frame for each", name)
@@ -294,13 +294,13 @@ class VideoReader:
             log.info("%s has an alpha channel, which is dropped", name)
 
 
-def first_shown(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> Fraction:
+def first_frame_time(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> Fraction:
     """When a clip's first picture is shown, in seconds of the file's own time."""
-    look = _look_at(Path(path), limits)
+    look = _probe(Path(path), limits)
     return ticks(look.raw) * look.unit
 
 
-def _look_at(path: Path, limits: Limits) -> _Look:
+def _probe(path: Path, limits: Limits) -> _StreamInfo:
     with open_media(path, limits) as container:
         stream = picture_stream(container, path)
         codec, still = stream.codec_context.codec.canonical_name, is_image(container)
@@ -308,17 +308,17 @@ def _look_at(path: Path, limits: Limits) -> _Look:
         if seconds is not None and not still and not clock_restarts(container):
             limits.check_seconds(quote_path(path), seconds)
         unsaid = Damage(path, logging.DEBUG)  # whoever reads on tells
-        raw = next(decoded(container, stream, unsaid), None)
+        raw = next(decode_stream(container, stream, unsaid), None)
         if raw is None:
             raise MediaError(
                 f"{quote_path(path)} ({codec}) holds no frame that can be decoded, "
                 "or only larger ones"
                 f" than {limits.max_pixels} px: give a clip that a player shows"
-                f"{raising('max_pixels')}"
+                f"{advise_raising('max_pixels')}"
             )
         orientation = Orientation.of(raw)
         aspect = stream.sample_aspect_ratio or Fraction(1)
-        return _Look(
+        return _StreamInfo(
             raw=raw,
             still=still,
             codec=codec,

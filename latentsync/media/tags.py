@@ -16,7 +16,7 @@ from latentsync.media.frame import has_alpha
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.tracks import sound_streams
 
-__all__ = ["Carried", "carried", "timecode_at"]
+__all__ = ["OutputTags", "read_tags", "timecode_at"]
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,16 @@ _DROP_RATES = (Fraction(30000, 1001), Fraction(60000, 1001))  # frames/s; SMPTE 
 
 
 @dataclass(frozen=True)
-class Carried:
+class OutputTags:
     """What goes into the output's tags, and what of the inputs does not go into the output."""
 
     tags: dict[str, str] = field(default_factory=dict)  # by FFmpeg's names
     left_out: tuple[str, ...] = ()  # in words
 
 
-def carried(
+def read_tags(
     video: Path | str, sounds: Iterable[Sound], fps: Fraction, limits: Limits = DEFAULT_LIMITS
-) -> Carried:
+) -> OutputTags:
     """Look at a clip, and at the sounds it is given; `fps` is the output's.
 
     Kept are creation time, time code (as a label of the output's first frame), title and the like.
@@ -75,7 +75,7 @@ def carried(
     left_out = list(dict.fromkeys(left_out))
     if left_out:
         log.info("not carried over from %s: %s", quote_path(video), "; ".join(left_out))
-    return Carried(tags, tuple(left_out))
+    return OutputTags(tags, tuple(left_out))
 
 
 def timecode_at(code: str, rate: Fraction, fps: Fraction) -> str | None:

@@ -17,7 +17,7 @@ from latentsync.errors import HOST, MediaError, with_option
 from latentsync.media.container import open_media, quote_path, video_stream
 from latentsync.media.formats import OPEN_OPTIONS
 
-__all__ = ["curve_of", "tone_mapped"]
+__all__ = ["hdr_curve", "tone_map"]
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ _FILTERS = (
 _ENCODER_OPTIONS = "-c:v libx264 -qp 0 -preset ultrafast -g 24 -bf 0 -fps_mode passthrough"
 
 
-def curve_of(raw: RawFrame) -> str | None:
+def hdr_curve(raw: RawFrame) -> str | None:
     """FFmpeg's name of a decoded picture's HDR curve; None for SDR."""
     return _CURVES.get(raw.color_trc)
 
 
-def tone_mapped(
+def tone_map(
     path: Path, raw: RawFrame, *, owner: object, seconds: float | None = None
 ) -> tuple[Path, "weakref.finalize[..., object]"]:
     """A lossless, upright, progressive BT.709 copy of an HDR clip's pictures, at the same times.
@@ -60,7 +60,9 @@ def tone_mapped(
         MediaError: it can't be made, for want of space perhaps.
     """
     log.info(
-        "%s is HDR (%s): tone-mapped to SDR, into a temporary file", quote_path(path), curve_of(raw)
+        "%s is HDR (%s): tone-mapped to SDR, into a temporary file",
+        quote_path(path),
+        hdr_curve(raw),
     )
     folder = tempfile.mkdtemp(prefix="latentsync-")
     remove = weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
@@ -94,7 +96,7 @@ def _command(path: Path, raw: RawFrame, copy: Path, seconds: float | None) -> li
     unsaid = {"color_primaries": "bt2020", "colorspace": "bt2020nc", "range": "limited"}
     said = (raw.color_primaries, raw.colorspace, raw.color_range)
     none = (_UNSPECIFIED, _UNSPECIFIED, 0)
-    tags = {"color_trc": curve_of(raw)} | {
+    tags = {"color_trc": hdr_curve(raw)} | {
         name: value
         for (name, value), got, nothing in zip(unsaid.items(), said, none, strict=True)
         if got == nothing

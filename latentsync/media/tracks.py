@@ -19,10 +19,10 @@ __all__ = [
     "ONLY_TRACK",
     "SILENCE_LEVEL",
     "AudioTrack",
+    "choose_track",
     "language_code",
     "quicktime_code",
     "sound_streams",
-    "taken",
 ]
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def sound_streams(container: InputContainer) -> list[AudioStream]:
     return [stream for stream in container.streams.audio if stream.codec_context is not None]
 
 
-def taken(path: Path, limits: Limits, wanted: str | int) -> AudioTrack:
+def choose_track(path: Path, limits: Limits, wanted: str | int) -> AudioTrack:
     """The track with the number or in the language `wanted`, the first of those.
 
     "auto" is FFmpeg's choice (the one marked as default, then the one of most channels), unless

@@ -20,9 +20,9 @@ from latentsync.media.atomic import Draft
 from latentsync.media.audio import Sound
 from latentsync.media.container import quote_path, refused_address
 from latentsync.media.encoders import check_codec, encoder_of, output_size
-from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, scaled
+from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, scale
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
-from latentsync.media.output_sound import SoundFeed, decided, sound_feed
+from latentsync.media.output_sound import SoundFeed, decide_copy, sound_feed
 from latentsync.media.tracks import quicktime_code
 from latentsync.options import Preset
 
@@ -128,7 +128,7 @@ class VideoWriter:
             max_side: px; pictures with a longer side are scaled down to it. None: as they are.
             time_base: s; what the times of frames are rounded to, where they bring any.
             comment: goes to the file's tags.
-            tags: others, by FFmpeg's names; see `carried`.
+            tags: others, by FFmpeg's names; see `read_tags`.
 
         Raises:
             OptionError: an unknown codec. BackendUnavailable: one that can't be opened here.
@@ -140,7 +140,7 @@ class VideoWriter:
             audio = Sound.of(audio, limits)
         check_output(self.path, [] if audio is None else [audio.path])
         self._draft = Draft(self.path.parent.resolve() / self.path.name)
-        audio = audio and decided(audio)
+        audio = audio and decide_copy(audio)
         self._audio = audio and replace(audio, origin=audio.origin - audio_at)
         self._fps, self._unit = fps, time_base
         self._tags = {**(tags or {}), **({} if comment is None else {"comment": comment})}
@@ -253,7 +253,7 @@ class VideoWriter:
             return
         frame, due = self._held
         size = self._video.codec_context.width, self._video.codec_context.height
-        raw = scaled(frame.raw(), size, frame.colour, frame.height)
+        raw = scale(frame.raw(), size, frame.colour, frame.height)
         raw.pts, raw.time_base, self._step = due, self._unit, until - due
         raw.duration = self._step
         self._container.mux(self._video.encode(raw))

@@ -40,9 +40,9 @@ from latentsync.media import (
     VideoFrame,
     VideoReader,
     VideoWriter,
-    carried,
     check_codec,
     check_output,
+    read_tags,
 )
 from latentsync.options import MAX_SEED, Options
 from latentsync.pipeline.compositor import Compositor, SpeakingFace
@@ -227,7 +227,7 @@ class LipSync:
     ) -> tuple[str, ...]:
         """Write each frame as it comes; returns what of the inputs is not in the output."""
         source, limits = inputs.frames, Limits.of(options)
-        kept = carried(source.info.path, inputs.voices.read(), source.fps, limits)
+        kept = read_tags(source.info.path, inputs.voices.read(), source.fps, limits)
         made = options.seed, options.effort.steps, options.guidance_scale
         writer = VideoWriter(
             output,

@@ -21,8 +21,8 @@ from latentsync.media import (
     Limits,
     Sound,
     VideoReader,
-    decided,
-    first_shown,
+    decide_copy,
+    first_frame_time,
     mix,
     output_size,
 )
@@ -74,7 +74,7 @@ class SpeakerAssignment:
     def tracks(self) -> dict[str, str]:
         """Face -> which track of its sound's file is heard, and its format."""
         pairs = zip(self.choices, self.sounds, strict=True)
-        return {str(choice): sound.described() for choice, sound in pairs}
+        return {str(choice): sound.describe() for choice, sound in pairs}
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def open_voices(
     if several and any(choice.kind == "all" for choice in choices):
         raise OptionError("speaker 'all' beside others; name each face, or give one voice to all")
     starts = [
-        first_shown(video, limits) if _same(path, video) else None for path in voices.values()
+        first_frame_time(video, limits) if _same(path, video) else None for path in voices.values()
     ]
     sounds = tuple(
         AudioReader(path, limits=limits, start=start, track=options.audio_track)
@@ -152,7 +152,7 @@ def open_voices(
                 ", or choose another of its tracks" if sound.sound.track.of > 1 else "",
             )
     if not several:
-        yield SpeakerAssignment(choices, sounds, decided(sounds[0].sound, sounds[0].uniform))
+        yield SpeakerAssignment(choices, sounds, decide_copy(sounds[0].sound, sounds[0].uniform))
         return
     with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
         together = Path(folder, "voices.flac")

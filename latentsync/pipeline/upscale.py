@@ -15,18 +15,18 @@ from latentsync.errors import MediaError, OptionError
 from latentsync.faces import FaceChoice, align
 from latentsync.faces.restoration.restoration import FaceRestorer, Restorer, enlarged
 from latentsync.media import (
-    Carried,
     Limits,
+    OutputTags,
     Sound,
     VideoFrame,
     VideoReader,
     VideoWriter,
-    carried,
     check_codec,
     check_output,
-    first_shown,
+    first_frame_time,
     output_size,
     probe,
+    read_tags,
 )
 from latentsync.options import Options
 from latentsync.pipeline import timeline
@@ -104,8 +104,8 @@ def upscale_clip(
         tracks = _tracks(source, detector, options, context) if detector else []
         sound = None
         if probe(video).audio:
-            sound = Sound.of(video, limits, first_shown(video, limits), options.audio_track)
-        kept = carried(video, [sound] if sound else [], source.fps, limits)
+            sound = Sound.of(video, limits, first_frame_time(video, limits), options.audio_track)
+        kept = read_tags(video, [sound] if sound else [], source.fps, limits)
         with (
             _writer(output, sound, kept, source, restorer, options, limits) as writer,
             closing(_pictures(source, frames, tracks, restorer, options, context)) as pictures,
@@ -144,7 +144,7 @@ def _scale(restorer: Restorer, *, whole: bool) -> int:
 def _writer(
     output: Path,
     sound: Sound | None,
-    kept: Carried,
+    kept: OutputTags,
     source: FrameSource,
     restorer: Restorer,
     options: Options,

@@ -20,7 +20,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.media import VideoReader, first_shown
+from latentsync.media import VideoReader, first_frame_time
 from latentsync.types import FloatArray
 from tests.clips import babble, ffmpeg, heard, lag, number_of, picture, write_clip
 
@@ -161,7 +161,7 @@ def ours(path: Path) -> Read:
             numbers=[number_of(frame.rgb()) for frame in reader.source_frames()],
             times=list(reader.times()),
             at_25=[number_of(frame.rgb()) for frame in reader.frames()],
-            sound=heard(path, RATE, first_shown(path)),
+            sound=heard(path, RATE, first_frame_time(path)),
         )
 
 
