@@ -19,14 +19,8 @@ from av.filter import Graph
 from numpy.typing import NDArray
 
 from latentsync.errors import HOST, MediaError, OutputError, with_option
-from latentsync.media.container import (
-    Damage,
-    decode,
-    demux,
-    open_media,
-    quote_path,
-    video_stream,
-)
+from latentsync.media.container import Damage, decode, demux, open_media, quote_path, video_stream
+from latentsync.media.filters import AudioFormat, audio_graph, pull_frames
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.timestamps import clock_restarts
 from latentsync.media.tracks import (
@@ -44,15 +38,11 @@ __all__ = [
     "Sound",
     "max_drift_seconds",
     "mix",
-    "pull_frames",
     "sound_stream",
     "trim",
 ]
 
 log = logging.getLogger(__name__)
-
-Format = tuple[int, str, str]
-"""Sample rate in Hz, layout, sample format; FFmpeg's names."""
 
 _FULL_SCALE_LEVELS = 2**15  # of 16-bit samples
 _SIDES = ("left", "right")
@@ -92,25 +82,27 @@ class Sound:
         start: Fraction | None = None,
         track: str | int = AUTO,
     ) -> "Sound":
-        """Look at a file; MediaError when it isn't media, has no sound in it, or too much.
+        """Describe a file's sound; MediaError when it isn't media, or has no sound or too much.
 
-        `start`: s in the file's own time, before which its sound is left out; None: where its first
-        picture or sound starts. `track`: which of several, as `choose_track` has it.
+        Args:
+            start: s in the file's own time, before which the sound is left out; None: where the
+                first picture or sound starts, whichever is earlier.
+            track: its number or language, or "auto", see `choose_track`.
         """
-        chosen = choose_track(Path(path), limits, track)
         with open_media(path, limits) as container:
+            chosen = choose_track(container, Path(path), limits, track)
             stream = sound_stream(container, chosen)
             claimed = None if clock_restarts(container) else stream.duration
             if claimed is not None and stream.time_base is not None:
                 limits.check_seconds(quote_path(path), float(claimed * stream.time_base))
-            first = next(_decoded(container, stream), None)
+            first = next(_decode_stream(container, stream), None)
             if first is None:
                 raise MediaError(
                     f"{quote_path(path)} has a sound stream without a single sample:"
                     " give a file with sound in it"
                 )
-            pictures = video_stream(container)
             starts = [_seconds(first)]
+            pictures = video_stream(container)
             if pictures is not None and pictures.start_time is not None and pictures.time_base:
                 starts.append(pictures.start_time * pictures.time_base)
             return cls(
@@ -127,96 +119,102 @@ class Sound:
     def resampled(
         self, rate: int, layout: str, sample_format: str, block: int
     ) -> Generator[AudioFrame, None, None]:
-        """Decode the sound from time 0 on, in frames of `block` samples; the last may be shorter.
+        """Decode from time 0 on, in frames of `block` samples; the last may be shorter.
 
-        Sound that starts late is preceded by silence, gaps of more than 0.1 s are filled with it,
-        and what a codec adds in front (priming) is dropped, as the decoder says. Where clips may be
-        joined in a file, smaller gaps are filled too, and what overlaps is cut off.
+        A late start and gaps of more than 0.1 s are filled with silence, and what a codec adds in
+        front (priming) is dropped. In formats that clips are joined in, smaller gaps are filled
+        too, and overlaps are cut off.
         """
         with open_media(self.path, self.limits) as container:
-            convert = _Converter(
-                self, (rate, layout, sample_format), block, max_drift_seconds(container)
-            )
+            drift = max_drift_seconds(container)
+            convert = _Converter(self, (rate, layout, sample_format), block, drift)
             for frame in chain(self.frames(container), [None]):
                 yield from convert(frame)
 
     def frames(self, container: InputContainer) -> Iterator[AudioFrame]:
-        """Decode as the file has it, at times that count samples from time 0."""
-        for frame in _decoded(container, sound_stream(container, self.track)):
+        """Decode the file's own format, at times that count samples from time 0."""
+        for frame in _decode_stream(container, sound_stream(container, self.track)):
             at = _seconds(frame) - self.origin
-            # Before a filter sees it, which would fill a gap of any length with silence.
+            # Checked before a filter sees it, which would fill a gap of any length with silence.
             self.limits.check_seconds(quote_path(self.path), float(at))
             frame.pts = round(at * frame.sample_rate)
             frame.time_base = Fraction(1, frame.sample_rate)
             yield frame
 
     def is_uniform(self) -> bool:
-        """Whether sample rate and layout stay the same; all of the sound is decoded for it."""
+        """Whether sample rate and layout stay the same; decodes all of the sound."""
         with open_media(self.path, self.limits) as container:
             return len({(one.sample_rate, one.layout.name) for one in self.frames(container)}) <= 1
 
 
 class _Converter:
-    """Brings a sound's frames to one rate, layout and sample format, without gaps.
+    """Converts a sound's frames to one rate, layout and sample format, without gaps.
 
-    Called with each frame, and with None at the end. `samples` counts what it gave.
+    Call it with each frame, and with None at the end. `samples` counts what it returned.
     """
 
-    def __init__(self, sound: Sound, wanted: Format, block: int, tolerance: float) -> None:
-        self._sound, self._wanted, self._block, self._within = sound, wanted, block, tolerance
+    def __init__(self, sound: Sound, wanted: AudioFormat, block: int, drift: float) -> None:
+        self._sound, self._wanted, self._block, self._drift = sound, wanted, block, drift
         self._graph: Graph | None = None
-        self._given: Format | None = None
+        self._given: AudioFormat | None = None
         self.samples = 0
 
     def __call__(self, frame: AudioFrame | None) -> list[AudioFrame]:
-        converted = []
-        given = None
+        converted, given = [], None
         if frame is not None:
             given = frame.sample_rate, frame.layout.name, frame.format.name
         if self._graph is not None and given != self._given:
-            converted += self._push(None)
+            converted += self._push(self._graph, None)
             self._graph = None
         if given is not None:
             if self._graph is None:
-                self._graph, self._given = self._built(given), given
-            converted += self._push(frame)
+                self._graph, self._given = self._build_graph(given), given
+            converted += self._push(self._graph, frame)
         return converted
 
-    def _push(self, frame: AudioFrame | None) -> list[AudioFrame]:
-        assert self._graph is not None
-        self._graph.push(frame)
-        converted = list(pull_frames(self._graph))
+    def _push(self, graph: Graph, frame: AudioFrame | None) -> list[AudioFrame]:
+        graph.push(frame)
+        converted = list(pull_frames(graph, AudioFrame))
         self.samples += sum(one.samples for one in converted)
         return converted
 
-    def _built(self, given: Format) -> Graph:
+    def _build_graph(self, given: AudioFormat) -> Graph:
+        rate, layout, kind = self._wanted
+        first = round(self.samples * given[0] / rate)  # aresample counts in input samples
         try:
-            return _graph(given, self._wanted, self._block, self.samples, self._within)
+            return audio_graph(
+                given,
+                ("aresample", f"{rate}:async=1:min_hard_comp={self._drift}:first_pts={first}"),
+                (
+                    "aformat",
+                    f"sample_rates={rate}:channel_layouts={layout}:sample_fmts={kind}",
+                ),
+                ("asetnsamples", f"n={self._block}:p=0"),
+            )
         except av.FFmpegError as error:
             raise MediaError(
-                f"{quote_path(self._sound.path)} has sound that can't be converted ({given[0]} Hz, "
-                f"{given[1]}:"
-                f" {error.strerror}): give it as mono or stereo, at 48000 Hz for example"
+                f"{quote_path(self._sound.path)} has sound that can't be converted ({given[0]} Hz,"
+                f" {given[1]}: {error.strerror}): give it as mono or stereo, say at 48000 Hz"
             ) from error
 
 
 @dataclass(frozen=True)
-class _Unpacked:
-    """What decoding a sound told."""
+class _Decoded:
+    """The samples of a sound, and what decoding it found out."""
 
     samples: NDArray[np.int16]  # (n,) mono, 16 kHz, mapped from a file without a name
     seconds: Fraction  # counted at the file's own sample rate
     uniform: bool  # whether sample rate and layout stayed the same
-    side: int | None  # the channel that is heard alone; None: their mix
+    side: int | None  # the channel that is used alone; None: their mix
 
 
 class AudioReader:
-    """The sound of a file (wav, mp3, aac, m4a, flac, ogg, or a video's), told by its content.
+    """The sound of a file (wav, mp3, aac, m4a, flac, ogg, or a video's), whatever its name says.
 
-    It is decoded once, when samples are first asked for, into a temporary file without a name:
-    32 kB a second, of which nothing is left when the reader is gone or the process is killed.
-    Time 0 is the sound's own, see `Sound.of`. The values are 16-bit steps, as of `ffmpeg -i FILE -f
-    s16le -ac 1 -ar 16000`; of two channels that cancel each other out they are the louder one's.
+    It is decoded once, when samples are first asked for, into a temporary file without a name
+    (32 kB a second), which is gone with the reader or the process. Time 0 is that of `Sound.of`.
+    Samples are 16-bit, as of `ffmpeg -i FILE -f s16le -ac 1 -ar 16000`; where two channels cancel
+    each other out, they are the louder channel's.
 
     Raises:
         MediaError: the file is no media, holds no sound, or more than `limits` allows; the last
@@ -238,18 +236,18 @@ class AudioReader:
 
     @property
     def samples(self) -> NDArray[np.int16]:
-        """(n,) mono at 16 kHz, mapped from disk."""
-        return self._unpacked.samples
+        """(n,) mono, 16 kHz, mapped from disk."""
+        return self._decoded.samples
 
     @property
     def seconds(self) -> Fraction:
-        """Exact length, counted at the file's own sample rate."""
-        return self._unpacked.seconds
+        """Exact duration, counted at the file's own sample rate."""
+        return self._decoded.seconds
 
     @property
     def uniform(self) -> bool:
         """Whether sample rate and layout stay the same."""
-        return self._unpacked.uniform
+        return self._decoded.uniform
 
     @cached_property
     def silent(self) -> bool:
@@ -259,19 +257,19 @@ class AudioReader:
         return bool(loudest <= SILENCE_LEVEL * _FULL_SCALE_LEVELS)
 
     def chunks(self) -> Iterator[FloatArray]:
-        """Mono sound at 16 kHz as (n,) float32 in [-1, 1), a second at a time, from the start."""
+        """Iterate over the sound by the second: (n,) float32 in [-1, 1), mono, 16 kHz."""
         for start in range(0, len(self.samples), _SPEECH_RATE_HZ):
             second = self.samples[start : start + _SPEECH_RATE_HZ]
             yield second.astype(np.float32) / np.float32(_FULL_SCALE_LEVELS)
 
     def describe(self) -> str:
-        """The track, its format, the channel that is heard if not the mix, and "silent"."""
-        side = self._unpacked.side
+        """Name the track, its format, the channel if only one is used, and "silent"."""
+        side = self._decoded.side
         alone = "" if side is None else f", only its {_SIDES[side]} channel"
         return f"{self.sound}{alone}{', silent' if self.silent else ''}"
 
     @cached_property
-    def _unpacked(self) -> _Unpacked:
+    def _decoded(self) -> _Decoded:
         try:
             return _decode(self.sound)
         except OSError as error:
@@ -282,16 +280,20 @@ class AudioReader:
             ) from error
 
 
-def _decode(sound: Sound) -> _Unpacked:
-    """Decode a sound once; until it is known which channels are heard, each is written."""
+def _decode(sound: Sound) -> _Decoded:
+    """Decode a sound once: the mix, and both channels until it is known which of them is used."""
     kinds, phase = set[tuple[int, str]](), _Phase(sound)
     with ExitStack() as stack:
         mixed, *sides = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
         container = stack.enter_context(open_media(sound.path, sound.limits))
-        within = max_drift_seconds(container)
-        own = _Converter(sound, (sound.sample_rate, "mono", "s16p"), _SPEECH_RATE_HZ, within)
-        mono = _Converter(sound, (_SPEECH_RATE_HZ, "mono", "s16p"), _SPEECH_RATE_HZ, within)
-        stereo = _Converter(sound, (_SPEECH_RATE_HZ, "stereo", "s16p"), _SPEECH_RATE_HZ, within)
+        own, mono, stereo = (
+            _Converter(sound, (rate, layout, "s16p"), _SPEECH_RATE_HZ, max_drift_seconds(container))
+            for rate, layout in (
+                (sound.sample_rate, "mono"),
+                (_SPEECH_RATE_HZ, "mono"),
+                (_SPEECH_RATE_HZ, "stereo"),
+            )
+        )
         for frame in chain(sound.frames(container), [None]):
             if frame is not None:
                 kinds.add((frame.sample_rate, frame.layout.name))
@@ -309,24 +311,23 @@ def _decode(sound: Sound) -> _Unpacked:
         file = mixed if phase.side is None else sides[phase.side]
         file.flush()
         samples = np.memmap(file, "<i2", "r") if file.tell() else np.zeros(0, np.int16)
-    return _Unpacked(samples, Fraction(own.samples, sound.sample_rate), len(kinds) <= 1, phase.side)
+    return _Decoded(samples, Fraction(own.samples, sound.sample_rate), len(kinds) <= 1, phase.side)
 
 
 class _Phase:
     """Finds the louder channel of a stereo sound whose channels cancel out in their mix.
 
-    That is so where one of them is wired the wrong way round. Looked at is the first minute that
-    isn't silent.
+    They do so where one channel is inverted. The first minute that isn't silent decides.
     """
 
     def __init__(self, sound: Sound) -> None:
         self._path, self._seconds = sound.path, 0
         self._energy, self._mixed = np.zeros(len(_SIDES)), 0.0
         self.known = sound.channels != len(_SIDES)
-        self.side: int | None = None  # heard alone; None: the mix is heard
+        self.side: int | None = None  # used alone; None: the mix is used
 
     def add(self, block: NDArray[np.generic]) -> None:
-        """The next second, (2, n)."""
+        """Add the next second, (2, n)."""
         if self.known:
             return
         pair = block.astype(np.float64) / _FULL_SCALE_LEVELS
@@ -337,7 +338,7 @@ class _Phase:
             self.decide()
 
     def decide(self) -> None:
-        """Decide by what was heard so far."""
+        """Decide by the sound so far."""
         louder = int(self._energy.argmax())
         if not self.known and self._energy[louder] * _MAX_MIX_SHARE > self._mixed:
             self.side = louder
@@ -349,17 +350,17 @@ class _Phase:
 
 
 def max_drift_seconds(container: InputContainer) -> float:
-    """Seconds by which sound may be off from where its time says before it is moved there."""
+    """Return how far sound may be from its time stamp before it is moved there."""
     return _JOINT_SECONDS if clock_restarts(container) else _JITTER_SECONDS
 
 
 def sound_stream(container: InputContainer, track: AudioTrack) -> AudioStream:
-    """The stream of a track, in its file opened again."""
+    """Find the stream of a track."""
     return sound_streams(container)[track.number - 1]
 
 
-def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """Frames with sound in them, each with a time; padding behind the last one is cut off."""
+def _decode_stream(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """Decode frames that hold samples, each with a time; padding behind the last one is cut off."""
     due, held = 0, None
     damage = Damage(container.name.removeprefix("file:"))
     for packet in demux(container, stream, damage):
@@ -377,19 +378,14 @@ def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFr
                 yield held
             held = frame
     if held is not None:
-        yield _unpadded(held)
-
-
-def _unpadded(last: AudioFrame) -> AudioFrame:
-    """The last frame without the padding that an mp4 tells by a shorter duration."""
-    in_samples = last.time_base == Fraction(1, last.sample_rate)
-    if not (in_samples and last.format.is_planar and 0 < last.duration < last.samples):
-        return last
-    return trim(last, last.duration)
+        # An MP4 marks padding by a shorter duration.
+        counts_samples = held.time_base == Fraction(1, held.sample_rate)
+        padded = counts_samples and held.format.is_planar and 0 < held.duration < held.samples
+        yield trim(held, held.duration) if padded else held
 
 
 def trim(frame: AudioFrame, samples: int) -> AudioFrame:
-    """The first `samples` of a frame with planar samples."""
+    """Return the first `samples` of a frame with planar samples."""
     kept: FloatArray = np.ascontiguousarray(frame.to_ndarray()[:, :samples])
     short = AudioFrame.from_ndarray(kept, frame.format.name, frame.layout.name)
     short.sample_rate, short.pts, short.time_base = frame.sample_rate, frame.pts, frame.time_base
@@ -398,40 +394,6 @@ def trim(frame: AudioFrame, samples: int) -> AudioFrame:
 
 def _seconds(frame: AudioFrame) -> Fraction:
     return (frame.pts or 0) * (frame.time_base or Fraction(1, frame.sample_rate))
-
-
-def _graph(given: Format, wanted: Format, block: int, start: int, tolerance: float) -> Graph:
-    """A chain from one (rate, layout, sample format) to another; its first sample is `start`.
-
-    Sound that is further than `max_drift_seconds` seconds from where its time says is moved there.
-    """
-    graph = Graph()
-    source = graph.add_abuffer(
-        sample_rate=given[0], layout=given[1], format=given[2], time_base=Fraction(1, given[0])
-    )
-    rate, layout, sample_format = wanted
-    first = round(start * given[0] / rate)  # aresample counts in the samples that it is given
-    nodes = [
-        graph.add("aresample", f"{rate}:async=1:min_hard_comp={tolerance}:first_pts={first}"),
-        graph.add(
-            "aformat",
-            f"sample_rates={rate}:channel_layouts={layout}:sample_fmts={sample_format}",
-        ),
-        graph.add("asetnsamples", f"n={block}:p=0"),
-        graph.add("abuffersink"),
-    ]
-    graph.link_nodes(source, *nodes).configure()
-    return graph
-
-
-def pull_frames(graph: Graph) -> Iterator[AudioFrame]:
-    while True:
-        try:
-            frame = graph.pull()
-        except (av.BlockingIOError, av.EOFError):
-            return
-        if isinstance(frame, AudioFrame):
-            yield frame
 
 
 _BLOCK_SAMPLES = 4096
@@ -443,7 +405,7 @@ _LIMITER = "limit=0.95:level=0:latency=1"
 def mix(sounds: Sequence[Sound], output: Path) -> None:
     """Write the sum of sounds, which begin together, as FLAC as long as the longest.
 
-    In stereo, unless all are mono. A mono voice is as loud on either side as in its file.
+    It is stereo unless all are mono. A mono voice is as loud on either side as in its file.
 
     Raises:
         MediaError: one of them can't be used.
@@ -451,54 +413,41 @@ def mix(sounds: Sequence[Sound], output: Path) -> None:
     """
     rate = min(_MAX_MIX_RATE_HZ, max(sound.sample_rate for sound in sounds))
     layout = "mono" if all(sound.channels == 1 for sound in sounds) else "stereo"
-    graph = _limiter(rate, layout)
+    graph = audio_graph(
+        (rate, layout, "fltp"),
+        ("alimiter", _LIMITER),
+        ("aformat", "sample_fmts=s32"),
+        ("asetnsamples", f"n={_BLOCK_SAMPLES}:p=0"),
+    )
     try:
         with av.open(f"file:{output}", "w", format="flac") as container:
             stream: AudioStream = container.add_stream("flac", rate, layout=layout, format="s32")
-            for block in _summed(sounds, rate, layout):
+            for block in chain(_sum_blocks(sounds, rate, layout), [None]):
                 graph.push(block)
-                for frame in pull_frames(graph):
+                for frame in pull_frames(graph, AudioFrame):
                     container.mux(stream.encode(frame))
-            graph.push(None)
-            for frame in pull_frames(graph):
-                container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-    except OSError as error:  # PyAV's own are OSErrors where the disk is the reason
+    except OSError as error:  # PyAV's errors are OSErrors too where the disk is the reason
         raise OutputError(
             f"the voices can't be summed in {quote_path(output)} ({error.strerror}): "
             f"check the free space there{with_option(HOST, ' (TMPDIR)')}"
         ) from error
 
 
-def _summed(sounds: Sequence[Sound], rate: int, layout: str) -> Iterator[AudioFrame]:
-    """Frames of `_BLOCK_SAMPLES` samples, the last one shorter."""
-    layouts = ["mono" if sound.channels == 1 else layout for sound in sounds]
+def _sum_blocks(sounds: Sequence[Sound], rate: int, layout: str) -> Iterator[AudioFrame]:
+    """Add the sounds up in frames of `_BLOCK_SAMPLES`; the last one is shorter."""
     parts = [
-        sound.resampled(rate, own, "fltp", _BLOCK_SAMPLES)
-        for sound, own in zip(sounds, layouts, strict=True)
+        sound.resampled(rate, "mono" if sound.channels == 1 else layout, "fltp", _BLOCK_SAMPLES)
+        for sound in sounds
     ]
-    channels = 1 if layout == "mono" else 2
     at = 0
     for frames in zip_longest(*parts):
         arrays = [np.asarray(frame.to_ndarray(), np.float32) for frame in frames if frame]
-        total = np.zeros((channels, max(array.shape[1] for array in arrays)), np.float32)
+        samples = max(array.shape[1] for array in arrays)
+        total = np.zeros((1 if layout == "mono" else 2, samples), np.float32)
         for array in arrays:
             total[:, : array.shape[1]] += array
         block = AudioFrame.from_ndarray(total, format="fltp", layout=layout)
         block.sample_rate, block.pts, block.time_base = rate, at, Fraction(1, rate)
-        at += block.samples
+        at += samples
         yield block
-
-
-def _limiter(rate: int, layout: str) -> Graph:
-    graph = Graph()
-    graph.link_nodes(
-        graph.add_abuffer(
-            sample_rate=rate, layout=layout, format="fltp", time_base=Fraction(1, rate)
-        ),
-        graph.add("alimiter", _LIMITER),
-        graph.add("aformat", "sample_fmts=s32"),
-        graph.add("asetnsamples", f"n={_BLOCK_SAMPLES}:p=0"),
-        graph.add("abuffersink"),
-    ).configure()
-    return graph

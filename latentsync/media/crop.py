@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from av.container import InputContainer
-from av.filter import Graph
 from av.video.frame import VideoFrame as RawFrame
 from av.video.stream import VideoStream
+
+from latentsync.media.filters import video_graph
 
 __all__ = ["Crop", "crop_frames", "read_crop"]
 
@@ -66,27 +67,14 @@ def crop_frames(raws: Iterable[RawFrame], crop: Crop) -> Iterator[RawFrame]:
     for raw in raws:
         if graph is None or form != (raw.width, raw.height, raw.format.name):
             form = raw.width, raw.height, raw.format.name
-            graph = _graph(raw, crop)
+            width = max(1, raw.width - crop.left - crop.right)
+            height = max(1, raw.height - crop.top - crop.bottom)
+            area = f"{width}:{height}:{crop.left}:{crop.top}:exact=1"
+            graph = video_graph(raw, ("crop", area))
         graph.push(raw)
         made = graph.vpull()
         made.pts, made.dts, made.duration = raw.pts, raw.dts, raw.duration
         yield made
-
-
-def _graph(raw: RawFrame, crop: Crop) -> Graph:
-    size = raw.width - crop.left - crop.right, raw.height - crop.top - crop.bottom
-    graph = Graph()
-    graph.link_nodes(
-        graph.add_buffer(
-            width=raw.width,
-            height=raw.height,
-            format=raw.format,
-            time_base=raw.time_base or Fraction(1, 1000),
-        ),
-        graph.add("crop", f"{max(1, size[0])}:{max(1, size[1])}:{crop.left}:{crop.top}:exact=1"),
-        graph.add("buffersink"),
-    ).configure()
-    return graph
 
 
 def _find(

@@ -1,7 +1,6 @@
-"""Which of a file's sound tracks is taken, and how languages are named."""
+"""Choice of a file's sound track, and the codes of languages."""
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,42 +86,37 @@ def sound_streams(container: InputContainer) -> list[AudioStream]:
     return [stream for stream in container.streams.audio if stream.codec_context is not None]
 
 
-def choose_track(path: Path, limits: Limits, wanted: str | int) -> AudioTrack:
-    """The track with the number or in the language `wanted`, the first of those.
+def choose_track(
+    container: InputContainer, path: Path, limits: Limits, wanted: str | int
+) -> AudioTrack:
+    """Choose the first track of a file, opened from `path`, by its number or language.
 
-    "auto" is FFmpeg's choice (the one marked as default, then the one of most channels), unless
-    it is silent from start to end and another one is not: then that one.
+    "auto" is FFmpeg's choice (the track marked as default, then the one of most channels), unless
+    that is silent from start to end and another one isn't: then the first of the others.
 
     Raises:
         MediaError: the file has no sound, or no such track.
     """
-    with open_media(path, limits) as container:
-        streams = sound_streams(container)
-        if not streams:
-            raise MediaError(f"{quote_path(path)} has no sound: give a file with a sound stream")
-        codes = [language_code(stream.metadata.get("language", "")) for stream in streams]
-        tracks = [AudioTrack(n, len(streams), code) for n, code in enumerate(codes, 1)]
-        if wanted != AUTO:
-            return _named(tracks, str(wanted), quote_path(path))
-        best = container.streams.best("audio")
-        first = tracks[streams.index(best) if isinstance(best, AudioStream) else 0]
+    streams = sound_streams(container)
+    if not streams:
+        raise MediaError(f"{quote_path(path)} has no sound: give a file with a sound stream")
+    codes = [language_code(stream.metadata.get("language", "")) for stream in streams]
+    tracks = [AudioTrack(n, len(streams), code) for n, code in enumerate(codes, 1)]
+    if wanted != AUTO:
+        return _find_track(tracks, str(wanted), quote_path(path))
+    best = container.streams.best("audio")
+    first = tracks[streams.index(best) if isinstance(best, AudioStream) else 0]
     if first.of == 1:
         return first
-    for track in (first, *(one for one in tracks if one is not first)):
-        with open_media(path, limits) as container:
-            if not _silent(container, sound_streams(container)[track.number - 1]):
-                break
-    else:
-        track = first
+    by_rank = [first, *(one for one in tracks if one is not first)]
+    track = next((one for one in by_rank if not _is_silent(path, limits, one)), first)
     silence = "" if track is first else f", for track {first.number} is silent"
-    log.log(
-        logging.WARNING if silence else logging.INFO,
-        *("the sound of %s is %s%s", quote_path(path), track, silence),
-    )
+    level = logging.WARNING if silence else logging.INFO
+    log.log(level, "the sound of %s is %s%s", quote_path(path), track, silence)
     return track
 
 
-def _named(tracks: list[AudioTrack], wanted: str, name: str) -> AudioTrack:
+def _find_track(tracks: list[AudioTrack], wanted: str, name: str) -> AudioTrack:
     if wanted.isdecimal() and 1 <= int(wanted) <= len(tracks):
         return tracks[int(wanted) - 1]
     code = language_code(wanted)
@@ -134,18 +128,16 @@ def _named(tracks: list[AudioTrack], wanted: str, name: str) -> AudioTrack:
     raise MediaError(f"{name} has no sound track {wanted!r}: give {has}")
 
 
-def _silent(container: InputContainer, stream: AudioStream) -> bool:
-    """Whether no sample of a track is louder than silence; read up to the first one that is."""
-    return not any(peak > SILENCE_LEVEL for peak in _peaks(container, stream))
-
-
-def _peaks(container: InputContainer, stream: AudioStream) -> Iterator[float]:
-    """The largest sample of each frame, 0-1 of full scale."""
-    for packet in demux(container, stream):
-        for frame in decode(packet, AudioFrame):
-            samples = np.asarray(frame.to_ndarray(), np.float64)
-            if frame.format.name.startswith("u8"):
-                samples = samples / 128 - 1
-            elif frame.format.name.startswith("s"):
-                samples = samples / 2 ** (8 * frame.format.bytes - 1)
-            yield float(np.abs(samples).max(initial=0))
+def _is_silent(path: Path, limits: Limits, track: AudioTrack) -> bool:
+    """Read a track up to the first sample that is louder than silence; True if there is none."""
+    with open_media(path, limits) as container:
+        for packet in demux(container, sound_streams(container)[track.number - 1]):
+            for frame in decode(packet, AudioFrame):
+                samples = np.asarray(frame.to_ndarray(), np.float64)
+                if frame.format.name.startswith("u8"):
+                    samples = samples / 128 - 1
+                elif frame.format.name.startswith("s"):
+                    samples = samples / 2 ** (8 * frame.format.bytes - 1)
+                if np.abs(samples).max(initial=0) > SILENCE_LEVEL:
+                    return False
+    return True
