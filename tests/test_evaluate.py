@@ -24,7 +24,7 @@ from latentsync.evaluation.tables import as_csv, as_json, as_text
 from latentsync.media import AudioReader
 from latentsync.runtime.progress import RunContext
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
-from tests.stubs import SIZE, StubDetector, numbered_clip
+from tests.stubs import SIZE, Brightness, StubDetector, numbered_clip
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FRAMES = 32
@@ -38,13 +38,6 @@ def detector(monkeypatch):
     stub = StubDetector()
     monkeypatch.setattr(runner.faces, "create", lambda *_, **__: stub)
     return stub
-
-
-class Brightness:
-    """In the mouth net's place: how bright a crop is."""
-
-    def measure(self, crops):
-        return np.repeat(crops.mean(axis=(1, 2, 3))[:, None] / 255, 3, axis=1)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from latentsync.evaluation.clips import find_pairs
 from latentsync.evaluation.runner import evaluate
 from latentsync.types import Face
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
-from tests.stubs import SIZE, StubDetector, numbered_clip, tiny_lipsync
+from tests.stubs import SIZE, Brightness, StubDetector, numbered_clip, tiny_lipsync
 
 LOSSLESS = {"crf": "0", "preset": "ultrafast"}
 WIDE = (300, 180)  # px
@@ -129,20 +129,23 @@ def test_of_several_speakers_the_first_is_measured_and_that_is_said(tmp_path, ma
     found = measured(make(source, 0, audio=sounds), "psnr")
     assert found.face == "left"
     assert found.notes == [
-        "the mouths of left and right were drawn; that of left is measured, --face measures another"
+        "the run generated the mouths of left and right; the figures are those of the face left, "
+        "choose another with --face"
     ]
     found = measured(make(source, 0.3, face="all"), "psnr")
-    assert found.notes[0].startswith("the mouths of all were drawn; the largest is measured")
+    assert found.notes[0].startswith(
+        "the run generated the mouths of all; the figures are those of the face largest"
+    )
 
 
-def test_a_report_of_another_output_is_left_aside(tmp_path, make, detector):
+def test_a_report_of_another_output_is_ignored(tmp_path, make, detector):
     detector[0] = Couple()
     source = write_clip(tmp_path / "clip.mp4", [picture(0, *WIDE)] * 20, size=WIDE, **LOSSLESS)
     output = make(source, 0.8, face="left")
     shutil.copy(write_clip(tmp_path / "b.mp4", [picture(0, *WIDE)] * 6, size=WIDE), output)
     found = measured(output, "psnr")
     assert found.face == "largest"
-    assert found.notes[0].startswith("its report tells of 0.80 s, but it lasts 0.24 s")
+    assert found.notes[0].startswith("its report says 0.80 s, but it lasts 0.24 s")
 
 
 def test_a_reference_that_is_not_the_source_is_compared_by_time(tmp_path, make):
@@ -180,6 +183,7 @@ def test_a_picture_that_the_report_names_may_be_gone(tmp_path, make):
         ({"frames": 10**15}, "frames 1000000000000000"),
         ({"source_frames": 10**30}, "source_frames 1000000000000000000000000000000"),
         ({"frames": -3}, "frames -3"),
+        ({"seconds": 10**400}, f"seconds 1{39 * '0'}"),
         ({"frames": float("inf")}, "frames inf"),
         ({"passed_through": [[2, 10**20, "no face"]]}, "passed_through 100000000000000000000"),
     ],
@@ -189,16 +193,9 @@ def test_a_report_with_absurd_numbers_is_named_with_the_number(tmp_path, make, b
     report = json.loads((tmp_path / "out.json").read_text())
     (tmp_path / "out.json").write_text(json.dumps(report | broken))
     found = measured(output, "psnr")
-    note = f"its report out.json says {said}, which no clip has: the report is left aside"
+    note = f"its report out.json says {said}, which no clip has: the report is ignored"
     assert found.notes[0] == note
     assert (found.face, np.isfinite(found.figures["psnr_frame"])) == ("largest", True)
-
-
-class Brightness:
-    """In the mouth net's place: how bright a crop is."""
-
-    def measure(self, crops):
-        return np.repeat(crops.mean(axis=(1, 2, 3))[:, None] / 255, 3, axis=1)
 
 
 @pytest.mark.parametrize("fps", ["25", "source"])

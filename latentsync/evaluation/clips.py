@@ -241,18 +241,18 @@ class EvaluatedClip:
         if track.detected.any():
             clip.track = track
         else:
-            clip.no_face = "no frame with the face has a mouth that was drawn, says its report"
+            clip.no_face = "by its report, no frame with the face has a generated mouth"
         return clip
 
     def _valid_run(self, seconds: float | None) -> ReportedRun | None:
         """The run of the report, unless the report is of another output or damaged."""
         run = self.pair.run
         if run and run.problem:
-            self.notes.append(f"its report {run.problem}: the report is left aside")
+            self.notes.append(f"its report {run.problem}: the report is ignored")
         elif run and run.seconds and seconds and abs(seconds - run.seconds) > MAX_DRIFT_SECONDS:
             self.notes.append(
-                f"its report tells of {run.seconds:.2f} s, but it lasts {seconds:.2f} s: the "
-                "report is of another output, and left aside"
+                f"its report says {run.seconds:.2f} s, but it lasts {seconds:.2f} s: the report "
+                "belongs to another output and is ignored"
             )
             return None
         return run
@@ -267,10 +267,10 @@ class EvaluatedClip:
                 raise
             self.no_face = f"its report says face {drawn[0]!r}, which is not there; give --face"
         if face is None and (len(drawn) > 1 or self.face.kind == "all"):
-            which = "the largest" if self.face.kind == "all" else f"that of {self.face}"
+            which = "largest" if self.face.kind == "all" else self.face
             self.notes.append(
-                f"the mouths of {' and '.join(drawn)} were drawn; {which} is measured, --face "
-                "measures another"
+                f"the run generated the mouths of {' and '.join(drawn)}; the figures are those of "
+                f"the face {which}, choose another with --face"
             )
 
     def _map_frames(self, run: ReportedRun, own: IntArray) -> None:

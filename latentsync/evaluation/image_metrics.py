@@ -230,7 +230,7 @@ def lpips_distance(
     a, b = compared(images, references, region)
     if min(a.shape[1:3]) < MIN_LPIPS_SIDE:
         raise OptionError(
-            f"LPIPS was asked of {a.shape[2]} x {a.shape[1]} px; it needs {MIN_LPIPS_SIDE} x "
+            f"LPIPS got {a.shape[2]} x {a.shape[1]} px; it needs {MIN_LPIPS_SIDE} x "
             f"{MIN_LPIPS_SIDE}: measure larger crops"
         )
     like = next(net.parameters())

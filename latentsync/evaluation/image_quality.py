@@ -117,7 +117,7 @@ def ssim_curve(images: Stack, references: Stack, region: Box | None = None) -> A
     a, b = compared(images, references, region)
     if min(a.shape[1:3]) < SSIM_WINDOW:
         raise OptionError(
-            f"SSIM was asked of {a.shape[2]} x {a.shape[1]} px; it needs {SSIM_WINDOW} x "
+            f"SSIM got {a.shape[2]} x {a.shape[1]} px; it needs {SSIM_WINDOW} x "
             f"{SSIM_WINDOW}: measure larger crops"
         )
     return np.array([_ssim_map(x, y).mean() for x, y in zip(a, b, strict=True)], np.float64)

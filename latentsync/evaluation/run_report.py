@@ -54,17 +54,20 @@ class ReportedRun:
     def _parse(cls, source: Path, report: Mapping[str, Any]) -> "ReportedRun":
         options = report["options"]
         mode = options["sync_mode"]
-        frames = _number("frames", report["frames"])
-        source_frames = _number("source_frames", report["source_frames"])
+        frames = int(_plausible("frames", report["frames"]))
+        source_frames = int(_plausible("source_frames", report["source_frames"]))
         if mode not in get_args(SyncMode) or min(frames, source_frames) < 1:
             raise ValueError(mode)
         return cls(
             source,
             tuple(map(str, report.get("voices") or [options["face"]])),
-            float(report["seconds"]),
+            float(_plausible("seconds", report["seconds"])),
             timeline.source_frames(frames, source_frames, mode),
             tuple(
-                (_number("passed_through", start), _number("passed_through", stop))
+                (
+                    int(_plausible("passed_through", start)),
+                    int(_plausible("passed_through", stop)),
+                )
                 for start, stop, _ in report["passed_through"]
             ),
             options["fps"] == "source",
@@ -92,11 +95,11 @@ class ReportedRun:
         )
 
 
-def _number(name: str, value: float) -> int:
-    """A report's frame number. Raises OverflowError, naming it, if no clip has so many frames."""
+def _plausible(name: str, value: float) -> float:
+    """A number of a report. Raises OverflowError, naming it, if no clip has so many frames."""
     if not 0 <= value <= MAX_FRAMES:
         raise OverflowError(f"{name} {str(value)[:40]}")
-    return int(value)
+    return value
 
 
 def _is_file(path: Path) -> bool:
