@@ -1,4 +1,4 @@
-"""One open clip, read forward from a place of one's choice: which picture is shown when."""
+"""Decoding of one clip from any position: which frame is shown when."""
 
 from __future__ import annotations  # PyAV's Packet is generic for type checkers only
 
@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
-from itertools import chain, dropwhile, islice
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple
 
 import av
 from av.container import InputContainer
@@ -35,22 +34,12 @@ from latentsync.media.container import (
     video_stream,
 )
 from latentsync.media.crop import Crop, crop_frames, read_crop
+from latentsync.media.filters import pull_frames, video_graph
 from latentsync.media.limits import Limits
 from latentsync.media.timestamps import Continuity, SeekMap, best_effort, clock_restarts
 
-__all__ = [
-    "Clock",
-    "ConstantRate",
-    "Decoder",
-    "EachFrame",
-    "FrameCounts",
-    "FrameSpan",
-    "decode_stream",
-    "frame_format",
-    "picture_stream",
-    "progressive",
-    "ticks",
-]
+__all__ = ["Decoder", "FrameClock", "FrameCounts", "FrameSpan"]
+__all__ += ["decode_stream", "deinterlace", "frame_format", "picture_stream", "ticks"]
 
 log = logging.getLogger(__name__)
 
@@ -73,66 +62,59 @@ class FrameCounts:
     """What became of the frames decoded so far."""
 
     decoded: int = 0
-    shown: int = 0  # at the rate that was asked for
-    behind: int = 0  # whose time is not after that of the frame before
+    shown: int = 0  # at the requested rate
+    behind: int = 0  # frames that are not later than the frame before
 
     def add(self, *, shown: bool, rising: bool = True) -> bool:
-        """Count a frame, shown or replaced by the next one, `rising` if that is later; `shown`."""
+        """Count a frame and return `shown`; `rising`: the next frame is later."""
         self.decoded += 1
         self.shown += shown
         self.behind += not rising
         return shown
 
 
-class Clock(Protocol):
-    """What an index means: which one a time (in the stream's ticks) falls on, and back."""
+class FrameClock:
+    """Maps times, in the stream's ticks, to frame indices and back.
 
-    def index(self, at: int) -> int: ...
+    Index n is n / fps after the first frame, times rounded to it half up. Or, given the rising
+    `times` of all frames, the n-th source frame.
+    """
 
-    def ticks(self, index: int) -> int:
-        """A time at or before which `index` begins."""
-
-    def after(self, index: int, end: int | None) -> int:
-        """The index after a frame shown from `index` on, whose own time is over at `end`."""
-
-
-class ConstantRate:
-    """Index n is n / fps after the first frame; times are rounded to it half up."""
-
-    def __init__(self, origin: int, unit: Fraction, fps: Fraction, source_fps: Fraction) -> None:
-        self._origin, self._step = origin, unit * fps  # frames per tick
-        self._usual = round(fps / source_fps)  # indices of a frame that doesn't say how long it is
+    def __init__(
+        self,
+        origin: int,
+        frames_per_tick: Fraction,
+        default_step: int,
+        times: array[int] | None = None,
+    ) -> None:
+        self._origin, self._frames_per_tick, self._times = origin, frames_per_tick, times
+        self._default_step = default_step  # indices of a frame without a duration
 
     def index(self, at: int) -> int:
-        return math.floor((at - self._origin) * self._step + Fraction(1, 2))
+        """Return the index that a time falls on."""
+        if self._times is not None:
+            return bisect_right(self._times, at) - 1
+        return math.floor((at - self._origin) * self._frames_per_tick + Fraction(1, 2))
 
     def ticks(self, index: int) -> int:
-        return self._origin + int(index / self._step)
+        """Return a time at or before which an index begins."""
+        if self._times is not None:
+            return self._times[min(index, len(self._times) - 1)]
+        return self._origin + int(index / self._frames_per_tick)
 
-    def after(self, index: int, end: int | None) -> int:
-        return index + self._usual if end is None else self.index(end)
-
-
-class EachFrame:
-    """Index n is the n-th source frame; `times` are those of all frames, in ticks, rising."""
-
-    def __init__(self, times: array[int]) -> None:
-        self._times = times
-
-    def index(self, at: int) -> int:
-        return bisect_right(self._times, at) - 1
-
-    def ticks(self, index: int) -> int:
-        return self._times[min(index, len(self._times) - 1)]
-
-    def after(self, index: int, end: int | None) -> int:  # noqa: ARG002 - a Clock
-        return index + 1
+    def end(self, index: int, raw: RawFrame) -> int:
+        """Return the index after a frame that is shown from `index` on, by its duration."""
+        if self._times is not None:
+            return index + 1
+        if not raw.duration:
+            return index + self._default_step
+        return self.index(ticks(raw) + raw.duration)
 
 
 class Decoder:
-    """Frames of a clip as decoded, made progressive; `origin` is the first one's time in ticks.
+    """Frames of a clip as decoded, deinterlaced; `origin` is the first frame's time in ticks.
 
-    `damage` tells what is wrong with the clip, `seek_map` is the clip's, for all its decoders.
+    `damage` logs what is wrong with the clip; `seek_map` is shared by all decoders of the clip.
     Raises MediaError, also while reading, when the clip holds more than `limits` allows.
     """
 
@@ -141,59 +123,74 @@ class Decoder:
     ) -> None:
         self._path, self._origin, self._limits, self._damage = path, origin, limits, damage
         self._map = seek_map
-        self.tally = FrameCounts()
+        self.counts = FrameCounts()
         self._open()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._container.close()
 
     def _open(self) -> None:
         self._container = open_media(self._path, self._limits)
         self._stream = picture_stream(self._container, self._path)
-        # Decoding several frames at once is faster, but it is chance then whether a picture is told
-        # to be damaged; recorded broadcasts often are.
+        # Frame threads are faster, but then it is chance whether a frame is marked as damaged, and
+        # recorded broadcasts often are damaged.
         broadcast = self._container.format.name in _BROADCAST_FORMATS
         self._stream.thread_type = "SLICE" if broadcast else "AUTO"
         self.unit = self._stream.time_base or Fraction(1, 1000)  # s per tick
         self._continuity = Continuity(self._container, self._stream, self._map)
         self._crop = read_crop(self._container, self._stream)
 
-    def constant_rate(self, fps: Fraction) -> ConstantRate:
-        return ConstantRate(self._origin, self.unit, fps, frame_rate(self._stream) or fps)
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def clock(self, fps: Fraction, times: array[int] | None = None) -> FrameClock:
+        """Make the clock of a constant rate, or, given all times, of the source frames."""
+        step = round(fps / (frame_rate(self._stream) or fps))
+        return FrameClock(self._origin, self.unit * fps, step, times)
 
     def timed(self) -> Iterator[tuple[int, RawFrame]]:
-        """Every source frame with its time in ticks, rising; of frames of one time the last."""
+        """Decode every source frame with its time in ticks, rising.
+
+        Of several frames at the same time the last one is kept.
+        """
         held: tuple[int, RawFrame] | None = None
-        for raw in self._frames(self._packets()):
+        for raw in self._frames():
             at = ticks(raw)
             if held is not None:
-                if self.tally.add(shown=at > held[0], rising=at > held[0]):
+                if self.counts.add(shown=at > held[0], rising=at > held[0]):
                     yield held
                 at = max(at, held[0])
             held = at, raw
         if held is not None:
-            self.tally.add(shown=True)
+            self.counts.add(shown=True)
             yield held
 
-    def spans(self, clock: Clock) -> Iterator[FrameSpan]:
-        """All spans from the start."""
-        return self._spans(clock, self._frames(self._packets()))
+    def spans(self, clock: FrameClock) -> Iterator[FrameSpan]:
+        """Decode all spans from the start."""
+        return self._spans(clock, self._frames())
 
-    def spans_from(self, clock: Clock, index: int) -> Iterator[FrameSpan]:
-        """Spans from the one that shows `index` on, the very ones that `spans` would give."""
+    def _spans(self, clock: FrameClock, frames: Iterator[RawFrame]) -> Iterator[FrameSpan]:
+        start, held, end = 0, None, 0
+        for raw in frames:
+            at = clock.index(ticks(raw))
+            if held is not None:
+                if self.counts.add(shown=at > start, rising=ticks(raw) > ticks(held)):
+                    yield FrameSpan(start, at, held)
+                at = max(at, start)
+            start, held, end = at, raw, clock.end(at, raw)
+        if held is not None and self.counts.add(shown=end > start or start == 0):
+            yield FrameSpan(start, max(end, start + 1), held)
+
+    def spans_from(self, clock: FrameClock, index: int) -> Iterator[FrameSpan]:
+        """Decode spans from the one that shows `index` on, the same as `spans` gives."""
         index = max(index, 0)
         frames = self._frames_from(clock, index)
         if frames is None:
             self._container.close()
             self._open()
-            frames = self._frames(self._packets())
+            frames = self._frames()
         return (span for span in self._spans(clock, frames) if span.stop > index)
 
     def check_end(self, seconds: float) -> None:
-        """Log it when the file claims to go on for a second or more after `seconds`."""
+        """Warn if the file claims to last a second or more longer than `seconds`."""
         claimed = self._stream.duration
         if clock_restarts(self._container):
             return
@@ -202,7 +199,7 @@ class Decoder:
         elif match := re.fullmatch(
             r"(\d+):(\d+):([\d.]+)", self._stream.metadata.get("DURATION", "")
         ):
-            # Matroska's, which as FFmpeg writes it counts from the file's start, not the stream's.
+            # Matroska's, which FFmpeg counts from the start of the file, not of the stream.
             end = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
             whole = end - float(self._origin * self.unit)
         else:
@@ -213,11 +210,10 @@ class Decoder:
                 *(quote_path(self._path), whole, seconds),
             )
 
-    def _packets(self) -> Iterator[Packet[Stream]]:
-        return demux(self._container, self._stream, self._damage, self._continuity)
-
-    def _frames(self, packets: Iterable[Packet[Stream]]) -> Iterator[RawFrame]:
-        return progressive(self._timed(packets, self._damage))
+    def _frames(self) -> Iterator[RawFrame]:
+        """Decode from the current position on, deinterlaced."""
+        packets = demux(self._container, self._stream, self._damage, self._continuity)
+        return deinterlace(self._timed(packets, self._damage))
 
     def _timed(
         self,
@@ -226,15 +222,15 @@ class Decoder:
         *,
         by_dts: bool = False,
     ) -> Iterator[RawFrame]:
-        """The frames of packets, each with its time; none is further away than is allowed."""
-        decoded = _decoded(packets, damage, self._crop)
+        """Decode packets to frames with times, none later than the limit."""
+        decoded = _decode_packets(packets, damage, self._crop)
         for raw in best_effort(decoded, self._stream, self._map, by_dts=by_dts):
             seconds = float((ticks(raw) + raw.duration - self._origin) * self.unit)
             self._limits.check_seconds(quote_path(self._path), seconds)
             yield raw
 
-    def _frames_from(self, clock: Clock, index: int) -> Iterator[RawFrame] | None:
-        """Frames from one on that is shown at or before `index`.
+    def _frames_from(self, clock: FrameClock, index: int) -> Iterator[RawFrame] | None:
+        """Seek, and decode from a frame on that is shown at or before `index`.
 
         None where the file has to be read from its start.
         """
@@ -248,7 +244,7 @@ class Decoder:
             except av.FFmpegError:
                 return None
             self._continuity = Continuity(self._container, self._stream, self._map, sought=True)
-            packets = self._packets()
+            packets = demux(self._container, self._stream, self._damage, self._continuity)
             # MPEG-TS and MPEG-PS are sought by time alone, which is seldom a key frame's.
             key = next(packet for packet in packets if packet.is_keyframe or not packet.size)
             start = key.pts if key.pts is not None else key.dts
@@ -262,39 +258,24 @@ class Decoder:
                 return chain([first], frames)
         return None
 
-    def _spans(self, clock: Clock, frames: Iterator[RawFrame]) -> Iterator[FrameSpan]:
-        shown_from, held, end = 0, None, 0
-        for raw in frames:
-            at = clock.index(ticks(raw))
-            if held is not None:
-                if self.tally.add(shown=at > shown_from, rising=ticks(raw) > ticks(held)):
-                    yield FrameSpan(shown_from, at, held)
-                at = max(at, shown_from)
-            shown_from, held = at, raw
-            end = clock.after(shown_from, _end(raw))
-        if held is not None and self.tally.add(shown=end > shown_from or shown_from == 0):
-            yield FrameSpan(shown_from, max(end, shown_from + 1), held)
-
 
 def _frames_after_key(timed: Iterator[RawFrame], start: int | None) -> Iterator[RawFrame]:
-    """The frames from a key frame on that look as if read from the file's start.
+    """Pass on the frames from a key frame on that decode as if read from the file's start.
 
-    `start` is its pts; None where only what the decoder makes of it tells its time.
+    `start` is its pts; None where its time is known only after decoding.
     """
-    # Pictures shown before the key frame lean on others that were not decoded (open GOP);
-    # a stream that refreshes bit by bit has no whole picture at its "key frame" at all.
-    # Neither is damage, so it isn't told.
-    if start is None:
-        leading = islice(timed, _MAX_LEADING_FRAMES)
-        raws = chain(dropwhile(lambda raw: not raw.key_frame, leading), timed)
-    else:
-        raws = chain(dropwhile(partial(_before, start), timed))
-    key = next(raws, None)
+    # Leading pictures of an open GOP refer to frames that were not decoded, and a stream with
+    # gradual refresh has no whole picture at its "key frame". Neither is damage, so none is logged.
+    key = None
+    for count, raw in enumerate(timed):
+        leading = not raw.key_frame and count < _MAX_LEADING_FRAMES
+        if not (leading if start is None else ticks(raw) < start):
+            key = raw
+            break
     if key is None or not key.key_frame or (start is not None and ticks(key) != start):
         return
-    lacks_its_past = _is_interlaced(key)
-    frames = progressive(chain([key], raws))
-    if lacks_its_past:
+    frames = deinterlace(chain([key], timed))
+    if _is_interlaced(key):  # deinterlacing it takes the frame before it
         next(frames, None)
     yield from frames
 
@@ -302,33 +283,34 @@ def _frames_after_key(timed: Iterator[RawFrame], start: int | None) -> Iterator[
 def decode_stream(
     container: InputContainer, stream: VideoStream, damage: Damage
 ) -> Iterator[RawFrame]:
-    """A stream's good frames, as they are in the file, each with its time as its pts."""
+    """Decode a stream's good frames as they are in the file, each with its time as its pts."""
     packets = demux(container, stream, damage)
-    return best_effort(_decoded(packets, damage, read_crop(container, stream)), stream)
+    crop = read_crop(container, stream)
+    return best_effort(_decode_packets(packets, damage, crop), stream)
 
 
-def _decoded(
+def _decode_packets(
     packets: Iterable[Packet[Stream]], damage: Damage | None, crop: Crop | None
 ) -> Iterator[RawFrame]:
     raws = (raw for packet in packets for raw in decode(packet, RawFrame, damage))
     return raws if crop is None else crop_frames(raws, crop)
 
 
-def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
-    """The same frames; those flagged as interlaced are made whole, one for one, at their times.
+def deinterlace(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
+    """Pass frames on, those marked as interlaced deinterlaced, one for one, at their times.
 
-    FFmpeg's bwdif looks one frame back and one ahead and nowhere else, so a frame comes out the
-    same wherever reading began, if only the one before it went in too, whatever kind it is.
+    FFmpeg's bwdif uses the frames before and after and no others, so a frame's result doesn't
+    depend on where reading began, as long as the frame before it, of any kind, went in too.
     """
     graph: Graph | None = None
-    waiting: deque[RawFrame | None] = deque()  # frames in the graph; None for one not wanted back
+    waiting: deque[RawFrame | None] = deque()  # frames in the graph; None: its output is dropped
     last, form = None, None
     for raw in raws:
         if graph is not None and form != frame_format(raw):
-            yield from _deinterlace(graph, waiting, None)
+            yield from _push(graph, waiting, None)
             graph, last = None, None
         if graph is None and _is_interlaced(raw):
-            graph, form = _bwdif(raw), frame_format(raw)
+            graph, form = video_graph(raw, ("bwdif", "mode=send_frame")), frame_format(raw)
             if last is not None and frame_format(last) == form:
                 waiting.append(None)
                 graph.push(last)
@@ -337,53 +319,35 @@ def progressive(raws: Iterable[RawFrame]) -> Iterator[RawFrame]:
             yield raw
         else:
             waiting.append(raw)
-            yield from _deinterlace(graph, waiting, raw)
+            yield from _push(graph, waiting, raw)
     if graph is not None:
-        yield from _deinterlace(graph, waiting, None)
+        yield from _push(graph, waiting, None)
 
 
-def _deinterlace(
-    graph: Graph, waiting: deque[RawFrame | None], pushed: RawFrame | None
+def _push(
+    graph: Graph, waiting: deque[RawFrame | None], raw: RawFrame | None
 ) -> Iterator[RawFrame]:
-    graph.push(pushed)
-    while True:
-        try:
-            made = graph.vpull()
-        except (av.BlockingIOError, av.EOFError):
-            return
+    """Push a frame into a deinterlacer, None at the end, and take those that are ready."""
+    graph.push(raw)
+    for made in pull_frames(graph, RawFrame):
         source = waiting.popleft()
-        if source is None:
-            continue
-        made.pts, made.dts, made.duration = source.pts, source.dts, source.duration
-        yield made if _is_interlaced(source) else source
+        if source is not None:
+            made.pts, made.dts, made.duration = source.pts, source.dts, source.duration
+            yield made if _is_interlaced(source) else source
 
 
 def _is_interlaced(raw: RawFrame) -> bool:
-    """Whether two fields make up the picture, at a size that bwdif takes."""
+    """Whether a frame is marked as interlaced, at a size that bwdif takes."""
     return bool(raw.interlaced_frame) and min(raw.width, raw.height) >= _MIN_DEINTERLACED_PX
 
 
-def _bwdif(raw: RawFrame) -> Graph:
-    graph = Graph()
-    graph.link_nodes(
-        graph.add_buffer(
-            width=raw.width,
-            height=raw.height,
-            format=raw.format,
-            time_base=raw.time_base or Fraction(1, 1000),
-        ),
-        graph.add("bwdif", "mode=send_frame"),
-        graph.add("buffersink"),
-    ).configure()
-    return graph
-
-
 def frame_format(raw: RawFrame) -> tuple[int, int, str]:
+    """Return width, height and pixel format."""
     return raw.width, raw.height, raw.format.name
 
 
 def picture_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The stream with the pictures; MediaError when there is none."""
+    """Return the stream with the pictures; MediaError when there is none."""
     stream = video_stream(container)
     if stream is None:
         raise MediaError(f"{quote_path(path)} holds no pictures: give a video or a still picture")
@@ -391,15 +355,6 @@ def picture_stream(container: InputContainer, path: Path) -> VideoStream:
 
 
 def ticks(raw: RawFrame) -> int:
-    """A frame's time in its stream's unit, after `best_effort`."""
+    """Return a frame's time in its stream's unit, after `best_effort`."""
     assert raw.pts is not None
     return raw.pts
-
-
-def _end(raw: RawFrame) -> int | None:
-    """When a frame's own time is over, in its stream's unit, where the file says."""
-    return ticks(raw) + raw.duration if raw.duration else None
-
-
-def _before(start: int, raw: RawFrame) -> bool:
-    return ticks(raw) < start

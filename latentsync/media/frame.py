@@ -1,4 +1,4 @@
-"""One picture: its YUV planes as they were decoded, RGB on demand, changes written in place."""
+"""One picture: its YUV planes as they were decoded, RGB of any region, a region pasted in."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,11 +7,11 @@ from typing import cast
 
 import cv2
 import numpy as np
-from av.filter import Graph
 from av.video.frame import VideoFrame as RawFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 
+from latentsync.media.filters import video_graph
 from latentsync.types import Box, Frame
 
 __all__ = [
@@ -30,7 +30,7 @@ PIXEL_FORMAT = "yuv420p"
 Plane = NDArray[np.uint8]
 """(H, W) or, for chroma, (ceil(H / 2), ceil(W / 2)) uint8."""
 
-# Without these three flags swscale moves 92 % of the luma samples by a level on the way and back.
+# Without these flags swscale changes 92 % of the luma samples by a level on the way and back.
 _SWSCALE_FLAGS = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
@@ -51,24 +51,27 @@ _MATRICES = {
     9: Colorspace.BT2020,
     10: Colorspace.BT2020,
 }
-# Kinds of side data that PyAV 18 must not see: it frees the name of a PNG's colour profile, which
-# the frame frees as well, and lists nothing at all beside a kind too new for it, as EXIF is.
+# Side data that PyAV 18 must not see: it frees the name of a PNG's colour profile, which the frame
+# frees too, and it lists nothing at all beside a kind that it doesn't know, such as EXIF.
 _UNREADABLE_SIDE_DATA = ("ICC_PROFILE", *range(28, 36))
 _HD_HEIGHT_PX = 720  # px; from here on untagged video is BT.709, below BT.601
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How to make a decoded picture upright: swap its axes first, then mirror."""
+    """How to turn a decoded picture upright: swap its axes first, then mirror."""
 
     swap: bool = False
     mirror_x: bool = False
     mirror_y: bool = False
 
     @classmethod
-    def of(cls, frame: RawFrame) -> "Orientation":
-        """Read the display matrix that rides on a frame; x' = a x + c y, y' = b x + d y."""
-        matrix = _display_matrix(frame)
+    def of(cls, raw: RawFrame) -> "Orientation":
+        """Read a frame's display matrix; x' = a x + c y, y' = b x + d y."""
+        drop = [("sidedata", f"mode=delete:type={kind}") for kind in _UNREADABLE_SIDE_DATA]
+        graph = video_graph(raw, *drop)
+        graph.vpush(raw)
+        matrix: object = graph.vpull().side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return cls()
         a, b, _, c, d = np.frombuffer(cast(bytes, matrix), np.int32)[:5].tolist()
@@ -78,7 +81,7 @@ class Orientation:
 
     @property
     def degrees(self) -> int:
-        """Turn clockwise, mirroring aside: 0, 90, 180 or 270."""
+        """Clockwise rotation, without the mirroring: 0, 90, 180 or 270."""
         if self.swap:
             return 90 if self.mirror_x else 270
         return 180 if self.mirror_x and self.mirror_y else 0
@@ -86,7 +89,7 @@ class Orientation:
 
 @dataclass(frozen=True)
 class Colour:
-    """What a clip's samples stand for: its tags, numbered as in ITU-T H.273."""
+    """A clip's colour tags, numbered as in ITU-T H.273."""
 
     matrix: int = _UNSPECIFIED
     primaries: int = _UNSPECIFIED
@@ -96,10 +99,10 @@ class Colour:
 
     @classmethod
     def of(cls, raw: RawFrame, height: int, pixel_aspect: Fraction) -> "Colour":
-        """The tags of a decoded picture that is `height` px high when upright.
+        """Read the tags of a decoded picture that is `height` px high when upright.
 
-        RGB has no matrix yet: it gets the usual one for its height, in limited range. So
-        does what is tagged as RGB and is none, as the grey of a PNG.
+        RGB gets the usual matrix for its height, in limited range, and so does what is tagged as
+        RGB and isn't, such as the grey of a PNG.
         """
         usual = _usual_matrix(height)
         if _is_rgb(raw):
@@ -110,27 +113,27 @@ class Colour:
         return cls(matrix, raw.color_primaries, raw.color_trc, levels, pixel_aspect)
 
     def space(self, height: int) -> Colorspace:
-        """The matrix to convert with, for a picture `height` px high."""
+        """Return the matrix to convert with, for a picture `height` px high."""
         untagged = Colorspace.ITU709 if height >= _HD_HEIGHT_PX else Colorspace.ITU601
         return _MATRICES.get(self.matrix, untagged)
 
     def resolved(self, height: int) -> "Colour":
-        """Name the matrix, where none is tagged: that of untagged pictures `height` px high."""
+        """Fill in the matrix where none is tagged, for a picture `height` px high."""
         return self if self.matrix != _UNSPECIFIED else replace(self, matrix=_usual_matrix(height))
 
     @property
     def levels(self) -> ColorRange:
-        """The range to convert with."""
+        """Range to convert with."""
         return ColorRange.JPEG if self.range == ColorRange.JPEG else ColorRange.MPEG
 
 
 def _usual_matrix(height: int) -> int:
-    """BT.709 or BT.601, as players take untagged video."""
+    """Choose BT.709 or BT.601, as players do for untagged video."""
     return 1 if height >= _HD_HEIGHT_PX else 6
 
 
 class VideoFrame:
-    """A picture as 8-bit YUV 4:2:0 planes that never change; a change makes another VideoFrame."""
+    """An immutable picture of 8-bit YUV 4:2:0 planes."""
 
     __slots__ = ("_planes", "_raw", "colour", "height", "width")
 
@@ -140,7 +143,7 @@ class VideoFrame:
         """Take over (H, W), (ceil(H / 2), ceil(W / 2)) twice; uint8 arrays, made read-only.
 
         Args:
-            raw: PyAV's picture, of even size, that the planes are views of, if there is one.
+            raw: PyAV's picture, of even size, if the planes are views of one.
         """
         self.height, self.width = planes[0].shape
         half = ((self.height + 1) // 2, (self.width + 1) // 2)
@@ -153,7 +156,7 @@ class VideoFrame:
 
     @classmethod
     def from_rgb(cls, rgb: Frame, colour: Colour | None = None) -> "VideoFrame":
-        """A picture from (H, W, 3) uint8 RGB; for drawn material, chroma is halved."""
+        """Convert (H, W, 3) uint8 RGB."""
         colour = colour or Colour()
         return cls(_to_yuv(rgb, colour, rgb.shape[0]), colour)
 
@@ -171,42 +174,48 @@ class VideoFrame:
         return self.colour.pixel_aspect
 
     def planes(self) -> tuple[Plane, Plane, Plane]:
-        """The luma and the two chroma planes, read-only."""
+        """Return the luma and the two chroma planes, read-only."""
         return self._planes
 
     def raw(self) -> RawFrame:
-        """The picture as PyAV's, its size made even; its samples are not to be changed."""
+        """Return PyAV's form of the picture, its size made even; don't change its samples."""
         return self._raw or to_raw(self._planes)
 
     def rgb(self, box: Box | None = None) -> Frame:
-        """The picture, or a region of it, as (h, w, 3) uint8 RGB; the cost follows the region.
+        """Convert the picture, or a region, to (h, w, 3) uint8 RGB; the cost follows the region.
 
-        A region holds the very values of the whole picture there. Its edges are even or the
-        picture's own (see `even_box`), else ValueError.
+        A region has the same values as in the whole picture. Its edges are even or the picture's
+        own (see `even_box`), else ValueError.
         """
         box = box or Box(0, 0, self.width, self.height)
         self._check(box)
-        around = self._around(box)
-        pixels = self._as_rgb(to_raw(_cut(self._planes, around)))
-        return np.ascontiguousarray(pixels[_within(box, around)])
+        around = Box(
+            max(box.left - _MARGIN_PX, 0),
+            max(box.top - _MARGIN_PX, 0),
+            min(box.right + _MARGIN_PX, self.width),
+            min(box.bottom + _MARGIN_PX, self.height),
+        )
+        pixels = self._to_rgb(to_raw(_crop(self._planes, around)))
+        top, left = box.top - around.top, box.left - around.left
+        return np.ascontiguousarray(pixels[top : top + box.height, left : left + box.width])
 
     def thumbnail(self, max_side: int) -> Frame:
-        """The picture as (h, w, 3) uint8 RGB, scaled down until no side is over `max_side` px.
+        """Scale the picture down to at most `max_side` px a side; (h, w, 3) uint8 RGB.
 
-        For looking at large pictures, at a small part of what `rgb()` of them costs. A place x in
-        it is x * self.width / w in the picture, to within a pixel. A small one comes as it is.
+        Costs a small part of what `rgb` of a large picture does. A place x in it is x * self.width
+        / w in the picture, to within a pixel. A picture that is small enough is only converted.
         """
         longest = max(self.width, self.height)
         if longest <= max_side:
             return self.rgb()
         width, height = (max(1, round(s * max_side / longest)) for s in (self.width, self.height))
         sizes = (width, height), *2 * [((width + 1) // 2, (height + 1) // 2)]
-        # The planes first, then the colours: swscale takes thrice as long for both at once.
-        small = tuple(_averaged(p, size) for p, size in zip(self._planes, sizes, strict=True))
-        return np.ascontiguousarray(self._as_rgb(to_raw(small))[:height, :width])
+        # The planes first, then the colours: swscale takes three times as long for both at once.
+        small = tuple(_shrink(p, size) for p, size in zip(self._planes, sizes, strict=True))
+        return np.ascontiguousarray(self._to_rgb(to_raw(small))[:height, :width])
 
-    def _as_rgb(self, raw: RawFrame) -> Frame:
-        # Planes first, which swscale has vector code for: RGB at once takes it five times as long.
+    def _to_rgb(self, raw: RawFrame) -> Frame:
+        # swscale has vector code for planar RGB; packed RGB takes it five times as long.
         planar = raw.reformat(
             format="gbrp",
             interpolation=_SWSCALE_FLAGS,
@@ -220,29 +229,31 @@ class VideoFrame:
         return np.asarray(cv2.merge([red, green, blue]), np.uint8)
 
     def pasted(self, box: Box, rgb: Frame, weight: Plane | None = None) -> "VideoFrame":
-        """A copy that shows `rgb`, (h, w, 3) uint8, in `box`.
+        """Return a copy with `rgb`, (h, w, 3) uint8, blended into `box`.
 
         Args:
-            weight: (h, w) uint8, how much of it is laid on, in 1/255; None: all of it, wherever it
-                differs from `self.rgb(box)`.
+            weight: (h, w) uint8, the weight of `rgb` in 1/255; None: 255 wherever it differs from
+                `self.rgb(box)`.
 
-        Samples of weight 0 (chroma: all their 2 x 2 pixels) keep the decoded values exactly, and
-        so does everything outside the box.
+        Samples of weight 0 (chroma: all their 2 x 2 pixels) and all outside the box keep the
+        decoded values exactly.
         """
         self._check(box)
         if rgb.shape != (box.height, box.width, 3) or rgb.dtype != np.uint8:
             raise ValueError(f"{rgb.dtype} {rgb.shape} does not fill {box} with uint8 RGB")
         if weight is None:
             weight = 255 * (self.rgb(box) != rgb).any(axis=2).astype(np.uint8)
-            halved = 255 * (_halved(weight) > 0).astype(np.uint8)
+            halved = 255 * (_halve(weight) > 0).astype(np.uint8)
         else:
-            halved = _halved(weight)
+            halved = _halve(weight)
         fresh = _to_yuv(rgb, self.colour, self.height)
         raw = None if self.width % 2 or self.height % 2 else to_raw(self._planes)
         copies = planes_of(raw) if raw else [plane.copy() for plane in self._planes]
         planes = (copies[0], copies[1], copies[2])
-        for old, new, share in zip(_cut(planes, box), fresh, (weight, halved, halved), strict=True):
-            # A step from old to new, so that where there is no step no value can move.
+        for old, new, share in zip(
+            _crop(planes, box), fresh, (weight, halved, halved), strict=True
+        ):
+            # Add a step from old to new, so that no value changes where there is no step.
             step = cv2.subtract(new, old, dtype=cv2.CV_16S)
             step = cv2.multiply(step, share, scale=1 / 255, dtype=cv2.CV_16S)
             old[...] = cv2.add(old, step, dtype=cv2.CV_8U)
@@ -258,20 +269,11 @@ class VideoFrame:
         if not (aligned and inside and 0 <= box.top < box.bottom <= self.height):
             raise ValueError(f"{box} is not an even-aligned region of {self!r}")
 
-    def _around(self, box: Box) -> Box:
-        return Box(
-            max(box.left - _MARGIN_PX, 0),
-            max(box.top - _MARGIN_PX, 0),
-            min(box.right + _MARGIN_PX, self.width),
-            min(box.bottom + _MARGIN_PX, self.height),
-        )
-
 
 def even_box(rect: tuple[float, float, float, float], *, width: int, height: int) -> Box | None:
-    """The smallest region with even edges that holds `rect` (left, top, right, bottom; px).
+    """Return the smallest region with even edges around `rect` (left, top, right, bottom; px).
 
-    It is cut to the picture, so that at an odd right or bottom edge it ends there.
-    None when `rect` lies outside the picture.
+    It ends at the picture's edge, which may be odd. None when `rect` lies outside the picture.
     """
     left, top = (max(0, math.floor(edge / 2) * 2) for edge in rect[:2])
     right = min(width, math.ceil(rect[2] / 2) * 2)
@@ -288,25 +290,24 @@ def from_raw(
     colour: Colour,
     own: Colour | None = None,
 ) -> VideoFrame:
-    """A decoded picture of any format as an upright VideoFrame of `size` (width, height).
+    """Convert a decoded picture of any format to an upright VideoFrame of `size` (width, height).
 
-    8-bit 4:2:0 keeps its samples; everything else is converted, with matrix and range stated.
-    `own`: the picture's colour, where it is another than the wanted one.
+    8-bit 4:2:0 keeps its samples. `own`: the picture's colour, where it isn't `colour`.
     """
     width, height = size[::-1] if orientation.swap else size
     if _is_grey(raw):
         grey = raw.reformat(width=width, height=height, format="gray", interpolation=_SWSCALE_FLAGS)
         luma = _plane(grey, 0, height, width)
         chroma = np.full(((height + 1) // 2, (width + 1) // 2), 128, np.uint8)
-        planes = (luma, chroma, chroma.copy())
+        planes = luma, chroma, chroma.copy()
     elif _is_rgb(raw):
         rgb = raw.reformat(width=width, height=height, format="rgb24", interpolation=_SWSCALE_FLAGS)
         pixels = _plane(rgb, 0, height, 3 * width).reshape(height, width, 3)
         planes = _to_yuv(pixels, colour, size[1])
     else:
-        planes = planes_of(_as_420(raw, width, height, colour, size[1], own))
-    upright = [_turned(plane, orientation) for plane in planes]
-    return VideoFrame((upright[0], upright[1], upright[2]), colour)
+        planes = planes_of(scale(raw, (width, height), colour, size[1], own))
+    luma, first, second = (_turn(plane, orientation) for plane in planes)
+    return VideoFrame((luma, first, second), colour)
 
 
 def has_alpha(pixel_format: str) -> bool:
@@ -314,35 +315,34 @@ def has_alpha(pixel_format: str) -> bool:
     return pixel_format.startswith(("yuva", "ya", "gbrap", "rgba", "bgra", "argb", "abgr"))
 
 
-def scale(raw: RawFrame, size: tuple[int, int], colour: Colour, height: int) -> RawFrame:
-    """A 4:2:0 picture, `height` px high when upright, at another (width, height); even sizes."""
-    return _as_420(raw, *size, colour, height)
-
-
-def _as_420(
-    raw: RawFrame, width: int, height: int, colour: Colour, upright: int, own: Colour | None = None
+def scale(
+    raw: RawFrame, size: tuple[int, int], colour: Colour, height: int, own: Colour | None = None
 ) -> RawFrame:
+    """Convert a picture, `height` px high when upright, to 4:2:0 of (width, height) and `colour`.
+
+    `own`: the picture's colour, where it isn't `colour`.
+    """
     own = own or colour
     unchanged = raw.format.name in (PIXEL_FORMAT, "yuvj420p") and own == colour
-    if unchanged and (raw.width, raw.height) == (width, height):
+    if unchanged and (raw.width, raw.height) == size:
         return raw
     return raw.reformat(
-        width=width,
-        height=height,
+        width=size[0],
+        height=size[1],
         format=PIXEL_FORMAT,
         interpolation=_SWSCALE_FLAGS,
-        src_colorspace=own.space(upright),
-        dst_colorspace=colour.space(upright),
+        src_colorspace=own.space(height),
+        dst_colorspace=colour.space(height),
         src_color_range=own.levels,
         dst_color_range=colour.levels,
         threads=1,
     )
 
 
-def _averaged(plane: Plane, size: tuple[int, int]) -> Plane:
-    """Scaled down to (width, height)."""
-    # Halving is where OpenCV is fast, a large or broken step where it is slow: 0.2 ms for 3 of
-    # full HD at an eighth. Far from the end, for what is mixed there is mixed again.
+def _shrink(plane: Plane, size: tuple[int, int]) -> Plane:
+    """Scale a plane down to (width, height)."""
+    # OpenCV is fast at halving and slow at large or uneven steps: full HD to an eighth takes 0.2 ms
+    # instead of 3. Only while the size is far off, because the rest is averaged again.
     while min(plane.shape[1] / size[0], plane.shape[0] / size[1]) >= 6 and not (
         plane.shape[0] % 2 or plane.shape[1] % 2
     ):
@@ -351,21 +351,8 @@ def _averaged(plane: Plane, size: tuple[int, int]) -> Plane:
     return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _display_matrix(raw: RawFrame) -> object:
-    graph = Graph()
-    nodes = [
-        graph.add_buffer(
-            width=raw.width, height=raw.height, format=raw.format, time_base=Fraction(1, 25)
-        ),
-        *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNREADABLE_SIDE_DATA),
-        graph.add("buffersink"),
-    ]
-    graph.link_nodes(*nodes).configure()
-    graph.vpush(raw)
-    return graph.vpull().side_data.get("DISPLAYMATRIX")
-
-
-def _turned(plane: Plane, orientation: Orientation) -> Plane:
+def _turn(plane: Plane, orientation: Orientation) -> Plane:
+    """Turn a plane upright."""
     if orientation == Orientation():
         return plane
     plane = plane.T if orientation.swap else plane
@@ -379,18 +366,18 @@ def _is_rgb(raw: RawFrame) -> bool:
 
 
 def _is_grey(raw: RawFrame) -> bool:
-    """Whether there is luma only (and perhaps alpha); swscale would misread its range."""
+    """Whether there is only luma, perhaps with alpha; swscale would misread its range."""
     return raw.format.name.startswith(("gray", "ya"))
 
 
 def planes_of(raw: RawFrame) -> tuple[Plane, Plane, Plane]:
-    """Views of a 4:2:0 picture's three planes, without the padding."""
+    """Return views of a 4:2:0 picture's three planes, without the padding."""
     half = ((raw.height + 1) // 2, (raw.width + 1) // 2)
     return (_plane(raw, 0, raw.height, raw.width), _plane(raw, 1, *half), _plane(raw, 2, *half))
 
 
 def to_raw(planes: tuple[Plane, ...]) -> RawFrame:
-    """A new PyAV picture holding copies of the planes, its size made even by repeating an edge.
+    """Copy planes to a new PyAV picture, its size made even by repeating an edge.
 
     At an odd size swscale would stretch the chroma, and H.264 has no odd sizes.
     """
@@ -405,7 +392,7 @@ def to_raw(planes: tuple[Plane, ...]) -> RawFrame:
 
 
 def _to_yuv(rgb: Frame, colour: Colour, height: int) -> tuple[Plane, Plane, Plane]:
-    """Planes for (h, w, 3) RGB that is part of a picture `height` px high."""
+    """Convert (h, w, 3) RGB, part of a picture `height` px high, to planes."""
     rows, columns = rgb.shape[:2]
     even = cv2.copyMakeBorder(rgb, 0, rows % 2, 0, columns % 2, cv2.BORDER_REPLICATE)
     raw = RawFrame(even.shape[1], even.shape[0], "rgb24")
@@ -429,19 +416,14 @@ def _plane(raw: RawFrame, index: int, rows: int, row_bytes: int) -> Plane:
     return samples.reshape(-1, plane.line_size)[:rows, :row_bytes]
 
 
-def _cut(planes: tuple[Plane, ...], box: Box) -> tuple[Plane, ...]:
-    """Views of a region in each plane; chroma rounds outwards at an odd edge."""
+def _crop(planes: tuple[Plane, ...], box: Box) -> tuple[Plane, ...]:
+    """Return views of a region of each plane; chroma rounds outwards at an odd edge."""
     halved = slice(box.top // 2, (box.bottom + 1) // 2), slice(box.left // 2, (box.right + 1) // 2)
     return planes[0][box.top : box.bottom, box.left : box.right], *(p[halved] for p in planes[1:])
 
 
-def _within(box: Box, around: Box) -> tuple[slice, slice]:
-    top, left = box.top - around.top, box.left - around.left
-    return slice(top, top + box.height), slice(left, left + box.width)
-
-
-def _halved(weight: Plane) -> Plane:
-    """(h, w) -> (ceil(h / 2), ceil(w / 2)): the mean of each 2 x 2 block."""
+def _halve(weight: Plane) -> Plane:
+    """Average each 2 x 2 block: (h, w) -> (ceil(h / 2), ceil(w / 2))."""
     rows, columns = weight.shape
     even = cv2.copyMakeBorder(weight, 0, rows % 2, 0, columns % 2, cv2.BORDER_REPLICATE)
     half = even.shape[1] // 2, even.shape[0] // 2

@@ -401,9 +401,9 @@ class LipSync:
 
 def _warn_of_lost_frames(clip: VideoReader) -> None:
     """Frames that a lower rate leaves out are no loss; those that come at the wrong time are."""
-    if clip.tally.behind:
+    if clip.counts.behind:
         log.warning(
             "%d of %d frames of %r have a time that is not after the one before, and are not"
             " shown: if the output stutters, rewrite the clip: ffmpeg -i IN -r 25 OUT.mp4",
-            *(clip.tally.behind, clip.tally.decoded, str(clip.path)),
+            *(clip.counts.behind, clip.counts.decoded, str(clip.path)),
         )

@@ -67,7 +67,7 @@ def describe(
         shots=face_tracks.shots(tracks),
         options=asdict(options) | asdict(options.effort),
         voices=voices.named(),
-        decoding=asdict(inputs.frames.reader.tally),
+        decoding=asdict(inputs.frames.reader.counts),
         sound_tracks=voices.tracks(),
         left_out=left_out,
         timings=context.timings(),
