@@ -282,20 +282,20 @@ def test_an_interrupt_leaves_the_lists_of_what_is_done(raw, tmp_path, stub):  # 
 
 
 def test_bad_folders_are_refused(once, raw, tmp_path):
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         prepare(tmp_path / "gone", tmp_path / "o", EASY, workers=0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no video"):
         prepare(tmp_path / "empty", tmp_path / "o", EASY, workers=0)
     for output in (raw, raw / "inside", tmp_path):
-        with pytest.raises(OutputError, match="in one another"):
+        with pytest.raises(OutputError, match="is inside the other"):
             prepare(raw, output, EASY, workers=0)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(OutputError, match="holds other files"):
         prepare(raw, tmp_path / "mine", EASY, workers=0)
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         prepare(raw, tmp_path / "file", EASY, workers=0)
     (tmp_path / "raw2").mkdir()
     clip(tmp_path / "raw2" / "z.mp4")

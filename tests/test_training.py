@@ -360,5 +360,5 @@ def test_curves_show_each_figure(tmp_path):
     assert (rows < 128).any()
     assert (columns < 128).any()
     (tmp_path / "empty.csv").write_text("step,loss\n")
-    with pytest.raises(InputError, match="holds no row"):
+    with pytest.raises(InputError, match="has no rows"):
         draw_curves([tmp_path / "empty.csv"], picture)

@@ -111,7 +111,7 @@ def test_a_checkpoint_from_before_a_setting_existed_goes_on(tmp_path, caplog):
     del saved["config"]["accumulate"]
     torch.save(saved, file)
     fit(Line(), RUN, tmp_path, facts=FACTS)
-    assert "whether its data are these is not known" in caplog.text
+    assert "which did not record its data" in caplog.text
 
 
 def test_a_constant_rate_does_not_know_the_end(tmp_path):
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_named_with_a_remedy(tmp_path, content):
     ) as told:
         fit(Line(), RUN, tmp_path)
     assert str(told.value).endswith(
-        "bytes are no whole checkpoint; put a copy there; or give another folder to start anew"
+        "bytes are not a whole checkpoint; put a copy there; or give another folder to start anew"
     )
 
 

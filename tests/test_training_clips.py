@@ -169,7 +169,7 @@ def clips_of(*people, each=1, source=None):
 
 
 def names(clips):
-    return [str(clip.path) for clip in clips]
+    return [str(clip.file.path) for clip in clips]
 
 
 def test_one_of_fifty_clips_is_held_out():

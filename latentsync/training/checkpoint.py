@@ -101,8 +101,8 @@ def read_checkpoint(path: Path, table: Path, config: TrainConfig) -> dict[str, A
         last = int(rows[-1]["step"]) if rows else 0
         if older or last > config.checkpoint_every or last == config.steps:
             raise TrainingError(
-                f"{path} is gone, but {(older[-1] if older else table).name} beside it tells of a "
-                f"run that wrote it; {remedy}"
+                f"{path} is gone, but {(older[-1] if older else table).name} beside it is of a run "
+                f"that wrote it; {remedy}"
             )
         return None
     try:
@@ -120,7 +120,8 @@ def read_checkpoint(path: Path, table: Path, config: TrainConfig) -> dict[str, A
         raise
     except Exception as error:  # a damaged pickle raises any exception
         raise TrainingError(
-            f"{path} is damaged: its {path.stat().st_size} bytes are no whole checkpoint; {remedy}"
+            f"{path} is damaged: its {path.stat().st_size} bytes are not a whole checkpoint; "
+            f"{remedy}"
         ) from error
     return saved
 
@@ -139,14 +140,14 @@ def check_same(path: Path, saved: Mapping[str, Any], config: TrainConfig, facts:
         for name, was, now in _changes(saved["config"], config, saved["step"])
     ]
     if "facts" not in saved and facts:
-        log.warning("%s is of an earlier version: whether its data are these is not known", path)
+        log.warning("%s is from an earlier version, which did not record its data", path)
     for name, (description, key) in saved.get("facts", {}).items():
         now, now_key = facts.get(name, ("not given", ""))
         if key != now_key:
             different.append(f"{name}: {now} now, {description} then")
     if different:
         raise OptionError(
-            f"{path.parent} holds a run that was begun otherwise: "
+            f"{path.parent} holds a run with other settings or data: "
             f"{'; '.join(different[:MAX_DIFFERENCES])}; give the same to go on, or another folder "
             "to start anew"
         )

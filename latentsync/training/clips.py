@@ -74,10 +74,11 @@ def identify_clips(
     Raises:
         Cancelled: `cancel` returned true; the hashes so far are kept.
     """
-    index, known = _Index(folder), _Digests(cache)
+    index, known = _Index(folder), _read_digests(cache / DIGESTS)
     facts = {path: _stat(path) for path in paths}
     digests = {
-        path: index.digest(path, fact) or known.digest(path, fact) for path, fact in facts.items()
+        path: index.digest(path, fact) or known.get((os.path.abspath(path), *fact), "")  # noqa: PTH100
+        for path, fact in facts.items()
     }
     unknown = [path for path in paths if not digests[path]]
     troubles: dict[Path, str] = {}
@@ -86,7 +87,8 @@ def identify_clips(
             part = unknown[start : start + HASH_BATCH]
             for path, (digest, trouble) in zip(part, pool.map(_hash, part), strict=True):
                 digests[path], troubles[path] = digest, trouble
-            known.add((path, facts[path], digests[path]) for path in part)
+            found = [(path, facts[path], digests[path]) for path in part]
+            _append_digests(cache / DIGESTS, found)
             done = start + len(part)
             if progress:
                 progress(Progress("hash", done, len(unknown)))
@@ -148,38 +150,32 @@ class _Index:
         return str(identity) or (first if below else source), source
 
 
-class _Digests:
-    """Hashes of files by name, size and time, a line each; lines are only ever appended."""
+def _read_digests(file: Path) -> dict[tuple[str, int, int], str]:
+    """Read the hashes that earlier runs kept, by absolute path, bytes and time of change."""
+    known = {}
+    for line in _read_lines(file):
+        path, size, changed = (line.get(name) for name in ("path", "bytes", "changed"))
+        if isinstance(path, str) and isinstance(size, int) and isinstance(changed, int):
+            known[path, size, changed] = _digest_of(line)
+    return known
 
-    def __init__(self, cache: Path) -> None:
-        self._file = cache / DIGESTS
-        self._known: dict[str, tuple[int, int, str]] = {}
-        for line in _read_lines(self._file):
-            key, digest = line.get("path"), _digest_of(line)
-            if isinstance(key, str) and digest:
-                self._known[key] = (line.get("bytes", -1), line.get("changed", -1), digest)
 
-    def digest(self, path: Path, fact: FileFacts) -> str:
-        """Empty if it isn't known, or the file has changed."""
-        *was, digest = self._known.get(os.path.abspath(path), (-1, -1, ""))  # noqa: PTH100
-        return str(digest) if tuple(was) == fact else ""
-
-    def add(self, found: Iterable[tuple[Path, FileFacts, str]]) -> None:
-        """Append hashes; several processes may do so at once, each in whole lines."""
-        lines = [
-            {"path": os.path.abspath(path), "bytes": size, "changed": changed, "sha256": digest}  # noqa: PTH100
-            for path, (size, changed), digest in found
-            if digest
-        ]
-        if not lines:
-            return
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("ab", buffering=0) as file:
-                file.write(b"\n" + text.encode())  # after a line that was cut
-        except OSError as error:
-            log.warning("hashes of clips can't be kept (%s); they are made again", error)
+def _append_digests(file: Path, found: Iterable[tuple[Path, FileFacts, str]]) -> None:
+    """Keep hashes; several processes may do so at once, each in whole lines."""
+    lines = [
+        {"path": os.path.abspath(path), "bytes": size, "changed": changed, "sha256": digest}  # noqa: PTH100
+        for path, (size, changed), digest in found
+        if digest
+    ]
+    if not lines:
+        return
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab", buffering=0) as opened:
+            opened.write(b"\n" + text.encode())  # after a line that was cut
+    except OSError as error:
+        log.warning("hashes of clips can't be kept (%s); they are made again", error)
 
 
 def _read_lines(file: Path) -> Iterator[dict[str, Any]]:

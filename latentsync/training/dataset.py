@@ -118,7 +118,7 @@ def split(
         known_people = {clip.file.people for clip in left}
         if known := sum(clip.file.people in known_people for clip in held):
             log.warning(
-                "%d of %d held-out clips are of footage that is trained on, too: validation may "
+                "%d of %d held-out clips are from footage that is trained on, too: validation may "
                 "show known people",
                 known,
                 len(held),

@@ -102,7 +102,7 @@ def load_pixel_losses(
         BackendUnavailable: TREPA needs the package transformers.
     """
     if syncnet_file and not config.sync_weight:
-        raise OptionError(f"sync_weight is 0, so {syncnet_file} has no use; give a --sync-weight")
+        raise OptionError(f"sync_weight is 0, so {syncnet_file} is not used; give a --sync-weight")
     if not (config.sync_weight or config.lpips_weight or config.trepa_weight):
         return None
     base = root(weights)

@@ -47,7 +47,9 @@ def _columns(table: Path) -> dict[str, list[tuple[int, float]]]:
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
-        raise InputError(f"{table} holds no row; give what a training run of some steps wrote")
+        raise InputError(
+            f"{table} has no rows; give the table of a training run that logged some steps"
+        )
     names = [name for name in rows[0] if name not in HIDDEN]
     return {
         name: [(int(row["step"]), float(row[name])) for row in rows if row[name]] for name in names

@@ -132,12 +132,14 @@ def find_sources(raw: Path) -> list[Source]:
         InputError: no folder, or no video in it.
     """
     if not raw.is_dir():
-        raise InputError(f"{raw} is no folder; give one of clips")
+        raise InputError(f"{raw} is not a folder; give a folder of videos")
     paths = [path for path in raw.rglob("*") if path.suffix.lower() in SUFFIXES]
     # A link that leads nowhere is a broken file, which is rejected with a line.
     found = [Source.of(p, raw) for p in paths if p.is_file() or (p.is_symlink() and not p.is_dir())]
     if not found:
-        raise InputError(f"{raw} holds no video: {', '.join(sorted(SUFFIXES))}; give another")
+        raise InputError(
+            f"{raw} holds no video ({', '.join(sorted(SUFFIXES))}); give another folder"
+        )
     return sorted(found, key=lambda source: source.relative)
 
 
@@ -145,7 +147,7 @@ def _check_apart(raw: Path, output: Path) -> None:
     one, other = raw.resolve(), output.resolve()
     if one == other or one in other.parents or other in one.parents:
         raise OutputError(
-            f"output {output} and input {raw} lie in one another; give a folder outside of it"
+            f"one of the folders {raw} and {output} is inside the other; give an output outside"
         )
     if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is no folder; give another name")
+        raise OutputError(f"{output} is not a folder; give another name")
