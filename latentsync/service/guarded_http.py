@@ -113,8 +113,7 @@ def fetch(
     """
     network = _GuardedNetwork(url, bounds)
     with network.errors(), _answer(network) as answer:
-        _check_answer(answer, url, bounds)
-        return write_whole(_pieces(answer, network, cancel), target)
+        return write_whole(_content(answer, network, cancel), target)
 
 
 def post(
@@ -378,36 +377,29 @@ def _answer(network: _GuardedNetwork) -> Iterator[httpcore.Response]:
     )
 
 
-def _check_answer(answer: httpcore.Response, url: str, bounds: Bounds) -> None:
-    """Raise unless the answer's head announces an acceptable file."""
-    shown, status = shown_url(url), answer.status
+def _content(
+    answer: httpcore.Response, network: _GuardedNetwork, cancel: Callable[[], bool]
+) -> Iterator[bytes]:
+    """Read an answer in pieces; raises unless it is an acceptable file."""
+    shown, status, most = shown_url(network.url), answer.status, network.bounds.max_bytes
     if status != 200:
-        again = status >= 500 or status in TEMPORARY
-        kind = FetchError if again else FetchRefused
+        kind = FetchError if status >= 500 or status in TEMPORARY else FetchRefused
         raise kind(f"{shown} answered {status} where 200 is a file: check the link, and its end")
     if _header(answer, b"content-encoding").lower() not in ("", "identity"):
         raise FetchRefused(f"{shown} comes compressed: serve the file as it is")
+    too_large = FetchRefused(f"{shown} holds more than {most} bytes: cut or compress it")
     length = _header(answer, b"content-length")
-    if length.isdecimal() and int(length) > bounds.max_bytes:
-        raise FetchRefused(_too_large(url, bounds))
-
-
-def _pieces(
-    answer: httpcore.Response, network: _GuardedNetwork, cancel: Callable[[], bool]
-) -> Iterator[bytes]:
+    if length.isdecimal() and int(length) > most:
+        raise too_large
     have = 0
     with network.errors():  # here, so that none is mistaken for an error of the disk
         for piece in answer.iter_stream():
             have += len(piece)
-            if have > network.bounds.max_bytes:
-                raise FetchRefused(_too_large(network.url, network.bounds))
+            if have > most:
+                raise too_large
             if cancel():
-                raise Cancelled(f"cancelled while {shown_url(network.url)} was being fetched")
+                raise Cancelled(f"cancelled while {shown} was being fetched")
             yield piece
-
-
-def _too_large(url: str, bounds: Bounds) -> str:
-    return f"{shown_url(url)} holds more than {bounds.max_bytes} bytes: cut or compress it"
 
 
 def _header(answer: httpcore.Response, name: bytes) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    URL,
     BigInteger,
     Engine,
     ForeignKey,
@@ -255,11 +256,14 @@ def _keep_private(file: str | None) -> None:
 
 
 def _engine(url: str) -> Engine:
-    pool = {"pool_size": CONNECTIONS, "pool_timeout": BUSY_SECONDS}
-    if make_url(url).get_backend_name() != "sqlite":
-        return _bounded(create_engine(url, pool_pre_ping=True, **pool))
-    _keep_private(make_url(url).database)
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **pool)
+    place = make_url(url)
+    opened = _sqlite if place.get_backend_name() == "sqlite" else _postgresql
+    return opened(place, pool_size=CONNECTIONS, pool_timeout=BUSY_SECONDS)
+
+
+def _sqlite(place: URL, **pool: int) -> Engine:
+    _keep_private(place.database)
+    engine = create_engine(place, connect_args={"timeout": BUSY_SECONDS}, **pool)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - sqlite3's, or another
@@ -277,22 +281,18 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _bounded(engine: Engine) -> Engine:
-    """Bound the time that anything waits for a PostgreSQL that is gone or locked."""
-
-    @event.listens_for(engine, "do_connect")
-    def patience(
-        _dialect: object, _record: object, _given: object, options: dict[str, Any]
-    ) -> None:
-        options.setdefault("connect_timeout", BUSY_SECONDS)
-        # For a server that vanished: keepalives after 10 s of silence, and data sent must be
-        # acknowledged within 15 s.
-        for name, value in {"keepalives_idle": 10, "keepalives_interval": 5,
-                            "keepalives_count": 3, "tcp_user_timeout": 15_000}.items():  # fmt: skip
-            options.setdefault(name, value)
+def _postgresql(place: URL, **pool: int) -> Engine:
+    """Bound the time that anything waits for a server that is gone or locked."""
+    limits = {"connect_timeout": BUSY_SECONDS}
+    # For a server that vanished: keepalives after 10 s of silence, and data sent must be
+    # acknowledged within 15 s.
+    limits |= {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+    limits |= {"tcp_user_timeout": 15_000}
+    limits = {name: value for name, value in limits.items() if name not in place.query}
+    engine = create_engine(place, connect_args=limits, pool_pre_ping=True, **pool)
 
     @event.listens_for(engine, "connect")
-    def bounds(connection: Any, _record: object) -> None:  # noqa: ANN401 - psycopg's, or another
+    def bound(connection: Any, _record: object) -> None:  # noqa: ANN401 - psycopg's, or another
         with connection.cursor() as cursor:
             cursor.execute(f"SET lock_timeout = '{BUSY_SECONDS}s'")
             cursor.execute("SET statement_timeout = '30s'")
