@@ -445,6 +445,6 @@ def test_it_is_known_before_the_first_picture_whether_packets_fit(tmp_path, monk
         if packet.pts > 20000:
             raise MediaError("the muxer refuses it")
 
-    monkeypatch.setattr("latentsync.media.output_sound._Copied._hand_over", refuse)
+    monkeypatch.setattr("latentsync.media.output_sound._PacketCopier._hand_over", refuse)
     assert not decide_copy(Sound.of(plain)).copied
     assert probe(write(tmp_path / "out.mp4", plain, 20)).audio.codec == "aac"

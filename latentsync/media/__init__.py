@@ -1,20 +1,20 @@
 """Clips, pictures and sound, in and out; the only importer of PyAV.
 
 a file ->  formats.py     which formats are read, and the names of those that aren't
-           container.py   opened by its content, within limits.py
-           timestamps.py  jumps of its clock closed; a time for every frame
-           crop.py        the part of a picture that its container says is shown
-           hdr.py         PQ and HLG to SDR first, once, by FFmpeg's binary
-           decoder.py     decoded, deinterlaced, from any place on
+           limits.py preflight.py   upper limits, and what a file claims before it is opened
+           container.py   opens a file by its content, reads its packets
+           timestamps.py  closes jumps of its clock; gives a time to every frame
+           crop.py        the cropping that the container asks for
+           tonemap.py     PQ and HLG to SDR first, once, by FFmpeg's binary
+           decoder.py     decodes and deinterlaces, from any position
            reader.py      frames by number: at a constant rate, or each source frame once
            frame.py       one picture as it was decoded: RGB of a region, a region pasted in
-           tracks.py      which of several sound tracks
-           sound.py       sound as mono chunks, or as it is
-           mixing.py      several voices as one sound
+           tracks.py      choice of the sound track
+           audio.py       sound as mono samples, as it is, or several voices mixed
            tags.py        time code, titles, languages: what is kept, and what is left out
 a file <-  writer.py      the one encode, with the sound, moved into place at the end
            output_sound.py  the original's packets, or encoded anew
-           encoders.py    which encoders there are, and what each can hold
+           encoders.py    which encoders there are, and the sizes that each takes
 """
 
 from latentsync.media.audio import AudioReader, Sound, mix

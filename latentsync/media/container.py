@@ -1,4 +1,4 @@
-"""Opening and describing media files that come from outside, whatever their names say."""
+"""Opening, reading and describing media files from outside, by their content alone."""
 
 from __future__ import annotations  # PyAV's Packet is generic for type checkers only
 
@@ -32,7 +32,6 @@ __all__ = [
     "Damage",
     "MediaFacts",
     "VideoFacts",
-    "audio_stream",
     "decode",
     "demux",
     "frame_rate",
@@ -54,13 +53,13 @@ _PARTLY_USED = " or cut short: its good frames are used"
 
 
 class _Nameless:
-    """A file of which FFmpeg sees the content only: the name can't sway what it is taken for."""
+    """A file whose name FFmpeg doesn't see, so that only its content decides on the format."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.read, self.tell, self._seek = file.read, file.tell, file.seek
 
     def seek(self, offset: int, whence: int) -> int:
-        """A damaged file points to places that no file has: FFmpeg is told so by -1."""
+        """Seek; -1 for an impossible place, to which a damaged file may point."""
         try:
             return self._seek(offset, whence)
         except OSError:
@@ -68,14 +67,14 @@ class _Nameless:
 
 
 def quote_path(path: Path | str) -> str:
-    """A path as messages show it: quoted, in one line, whatever characters it holds."""
+    """Quote a path for messages, in one line, whatever characters it holds."""
     return repr(str(path))
 
 
 def refused_address(path: Path | str) -> str | None:
-    """Why a URL can't be used, with the URL as it was given; None where `path` is no URL.
+    """Return why a URL can't be used; None where `path` is no URL.
 
-    A `Path` has lost one of the slashes, which is put back.
+    The slash that a `Path` drops is put back.
     """
     text = str(path)
     if not _ADDRESS.match(text) or Path(path).exists():
@@ -88,7 +87,7 @@ def refused_address(path: Path | str) -> str | None:
 
 
 def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContainer:
-    """Open a media file by its content; the one way in for everything from outside.
+    """Open a media file by its content; everything from outside comes in here.
 
     The name is only ever a local file's name, never a pattern, a URL or a protocol.
     Raises MediaError when the file is not there, is none of the containers we read, or holds more
@@ -97,62 +96,56 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
     if refused := refused_address(path):
         raise MediaError(refused)
     path = Path(path)
-    head = b""
-    # FFmpeg decodes a frame or two to see what is in a file: those are bounded too. It counts the
+    name, head = quote_path(path), b""
+    # FFmpeg decodes a frame or two to describe a file, so those are bounded too. It counts the
     # margins that some decoders put around a frame.
     bound = {"max_pixels": str(2 * limits.max_pixels + 2**16)}
     options = {**OPEN_OPTIONS, **bound}
     try:
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
-            raise MediaError(f"{quote_path(path)} {what}: give a video, picture or sound file")
-        limits.check_bytes(quote_path(path), size := path.stat().st_size)
+            raise MediaError(f"{name} {what}: give a video, picture or sound file")
+        limits.check_bytes(name, size := path.stat().st_size)
         if not size:
-            raise MediaError(f"{quote_path(path)} is empty, of 0 bytes: write or copy it again")
+            raise MediaError(f"{name} is empty, of 0 bytes: write or copy it again")
         with path.open("rb") as file:
-            limits.check_samples(quote_path(path), count_samples(file, size), size)
-            limits.check_notes(quote_path(path), count_unpacked_bytes(file, MAX_NOTES_BYTES))
+            limits.check_samples(name, count_samples(file, size), size)
+            limits.check_notes(name, count_unpacked_bytes(file, MAX_NOTES_BYTES))
             file.seek(0)
-            if _is_moving_webp(head := file.read(_HEAD_BYTES)):
+            head = file.read(_HEAD_BYTES)
+            flags = head[_WEBP_FLAGS_OFFSET:][:1]
+            # FFmpeg's own decoder reads still WebP only.
+            if head[8:16] == b"WEBPVP8X" and flags and flags[0] & 0x02:
                 raise MediaError(
-                    f"{quote_path(path)} is a moving WebP, which can't be read: "
-                    "convert it to GIF or mp4"
+                    f"{name} is a moving WebP, which can't be read: convert it to GIF or mp4"
                 )
             file.seek(0)
-            seen = av.open(_Nameless(file), "r", options=options, metadata_errors="replace")
-            kind = seen.format.name.split(",")[0]
-            seen.close()
-        container = av.open(
-            f"file:{path.absolute()}",
-            "r",
-            format=kind,
-            options=options,
-            metadata_errors="replace",
-        )
+            by_content = av.open(_Nameless(file), "r", options=options, metadata_errors="replace")
+            kind = by_content.format.name.split(",")[0]
+            by_content.close()
+        url = f"file:{path.absolute()}"
+        container = av.open(url, "r", format=kind, options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{quote_path(path)} {_not_read(head, error)}") from error
+        raise MediaError(f"{name} {_explain(head, error)}") from error
     if any(one.disposition & Disposition.dependent for one in container.streams.video):
         container.close()
         raise MediaError(
-            f"{quote_path(path)} is a photograph in tiles (HEIC, as phones take them), "
-            "which can't be"
-            " read: save it as JPEG or PNG"
+            f"{name} is a photograph in tiles (HEIC, as phones take them), which can't be read:"
+            " save it as JPEG or PNG"
         )
     stream = video_stream(container)
     if stream is not None:
-        limits.check_pixels(
-            quote_path(path), stream.codec_context.width, stream.codec_context.height
-        )
+        limits.check_pixels(name, stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.options = bound
-        # Else libavcodec cuts less off the left than the stream says, to keep rows aligned.
+        # Else libavcodec crops less off the left than the stream says, to keep rows aligned.
         stream.codec_context.flags |= CodecFlags.unaligned
-    # PyAV lets FFmpeg guess missing pts, wrongly for H.264 with B-frames in AVI: they are no times.
+    # PyAV lets FFmpeg guess missing pts, wrongly for H.264 with B-frames in AVI.
     container.flags &= ~_GENPTS
     return container
 
 
-def _not_read(head: bytes, error: Exception) -> str:
-    """Why a file isn't read, and what is."""
+def _explain(head: bytes, error: Exception) -> str:
+    """Say why a file isn't read, and what is."""
     if name := unread_format(head):
         return f"is {name}, which is not among the formats read: {READ_FORMATS}"
     if isinstance(error, av.ArgumentError):  # FFmpeg knows it, but it is not on our list
@@ -162,66 +155,26 @@ def _not_read(head: bytes, error: Exception) -> str:
     return f"{damaged}: {READ_FORMATS}"
 
 
-def _is_moving_webp(head: bytes) -> bool:
-    """FFmpeg's own decoder knows still ones only, and finds no picture in these."""
-    flags = head[_WEBP_FLAGS_OFFSET:][:1] or b"\0"
-    return head[8:16] == b"WEBPVP8X" and bool(flags[0] & 0x02)
-
-
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The main picture stream; a cover picture inside a sound file is none."""
+    """Return the main picture stream; a cover picture inside a sound file is none."""
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.codec_context is None:
         return None
     return None if stream.disposition & Disposition.attached_pic else stream
 
 
-def audio_stream(container: InputContainer) -> AudioStream | None:
-    """The main sound stream; which one is heard, `choose_track` decides."""
-    stream = container.streams.best("audio")
-    if not isinstance(stream, AudioStream) or stream.codec_context is None:
-        return None
-    return stream
-
-
 class Damage:
-    """Tells in the log what is wrong with a file: each thing once, however often it is read."""
+    """Logs what is wrong with a file, each thing once, however often the file is read."""
 
     def __init__(self, path: Path | str, level: int = logging.WARNING) -> None:
         self._name, self._level = quote_path(path), level
         self._logged: set[str] = set()
 
     def warn(self, what: str, *values: object) -> None:
+        """Log "NAME is damaged" and `what`, at a debug level from the second time on."""
         level = logging.DEBUG if what in self._logged else self._level
         self._logged.add(what)
         log.log(level, "%s is damaged" + what, self._name, *values)
-
-
-class _Doubt:
-    """Tells of damage where a packet is said to be corrupt; where pieces are joined one is, too.
-
-    There a key frame comes next, or the clock jumps: at most a packet later, for FFmpeg's parser is
-    a packet late to say it.
-    """
-
-    def __init__(self, continuity: Continuity, damage: Damage) -> None:
-        self._continuity, self._damage = continuity, damage
-        self._waits = 0  # packets until it is told
-        self._jumps = 0
-
-    def check(self, packet: Packet[Stream]) -> None:
-        """The next packet of a stream; the last is empty."""
-        jumped = self._continuity.jumps > self._jumps
-        self._jumps = self._continuity.jumps
-        if self._waits and packet.size and (packet.is_keyframe or jumped):
-            self._waits = 0
-        if self._waits:
-            self._waits -= 1
-            if not (self._waits and packet.size):
-                self._waits = 0
-                self._damage.warn(_PARTLY_USED)
-        if packet.is_corrupt:
-            self._waits = 2
 
 
 def demux(
@@ -230,23 +183,34 @@ def demux(
     damage: Damage | None = None,
     continuity: Continuity | None = None,
 ) -> Iterator[Packet[Stream]]:
-    """The stream's packets, then an empty one to flush; damage ends nothing, and is told.
+    """Read a stream's packets, then an empty one to flush; damage is logged and ends nothing.
 
-    Their time stamps are made continuous, by `continuity` where the file is read from a place on.
+    Their time stamps are made continuous, by `continuity` where the file was sought.
 
-    A last picture that isn't whole is left out: a decoder that works on several at once would give
-    up those it still holds. Of sound every sample counts.
+    A last picture that isn't whole is left out, because a decoder that works on several at once
+    would drop those that it still holds. Of sound every sample counts.
     """
     damage = damage or Damage(container.name.removeprefix("file:"))
     continuity = continuity or Continuity(container, stream)
-    held, doubt = None, _Doubt(continuity, damage)
+    held, jumps, doubt = None, 0, 0  # doubt: packets after which a corrupt one is logged
     try:
         for packet in continuity.packets(container):
-            if stream.type == "video":
-                doubt.check(packet)
+            corrupt = packet.is_corrupt and stream.type == "video"
+            # Where pieces are joined, a packet is marked as corrupt too. There a key frame comes
+            # next, or the clock jumps; FFmpeg's parser may mark it a packet late.
+            joint = packet.size and (packet.is_keyframe or continuity.jumps > jumps)
+            jumps = continuity.jumps
+            if doubt and joint:
+                doubt = 0
+            elif doubt:
+                doubt = doubt - 1 if packet.size else 0
+                if not doubt:
+                    damage.warn(_PARTLY_USED)
+            if corrupt:
+                doubt = 2
             if held is not None and packet.size:
                 yield held
-            held = packet if packet.is_corrupt and stream.type == "video" else None
+            held = packet if corrupt else None
             if held is None:
                 yield packet
     except av.FFmpegError as error:
@@ -257,7 +221,7 @@ def demux(
 
 
 def decode(packet: Packet[Stream], kind: type[F], damage: Damage | None = None) -> list[F]:
-    """The good frames a packet gives; a damaged packet gives none. `damage` tells of the others."""
+    """Decode a packet to its good frames; none for a damaged packet. `damage` logs the others."""
     try:
         frames = packet.decode()
     except av.FFmpegError as error:
@@ -273,7 +237,7 @@ def decode(packet: Packet[Stream], kind: type[F], damage: Damage | None = None) 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a file's picture stream is, in the file's own terms."""
+    """Facts of a picture stream, in the file's own terms."""
 
     codec: str
     width: int  # px, before rotation
@@ -281,12 +245,12 @@ class VideoFacts:
     fps: Fraction | None  # mean, as the file claims; None for a picture
     frames: int  # counted
     pixel_format: str
-    rotation: int  # degrees clockwise that a player turns it by
+    rotation: int  # degrees clockwise by which players turn it
 
 
 @dataclass(frozen=True)
 class AudioFacts:
-    """What a file's sound stream is."""
+    """Facts of a sound stream."""
 
     codec: str
     sample_rate: int  # Hz
@@ -295,7 +259,7 @@ class AudioFacts:
 
 @dataclass(frozen=True)
 class MediaFacts:
-    """What a file is; `video` or `audio` is None where it has no such stream."""
+    """Facts of a file; `video` or `audio` is None where it has no such stream."""
 
     path: Path
     container: str
@@ -306,32 +270,31 @@ class MediaFacts:
 
 
 def probe(path: Path | str) -> MediaFacts:
-    """Describe any media file; frames are counted by walking its packets, nothing is guessed.
+    """Describe any media file; frames are counted by reading its packets.
 
     Raises MediaError when it is not media or holds neither pictures nor sound.
     """
     with open_media(path) as container:
-        video, audio = video_stream(container), audio_stream(container)
+        video, sound, audio = video_stream(container), container.streams.best("audio"), None
+        if isinstance(sound, AudioStream) and (context := sound.codec_context) is not None:
+            codec = context.codec.canonical_name
+            audio = AudioFacts(codec, context.sample_rate, context.channels)
         if video is None and audio is None:
             raise MediaError(f"{quote_path(path)} holds neither pictures nor sound")
-        duration = container.duration
+        with Path(path).open("rb") as file:
+            container_name = name_of(container, file.read(_HEAD_BYTES))
         return MediaFacts(
             path=Path(path),
-            container=name_of(container, _head(path)),
-            duration_seconds=None if duration is None else duration / 1e6,
+            container=container_name,
+            duration_seconds=None if container.duration is None else container.duration / 1e6,
             video=None if video is None else _video_facts(container, video),
-            audio=None if audio is None else _audio_facts(audio),
+            audio=audio,
             comment=container.metadata.get("comment"),
         )
 
 
-def _head(path: Path | str) -> bytes:
-    with Path(path).open("rb") as file:
-        return file.read(_HEAD_BYTES)
-
-
 def frame_rate(stream: VideoStream) -> Fraction | None:
-    """Mean frames a second, as the file claims; FFmpeg says the clock's rate of bare DV."""
+    """Return the mean frame rate that the file claims; for bare DV that is FFmpeg's guess."""
     clock = stream.time_base and 1 / stream.time_base
     return stream.guessed_rate if stream.average_rate == clock else stream.average_rate
 
@@ -352,8 +315,3 @@ def _video_facts(container: InputContainer, stream: VideoStream) -> VideoFacts:
         pixel_format=context.pix_fmt or "unknown",
         rotation=0 if orientation is None else orientation.degrees,
     )
-
-
-def _audio_facts(stream: AudioStream) -> AudioFacts:
-    context = stream.codec_context
-    return AudioFacts(context.codec.canonical_name, context.sample_rate, context.channels)

@@ -1,4 +1,4 @@
-"""The part of a picture that its container says is shown: `clap` of MP4 and MOV, PixelCrop of MKV.
+"""Cropping that a container asks for: `clap` of MP4 and MOV, PixelCrop of Matroska.
 
 PyAV doesn't hand these on. The layouts are ISO/IEC 14496-12's and RFC 9559's (Matroska).
 """
@@ -15,11 +15,12 @@ from av.video.frame import VideoFrame as RawFrame
 from av.video.stream import VideoStream
 
 from latentsync.media.filters import video_graph
+from latentsync.media.preflight import FileElement, walk_boxes
 
 __all__ = ["Crop", "crop_frames", "read_crop"]
 
-_MAX_ELEMENTS = 4096  # that are looked at on one level of a file
-_MAX_ELEMENT_BYTES = 64  # of an element
+_MAX_ELEMENTS = 4096  # read on one level of a file
+_MAX_ELEMENT_BYTES = 64  # read of an element
 _ENTRY_HEADER_BYTES = 78  # bytes of a VisualSampleEntry before the boxes inside it
 _SEGMENT, _TRACKS, _TRACK, _CLUSTER = 0x18538067, 0x1654AE6B, 0xAE, 0x1F43B675
 _TRACK_TYPE, _VIDEO = 0x83, 0xE0
@@ -35,16 +36,8 @@ class Crop(NamedTuple):
     bottom: int
 
 
-class FileElement(NamedTuple):
-    """An element of a file: its kind, and the bytes [start, stop) of its content."""
-
-    kind: int | bytes
-    start: int
-    stop: int
-
-
 def read_crop(container: InputContainer, stream: VideoStream) -> Crop | None:
-    """What is cut off the decoded pictures of a stream; None for nothing."""
+    """Read how the decoded pictures of a stream are cropped; None: not at all."""
     name = container.format.name
     reader = {"mov": _of_mp4, "matroska": _of_matroska}.get(name.split(",")[0])
     if reader is None:
@@ -62,7 +55,7 @@ def read_crop(container: InputContainer, stream: VideoStream) -> Crop | None:
 
 
 def crop_frames(raws: Iterable[RawFrame], crop: Crop) -> Iterator[RawFrame]:
-    """The same frames without what is not shown."""
+    """Crop frames."""
     graph, form = None, None
     for raw in raws:
         if graph is None or form != (raw.width, raw.height, raw.format.name):
@@ -83,7 +76,7 @@ def _find(
     within: FileElement,
     *path: int | bytes,
 ) -> Iterator[FileElement]:
-    """The elements at a path of kinds."""
+    """Find the elements at a path of kinds."""
     for one in islice(elements(file, within.start, within.stop), _MAX_ELEMENTS):
         if one.kind == path[0]:
             if len(path) == 1:
@@ -101,24 +94,24 @@ def _read(file: BinaryIO, start: int, stop: int) -> bytes:
 
 
 def _of_mp4(file: BinaryIO, size: int) -> Iterator[Crop | None]:
-    """Of each track with pictures."""
-    for track in _find(_boxes, file, FileElement(b"", 0, size), b"moov", b"trak"):
-        handlers = _find(_boxes, file, track, b"mdia", b"hdlr")
+    """Read the crop of each picture track."""
+    for track in _find(walk_boxes, file, FileElement(b"", 0, size), b"moov", b"trak"):
+        handlers = _find(walk_boxes, file, track, b"mdia", b"hdlr")
         if b"vide" not in [_read(file, one.start, one.stop)[8:12] for one in handlers]:
             continue
         crop = None
-        for table in _find(_boxes, file, track, b"mdia", b"minf", b"stbl", b"stsd"):
-            for entry in islice(_boxes(file, table.start + 8, table.stop), 1):
+        for table in _find(walk_boxes, file, track, b"mdia", b"minf", b"stbl", b"stsd"):
+            for entry in islice(walk_boxes(file, table.start + 8, table.stop), 1):
                 head = _read(file, entry.start + 24, entry.start + 28).ljust(4, b"\0")
                 size_of = struct.unpack(">2H", head)
                 inside = FileElement(b"", entry.start + _ENTRY_HEADER_BYTES, entry.stop)
-                for clap in _find(_boxes, file, inside, b"clap"):
+                for clap in _find(walk_boxes, file, inside, b"clap"):
                     crop = _clap(_read(file, clap.start, clap.stop), *size_of)
         yield crop
 
 
 def _clap(data: bytes, width: int, height: int) -> Crop | None:
-    """Size and the centre's way from the picture's centre, each as a fraction."""
+    """Read a box of four fractions: the size, and the centre's offset from the picture's centre."""
     if len(data) < 32:
         return None
     numbers = struct.unpack(">8i", data[:32])
@@ -129,23 +122,11 @@ def _clap(data: bytes, width: int, height: int) -> Crop | None:
     return Crop(*map(int, (left, top, width - wide - left, height - high - top)))
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[FileElement]:
-    while end - start >= 8 and len(head := _read(file, start, start + 16)) >= 8:
-        length, begin = int.from_bytes(head[:4]), 8
-        if length == 1:  # too long for 32 bits
-            length, begin = int.from_bytes(head[8:16]), 16
-        stop = end if length == 0 else min(end, start + length)
-        if stop < start + begin:
-            return
-        yield FileElement(head[4:8], start + begin, stop)
-        start = stop
-
-
 # ---- Matroska ------------------------------------------------------------------------------------
 
 
 def _of_matroska(file: BinaryIO, size: int) -> Iterator[Crop | None]:
-    """Of each track with pictures."""
+    """Read the crop of each picture track."""
     for track in _find(_elements, file, FileElement(0, 0, size), _SEGMENT, _TRACKS, _TRACK):
         kinds = [_read(file, *one[1:]) for one in _find(_elements, file, track, _TRACK_TYPE)]
         if b"\x01" not in kinds:
@@ -158,7 +139,7 @@ def _of_matroska(file: BinaryIO, size: int) -> Iterator[Crop | None]:
 
 
 def _elements(file: BinaryIO, start: int, end: int) -> Iterator[FileElement]:
-    """EBML: a kind and a size of 1 to 8 bytes each, as many as the first byte has leading zeros."""
+    """Walk EBML elements: kind and size have 1 to 8 bytes, by the leading zeros of the first."""
     while start < end:
         head = _read(file, start, start + 16)
         width = 9 - head[0].bit_length() if head and head[0] else 16
@@ -169,7 +150,7 @@ def _elements(file: BinaryIO, start: int, end: int) -> Iterator[FileElement]:
         begin = start + width + digits
         unknown = length == (1 << 7 * digits) - 1
         stop = end if unknown else min(end, begin + length)
-        if kind == _CLUSTER:  # pictures from here on; what is told of them comes before
+        if kind == _CLUSTER:  # pictures from here on; their description comes before
             return
         yield FileElement(kind, begin, stop)
         start = stop

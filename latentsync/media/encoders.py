@@ -1,4 +1,4 @@
-"""The encoders that an output can ask for, and what each makes of quality, speed and size."""
+"""The encoders of an output, and their options for quality, speed and size."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,7 +48,7 @@ _X265_MIN_SIDE_PX = 16  # below this side not even its smallest coding units fit
 
 @dataclass(frozen=True)
 class Encoder:
-    """One encoder of FFmpeg: what it is called, and what it can hold."""
+    """One encoder of FFmpeg, and the sizes that it takes."""
 
     codec: Codec
     library: str  # FFmpeg's name for it
@@ -58,7 +58,7 @@ class Encoder:
     min_side: int = 2  # px
 
     def options(self, crf: int, preset: Preset, size: tuple[int, int]) -> dict[str, str]:
-        """FFmpeg's options; `crf` is 0 (lossless, with every encoder) to 51, `size` in px."""
+        """Return FFmpeg's options; `crf` is 0 (lossless with every encoder) to 51, `size` in px."""
         if self.library == "libx264":
             usual = _X264_LOOKAHEAD_FRAMES[preset]
             affordable = usual * _FULL_HD_PIXELS // (size[0] * size[1])
@@ -68,7 +68,7 @@ class Encoder:
                 options["x264-params"] = _X264_REPEATABLE
             return options
         if self.library == "libx265":
-            own = ["log-level=error"]  # else it talks on stderr, past every logger
+            own = ["log-level=error"]  # else it writes to stderr, past every logger
             own += ["lossless=1"] if crf == 0 else []
             own += ["ctu=16"] if min(size) < _X265_SMALL_SIDE_PX else []
             return {"crf": str(crf), "preset": preset, "x265-params": ":".join(own)}
@@ -90,7 +90,7 @@ _ENCODERS: dict[str, Encoder] = {
 
 
 def encoder_of(codec: str) -> Encoder:
-    """The encoder of that name; OptionError when there is none."""
+    """Return the encoder of that name; OptionError when there is none."""
     if codec not in _ENCODERS:
         raise OptionError(f"codec {codec!r} is unknown: choose one of {', '.join(CODECS)}")
     return _ENCODERS[codec]
@@ -118,7 +118,7 @@ def check_codec(codec: str) -> None:
 def output_size(
     width: int, height: int, *, codec: str = "h264", max_side: int | None = None
 ) -> tuple[int, int]:
-    """The (width, height) that a picture is written at: even, its longest side within `max_side`.
+    """Compute the (width, height) of an output: even, its longest side within `max_side`.
 
     Raises OptionError for a `max_side` below 16, OutputError when the codec can't hold the size.
     """

@@ -1,4 +1,4 @@
-"""Limits on a file from outside, so that no small file exhausts the machine."""
+"""Limits on files from outside, so that no small file exhausts the machine."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class Limits:
 
     @classmethod
     def of(cls, options: Options) -> "Limits":
-        """Take the limits that one call asks for."""
+        """Take the limits of one call."""
         return cls(options.max_pixels, options.max_seconds, options.max_bytes)
 
     def check_bytes(self, name: str, size: int) -> None:
@@ -36,7 +36,7 @@ class Limits:
             )
 
     def check_samples(self, name: str, samples: int, size: int) -> None:
-        """Check a file of `size` bytes whose tables claim so many samples: frames and packets."""
+        """Check the samples (frames and packets) that a file of `size` bytes claims."""
         if samples > size:
             raise MediaError(
                 f"{name} claims {samples} samples in {size} bytes: it is damaged, or made to"
@@ -45,7 +45,7 @@ class Limits:
             )
 
     def check_notes(self, name: str, unpacked: int) -> None:
-        """Check a picture whose colour profile and texts unpack to so many bytes."""
+        """Check a picture by the bytes that its colour profile and texts unpack to."""
         if unpacked >= MAX_NOTES_BYTES:
             raise MediaError(
                 f"{name} has a colour profile or texts of {MAX_NOTES_BYTES} bytes or more: it is"
@@ -62,7 +62,7 @@ class Limits:
             )
 
     def check_seconds(self, name: str, seconds: float) -> None:
-        """Check pictures or sound that last up to `seconds` from the start."""
+        """Check the duration of pictures or sound."""
         if seconds > self.max_seconds:
             raise MediaError(
                 f"{name} goes on for {seconds:.2f} s where at most {self.max_seconds:g} s are"
@@ -71,7 +71,7 @@ class Limits:
 
 
 def advise_raising(limit: str) -> str:
-    """Return the advice to raise a limit, for askers who have that option."""
+    """Return the advice to raise a limit, for callers who have that option."""
     return with_option(limit, f", or raise {option_name(limit)}")
 
 

@@ -22,28 +22,19 @@ log = logging.getLogger(__name__)
 
 _COPIED_CODECS = ("aac", "mp3")
 _MP3_IN_MP4_MIN_HZ = 16000  # Hz; MPEG-2.5 layer III is not allowed in mp4
-_AAC_CHANNEL_BIT_RATE = 96_000  # bit / s and channel; mono has as much as stereo
-_PREROLL_SECONDS = Fraction(1, 5)  # s of packets before the start, which decoders want to have seen
-_AAC_FRAME_SAMPLES = 1024  # samples
+_AAC_CHANNEL_BIT_RATE = 96_000  # bit/s per channel; mono gets as much as stereo
+_PREROLL_SECONDS = Fraction(1, 5)  # packets kept before the start, for decoders to settle
+_AAC_FRAME_SAMPLES = 1024
 _AAC_RATES_HZ = (
-    8000,
-    11025,
-    12000,
-    16000,
-    22050,
-    24000,
-    32000,
-    44100,
-    48000,
-    64000,
-    88200,
-    96000,
-)  # Hz
+    *(8000, 11025, 12000, 16000, 22050, 24000),
+    *(32000, 44100, 48000, 64000, 88200, 96000),
+)
 _AAC_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "7.1")
+_NEAREST_LAYOUTS = {1: "mono", 6: "5.1", 8: "7.1"}  # by channels; else stereo
 
 
 def decide_copy(sound: Sound, uniform: bool | None = None) -> Sound:
-    """The same sound, with `copied` decided: are its packets copied, or is it encoded anew?
+    """Decide whether an output copies a sound's packets or encodes it; returned in `copied`.
 
     All of it is read, so that nothing in its middle ends a run when most of the work is done: a
     change of its sample rate, clips joined in one file, packets that FFmpeg's muxer refuses.
@@ -55,13 +46,13 @@ def decide_copy(sound: Sound, uniform: bool | None = None) -> Sound:
     if sound.codec not in _COPIED_CODECS or rare:
         return replace(sound, copied=False)
     uniform = sound.is_uniform() if uniform is None else uniform
-    return replace(sound, copied=uniform and _fits(sound))
+    return replace(sound, copied=uniform and _fits_mp4(sound))
 
 
-def _fits(sound: Sound) -> bool:
+def _fits_mp4(sound: Sound) -> bool:
     """Whether an MP4 takes all packets, and none begins far before the one before it ends."""
-    with av.open(cast(BinaryIO, _Nowhere()), "w", format="mp4") as nowhere:
-        feed = _Copied(nowhere, sound)
+    with av.open(cast(BinaryIO, _NullFile()), "w", format="mp4") as output:
+        feed = _PacketCopier(output, sound)
         try:
             feed.finish(Fraction(2**62))
         except (av.FFmpegError, MediaError) as error:
@@ -72,8 +63,8 @@ def _fits(sound: Sound) -> bool:
     return not feed.misplaced
 
 
-class _Nowhere:
-    """A file of which nothing is kept."""
+class _NullFile:
+    """A file that keeps only its size."""
 
     def __init__(self) -> None:
         self._at = self._size = 0
@@ -92,23 +83,28 @@ class _Nowhere:
 
 
 class SoundFeed(Protocol):
-    """Sound on its way to the output, as far as the pictures have come."""
+    """Writes sound to the output, as far as the pictures have come."""
 
-    def until(self, seconds: Fraction) -> None: ...
-    def finish(self, seconds: Fraction) -> None: ...
-    def close(self) -> None: ...
+    def until(self, seconds: Fraction) -> None:
+        """Write everything that ends by this time."""
+
+    def finish(self, seconds: Fraction) -> None:
+        """Write the rest, cut at this time."""
+
+    def close(self) -> None:
+        """Close the input."""
 
 
 def sound_feed(container: OutputContainer, sound: Sound) -> SoundFeed:
-    """The feed of an output: of packets where they fit, else of sound encoded anew."""
+    """Create the feed of an output, which copies packets where they fit, and encodes elsewhere."""
     if decide_copy(sound).copied:
         log.info("sound: %s is copied", sound.codec)
-        return _Copied(container, sound)
-    return _Encoded(container, sound)
+        return _PacketCopier(container, sound)
+    return _AacEncoder(container, sound)
 
 
-class _Copied:
-    """The sound's own packets, moved to the output's timeline."""
+class _PacketCopier:
+    """Copies the sound's own packets, moved to the output's timeline."""
 
     def __init__(self, container: OutputContainer, sound: Sound) -> None:
         self._output, self._origin, self._path = container, sound.origin, sound.path
@@ -116,24 +112,19 @@ class _Copied:
         source = sound_stream(self._input, sound.track)
         self._stream = container.add_stream_from_template(source)
         self._rate, self._samples = sound.sample_rate, source.codec_context.frame_size
-        self._due: Fraction | None = None  # s at which the next packet begins if none is missing
+        self._due: Fraction | None = None  # s; start of the next packet, if none is missing
         self._packets = demux(self._input, source)
         self._next = next(self._packets, None)
         self._tolerance = max_drift_seconds(self._input)
-        self.misplaced = False  # whether a packet has no time, or begins before the last one ends
-
-    def until(self, seconds: Fraction) -> None:
-        """Hand over every packet that ends by then."""
-        self._mux(seconds, partly=False)
-
-    def finish(self, seconds: Fraction) -> None:
-        """Hand over the rest up to there, the last packet's duration cut to it."""
-        self._mux(seconds, partly=True)
+        self.misplaced = False  # whether a packet has no time, or overlaps the one before
 
     def close(self) -> None:
         self._input.close()
 
-    def _mux(self, seconds: Fraction, *, partly: bool) -> None:
+    def finish(self, seconds: Fraction) -> None:
+        self.until(seconds, partly=True)
+
+    def until(self, seconds: Fraction, *, partly: bool = False) -> None:
         while (packet := self._next) is not None:
             self.misplaced |= bool(packet.size) and packet.pts is None
             if packet.size and packet.pts is not None:
@@ -152,9 +143,9 @@ class _Copied:
             self._next = next(self._packets, None)
 
     def _span(self, packet: "Packet[Stream]") -> tuple[Fraction, Fraction]:
-        """When a packet begins, in the output, and for how long it sounds; in seconds.
+        """Return start and duration of a packet in the output, in seconds.
 
-        To the sample, also where the file (Matroska, say) counts in ms.
+        They are exact to the sample, also where the file (Matroska, say) counts in ms.
         """
         unit = packet.time_base
         at = (packet.pts or 0) * unit - self._origin
@@ -168,19 +159,21 @@ class _Copied:
     def _hand_over(self, packet: "Packet[Stream]") -> None:
         try:
             self._output.mux(packet)
-        except (av.ArgumentError, av.InvalidDataError) as error:  # not of the disk
+        except (av.ArgumentError, av.InvalidDataError) as error:  # no fault of the disk
             raise MediaError(
                 f"the sound of {quote_path(self._path)} is damaged ({error.strerror}):"
                 " convert it to WAV, or give another"
             ) from error
 
 
-class _Encoded:
-    """The sound decoded, and encoded to AAC at its own rate and channels where AAC has them."""
+class _AacEncoder:
+    """Encodes the sound to AAC, at its own rate and channels where AAC has them."""
 
     def __init__(self, container: OutputContainer, sound: Sound) -> None:
         rate = min((r for r in _AAC_RATES_HZ if r >= sound.sample_rate), default=max(_AAC_RATES_HZ))
-        layout = sound.layout if sound.layout in _AAC_LAYOUTS else _nearest_layout(sound.channels)
+        layout = sound.layout
+        if layout not in _AAC_LAYOUTS:
+            layout = _NEAREST_LAYOUTS.get(sound.channels, "stereo")
         self._output = container
         self._stream: AudioStream = container.add_stream(
             "aac",
@@ -198,26 +191,18 @@ class _Encoded:
             f" at {rate} Hz {layout}, the nearest it has" if changed else "",
         )
 
-    def until(self, seconds: Fraction) -> None:
-        """Hand over every block that ends by then."""
-        self._encode(round(seconds * self._rate))
-
-    def finish(self, seconds: Fraction) -> None:
-        """Hand over the rest up to there, to the sample."""
-        end = round(seconds * self._rate)
-        self._encode(end)
-        if self._next is not None and (left := end - (self._next.pts or 0)) > 0:
-            self._output.mux(self._stream.encode(trim(self._next, left)))
-        self._output.mux(self._stream.encode(None))
-
     def close(self) -> None:
         self._frames.close()
 
-    def _encode(self, end: int) -> None:
+    def until(self, seconds: Fraction) -> None:
+        end = round(seconds * self._rate)
         while (frame := self._next) is not None and (frame.pts or 0) + frame.samples <= end:
             self._output.mux(self._stream.encode(frame))
             self._next = next(self._frames, None)
 
-
-def _nearest_layout(channels: int) -> str:
-    return {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}.get(channels, "stereo")
+    def finish(self, seconds: Fraction) -> None:
+        self.until(seconds)
+        left = round(seconds * self._rate) - (self._next.pts or 0) if self._next else 0
+        if self._next is not None and left > 0:
+            self._output.mux(self._stream.encode(trim(self._next, left)))
+        self._output.mux(self._stream.encode(None))

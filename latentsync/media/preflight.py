@@ -1,22 +1,21 @@
 """What a small file claims, or packs, that costs FFmpeg gigabytes: read before FFmpeg reads it.
 
-For every sample of every track of an MP4 FFmpeg keeps some 30 bytes from the moment it is opened,
-and a table may say in twelve bytes that so many millions of samples are alike (names and layouts of
-the boxes: ISO/IEC 14496-12). Of a PNG it unpacks the colour profile and all texts whole, to a
-thousand times what they take (its chunks: ISO/IEC 15948).
+For every sample of every track of an MP4 FFmpeg allocates some 30 bytes on opening, and a table may
+claim millions of equal samples in twelve bytes (boxes: ISO/IEC 14496-12). Of a PNG it unpacks the
+colour profile and all texts, up to a thousand times their size (chunks: ISO/IEC 15948).
 """
 
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-__all__ = ["count_samples", "count_unpacked_bytes"]
+__all__ = ["FileElement", "count_samples", "count_unpacked_bytes", "walk_boxes"]
 
 _OUTER_BOXES = {
     *(b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"),
-    *(b"mvex", b"udta", b"edts", b"dinf"),  # where none is at home, but would be taken
+    *(b"mvex", b"udta", b"edts", b"dinf"),  # no place for tables, but FFmpeg reads them there
 }
 _MAX_DEPTH = 10  # boxes in boxes; FFmpeg goes no deeper
 _HEAD_BYTES = 20  # bytes of a box's content that are looked at
@@ -27,11 +26,34 @@ _UINT = struct.Struct(">I")
 _ONE_BY_ONE = _UINT.pack(1) * 2  # one entry for all samples, of a tick each
 
 
-def count_samples(file: BinaryIO, size: int) -> int:
-    """How many samples FFmpeg would list for the MP4 or QuickTime file of `size` bytes.
+class FileElement(NamedTuple):
+    """An element of a file: its kind, and the bytes [start, stop) of its content."""
 
-    Of PCM it lists chunks only: such tracks count for nothing. So does what is no such file, or
-    too broken to be walked. Compressed tables, which nobody writes any more, count as 2^32.
+    kind: int | bytes
+    start: int
+    stop: int
+
+
+def walk_boxes(file: BinaryIO, start: int, end: int) -> Iterator[FileElement]:
+    """Walk the boxes of an MP4 or QuickTime file from byte `start` to `end`, one level deep."""
+    while end - start >= 8:
+        file.seek(start)
+        head = file.read(16)
+        length, begin = int.from_bytes(head[:4]), 8
+        if length == 1:  # too long for 32 bits
+            length, begin = int.from_bytes(head[8:]), 16
+        stop = end if length == 0 else min(end, start + length)
+        if stop < start + begin or len(head) < 8:
+            return
+        yield FileElement(head[4:8], start + begin, stop)
+        start = stop
+
+
+def count_samples(file: BinaryIO, size: int) -> int:
+    """Count the samples that FFmpeg would list for an MP4 or QuickTime file of `size` bytes.
+
+    0 for other files, and for what is too broken to be walked. A PCM track counts as 0, because
+    FFmpeg lists its chunks only. Compressed tables, which nobody writes any more, count as 2^32.
     """
     total, track = 0, _Track()
     for kind, head in _walk(file, 0, size):
@@ -49,11 +71,11 @@ class _Track:
     """What the boxes of one track say."""
 
     samples: int = 0
-    sound: bool | None = None  # None: nothing said
+    sound: bool | None = None  # None: unknown
     one_by_one: bool | None = None
 
     def add(self, kind: bytes, head: bytes) -> None:
-        """A box, by its name and first bytes."""
+        """Add a box, by its name and first bytes."""
         if kind in _COUNT_OFFSETS:
             self.samples += int.from_bytes(head[_COUNT_OFFSETS[kind] :][:4])
         elif kind == b"hdlr" and head[8:12] not in _REFERENCES:
@@ -64,31 +86,24 @@ class _Track:
 
     @property
     def listed(self) -> int:
-        """How many samples FFmpeg would list; of PCM none."""
+        """Samples that FFmpeg would list: none of PCM."""
         return 0 if self.sound and self.one_by_one else self.samples
 
 
 def _walk(file: BinaryIO, start: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, bytes]]:
-    """Name and first bytes of every box from `start` to `end`, with those inside."""
-    while end - start >= 8:
-        file.seek(start)
-        head = file.read(16 + _HEAD_BYTES)
-        length, kind, begin = _UINT.unpack(head[:4])[0], head[4:8], 8
-        if length == 1:  # too long for 32 bits
-            length, begin = int.from_bytes(head[8:16]), 16
-        stop = end if length == 0 else min(end, start + length)
-        if stop < start + begin:
-            return
-        yield kind, head[begin : min(begin + _HEAD_BYTES, stop - start)]
-        if kind in _OUTER_BOXES and depth < _MAX_DEPTH:
-            yield from _walk(file, start + begin, stop, depth + 1)
-        start = stop
+    """Iterate over name and first bytes of every box from `start` to `end`, with those inside."""
+    for box in walk_boxes(file, start, end):
+        assert isinstance(box.kind, bytes)
+        file.seek(box.start)
+        yield box.kind, file.read(min(_HEAD_BYTES, box.stop - box.start))
+        if box.kind in _OUTER_BOXES and depth < _MAX_DEPTH:
+            yield from _walk(file, box.start, box.stop, depth + 1)
 
 
 def count_unpacked_bytes(file: BinaryIO, at_most: int) -> int:
-    """Bytes that the profile and the packed texts of a PNG unpack to; counted to `at_most` or more.
+    """Count the bytes that the profile and the packed texts of a PNG unpack to, up to `at_most`.
 
-    What is no PNG has none.
+    0 for other files.
     """
     file.seek(0)
     total = 0
@@ -98,14 +113,14 @@ def count_unpacked_bytes(file: BinaryIO, at_most: int) -> int:
         start, length = file.tell(), _UINT.unpack(head[:4])[0]
         if head[4:] in (b"iCCP", b"zTXt"):
             name, end, _ = file.read(min(_CHUNK_BYTES, length)).partition(b"\0")
-            file.seek(start + len(name) + 2)  # and a byte for the way of packing
-            total += _unpacked(file, start + length, at_most - total) if end else at_most
+            file.seek(start + len(name) + 2)  # and a byte for the method
+            total += _count_unpacked(file, start + length, at_most - total) if end else at_most
         file.seek(start + length + 4)  # behind the checksum
     return total
 
 
-def _unpacked(file: BinaryIO, end: int, at_most: int) -> int:
-    """Bytes that what lies from here to `end` unpacks to, at most about so many."""
+def _count_unpacked(file: BinaryIO, end: int, at_most: int) -> int:
+    """Count the bytes that the stream from here to `end` unpacks to, up to about `at_most`."""
     packer, total = zlib.decompressobj(), 0
     while total < at_most and (packed := file.read(max(0, min(_CHUNK_BYTES, end - file.tell())))):
         while packed and total < at_most:

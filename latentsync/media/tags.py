@@ -1,4 +1,4 @@
-"""What an output takes over from its inputs beside pictures and sound, and what is left out."""
+"""Tags that an output takes over from its inputs, and what is left out."""
 
 import logging
 import re
@@ -20,14 +20,14 @@ __all__ = ["OutputTags", "read_tags", "timecode_at"]
 
 log = logging.getLogger(__name__)
 
-# Tags that say what a clip is; FFmpeg's names, which MP4 has room for.
+# Tags that describe a clip, by FFmpeg's names, which MP4 can hold.
 _KEPT_TAGS = (
     *("title", "artist", "album_artist", "composer", "album", "date", "genre", "copyright"),
     *("description", "synopsis", "show", "episode_id", "network", "keywords", "lyrics"),
 )
 _APPLE_PREFIX = "com.apple.quicktime."
 _SYNONYMS = {"author": "artist", "creationdate": "creation_time", "displayname": "title"}
-# What a writer notes for itself.
+# Tags that programs write for themselves.
 _TECHNICAL = re.compile(
     r"major_brand|minor_version|compatible_brands|encoder|encoded_by|duration|handler_name"
     r"|vendor_id|language|variant_bitrate|bps|number_of_\w+|_statistics_\w+|\w*uid|\w+_ul"
@@ -40,7 +40,7 @@ _DROP_RATES = (Fraction(30000, 1001), Fraction(60000, 1001))  # frames/s; SMPTE 
 
 @dataclass(frozen=True)
 class OutputTags:
-    """What goes into the output's tags, and what of the inputs does not go into the output."""
+    """The output's tags, and what of the inputs isn't in the output."""
 
     tags: dict[str, str] = field(default_factory=dict)  # by FFmpeg's names
     left_out: tuple[str, ...] = ()  # in words
@@ -49,17 +49,19 @@ class OutputTags:
 def read_tags(
     video: Path | str, sounds: Iterable[Sound], fps: Fraction, limits: Limits = DEFAULT_LIMITS
 ) -> OutputTags:
-    """Look at a clip, and at the sounds it is given; `fps` is the output's.
+    """Read the tags of a clip and of the sounds it is given; `fps` is the output's.
 
-    Kept are creation time, time code (as a label of the output's first frame), title and the like.
-    A place is left out on purpose: who publishes a clip need not tell where they live.
+    Kept are creation time, time code (of the output's first frame), title and the like. A location
+    is left out on purpose: who publishes a clip need not tell where they live.
     """
     sounds = tuple(sounds)
     with open_media(video, limits) as container:
-        tags, left_out = _tags(container)
-        left_out += _streams(container)
+        tags, left_out = _read_metadata(container)
+        left_out += _list_streams(container)
         stream = video_stream(container)
-        code = _timecode(container)
+        every = (container.metadata, *(one.metadata for one in container.streams))
+        codes = [value for tag in every for key, value in tag.items() if key.lower() == "timecode"]
+        code = codes[0] if codes else ""
         if code and stream is not None:
             at = timecode_at(code, frame_rate(stream) or fps, fps)
             if at is None:
@@ -67,11 +69,11 @@ def read_tags(
             else:
                 tags["timecode"] = at
         own = len(sound_streams(container))
-    voiced = [sound for sound in sounds if _same(sound.path, video)]
+    voiced = [one for one in sounds if one.path.exists() and one.path.samefile(video)]
     if own and not voiced:
         left_out.append("the clip's own sound" + (f", {own} tracks" if own > 1 else ""))
     for sound in sounds:
-        left_out += _of_sound(sound, own=sound in voiced)
+        left_out += _list_unused(sound, own=sound in voiced)
     left_out = list(dict.fromkeys(left_out))
     if left_out:
         log.info("not carried over from %s: %s", quote_path(video), "; ".join(left_out))
@@ -79,7 +81,7 @@ def read_tags(
 
 
 def timecode_at(code: str, rate: Fraction, fps: Fraction) -> str | None:
-    """The time code of a first frame, for another frame rate; None where it is none."""
+    """Convert a first frame's time code to another frame rate; None where it is none."""
     found = _TIMECODE.fullmatch(code.strip())
     usual, new = round(rate), round(fps)
     if not found or int(found[5]) >= usual or int(found[1]) > 23:
@@ -87,13 +89,17 @@ def timecode_at(code: str, rate: Fraction, fps: Fraction) -> str | None:
     frame = int(found[5]) * new // usual
     drop = found[4] != ":" and fps in _DROP_RATES
     if drop and found[3] == "00" and found[2][1] != "0":
-        frame = max(frame, 2 * new // 30)  # the first labels of such minutes are skipped
+        frame = max(frame, 2 * new // 30)  # drop-frame skips the first numbers of such minutes
     return f"{found[1]}:{found[2]}:{found[3]}{';' if drop else ':'}{frame:02d}"
 
 
-def _tags(container: InputContainer) -> tuple[dict[str, str], list[str]]:
-    """Of a file: those that are kept, and words for those that are not."""
-    said = {_name(key): value for key, value in container.metadata.items() if value.strip()}
+def _read_metadata(container: InputContainer) -> tuple[dict[str, str], list[str]]:
+    """Read a file's tags that are kept, and name those that are not."""
+    said = {}
+    for key, value in container.metadata.items():
+        if value.strip():
+            name = key.lower().removeprefix(_APPLE_PREFIX)
+            said[_SYNONYMS.get(name, name)] = value
     stream = video_stream(container)
     if "creation_time" not in said and stream is not None and "creation_time" in stream.metadata:
         said["creation_time"] = stream.metadata["creation_time"]
@@ -110,28 +116,16 @@ def _tags(container: InputContainer) -> tuple[dict[str, str], list[str]]:
     return kept, left_out
 
 
-def _name(key: str) -> str:
-    """A tag's name as FFmpeg's MP4 writer knows it."""
-    name = key.lower().removeprefix(_APPLE_PREFIX)
-    return _SYNONYMS.get(name, name)
-
-
-def _timecode(container: InputContainer) -> str:
-    every = (container.metadata, *(stream.metadata for stream in container.streams))
-    found = [value for tags in every for key, value in tags.items() if key.lower() == "timecode"]
-    return found[0] if found else ""
-
-
-def _streams(container: InputContainer) -> list[str]:
-    """Words for what a clip has beside the pictures that are shown and the sound."""
+def _list_streams(container: InputContainer) -> list[str]:
+    """Name what a clip has beside its main pictures and sound."""
     left_out = []
-    shown_one = video_stream(container)
-    if shown_one is not None and (
-        has_alpha(shown_one.codec_context.pix_fmt or "")
-        or shown_one.metadata.get("alpha_mode") == "1"  # WebM's, which not every decoder reads
+    main = video_stream(container)
+    if main is not None and (
+        has_alpha(main.codec_context.pix_fmt or "")
+        or main.metadata.get("alpha_mode") == "1"  # WebM's, which not every decoder reads
     ):
         left_out.append("alpha channel")
-    pictures = [one for one in container.streams.video if one != shown_one]
+    pictures = [one for one in container.streams.video if one != main]
     covers = [one for one in pictures if one.disposition & Disposition.attached_pic]
     data = [s for s in container.streams.data if "timecode" not in map(str.lower, s.metadata)]
     counted = {
@@ -147,8 +141,8 @@ def _streams(container: InputContainer) -> list[str]:
     ]
 
 
-def _of_sound(sound: Sound, *, own: bool) -> list[str]:
-    """Words for the tracks of a sound's file that aren't heard, and its tags unless `own`."""
+def _list_unused(sound: Sound, *, own: bool) -> list[str]:
+    """Name the tracks of a sound's file that aren't used, and its tags unless `own`."""
     left_out = []
     with open_media(sound.path, sound.limits) as container:
         languages = [s.metadata.get("language", "und") for s in sound_streams(container)]
@@ -157,14 +151,10 @@ def _of_sound(sound: Sound, *, own: bool) -> list[str]:
             for n, code in enumerate(languages, 1)
             if n != sound.track.number
         ]
-        tags = [] if own else sorted(_tags(container)[0])
+        tags = [] if own else sorted(_read_metadata(container)[0])
     whose = "" if own else f" of {quote_path(sound.path.name)}"
     if others:
         left_out.append(f"sound track{'s' if len(others) > 1 else ''} {', '.join(others)}{whose}")
     if tags:
         left_out.append(f"{', '.join(tags)}{whose}")
     return left_out
-
-
-def _same(path: Path, other: Path | str) -> bool:
-    return path.exists() and Path(other).exists() and path.samefile(other)

@@ -1,11 +1,11 @@
 """Time stamps as FFmpeg's command line reads them, for pictures and sound alike.
 
-    packets ->  Continuity   a jump of the file's clock is closed, by one offset for all streams
-    frames  ->  best_effort  each gets a time: its pts, its dts where the pts are wrong, or the next
+    packets ->  Continuity   closes jumps of the file's clock, by one offset for all streams
+    frames  ->  best_effort  gives each a time: its pts, its dts where pts are wrong, or the next
 
 The rules and their limits are those of `fftools/ffmpeg_demux.c` (ts_discontinuity_process) and
 `libavcodec/decode.c` (guess_correct_pts). A `SeekMap` remembers what reading in order found, so
-that a frame has the same time when it is reached by seeking.
+that a frame has the same time after seeking.
 """
 
 from __future__ import annotations  # PyAV's Packet is generic for type checkers only
@@ -33,15 +33,15 @@ _MAX_TIME_US = 2**60  # larger time stamps are damaged; arithmetic with them wou
 
 
 def clock_restarts(container: InputContainer) -> bool:
-    """Whether a format's clock may begin anew in the middle, as in MPEG-TS, MPEG-PS and Ogg.
+    """Whether a format's clock may restart within a file, as in MPEG-TS, MPEG-PS and Ogg.
 
-    Then the difference of the first and the last time stamp says nothing of the file's length.
+    Then the first and the last time stamp don't tell the file's duration.
     """
     return bool(container.format.flags & _TS_DISCONT)
 
 
 class SeekMap:
-    """What one clip's pictures, read in order, told of its time stamps."""
+    """What reading one clip's pictures in order found out about its time stamps."""
 
     def __init__(self) -> None:
         self.by_dts_from: int | None = None  # ticks; from here on pts were seen to fall
@@ -51,7 +51,7 @@ class SeekMap:
         self._offsets: list[int] = []  # µs
 
     def learn(self, place: int, time: int, offset: int) -> None:
-        """The packet at byte `place` has the dts `time`, in ticks, with `offset` added."""
+        """Remember the dts in ticks of the packet at byte `place`, with `offset` added."""
         if place <= self._read_to:
             return
         self._read_to = place
@@ -61,27 +61,27 @@ class SeekMap:
             self._offsets.append(offset)
 
     def covers(self, place: int) -> bool:
-        """Whether the packet at a byte was read."""
+        """Whether the packet at a byte has been read."""
         return place <= self._read_to
 
     def offset_at(self, place: int) -> int:
-        """The offset in µs of the packet at a byte that was read."""
+        """Return the offset, in µs, of the packet at a byte that has been read."""
         return self._offsets[max(0, bisect_right(self._places, place) - 1)]
 
     def offset_before(self, time: int) -> int:
-        """The offset in µs at a time in ticks."""
+        """Return the offset, in µs, at a time in ticks."""
         before = bisect_right(self._times, time) - 1
         return self._offsets[max(0, before)] if self._offsets else 0
 
 
 class _StreamClock:
-    """Where one stream's decoding time is, in µs."""
+    """The decoding time of one stream, in µs."""
 
     def __init__(self, stream: Stream) -> None:
         self._unit = (stream.time_base or Fraction(1, 1000)) * _US_PER_SECOND
         self.dts: int | None = None  # of the last packet
         self.due: int | None = None  # of the next one, if nothing is missing
-        self._usual: int | None = None  # duration of a packet, where the stream tells
+        self._usual: int | None = None  # duration of a packet, where the stream has one
         if isinstance(stream, AudioStream) and stream.codec_context.sample_rate:
             context = stream.codec_context
             self._usual = (context.frame_size or 0) * _US_PER_SECOND // context.sample_rate
@@ -89,13 +89,15 @@ class _StreamClock:
         self._frame = round(_US_PER_SECOND / rate) if rate else 0
 
     def us(self, ticks: int) -> int:
+        """Convert ticks to µs."""
         return round(ticks * self._unit)
 
     def ticks(self, us: int) -> int:
+        """Convert µs to ticks."""
         return round(us / self._unit)
 
-    def pass_by(self, packet: Packet[Stream]) -> None:
-        """Move on behind a packet whose time stamps are right by now."""
+    def advance(self, packet: Packet[Stream]) -> None:
+        """Advance to the end of a packet whose time stamps are correct."""
         if packet.dts is not None:
             self.dts = self.us(packet.dts)
         elif self.dts is None and packet.pts is not None:
@@ -110,12 +112,12 @@ class _StreamClock:
 
 
 class Continuity:
-    """The time stamps of one open file, made continuous as its packets are read in order.
+    """Makes the time stamps of one open file continuous, as its packets are read in order.
 
-    In a format whose clock may begin anew (MPEG-TS, MPEG-PS, Ogg), a jump is closed: what follows
-    continues where the last packet ended. The pictures and the main sound decide together and
-    every stream gets the same offset, so they stay in sync. In other formats a stamp more than 30
-    hours off is dropped.
+    In a format whose clock may restart (MPEG-TS, MPEG-PS, Ogg), a jump is closed: what follows
+    continues where the last packet ended. The pictures and the main sound decide together, and
+    every stream gets the same offset, so they stay in sync. In other formats a time stamp more than
+    30 hours off is dropped.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class Continuity:
         *,
         sought: bool = False,
     ) -> None:
-        """For reading `wanted` from the start, or, if `sought`, from a place that the map knows."""
+        """Prepare to read `wanted` from the start, or, if `sought`, from a place in the map."""
         self.closes = clock_restarts(container)
         main = (container.streams.best("video"), container.streams.best("audio"))
         deciding = [one for one in main if one is not None] if self.closes else []
@@ -137,55 +139,57 @@ class Continuity:
         self._by_map = sought  # whether the offset is taken from the map
         self._place = -1  # byte of the last packet of `wanted`
         self._offset = 0  # µs
-        self.jumps = 0  # that were closed
+        self.jumps = 0  # closed so far
         self._last: int | None = None  # dts of the last packet of any stream, µs
 
     def packets(self, container: InputContainer) -> Iterator[Packet[Stream]]:
-        """The rest of the wanted stream's packets, then an empty one to flush."""
+        """Read the rest of the wanted stream's packets, then an empty one to flush."""
         for packet in container.demux(self.streams):
             if packet.size:
-                self._mend(packet)
+                self._correct(packet)
             if packet.stream.index == self._wanted:
                 yield packet
 
     def covers(self, packet: Packet[Stream]) -> bool:
-        """Whether a packet has the very time stamps that it has when the file is read in order."""
+        """Whether a packet has the same time stamps as when the file is read in order."""
         if not self.closes:
             return True
         return self._map is not None and packet.pos is not None and self._map.covers(packet.pos)
 
     def as_stored(self, ticks: int) -> int:
-        """A time of the wanted stream, in ticks, as the file has it."""
+        """Convert a time of the wanted stream, in ticks, back to the file's own."""
         offset = self._map.offset_before(ticks) if self._map else 0
         return ticks - self._clocks[self._wanted].ticks(offset)
 
-    def _mend(self, packet: Packet[Stream]) -> None:
+    def _correct(self, packet: Packet[Stream]) -> None:
+        """Drop impossible time stamps, and close jumps."""
         clock = self._clocks[packet.stream.index]
         _drop(packet, lambda ticks: abs(clock.us(ticks)) > _MAX_TIME_US)
         if self.closes:
             if packet.stream.index == self._wanted:
-                self._reach(packet.pos)
+                self._look_up(packet.pos)
             _move(packet, clock.ticks(self._offset))
             if packet.dts is not None:
                 if not self._by_map:
-                    self._close(packet, clock)
+                    self._close_jump(packet, clock)
                 self._last = clock.us(packet.dts)
                 if packet.stream.index == self._wanted and self._map and not self._by_map:
                     self._map.learn(self._place, packet.dts, self._offset)
         elif (due := clock.due) is not None:
             _drop(packet, lambda ticks: abs(clock.us(ticks) - due) > _MAX_ERROR_US)
-        clock.pass_by(packet)
+        clock.advance(packet)
 
-    def _reach(self, place: int | None) -> None:
-        """Come to the wanted stream's packet at a byte; several may lie in one unit of the file."""
+    def _look_up(self, place: int | None) -> None:
+        """Take the offset of the wanted stream's packet from the map, as far as that goes."""
+        # Of several packets in one unit of the file only the first has a place.
         self._place = self._place + 1 if place is None else place
         if self._by_map and self._map is not None:
             self._by_map = self._map.covers(self._place)
             if self._by_map:
                 self._offset = self._map.offset_at(self._place)
 
-    def _close(self, packet: Packet[Stream], clock: _StreamClock) -> None:
-        """Change the offset where the clock has jumped; an unseen stream is held to the others."""
+    def _close_jump(self, packet: Packet[Stream], clock: _StreamClock) -> None:
+        """Change the offset at a jump; a stream's first packet is compared with the others."""
         assert packet.dts is not None
         dts = clock.us(packet.dts)
         due = self._last if clock.due is None else clock.due
@@ -218,12 +222,11 @@ def best_effort(
     *,
     by_dts: bool = False,
 ) -> Iterator[RawFrame]:
-    """The same frames, each with its time as its pts.
+    """Give each frame its time as its pts.
 
-    That is the pts, as long as pts were seen to fall no more often than dts; then the dts, as in
-    AVI with B-frames, whose pts are none. A frame without either follows the one before after that
-    one's duration, or a usual one; the first is then at the file's start. `by_dts`: pts were seen
-    to fall before these frames.
+    The time is the pts, until pts have fallen more often than dts; from then on the dts, as in AVI
+    with B-frames, whose pts are wrong. A frame without either begins where the frame before ends,
+    the first at the file's start. `by_dts`: pts have fallen before these frames.
     """
     unit = stream.time_base or Fraction(1, 1000)
     usual = max(1, round(1 / stream.average_rate / unit)) if stream.average_rate else 1

@@ -1,6 +1,6 @@
-"""HDR clips become SDR once, before anything else: FFmpeg's binary tone-maps into a temporary file.
+"""Tone mapping of HDR clips to SDR, once, by FFmpeg's binary into a temporary file.
 
-PyAV's build has no zscale, which undoes the PQ and HLG curves; imageio-ffmpeg's binary has it.
+PyAV's build lacks zscale, which inverts the PQ and HLG curves; imageio-ffmpeg's binary has it.
 """
 
 import logging
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 _CURVES = {16: "smpte2084", 18: "arib-std-b67"}  # PQ and HLG, numbered as in ITU-T H.273
 _UNSPECIFIED = 2
-# Reference white of HDR, ITU-R BT.2408: 203 cd / m2. It becomes grey level 215, which leaves
-# room for what is brighter.
+# HDR reference white in cd/m2, ITU-R BT.2408. It becomes grey level 215, which leaves room for
+# highlights.
 _WHITE_NITS = 203
-# Mobius leaves everything below 0.3 of white as it is, so that skin keeps its brightness.
+# Mobius keeps everything below 0.3 of white, so that skin keeps its brightness.
 _FILTERS = (
     "setpts=PTS-STARTPTS,bwdif=mode=send_frame:deint=interlaced,"
     "setparams={tags},"
@@ -34,30 +34,30 @@ _FILTERS = (
     "zscale=primaries=bt709,tonemap=mobius:desat=0,"
     "zscale=transfer=bt709:matrix=bt709:range=limited,format=yuv420p"
 )
-# Lossless; key frames at a distance that seeking backwards likes, no B-frames, times as they are.
+# Lossless, key frames near enough for seeking backwards, no B-frames, times as they are.
 _ENCODER_OPTIONS = "-c:v libx264 -qp 0 -preset ultrafast -g 24 -bf 0 -fps_mode passthrough"
 
 
 def hdr_curve(raw: RawFrame) -> str | None:
-    """FFmpeg's name of a decoded picture's HDR curve; None for SDR."""
+    """Return FFmpeg's name of a decoded picture's HDR curve; None for SDR."""
     return _CURVES.get(raw.color_trc)
 
 
 def tone_map(
     path: Path, raw: RawFrame, *, owner: object, seconds: float | None = None
 ) -> tuple[Path, "weakref.finalize[..., object]"]:
-    """A lossless, upright, progressive BT.709 copy of an HDR clip's pictures, at the same times.
+    """Make a lossless, upright, progressive BT.709 copy of an HDR clip's pictures, at their times.
 
     Args:
         raw: the clip's first picture.
-        owner: the copy's folder goes when this object does, or at the end of the program.
-        seconds: how much of the clip is wanted, from its start; None for all.
+        owner: the copy's folder is removed with this object, or at the end of the program.
+        seconds: length of the copy, from the clip's start; None for all.
 
     Returns:
-        The copy, and what removes its folder earlier.
+        The copy, and a function that removes its folder earlier.
 
     Raises:
-        MediaError: it can't be made, for want of space perhaps.
+        MediaError: it can't be made, perhaps for lack of space.
     """
     log.info(
         "%s is HDR (%s): tone-mapped to SDR, into a temporary file",

@@ -1,8 +1,10 @@
-"""The one encode: the pictures, the original sound beside them, moved into place at the end."""
+"""The one encode: pictures and sound into a file that is moved into place at the end."""
 
 import logging
 import os
+import shutil
 import stat
+import uuid
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -16,11 +18,10 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 
 from latentsync.errors import OutputError
-from latentsync.media.atomic import Draft
 from latentsync.media.audio import Sound
 from latentsync.media.container import quote_path, refused_address
 from latentsync.media.encoders import check_codec, encoder_of, output_size
-from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, scale
+from latentsync.media.frame import PIXEL_FORMAT, VideoFrame, scale
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.output_sound import SoundFeed, decide_copy, sound_feed
 from latentsync.media.tracks import quicktime_code
@@ -30,10 +31,10 @@ __all__ = ["VideoWriter", "check_output"]
 
 log = logging.getLogger(__name__)
 
-# Suffix -> FFmpeg's format; a name without one promises nothing.
+# Suffix -> FFmpeg's format.
 _FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", "": "mp4"}
-# frames: of as many or fewer, x265 takes the dts from memory that nobody wrote, and the muxer may
-# refuse them (github.com/Multicorewareinc/x265/issues/781). No picture is moved among so few.
+# Of so few frames x265 takes the dts from uninitialised memory, and the muxer may refuse them
+# (github.com/Multicorewareinc/x265/issues/781). So few are never reordered.
 _X265_DELAY_FRAMES = 2
 
 
@@ -44,16 +45,19 @@ def check_output(
 ) -> None:
     """Raise OutputError when `path` can't be written, or is one of `inputs` by whatever name.
 
-    A directory, a device, a pipe and a symbolic link are refused; a directory on the way to the
-    file may be a link. So is a name that ends in none of `suffixes`.
+    A directory, a device, a pipe, a symbolic link and another suffix than `suffixes` are refused;
+    a directory in the path may be a link.
     """
     if refused := refused_address(path):
         raise OutputError(refused)
     path = Path(path)
     try:
         directory, exists = path.parent.resolve(), path.exists()
-        link = _is_link(path)
         same = exists and any(Path(p).exists() and path.samefile(p) for p in inputs)
+        try:
+            link = stat.S_ISLNK(path.lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            link = False
     except (OSError, RuntimeError, ValueError) as error:  # too long, a folder that leads to itself
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
@@ -80,24 +84,70 @@ def check_output(
         )
 
 
-def _is_link(path: Path) -> bool:
-    """Whether it is a symbolic link; an impossible name raises."""
-    try:
-        return stat.S_ISLNK(path.lstat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+class _Draft:
+    """A file in the folder of `target` that is written to `path`, then kept or dropped.
+
+    On Linux it has no name (open(2), O_TMPFILE) and is gone with its process. On other systems, and
+    on file systems that can't do so or can't name it later, it is a hidden file beside the target.
+    So the folder needs room for one copy of the file, never two. Each call may raise OSError.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._hidden = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
+        self._descriptor: int | None = None
+
+    def create(self) -> None:
+        """Create the empty file."""
+        try:
+            trial = os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+            try:  # whether a nameless file can get a name here
+                self._name(trial)
+                self._hidden.unlink()
+            finally:
+                os.close(trial)
+            self._descriptor = os.open(self._target.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+        except (AttributeError, OSError) as error:  # another system, another file system
+            log.debug("%s gets a hidden file first: %s", self._target, error)
+            self._hidden.touch(exist_ok=False)
+
+    def _name(self, descriptor: int) -> None:
+        # With `src_dir_fd` Python follows the link that /proc's entry is.
+        os.link(f"/proc/self/fd/{descriptor}", self._hidden, src_dir_fd=descriptor)
+
+    @property
+    def path(self) -> Path:
+        """Where to write, and to read again, until the file is kept or dropped."""
+        if self._descriptor is None:
+            return self._hidden
+        return Path(f"/proc/self/fd/{self._descriptor}")
+
+    def keep(self) -> None:
+        """Replace the target by the file, in one step."""
+        if self._descriptor is not None:
+            try:
+                self._name(self._descriptor)
+            except OSError as error:  # the finished file isn't lost
+                log.debug("%s is copied into a hidden file: %s", self._target, error)
+                shutil.copyfile(self.path, self._hidden)
+        self._hidden.replace(self._target)
+
+    def drop(self) -> None:
+        """Remove the file; after `keep`, nothing happens."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self._hidden.unlink(missing_ok=True)
 
 
 class VideoWriter:
-    """Write an mp4, or a mov by that name: H.264 or HEVC, the original sound beside it.
+    """Writes an mp4, or a mov by that name: H.264 or HEVC, and the original sound.
 
-    Colour tags are the frames' own.
-
-    Use it in a `with` block. Frames go to a file without a name (see `Draft`), which takes the
-    output's place when the block ends well and is gone when it doesn't; nothing else is written.
-    AAC and MP3 sound is copied packet by packet, any other is encoded to AAC; it ends with the last
-    frame. Raises OutputError when the output can't be written, from the first frame on also when
-    the codec can't hold its size.
+    Use it in a `with` block. Frames go to a file without a name, which takes the output's place
+    when the block ends well and is gone when it doesn't. AAC and MP3 sound is copied packet by
+    packet, any other is encoded to AAC; it ends with the last frame. Colour tags are the frames'
+    own. Raises OutputError when the output can't be written, from the first frame on also when the
+    codec can't hold its size.
     """
 
     def __init__(
@@ -119,16 +169,16 @@ class VideoWriter:
         """Check what can be checked before a frame is there.
 
         Args:
-            audio: any file with sound in it, of which `limits` bounds the length, or its Sound.
+            audio: any file with sound in it, at most as long as `limits` says, or its Sound.
             audio_at: s of pictures before the sound begins.
             fps: frames per second; where frames bring their own times, about how many.
             codec: one of CODECS.
             crf: 0 (lossless; H.264 then needs a High 4:4:4 player) to 51.
-            preset: x264's name for how long to search, for every codec.
+            preset: x264's name for the encoder's effort, for every codec.
             max_side: px; pictures with a longer side are scaled down to it. None: as they are.
-            time_base: s; what the times of frames are rounded to, where they bring any.
+            time_base: s; frames' own times are rounded to it.
             comment: goes to the file's tags.
-            tags: others, by FFmpeg's names; see `read_tags`.
+            tags: other tags, by FFmpeg's names; see `read_tags`.
 
         Raises:
             OptionError: an unknown codec. BackendUnavailable: one that can't be opened here.
@@ -139,17 +189,17 @@ class VideoWriter:
         if audio is not None and not isinstance(audio, Sound):
             audio = Sound.of(audio, limits)
         check_output(self.path, [] if audio is None else [audio.path])
-        self._draft = Draft(self.path.parent.resolve() / self.path.name)
+        self._draft = _Draft(self.path.parent.resolve() / self.path.name)
         audio = audio and decide_copy(audio)
         self._audio = audio and replace(audio, origin=audio.origin - audio_at)
         self._fps, self._unit = fps, time_base
         self._tags = {**(tags or {}), **({} if comment is None else {"comment": comment})}
         self._encoder, self._crf, self._preset = encoder_of(codec), crf, preset
         self._max_side = max_side
-        self._timed = False  # whether frames bring their own times
+        self._timed = False  # whether frames have their own times
         self._held: tuple[VideoFrame, int] | None = None  # the last frame and its time, in units
-        self._until: int | None = None  # when the last frame ends, in units, where that was said
-        self._step = 1  # units from the frame before it to the last one
+        self._until: int | None = None  # when the last frame ends, in units, where that is given
+        self._step = 1  # units between the last two frames
         self._container: OutputContainer | None = None
         self._video: VideoStream | None = None
         self._sound: SoundFeed | None = None
@@ -179,12 +229,11 @@ class VideoWriter:
     def write(
         self, frame: VideoFrame, time: Fraction | None = None, until: Fraction | None = None
     ) -> None:
-        """Add the next frame; all have the size and colour of the first.
+        """Add the next frame, of the size and colour of the first.
 
-        `time`: when it is shown, in seconds from 0, later than the one before by a `time_base` or
-        more; it is shown until the next, the last one for as long as the one before or to its
-        `until`. Either every frame brings a time or none does, else ValueError; without them frames
-        are 1 / fps apart.
+        Either every frame has a `time`, in seconds from 0 and rising by a `time_base` at least, or
+        none has, else ValueError; without times frames are 1 / fps apart. The last frame lasts as
+        long as the one before, or to `until`.
         """
         try:
             if self._container is None:
@@ -226,7 +275,9 @@ class VideoWriter:
         (context.width, context.height), context.pix_fmt = size, PIXEL_FORMAT
         context.time_base, context.codec_tag = self._unit, self._encoder.tag
         context.flags |= Flags.frame_duration
-        _tag(video, first.colour)
+        context.colorspace, context.color_range = first.colour.matrix, first.colour.range
+        context.color_primaries, context.color_trc = first.colour.primaries, first.colour.transfer
+        context.sample_aspect_ratio = first.colour.pixel_aspect
         self._video = video
         if self._audio is not None:
             self._sound = sound_feed(self._container, self._audio)
@@ -237,9 +288,9 @@ class VideoWriter:
                 self._container.streams.audio[0].metadata["language"] = language
 
     def _due(self, time: Fraction | None) -> int:
-        """The next frame's time, in units."""
+        """Return the next frame's time, in units."""
         if (time is not None) != self._timed:
-            raise ValueError("either every frame brings its time or none does")
+            raise ValueError("either every frame has a time or none has")
         due = self.frames if time is None else round(time / self._unit)
         if self._held is not None and due <= self._held[1]:
             raise ValueError(
@@ -248,7 +299,7 @@ class VideoWriter:
         return due
 
     def _encode_held(self, until: int) -> None:
-        """Hand the last frame over, as soon as it is known how long it is shown."""
+        """Encode the last frame, now that its duration is known."""
         if self._held is None or self._video is None or self._container is None:
             return
         frame, due = self._held
@@ -287,15 +338,9 @@ class VideoWriter:
             self._container = None
 
     def _refused(self, error: Exception) -> OutputError:
+        """Make the error of a failed write."""
         reason = getattr(error, "strerror", None) or str(error)
         return OutputError(
             f"{quote_path(self.path)} can't be written ({reason}):"
             " check the disk's free space and permissions"
         )
-
-
-def _tag(stream: VideoStream, colour: Colour) -> None:
-    context = stream.codec_context
-    context.colorspace, context.color_range = colour.matrix, colour.range
-    context.color_primaries, context.color_trc = colour.primaries, colour.transfer
-    context.sample_aspect_ratio = colour.pixel_aspect
