@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from latentsync.faces import align
 from latentsync.faces.detectors.landmarks import ANCHORS
 from latentsync.faces.head_pose import nose_places
-from latentsync.faces.mask import paste_share
-from latentsync.faces.outline import FRONTAL, outline_share
+from latentsync.faces.mask import FRONTAL, outline_share, paste_share
 from latentsync.training.synthetic import Identity, Mouth, Pose, landmarks
 from latentsync.training.synthetic.geometry import project
 from latentsync.training.synthetic.skin import face_outline

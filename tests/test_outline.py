@@ -6,8 +6,7 @@ import pytest
 from latentsync.faces import align
 from latentsync.faces.detectors.landmarks import ANCHORS
 from latentsync.faces.head_pose import nose_places
-from latentsync.faces.mask import paste_share
-from latentsync.faces.outline import outline_edge, outline_share
+from latentsync.faces.mask import outline_edge, outline_share, paste_share
 from latentsync.pipeline import compositor
 from latentsync.training.synthetic import Identity, Mouth, Pose, landmarks
 from latentsync.training.synthetic.geometry import project

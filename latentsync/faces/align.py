@@ -1,9 +1,9 @@
 """Three points -> affine -> face crop -> paste back. Float32 or better, and only near the face.
 
-Everything works on the face's own region of the frame (`face_box`), so its cost follows the size
-of the face, not of the frame. Pixel (x, y) means the centre of that pixel. Pixels are resampled
-once on each way: the crop's square is cut straight out of the frame, where the published code goes
-by way of an upright crop, which loses detail (`as_published` does that too).
+All functions work on the face's own region of the frame (`face_box`), so their cost follows the
+size of the face, not of the frame. Pixel (x, y) means the centre of that pixel. Pixels are
+resampled once on each way: the square crop is cut straight out of the frame, where the published
+code makes an upright crop first, which loses detail (`align_published` does that too).
 
 Template, crop size and smoothing as published:
 https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/affine_transform.py
@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentsync.faces import align
 from latentsync.types import Box, Face, FaceTrack, FloatArray, Frame, PaintablePicture, Picture
 
 __all__ = [
@@ -41,20 +40,20 @@ __all__ = [
     "warped",
 ]
 
-# The three points (left brow, right brow, nose base) in a box 75 wide and 100 high, and that box's
-# scale at 256 px, https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/affine_transform.py
+# The three points (left brow, right brow, nose base) in a box 75 wide and 100 high, and the box's
+# scale at 256 px.
 TEMPLATE = ((17.0, 20.0), (58.0, 20.0), (37.5, 40.0))
 BOX_WIDTH, BOX_HEIGHT = 75, 100
 SCALE_AT_256 = 2.8
 SMOOTHING = 0.2  # weight of the previous frame's bias
-PARABOLA = 3  # points that a parabola always meets
+PARABOLA = 3  # points that determine a parabola
 FILL = 127.0  # grey level outside the frame
 EDGE_DIVISOR = 20  # soft edge = square root of the face's area / 20
 MIN_SPREAD = 1e-3  # px; points closer together than this are no face
 MARGIN = 2  # px around the face's region: bilinear neighbours and the erosion's window
-# Left, top and side of the square that FFHQ's layout puts around a face, in units of the template:
-# eyes, nose and mouth's corners of 80 drawn heads, fitted to the five points that restoration nets
-# know, https://github.com/xinntao/facexlib/blob/3c06885/facexlib/utils/face_restoration_helper.py
+# Left, top and side of the square around a face in FFHQ's layout, in units of the template: eyes,
+# nose and mouth corners of 80 drawn heads, fitted to the five points of restoration nets,
+# https://github.com/xinntao/facexlib/blob/3c06885/facexlib/utils/face_restoration_helper.py
 PORTRAIT = (-30.3, -35.1, 135.5)
 
 Array = NDArray[np.float64]
@@ -65,31 +64,31 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class CropView:
-    """A picture of a face, cut out of a frame."""
+    """A picture of a face, as a part of a frame."""
 
-    matrix: Array  # (3, 3) frame px -> px of it
+    matrix: Array  # (3, 3) frame px -> px of the picture
     size: Size
 
     @property
     def zoom(self) -> float:
-        """Px of it for one of the frame."""
+        """Px of the picture for one of the frame."""
         return _zoom(self.matrix)
 
     def enlarged(self, width: int, height: int) -> "CropView":
-        """The same picture at another size."""
+        """Return the same view at another size."""
         grown = _stretch(width / self.size[0], height / self.size[1])
         return CropView(grown @ self.matrix, (width, height))
 
     def box(self, frame: Size) -> Box:
-        """`face_box` of it: the part of a frame that it shows."""
+        """Return the part of a frame that it shows, see `face_box`."""
         return _box(self.matrix, (-1, -1, *self.size), frame)
 
     def cut(self, region: Frame, box: Box) -> Frame:
-        """(height, width, 3) uint8 of a frame's pixels in `box`; beyond them their edge goes on."""
+        """Cut it from a frame's pixels in `box`; (height, width, 3) uint8, edges repeated."""
         return warped(region, self.matrix @ _shift(box), self.size)
 
     def onto(self, other: "CropView") -> Array:
-        """(3, 3) float64: px of this -> px of the other."""
+        """Return (3, 3) float64: px of this -> px of the other."""
         return np.asarray(other.matrix @ np.linalg.inv(self.matrix), np.float64)
 
 
@@ -100,32 +99,32 @@ class FaceResampler:
     side: int  # px, of a crop
 
     def cut(self, picture: Picture, affine: FloatArray) -> Frame:
-        """(side, side, 3) uint8: the crop of a face."""
+        """Cut the crop of a face; (side, side, 3) uint8."""
         box = face_box(affine, self.side, picture.width, picture.height)
         return cut_face(picture.rgb(box), box, affine, self.side)
 
     def paste(
         self, picture: PaintablePicture, face: Tensor, affine: FloatArray, weight: Tensor | None
     ) -> PaintablePicture:
-        """Lay a face, (s, s, 3) uint8, over its frame by an (s, s) weight; None: all of it."""
+        """Blend a face, (s, s, 3) uint8, into its frame by an (s, s) weight; None: 1."""
         size = picture.width, picture.height
         laid = paste_face(face.numpy(), affine, size, share=weight, resolution=self.side)
         return picture.pasted(*laid)
 
 
 def square(affine: FloatArray, resolution: int, side: int | None = None) -> CropView:
-    """The network's crop, which is drawn out in width; `side` px instead of `resolution`."""
-    crop = CropView(_onto_square(affine, resolution), (resolution, resolution))
+    """Return the network's crop, stretched to a square; `side` px instead of `resolution`."""
+    crop = upright(affine, resolution).enlarged(resolution, resolution)
     return crop if side is None else crop.enlarged(side, side)
 
 
 def upright(affine: FloatArray, resolution: int) -> CropView:
-    """The crop as the face is, 3 wide and 4 high."""
+    """Return the crop with the face's own proportions, 3 wide and 4 high."""
     return CropView(np.vstack([affine, [0, 0, 1]]), crop_size(resolution))
 
 
 def portrait(affine: FloatArray, resolution: int, side: int) -> CropView:
-    """The face with hair and chin, `side` px, in FFHQ's layout, which restoration nets know."""
+    """Return the face with hair and chin, `side` px, in FFHQ's layout, as restoration nets do."""
     left, top, width = (part * resolution / 256 * SCALE_AT_256 for part in PORTRAIT)
     scale = side / width
     place = np.array([[scale, 0, -scale * left], [0, scale, -scale * top], [0, 0, 1]])
@@ -133,10 +132,10 @@ def portrait(affine: FloatArray, resolution: int, side: int) -> CropView:
 
 
 def warped(picture: Frame, matrix: Array, size: Size) -> Frame:
-    """A picture of `size`, to whose px `matrix` (3, 3) brings those of `picture`, (h, w, c) uint8.
+    """Warp a picture, (h, w, c) uint8, by `matrix` (3, 3), its px -> px of the result of `size`.
 
-    Cubic; what becomes much smaller is averaged first, else lines would flicker. Beyond the
-    picture its edge goes on.
+    Cubic; averaged first where it becomes much smaller, else lines would flicker. Edges are
+    repeated beyond the picture.
     """
     picture, back = _averaged(picture, _zoom(matrix))
     shown = cv2.warpAffine(
@@ -150,13 +149,13 @@ def warped(picture: Frame, matrix: Array, size: Size) -> Frame:
 
 
 def crop_size(resolution: int) -> tuple[int, int]:
-    """Width and height in px of the upright crop behind a square: 210 x 280 for 256."""
+    """Return width and height in px of the upright crop behind a square: 210 x 280 for 256."""
     scale = resolution / 256 * SCALE_AT_256
     return int(BOX_WIDTH * scale), int(BOX_HEIGHT * scale)
 
 
 def template(resolution: int) -> Array:
-    """(3, 2) float64: where the three points lie in the crop, in its pixels."""
+    """Return the places of the three points in the crop, in its px; (3, 2) float64."""
     return np.array(TEMPLATE) * (resolution / 256 * SCALE_AT_256)
 
 
@@ -169,7 +168,7 @@ def face_track(
     *,
     pixel_aspect: float = 1.0,
 ) -> FaceTrack:
-    """The affine of every frame, smoothed along each unbroken run of frames with a face.
+    """Compute the affine of every frame, smoothed along each unbroken run of frames with a face.
 
     The published smoothing adds the difference of the normalised nose positions to the
     translation, carried from frame to frame with weight 0.2.
@@ -189,7 +188,7 @@ def face_track(
     first[:1] |= found[:1]
     if cut is not None:
         first |= found & cut
-    points = _steadied(points, found, first, smooth)
+    points = _smooth_points(points, found, first, smooth)
     target = torch.from_numpy(template(resolution).astype(np.float32))
     carried: Tensor | None = None
     for i in np.flatnonzero(found):
@@ -204,13 +203,13 @@ def face_track(
     return FaceTrack(affine=affine * np.array([pixel_aspect, 1, 1], np.float32), detected=found)
 
 
-def _steadied(
+def _smooth_points(
     points: FloatArray, found: NDArray[np.bool_], first: NDArray[np.bool_], frames: int
 ) -> FloatArray:
-    """Points with each run's path laid through parabolas (Savitzky and Golay's smoothing).
+    """Smooth the points of each run by parabolas (Savitzky and Golay).
 
-    A run's ends take their places on the first and last parabola, so a head that moves isn't held
-    back there; a run shorter than `frames` lies on one parabola as a whole.
+    A run's ends lie on its first and last parabola, so that a moving head doesn't lag there; a run
+    shorter than `frames` lies on one parabola as a whole.
     """
     if frames <= PARABOLA:
         return points
@@ -235,9 +234,9 @@ def _steadied(
 
 
 def _similarity(points: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The least-squares rotation, scale and shift of points onto target (Procrustes), (2, 3).
+    """Fit the least-squares rotation, scale and shift of points onto target (Procrustes), (2, 3).
 
-    Also the difference of the normalised third points, target minus source. In float32, as
+    Also returns the difference of the normalised third points, target minus source. In float32, as
     published: a matrix that differs in its last digit changes grey levels.
     """
     centre, target_centre = points.mean(dim=0), target.mean(dim=0)
@@ -254,17 +253,17 @@ def _similarity(points: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def face_box(affine: FloatArray, resolution: int, width: int, height: int) -> Box:
-    """The part of a width x height frame that the crop covers, with margin, on even pixels.
+    """Return the part of a width x height frame that the crop covers, with margin, on even pixels.
 
-    Even, because a 4:2:0 picture has one colour sample for two pixels; the right and bottom edge
-    may be odd only where the frame's own is. Never empty: a crop beyond the frame
-    gets two pixels of its nearest edge, and nothing is changed there.
+    Even, because a 4:2:0 picture has one colour sample for two pixels; only the frame's own right
+    and bottom edge may be odd. Never empty: a crop beyond the frame gets two pixels of its nearest
+    edge, and nothing is changed there.
     """
-    return _box(np.vstack([affine, [0, 0, 1]]), (-1, -1, *crop_size(resolution)), (width, height))
+    return upright(affine, resolution).box((width, height))
 
 
 def _box(matrix: Array, rect: tuple[int, int, int, int], frame: Size) -> Box:
-    """`face_box` for a rectangle of any picture; `matrix` (3, 3) frame px -> px of it."""
+    """Return `face_box` of a rectangle of any picture; `matrix` (3, 3) frame px -> its px."""
     left, top, right, bottom = rect
     corners = np.array([[x, y, 1.0] for x in (left, right) for y in (top, bottom)])
     xy = corners @ np.linalg.inv(matrix.astype(np.float64))[:2].T
@@ -277,7 +276,7 @@ def _box(matrix: Array, rect: tuple[int, int, int, int], frame: Size) -> Box:
 
 
 def cut_face(region: Frame, box: Box, affine: FloatArray, resolution: int) -> Frame:
-    """Cut the face out of its region and bring it to the square the network sees.
+    """Cut the face out of its region, as the square that the network sees.
 
     Args:
         region: (box height, box width, 3) uint8, the frame's pixels in `box`.
@@ -286,10 +285,10 @@ def cut_face(region: Frame, box: Box, affine: FloatArray, resolution: int) -> Fr
     Returns:
         (resolution, resolution, 3) uint8; grey 127 where the crop leaves the frame.
     """
-    matrix = _onto_square(affine, resolution) @ _shift(box)
+    matrix = square(affine, resolution).matrix @ _shift(box)
     size = (resolution, resolution)
-    square = cv2.warpAffine(region, matrix[:2], size, borderValue=(FILL, FILL, FILL))
-    return np.asarray(square, np.uint8)
+    crop = cv2.warpAffine(region, matrix[:2], size, borderValue=(FILL, FILL, FILL))
+    return np.asarray(crop, np.uint8)
 
 
 def paste_face(
@@ -300,19 +299,19 @@ def paste_face(
     share: Tensor | None = None,
     resolution: int | None = None,
 ) -> tuple[Box, Frame, Levels]:
-    """Bring a generated face back to where it lies in the frame, with a soft edge.
+    """Warp a generated face back to its place in the frame, with a soft edge.
 
     Args:
         face: (side, side, 3) uint8.
         frame: width and height of the whole frame.
-        share: (side, side) float32 in [0, 1], how much of each pixel of the face is laid on; None
-            is all of it, as published.
+        share: (side, side) float32 in [0, 1], the weight of each pixel of the face; None: 1, as
+            published.
         resolution: px, side of the crop that the affine is for; None: the face's own.
 
     Returns:
-        A box of the frame on even pixels (see `face_box`), outside which nothing is laid on; the
-        face there, (box height, box width, 3) uint8; how much of it is laid on, (box height,
-        box width) uint8, in 1/255. As `media.VideoFrame.pasted` wants it.
+        The arguments of `media.VideoFrame.pasted`: a box of the frame on even pixels (see
+        `face_box`), outside which nothing changes; the face there, (box height, box width, 3)
+        uint8; its weight, (box height, box width) uint8, in 1/255.
     """
     side = len(face)
     whole = 1.0 if share is None else share.numpy()
@@ -335,7 +334,7 @@ def paste_face(
 
 @lru_cache(maxsize=8)
 def soft_edge(resolution: int) -> FloatArray:
-    """(resolution, resolution) float32 in [0, 1]: 1 within the crop, 0 at its rim."""
+    """Return (resolution, resolution) float32 in [0, 1]: 1 within the crop, 0 at its rim."""
     width, height = crop_size(resolution)
     edge = math.isqrt(width * height) // EDGE_DIVISOR
     inner = np.zeros((height, width), np.float32)
@@ -344,26 +343,20 @@ def soft_edge(resolution: int) -> FloatArray:
     return np.asarray(cv2.resize(soft, (resolution, resolution)), np.float32)
 
 
-def _onto_square(affine: FloatArray, resolution: int) -> Array:
-    """(3, 3) float64: frame px -> px of the square, to which the upright crop is stretched."""
-    width, height = crop_size(resolution)
-    return _stretch(resolution / width, resolution / height) @ np.vstack([affine, [0, 0, 1]])
-
-
 def _stretch(x: float, y: float) -> Array:
-    """(3, 3) float64; pixel borders meet, not the centres of the outermost pixels."""
+    """Return a scaling, (3, 3) float64, that maps pixel borders, not centres, to each other."""
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
 def _zoom(matrix: Array) -> float:
-    """How much longer lines become, in the mean of all directions."""
+    """Return the mean scale over all directions."""
     return math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
 
 
 def _averaged(picture: Frame, zoom: float) -> tuple[Frame, Array]:
-    """The picture for a warp that zooms so: where it would skip pixels, the means of neighbours.
+    """Average pixels that a warp of this zoom would skip.
 
-    And (3, 3) float64, px of the answer -> px of the picture.
+    Also returns (3, 3) float64, px of the result -> px of the picture.
     """
     skip = max(1, int(1 / zoom))
     height, width = picture.shape[:2]
@@ -375,28 +368,28 @@ def _averaged(picture: Frame, zoom: float) -> tuple[Frame, Array]:
 
 
 def _shift(box: Box) -> Array:
-    """(3, 3) float64: px of the box -> frame px."""
+    """Return (3, 3) float64: px of the box -> frame px."""
     return np.array([[1.0, 0, box.left], [0, 1, box.top], [0, 0, 1]])
 
 
-# In units of `align.TEMPLATE`: where face detectors have their boxes on average, from the upper
-# forehead to the chin. Half of the longer side, which is the height.
+# A face detector's box on average, from the upper forehead to the chin, in units of TEMPLATE: half
+# of the longer side, which is the height, and the centre.
 HALF_BOX = 42.0
 BOX_CENTRE = (38.0, 38.0)
 ASPECT = 0.75  # width / height
 
 
 def face_of(affine: FloatArray, resolution: int) -> Face:
-    """The face that an affine was made of, about: what a detector's other nets can be asked with.
+    """Reconstruct, roughly, the face that an affine was made of, for a detector's other nets.
 
-    Its points are the template's three, its box is where detectors have theirs on average.
+    Its points are the template's three, its box is the average one of detectors.
 
     Args:
-        affine: (2, 3) frame px, which may be wide ones -> crop px of `resolution`.
+        affine: (2, 3) frame px, square or not -> crop px of `resolution`.
     """
-    unit = align.crop_size(resolution)[1] / align.BOX_HEIGHT  # px of the crop in one of template
+    unit = crop_size(resolution)[1] / BOX_HEIGHT  # px of the crop in one of template
     matrix = affine.astype(np.float64)
-    places = np.array([*align.TEMPLATE, BOX_CENTRE]) * unit
+    places = np.array([*TEMPLATE, BOX_CENTRE]) * unit
     *points, centre = np.linalg.solve(matrix[:, :2], (places - matrix[:, 2]).T).T
     half = HALF_BOX * unit / np.linalg.norm(matrix[:, :2], axis=0) * np.array([ASPECT, 1])
     left, top, right, bottom = map(float, np.concatenate([centre - half, centre + half]))

@@ -1,7 +1,7 @@
 """Cutting and pasting as the published code does it, to the last grey level.
 
 `align` does the same in one resampling each way, which keeps more of the picture and takes a tenth
-of the time; this is for who wants the very numbers. Grey levels are cut down, not rounded.
+of the time; this reproduces the published numbers. Grey levels are truncated, not rounded.
 https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/affine_transform.py
 """
 
@@ -27,7 +27,7 @@ class PublishedResampler:
     side: int  # px, of a crop
 
     def cut(self, picture: Picture, affine: FloatArray) -> Frame:
-        """(side, side, 3) uint8: the crop of a face."""
+        """Cut the crop of a face; (side, side, 3) uint8."""
         size = picture.width, picture.height
         box = face_box(affine, self.side, *size)
         return cut_face(picture.rgb(box), box, affine, self.side, size)
@@ -35,7 +35,7 @@ class PublishedResampler:
     def paste(
         self, picture: PaintablePicture, face: Tensor, affine: FloatArray, weight: Tensor | None
     ) -> PaintablePicture:
-        """Lay a face, (3, side, side) float32 about [-1, 1], over its frame."""
+        """Blend a face, (3, side, side) float32 about [-1, 1], into its frame."""
         size = picture.width, picture.height
         box = face_box(affine, self.side, *size)
         region = picture.rgb(box)
@@ -49,7 +49,7 @@ def cut_face(
     resolution: int,
     frame: Size,
 ) -> Frame:
-    """`align.cut_face`, by way of the upright crop.
+    """Cut a face as `align.cut_face` does, by way of the upright crop.
 
     Args:
         region: (box height, box width, 3) uint8, the frame's pixels in `align.face_box`.
@@ -59,8 +59,8 @@ def cut_face(
         (resolution, resolution, 3) uint8; grey 127 where the crop leaves the frame.
     """
     size = crop_size(resolution)
-    # A frame of which only the face's region is ever written or read, so the rest costs nothing;
-    # the fourth channel says how far a pixel of the crop lies inside the frame.
+    # Only the face's region of this frame is ever written or read, so the rest costs nothing. The
+    # fourth channel is how far a pixel of the crop lies inside the frame.
     canvas = torch.empty(4, frame[1], frame[0])
     part = canvas[:, box.top : box.bottom, box.left : box.right]
     part[:3] = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1)
@@ -80,14 +80,14 @@ def paste_face(
     *,
     share: Tensor | None = None,
 ) -> Frame:
-    """Lay a generated face over its region of the frame, with a soft edge.
+    """Blend a generated face into its region of the frame, with a soft edge.
 
     Args:
         region: (box height, box width, 3) uint8, the frame's pixels in `align.face_box`.
         face: (3, resolution, resolution) float32, about [-1, 1].
         frame: width and height of the whole frame.
-        share: (resolution, resolution) float32 in [0, 1], how much of each pixel of the face is
-            laid on; None is all of it, as published.
+        share: (resolution, resolution) float32 in [0, 1], the weight of each pixel of the face;
+            None: 1, as published.
 
     Returns:
         (box height, box width, 3) uint8; outside the soft edge the region's own values.
@@ -115,7 +115,7 @@ def paste_face(
 
 
 def _edges(inside: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The crop's area shrunk by a pixel, and the same with a wide soft edge; (h, w) float32 each.
+    """Return the crop's area shrunk by a pixel, hard and with a soft edge; (h, w) float32 each.
 
     OpenCV's borders do what the published code does at the frame's edges: nothing is eroded there,
     and the blur sees a mirror image. At the region's other borders both areas are 0 anyway.
@@ -134,16 +134,16 @@ def _edges(inside: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _grid(affine: Tensor, size: Size, source: Size, box: Box) -> Tensor:
-    """(1, box height, box width, 2) float32: where pixels of a picture lie in its source.
+    """Map pixels of a picture to its source; (1, box height, box width, 2) float32.
 
     Args:
         affine: (2, 3) float32, px of the source -> px of the picture.
         size, source: width and height of the picture and of its source.
-        box: the part of the picture that is wanted.
+        box: the part of the picture to map.
 
     For `F.grid_sample` with align_corners: -1 and 1 are the centres of the source's outermost
     pixels. The steps and their rounding are those of kornia 0.8's warp_affine, which the published
-    code uses: where grey levels are cut down instead of rounded, the last digit shows.
+    code uses: truncated grey levels depend on the last digit.
     """
     square = torch.vstack([affine, torch.tensor([0.0, 0.0, 1.0])])
     back = torch.linalg.inv(_unit(size) @ (square @ torch.linalg.inv(_unit(source))))
@@ -153,17 +153,17 @@ def _grid(affine: Tensor, size: Size, source: Size, box: Box) -> Tensor:
 
 
 def _unit(size: Size) -> Tensor:
-    """(3, 3) float32: pixel centres -> [-1, 1] at the centres of the outermost pixels."""
+    """Return (3, 3) float32: pixel centres -> [-1, 1] at the centres of the outermost pixels."""
     width, height = size
     x, y = 2 / max(width - 1, 1), 2 / max(height - 1, 1)
     return torch.tensor([[x, 0, -1], [0, y, -1], [0, 0, 1]], dtype=torch.float32)
 
 
 def _sample(image: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear, (c, h, w) -> (c, grid height, grid width), 0 outside."""
+    """Sample bilinearly, 0 outside; (c, h, w) -> (c, grid height, grid width)."""
     return F.grid_sample(image[None], grid, "bilinear", "zeros", align_corners=True)[0]
 
 
 def _to_uint8(values: Tensor) -> Frame:
-    """(h, w, 3) float in [0, 255] -> uint8, cut down."""
+    """Truncate (h, w, 3) float in [0, 255] to uint8."""
     return values.clamp(0, 255).to(torch.uint8).numpy()

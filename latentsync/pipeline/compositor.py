@@ -21,9 +21,8 @@ from latentsync.audio.whisper import SpeechFeatures
 from latentsync.diffusion.generator import CropBatch, CropGenerator, to_float, to_uint8
 from latentsync.faces import align, align_published
 from latentsync.faces.colour import match_colour, mouth_ring
-from latentsync.faces.mask import keep_mask, paste_share
+from latentsync.faces.mask import keep_mask, outline_share, paste_share
 from latentsync.faces.occlusion import Occluder
-from latentsync.faces.outline import outline_share
 from latentsync.faces.restoration.restoration import FaceRestorer, Restorer
 from latentsync.options import Options
 from latentsync.pipeline import timeline
