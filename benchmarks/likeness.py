@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from latentsync.faces import Builtin
-from latentsync.faces.tracking.embedding import PatchEmbedding, alike
+from latentsync.faces.tracking.embedding import PatchEmbedding, normalise
 from latentsync.media import VideoReader
 from latentsync.training.synthetic.scenes import draw_looks
 from latentsync.types import Face, FloatArray, Frame
@@ -29,7 +29,7 @@ LIGHTS = 8
 def drawn(people: int) -> dict[str, FloatArray]:
     """Likeness of pairs, by what kind of pair it is."""
     cells, rooms = draw_looks(SEED, people)
-    looks = alike(PatchEmbedding().project(cells).mean(axis=2))  # (people, set-ups, n)
+    looks = normalise(PatchEmbedding().project(cells).mean(axis=2))  # (people, set-ups, n)
     cosines = np.einsum("isd,jtd->isjt", looks, looks)
     same_room = rooms[:, :, None, None] == rooms[None, None]
     person = np.arange(people)
@@ -59,21 +59,21 @@ def filmed(folder: Path) -> dict[str, FloatArray]:
             for light in range(LIGHTS)
         ]
         print(f"{path.name}: {len(found)} looks")
-    mean = {path: alike(looks[path].mean(axis=0)) for path in looks}
+    mean = {path: normalise(looks[path].mean(axis=0)) for path in looks}
     halves = [(x[: len(x) // 2], x[len(x) // 2 :]) for x in looks.values()]
     apart = [
-        mean[a] @ alike(x.mean(axis=0)) for a in mean for b in mean for x in relit[b] if a != b
+        mean[a] @ normalise(x.mean(axis=0)) for a in mean for b in mean for x in relit[b] if a != b
     ]
     return {
         "one person, two halves": np.array(
-            [alike(a.mean(axis=0)) @ alike(b.mean(axis=0)) for a, b in halves]
+            [normalise(a.mean(axis=0)) @ normalise(b.mean(axis=0)) for a, b in halves]
         ),
         "one person, one look and the mean": np.concatenate([looks[p] @ mean[p] for p in looks]),
         "one person, two looks on end": np.concatenate(
             [(x[1:] * x[:-1]).sum(axis=1) for x in looks.values()]
         ),
         "one person, two lights": np.array(
-            [mean[p] @ alike(x.mean(axis=0)) for p in looks for x in relit[p]]
+            [mean[p] @ normalise(x.mean(axis=0)) for p in looks for x in relit[p]]
         ),
         "two people": np.array([mean[a] @ mean[b] for a, b in combinations(mean, 2)]),
         "two people, two lights": np.array(apart),

@@ -9,7 +9,7 @@ import pytest
 
 from latentsync.cli.generate import _summary
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.faces.tracking.embedding import CELLS, PatchEmbedding, alike
+from latentsync.faces.tracking.embedding import CELLS, PatchEmbedding, normalise
 from latentsync.faces.tracking.linker import EMBED_EVERY_FRAMES, TrackAssociator
 from latentsync.training.synthetic.scenes import draw_looks
 from latentsync.training.tasks.likeness import fit_projection
@@ -69,7 +69,7 @@ def test_a_track_cut_short_has_the_shots_of_its_frames():
 def test_a_person_is_known_again_in_another_room():
     """Drawn afresh: nearer to themselves in another room than to anybody in any."""
     cells, _ = draw_looks(3, 3, rooms=2, setups=1, looks=2)
-    looks = alike(PatchEmbedding().project(cells).mean(axis=2))
+    looks = normalise(PatchEmbedding().project(cells).mean(axis=2))
     cosines = np.einsum("isd,jtd->isjt", looks, looks)
     same = [cosines[i, 0, i, 1] for i in range(3)]
     others = [cosines[i, :, j].max() for i in range(3) for j in range(i)]

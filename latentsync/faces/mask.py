@@ -46,8 +46,8 @@ FIRST_ROW, LAST_EDGE_ROW = 30.0, 80.0  # of the template; beyond, the edge is ve
 # corner is near the edge.
 MARGIN, MARGIN_GROWTH, MARGIN_FROM, MAX_MARGIN = 4.0, 8.0, 0.25, 7.0
 EDGE_WIDTH = 6.0  # units over which the paste fades out
-# The nose's place aside, in distances of the brows: up to FRONTAL (5 degrees) the edge is ignored, so
-# that a frontal face keeps all of its paste; from TURNED (15 degrees) on it counts fully.
+# The nose's place aside, in distances of the brows. Up to FRONTAL (5 degrees) the edge is ignored,
+# so that a frontal face keeps all of its paste; from TURNED (15 degrees) on it counts fully.
 FRONTAL, TURNED = 0.035, 0.1
 
 

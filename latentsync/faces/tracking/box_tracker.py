@@ -79,10 +79,10 @@ class TemplateTracker:
             self._check(view)
             drawn = box * scale
             for earlier in [] if cut else [*self._before][::-1]:
-                self._state = self._state or _begin(grey, drawn)
+                self._state = self._state or _start_template(grey, drawn)
                 self._follow(*earlier, box * scale, scale)
             self._before.clear()
-            self._state = _begin(grey, drawn)
+            self._state = _start_template(grey, drawn)
             self._colours = _colours(small.pixels, drawn)
         elif cut and self._state:
             self._state.box = None
@@ -92,7 +92,7 @@ class TemplateTracker:
         self._follow(index, grey, box * scale, scale)
         if lost and state.box is not None:
             assert self._colours is not None
-            if _apart(_colours(small.pixels, state.box), self._colours) > MAX_COLOUR_LEVELS:
+            if _difference(_colours(small.pixels, state.box), self._colours) > MAX_COLOUR_LEVELS:
                 self._lose(index)
 
     def _lose(self, index: int) -> None:
@@ -119,7 +119,7 @@ class TemplateTracker:
         _step(self._state, grey, drawn)
         if self._state.box is not None:
             self._state.shades = _colours(grey, self._state.box)
-            if shades is not None and _apart(self._state.shades, shades) > MAX_COLOUR_LEVELS:
+            if shades is not None and _difference(self._state.shades, shades) > MAX_COLOUR_LEVELS:
                 self._state.box = None  # a cut that nobody saw
                 return
             corner, size = self._state.box[:2], self._state.box[2:]
@@ -138,13 +138,13 @@ def _colours(pixels: Frame | Grey, box: Array) -> FloatArray:
     return lab.astype(np.float32)
 
 
-def _apart(colours: FloatArray, others: FloatArray) -> float:
+def _difference(colours: FloatArray, others: FloatArray) -> float:
     return float(np.abs(colours - others).mean())
 
 
-def _begin(grey: Grey, box: Array) -> _TemplateState:
+def _start_template(grey: Grey, box: Array) -> _TemplateState:
     shape = np.maximum(4, np.round(box[2:])).astype(int)
-    first = _view(grey, box, shape)
+    first = _warp(grey, box, shape)
     return _TemplateState(first, first.astype(np.float32), box)
 
 
@@ -152,22 +152,22 @@ def _step(state: _TemplateState, grey: Grey, first_box: Array) -> None:
     """Find the box in the next frame."""
     if state.box is None:
         everywhere = np.array([0.0, 0.0, grey.shape[1], grey.shape[0]])
-        box, likeness = _best(grey, state.first, first_box[2:], everywhere)
+        box, likeness = _search(grey, state.first, first_box[2:], everywhere)
         if likeness >= REDETECT_THRESHOLD:
             state.box, state.kept = box, state.first.astype(np.float32)
         return
     margin = SEARCH_RADIUS * state.box[2:]
     nearby = np.concatenate([state.box[:2] - margin, state.box[2:] + 2 * margin])
-    state.box, likeness = _best(grey, state.kept.astype(np.uint8), state.box[2:], nearby)
+    state.box, likeness = _search(grey, state.kept.astype(np.uint8), state.box[2:], nearby)
     if likeness < HOLD_THRESHOLD:
         state.box = None
         return
-    now = _view(grey, state.box, np.array(state.first.shape[::-1]))
+    now = _warp(grey, state.box, np.array(state.first.shape[::-1]))
     if cv2.matchTemplate(now, state.first, cv2.TM_CCOEFF_NORMED).item() >= DRIFT_THRESHOLD:
         state.kept += LEARNING_RATE * (now - state.kept)
 
 
-def _best(grey: Grey, picture: Grey, size: Array, area: Array) -> tuple[Array, float]:
+def _search(grey: Grey, picture: Grey, size: Array, area: Array) -> tuple[Array, float]:
     """Where in an area a picture is, at about a size, and its correlation there.
 
     Not the picture is made larger and smaller but the area, so that no size is a whole number.
@@ -176,21 +176,21 @@ def _best(grey: Grey, picture: Grey, size: Array, area: Array) -> tuple[Array, f
     found = []
     for scale in SCALES:
         unit = size * scale / shape  # px of the frame for one of the picture
-        view = _view(grey, area, np.maximum(shape, np.round(area[2:] / unit)).astype(int), unit)
+        view = _warp(grey, area, np.maximum(shape, np.round(area[2:] / unit)).astype(int), unit)
         likeness = cv2.matchTemplate(view, picture, cv2.TM_CCOEFF_NORMED)
         _, most, _, (column, row) = cv2.minMaxLoc(likeness)
-        beside = _peak(likeness[row], column), _peak(likeness[:, column], row)
+        beside = _peak_offset(likeness[row], column), _peak_offset(likeness[:, column], row)
         corner = area[:2] + (np.array([column, row]) + beside) * unit
         found.append((float(most), corner + size * scale / 2))
     likeness = np.array([most for most, _ in found])
     best = int(likeness.argmax())
     step = SCALES[1] - SCALES[0]
-    scaled = size * (SCALES[best] + step * _peak(likeness, best))
+    scaled = size * (SCALES[best] + step * _peak_offset(likeness, best))
     sure = float(likeness[best]) if picture.std() > FLAT_LEVELS else 0.0
     return np.concatenate([found[best][1] - scaled / 2, scaled]), sure
 
 
-def _view(grey: Grey, area: Array, shape: NDArray[np.int64], unit: Array | None = None) -> Grey:
+def _warp(grey: Grey, area: Array, shape: NDArray[np.int64], unit: Array | None = None) -> Grey:
     """An area of the frame as a picture of a shape (width, height); edges are repeated beyond."""
     unit = area[2:] / shape if unit is None else unit
     affine = np.column_stack([np.diag(1 / unit), -area[:2] / unit])
@@ -198,7 +198,7 @@ def _view(grey: Grey, area: Array, shape: NDArray[np.int64], unit: Array | None 
     return np.asarray(view, np.uint8)
 
 
-def _peak(values: NDArray[np.floating], at: int) -> float:
+def _peak_offset(values: NDArray[np.floating], at: int) -> float:
     """How far beside the greatest value the parabola through it and its neighbours has its top."""
     if not 0 < at < len(values) - 1:
         return 0.0

@@ -15,7 +15,7 @@ from latentsync.faces.detectors.frame_view import Array, FrameLike, FrameView
 from latentsync.faces.detectors.landmarks import similarity
 from latentsync.types import Face, FloatArray
 
-__all__ = ["CELLS", "FILE", "Embedder", "PatchEmbedding", "alike", "cells"]
+__all__ = ["CELLS", "FILE", "Embedder", "PatchEmbedding", "face_patch", "normalise"]
 
 COLUMNS, ROWS = 12, 15  # cells around the face
 KEPT_ROWS = 12  # of them: what is below the chin may be covered by a lower third
@@ -60,12 +60,12 @@ class PatchEmbedding:
         self._file = file
 
     def embed(self, frame: FrameLike, face: Face) -> FloatArray:
-        return self.project(cells(frame, face.points))
+        return self.project(face_patch(frame, face.points))
 
     def project(self, patches: FloatArray) -> FloatArray:
         """Patches (..., CELLS) as vectors of length 1."""
         mean, axes = self._projection
-        return alike((patches - mean) @ axes)
+        return normalise((patches - mean) @ axes)
 
     @cached_property
     def _projection(self) -> tuple[FloatArray, FloatArray]:
@@ -85,7 +85,7 @@ class PatchEmbedding:
         return mean, axes
 
 
-def cells(frame: FrameLike, points: FloatArray) -> FloatArray:
+def face_patch(frame: FrameLike, points: FloatArray) -> FloatArray:
     """(CELLS,) of the patch around a face with these points (3, 2)."""
     size = np.array([COLUMNS, ROWS]) * CELL_PX
     share = np.array(TEMPLATE) / (BOX_WIDTH, BOX_HEIGHT)
@@ -101,7 +101,7 @@ def cells(frame: FrameLike, points: FloatArray) -> FloatArray:
     return np.concatenate([(lab[..., 0] / LIGHTNESS).ravel(), colour.ravel()])
 
 
-def alike(vectors: FloatArray | Array) -> FloatArray:
+def normalise(vectors: FloatArray | Array) -> FloatArray:
     """Vectors (..., n) at length 1."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(1e-6, length), np.float32)

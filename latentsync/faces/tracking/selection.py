@@ -13,7 +13,7 @@ from latentsync.faces.detectors.base import Array, FaceFilter, points_in
 from latentsync.faces.tracking.choice import FaceChoice
 from latentsync.faces.tracking.embedding import Embedder
 from latentsync.faces.tracking.linker import Tracklet
-from latentsync.faces.tracking.recognition import Taken, recognise
+from latentsync.faces.tracking.recognition import ShotPerson, recognise
 from latentsync.types import FloatArray, ShotFaces
 
 __all__ = ["Gap", "PointTrack", "TrackSelection", "runs"]
@@ -73,18 +73,18 @@ class TrackSelection:
         if choice.kind != "all":
             return self.speakers([choice])
         # Nobody is known again after a cut: the second largest of one shot is the next one's.
-        shots = self._lasting()
+        shots = self._lasting_people()
         most = max(1, *map(len, shots))
         return [
-            self._track([Taken(shot[i] if i < len(shot) else None) for shot in shots], choice)
+            self._track([ShotPerson(shot[i] if i < len(shot) else None) for shot in shots], choice)
             for i in range(most)
         ]
 
     def speakers(self, choices: Sequence[FaceChoice]) -> list[PointTrack]:
         """A track for each of several choices, none of them `all`."""
-        meant = {choice: self._meant(choice) for choice in choices if choice.kind != "box"}
+        meant = {choice: self._find_meant(choice) for choice in choices if choice.kind != "box"}
         return [
-            self._track(self._cast(choice, meant), choice)
+            self._track(self._find_in_shots(choice, meant), choice)
             if choice in meant
             else self._box_track(choice)
             for choice in choices
@@ -92,7 +92,7 @@ class TrackSelection:
 
     # choose
 
-    def _meant(self, choice: FaceChoice) -> Tracklet | None:
+    def _find_meant(self, choice: FaceChoice) -> Tracklet | None:
         """Who is meant, in the shot in which that is plainest; None where only looks tell.
 
         For a point that is its own shot. Of the others it is whom the rule picks in most frames,
@@ -100,13 +100,13 @@ class TrackSelection:
         """
         if choice.kind == "reference":
             return None
-        shots = self._shots()
+        shots = self._people_by_shot()
         if choice.kind == "point":
-            return self._at_point(choice, shots[self._shot_of(choice)])
-        lasting = self._lasting()
+            return self._find_at_point(choice, shots[self._find_shot(choice)])
+        lasting = self._lasting_people()
         if choice.kind != "largest" and max(map(len, lasting)) > 1:
             shots = [people for people, some in zip(shots, lasting, strict=True) if len(some) > 1]
-        picked = [self._pick(choice, people) for people in shots if people]
+        picked = [self._pick_by_rule(choice, people) for people in shots if people]
         same = self.embedder.same
         return max(
             picked,
@@ -116,7 +116,9 @@ class TrackSelection:
             default=None,
         )
 
-    def _cast(self, choice: FaceChoice, meant: Mapping[FaceChoice, Tracklet | None]) -> list[Taken]:
+    def _find_in_shots(
+        self, choice: FaceChoice, meant: Mapping[FaceChoice, Tracklet | None]
+    ) -> list[ShotPerson]:
         """Who is taken in each shot; `meant` are this choice's person and the other speakers'."""
         person = meant[choice]
         looks = [person.embedding] if person else []
@@ -128,23 +130,23 @@ class TrackSelection:
             if other and all(other.similarity(look) < self.embedder.same for look in looks)
         ]
         if not looks:
-            return [Taken(None) for _ in self._borders()]
+            return [ShotPerson(None) for _ in self._shot_bounds()]
         chosen = {person.shot: person} if person else {}
-        return recognise(self._shots(), looks, chosen, others, self.embedder)
+        return recognise(self._people_by_shot(), looks, chosen, others, self.embedder)
 
-    def _pick(self, choice: FaceChoice, people: list[Tracklet]) -> Tracklet:
+    def _pick_by_rule(self, choice: FaceChoice, people: list[Tracklet]) -> Tracklet:
         """Who of a shot's people a rule picks."""
         often = [p for p in people if len(p) >= MIN_PRESENCE * max(map(len, people))]
         match choice.kind:
             case "left":
-                return min(often, key=lambda p: _middle(p)[0])
+                return min(often, key=lambda p: _mean_position(p)[0])
             case "right":
-                return max(often, key=lambda p: _middle(p)[0])
+                return max(often, key=lambda p: _mean_position(p)[0])
             case "center":
-                return min(often, key=lambda p: abs(_middle(p)[0] - self.size[0] / 2))
-        return max(people, key=_prominence)
+                return min(often, key=lambda p: abs(_mean_position(p)[0] - self.size[0] / 2))
+        return max(people, key=_rank)
 
-    def _at_point(self, choice: FaceChoice, people: list[Tracklet]) -> Tracklet:
+    def _find_at_point(self, choice: FaceChoice, people: list[Tracklet]) -> Tracklet:
         """Who is at the point when the point is meant, or was last, or will be first."""
         index = round(choice.seconds * self.fps)
         point, beside, there, away = self._squared(choice), [], [], []
@@ -170,18 +172,18 @@ class TrackSelection:
         """The point x, y in square px."""
         return np.array(choice.place) * (self.pixel_aspect, 1)
 
-    def _shots(self) -> list[list[Tracklet]]:
+    def _people_by_shot(self) -> list[list[Tracklet]]:
         """The people of each shot."""
-        shots: list[list[Tracklet]] = [[] for _ in self._borders()]
+        shots: list[list[Tracklet]] = [[] for _ in self._shot_bounds()]
         for person in self.people:
             shots[person.shot].append(person)
         return shots
 
-    def _borders(self) -> list[tuple[int, int]]:
+    def _shot_bounds(self) -> list[tuple[int, int]]:
         """The frames [start, stop) of each shot."""
         return list(pairwise([0, *np.flatnonzero(self.shot_start).tolist(), len(self.shot_start)]))
 
-    def _shot_of(self, choice: FaceChoice) -> int:
+    def _find_shot(self, choice: FaceChoice) -> int:
         """The shot in which a place is meant."""
         index, frames = round(choice.seconds * self.fps), len(self.shot_start)
         if index >= frames:
@@ -191,39 +193,39 @@ class TrackSelection:
             )
         return int(self.shot_start[: index + 1].sum())
 
-    def _lasting(self) -> list[list[Tracklet]]:
+    def _lasting_people(self) -> list[list[Tracklet]]:
         """Who is seen in more than a few frames of each shot, the most prominent first."""
         lasting = []
-        for people, (start, stop) in zip(self._shots(), self._borders(), strict=True):
+        for people, (start, stop) in zip(self._people_by_shot(), self._shot_bounds(), strict=True):
             often = [p for p in people if len(p) >= min(MIN_FRAMES_OF_ALL, stop - start)]
-            lasting.append(sorted(often, key=_prominence, reverse=True))
+            lasting.append(sorted(often, key=_rank, reverse=True))
         return lasting
 
     # fill
 
-    def _track(self, cast: Sequence[Taken], choice: FaceChoice) -> PointTrack:
+    def _track(self, cast: Sequence[ShotPerson], choice: FaceChoice) -> PointTrack:
         seen = [taken.person for taken in cast if taken.person]
         frames = np.concatenate([np.zeros(0, np.int64), *(p.frames for p in seen)])
         points = np.concatenate([np.zeros((0, 3, 2), np.float32), *(p.points for p in seen)])
-        track = self._filled(frames, points)
+        track = self._fill_gaps(frames, points)
         lost = [
-            Gap(a, b, self._why(cast[shot], choice, border, a, b))
-            for shot, border in enumerate(self._borders())
-            for a, b in self._gaps(track, border)
+            Gap(a, b, self._explain_gap(cast[shot], choice, border, a, b))
+            for shot, border in enumerate(self._shot_bounds())
+            for a, b in self._find_gaps(track, border)
         ]
-        return replace(track, gaps=tuple(lost), shots=self._report(cast))
+        return replace(track, gaps=tuple(lost), shots=self._list_shot_faces(cast))
 
-    def _gaps(self, track: PointTrack, shot: tuple[int, int]) -> list[tuple[int, int]]:
+    def _find_gaps(self, track: PointTrack, shot: tuple[int, int]) -> list[tuple[int, int]]:
         """Where the face is lost within a shot; a dissolve at its end is a gap of its own."""
         lost = runs(~track.detected & ~self.mixed, *shot) + runs(
             ~track.detected & self.mixed, *shot
         )
         return sorted(lost)
 
-    def _report(self, cast: Sequence[Taken]) -> tuple[ShotFaces, ...]:
+    def _list_shot_faces(self, cast: Sequence[ShotPerson]) -> tuple[ShotFaces, ...]:
         shots = []
         for taken, people, (start, stop) in zip(
-            cast, self._lasting(), self._borders(), strict=True
+            cast, self._lasting_people(), self._shot_bounds(), strict=True
         ):
             if taken.person and taken.person not in people:
                 people = [*people, taken.person]
@@ -234,24 +236,24 @@ class TrackSelection:
 
     def _place(self, person: Tracklet) -> tuple[int, int]:
         """x, y in px of the frame: its place on average."""
-        x, y = _middle(person) / (self.pixel_aspect, 1)
+        x, y = _mean_position(person) / (self.pixel_aspect, 1)
         return round(x), round(y)
 
     def _box_track(self, choice: FaceChoice) -> PointTrack:
-        self._shot_of(choice)
+        self._find_shot(choice)
         boxes = self.boxes[choice]
         frames = np.array(sorted(boxes), np.int64)
         points = np.array([points_in(boxes[i]) for i in frames], np.float32).reshape(-1, 3, 2)
-        track = self._filled(frames, np.round(points) if self.rounded else points)
+        track = self._fill_gaps(frames, np.round(points) if self.rounded else points)
         drawn = round(choice.seconds * self.fps)
         lost = []
-        for border in self._borders():
-            for a, b in self._gaps(track, border):
+        for border in self._shot_bounds():
+            for a, b in self._find_gaps(track, border):
                 why = "before the box's time" if b <= drawn else "nothing like the box's content"
                 lost.append(Gap(a, b, DISSOLVE if self.mixed[a] else why))
         return replace(track, gaps=tuple(lost))
 
-    def _filled(self, frames: Frames, points: FloatArray) -> PointTrack:
+    def _fill_gaps(self, frames: Frames, points: FloatArray) -> PointTrack:
         """The track with short gaps between close places filled along a straight line."""
         n = len(self.shot_start)
         everywhere, found = np.zeros((n, 3, 2), np.float32), np.zeros(n, bool)
@@ -269,9 +271,9 @@ class TrackSelection:
             found[a + 1 : b] = True
         return PointTrack(everywhere, found, self.shot_start, (), self.pixel_aspect)
 
-    def _why(
+    def _explain_gap(
         self,
-        taken: Taken,
+        taken: ShotPerson,
         choice: FaceChoice,
         shot: tuple[int, int],
         start: int,
@@ -304,12 +306,12 @@ def runs(flags: Flags, start: int, stop: int) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _prominence(person: Tracklet) -> tuple[int, float]:
+def _rank(person: Tracklet) -> tuple[int, float]:
     """Rank as the published code would: largest in most frames, ties by total area."""
     sides = person.boxes[:, 2:] - person.boxes[:, :2]
     return person.largest, float(sides.prod(axis=1).sum())
 
 
-def _middle(person: Tracklet) -> Array:
+def _mean_position(person: Tracklet) -> Array:
     """x, y of its place on average."""
     return (person.boxes[:, :2] + person.boxes[:, 2:]).mean(axis=0).astype(np.float64) / 2

@@ -77,7 +77,7 @@ def detect_shots(frames: Iterable[FrameLike]) -> Iterator[tuple[FrameLike, Cut |
         before.append(step)
         cut = Cut() if step >= max(MIN_CHANGE_LEVELS, clearly * around) else None
         if cut is None and len(waiting) == NEIGHBOUR_STEPS:
-            mixed = shot.gone_over([now, *(later for *_, later in waiting)])
+            mixed = shot.dissolve_frames([now, *(later for *_, later in waiting)])
             cut = Cut(mixed) if mixed else None
         if cut:
             shot.begin()
@@ -116,7 +116,7 @@ class _Shot:
             self._seen.clear()
         self._seen.append(now)
 
-    def gone_over(self, following: Sequence[Thumbnail]) -> int:
+    def dissolve_frames(self, following: Sequence[Thumbnail]) -> int:
         """How many frames of this shot are mixtures with another one that it has just become.
 
         0: it has become none, or doesn't stay that.
@@ -125,14 +125,14 @@ class _Shot:
         spans = {min(length, len(seen)) for length in DISSOLVE_FRAMES}
         return max(
             (
-                self._mixtures(np.stack([*seen[-span:], *following]), len(following))
+                self._count_mixtures(np.stack([*seen[-span:], *following]), len(following))
                 for span in spans
                 if span > MIN_DISSOLVE_FRAMES
             ),
             default=0,
         )
 
-    def _mixtures(self, pictures: NDArray[np.float32], over: int) -> int:
+    def _count_mixtures(self, pictures: NDArray[np.float32], over: int) -> int:
         """How many mix the first and the last, if all are mixtures and the last `over` but it."""
         before = self._left if pictures[0].std() < BLANK_LEVELS else pictures[0]
         way = pictures[-1] - pictures[0]

@@ -21,7 +21,7 @@ from latentsync.faces.detectors.frame_view import FrameLike, FrameView
 from latentsync.faces.tracking.box_tracker import TemplateTracker
 from latentsync.faces.tracking.choice import FaceChoice
 from latentsync.faces.tracking.embedding import Embedder, PatchEmbedding
-from latentsync.faces.tracking.linker import TrackAssociator, Tracklet, apart, stayed
+from latentsync.faces.tracking.linker import TrackAssociator, Tracklet, distance, is_continued
 from latentsync.faces.tracking.selection import Gap, PointTrack, TrackSelection, runs
 from latentsync.faces.tracking.shots import Cut, detect_shots
 from latentsync.media import VideoReader
@@ -67,7 +67,7 @@ def follow(
         MediaError: that isn't readable.
     """
     if published:
-        return [_published(frames, detector, rounded, total, progress)]
+        return [_track_largest(frames, detector, rounded, total, progress)]
     scene = track_people(
         frames,
         detector,
@@ -98,7 +98,7 @@ def track_people(
     """
     embedder = detector if isinstance(detector, Embedder) else PatchEmbedding()
     references = {
-        choice: _reference(choice, detector, embedder) for choice in choices if choice.picture
+        choice: _embed_reference(choice, detector, embedder) for choice in choices if choice.picture
     }
     boxes = {
         choice: TemplateTracker(choice.place, round(choice.seconds * fps), fps)
@@ -138,7 +138,7 @@ def track_people(
     )
 
 
-def _reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> FloatArray:
+def _embed_reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> FloatArray:
     """What the person in a reference picture looks like."""
     assert choice.picture
     picture = next(iter(VideoReader(choice.picture).frames([0])))
@@ -158,7 +158,7 @@ def _reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> Fl
     return embedder.embed(picture, faces[0])
 
 
-def _published(
+def _track_largest(
     frames: Iterable[FrameLike],
     detector: Detector,
     rounded: bool,
@@ -231,7 +231,7 @@ class FrameWatcher:
         """The clip's next frame, and whether a new shot begins with it; how many faces it has."""
         if cut:
             self._linker.end_shot(index - cut.dissolve)
-        seen = None if cut or index >= self._next_search else self._followed(frame)
+        seen = None if cut or index >= self._next_search else self._follow_last(frame)
         if seen is None:
             seen = self._detector.detect(frame, rounded=self._rounded)
             self._next_search = index + self._every
@@ -252,16 +252,16 @@ class FrameWatcher:
         self._linker.end_shot()
         return self._linker.people
 
-    def _followed(self, frame: FrameLike) -> list[Face] | None:
+    def _follow_last(self, frame: FrameLike) -> list[Face] | None:
         """The last frame's faces in this one, largest first; None where a search is due."""
         now = self._detector.follow(frame, self._last, rounded=self._rounded)
         pairs = zip(self._last, now, strict=True)
-        faces = [face for before, face in pairs if face and stayed(before, face)]
-        if len(faces) < len(self._last) or _tangled(faces):
+        faces = [face for before, face in pairs if face and is_continued(before, face)]
+        if len(faces) < len(self._last) or _are_close(faces):
             return None
         return sorted(faces, key=lambda face: -face.area)
 
 
-def _tangled(faces: Sequence[Face]) -> bool:
+def _are_close(faces: Sequence[Face]) -> bool:
     pairs = combinations(faces, 2)
-    return any(apart(one, np.array(other.box)) < TANGLED_DISTANCE for one, other in pairs)
+    return any(distance(one, np.array(other.box)) < TANGLED_DISTANCE for one, other in pairs)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.faces.tracking.embedding import CELLS, cells
+from latentsync.faces.tracking.embedding import CELLS, face_patch
 from latentsync.training.synthetic.canvas import Canvas
 from latentsync.training.synthetic.geometry import Pose, chain, invert, scene_view
 from latentsync.training.synthetic.heads import LANDMARKS, draw
@@ -126,7 +126,7 @@ def draw_looks(
                 points = marks[[0, 1, 4]]
                 error = _MISPLACED * np.linalg.norm(points[1] - points[0])
                 off = rng.normal(0, error, (3, 2)).astype(np.float32)
-                made[person, setup, look] = cells(frame, points + off)
+                made[person, setup, look] = face_patch(frame, points + off)
     return made, where
 
 
