@@ -1,27 +1,28 @@
-"""How far a head is turned, and in which frames it is turned too far."""
+"""The yaw of a head, and the frames in which it is turned too far."""
 
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentsync.faces.tracking.selection import runs
 from latentsync.types import FloatArray
 
 __all__ = ["nose_places", "turned_away", "yaw"]
 
-# How far the nose base stands out before the brows, in distances of the brows; the fit over 80
-# drawn heads, each from -45 to 45 degrees.
+# How far the nose base stands out from the brows, in distances of the brows: fitted to 80 drawn
+# heads, each from -45 to 45 degrees.
 NOSE_DEPTH = 0.376
 MIN_BROWS = 1e-3  # px; brows closer together than this are no face
-# A face turned away counts as back when it is so far below the limit: more than the angle's error.
-# Of a small limit it is a share, or it would never be.
+# How far below the limit a face must turn back to count as frontal again: more than the angle's
+# error, and for small limits a share of the limit, else it could never be reached.
 HYSTERESIS_DEGREES, HYSTERESIS_SHARE = 5.0, 0.25
-SMOOTHED_SECONDS = 0.36  # over which the angle is smoothed, so that one bad frame switches nothing
-SHORTEST_SECONDS = 0.4  # of one mouth; twice the default fade and a few frames between
+SMOOTHED_SECONDS = 0.36  # over which the angle is smoothed, so that one bad frame has no effect
+SHORTEST_SECONDS = 0.4  # of either state: twice the default fade and a few frames between
 
 
 def nose_places(points: FloatArray) -> FloatArray:
-    """(n, 2) how far the nose base lies aside of the brows' middle and below it, by their distance.
+    """Locate the nose base, aside of the brows' middle and below it, in distances of the brows.
 
     Aside is positive to the picture's right, along the brows.
 
@@ -29,7 +30,7 @@ def nose_places(points: FloatArray) -> FloatArray:
         points: (n, 3, 2) frame px: left brow, right brow, nose base.
 
     Returns:
-        NaN where there is no face: points that aren't finite, or brows in one place.
+        (n, 2) float32; NaN where there is no face: infinite points, or brows in one place.
     """
     left, right, nose = np.moveaxis(points.astype(np.float64), 1, 0)
     brows, down = right - left, nose - (left + right) / 2
@@ -41,12 +42,12 @@ def nose_places(points: FloatArray) -> FloatArray:
 
 
 def yaw(noses: FloatArray) -> NDArray[np.float64]:
-    """(n,) degrees by which each face is turned; positive to the picture's right.
+    """Estimate the yaw of each face, (n,) in degrees; positive to the picture's right.
 
-    Seen from the front the nose base lies below the brows' middle. It stands out before them, so a
-    turn by an angle moves it aside by its depth times the angle's tangent, in distances of the
-    brows as these appear. One depth serves all heads, and a nod of a turned head looks like more
-    or less of a turn: on drawn heads up to 30 degrees the answer is off by 4 degrees RMS.
+    On a frontal face the nose base lies below the brows' middle. It stands out from them, so a turn
+    moves it aside by its depth times the angle's tangent, in apparent distances of the brows. One
+    depth serves all heads, and a nod changes the result on a turned head: on drawn heads up to 30
+    degrees the error is 4 degrees RMS.
 
     Args:
         noses: (n, 2) of `nose_places`; NaN gives NaN.
@@ -62,8 +63,8 @@ def turned_away(
 ) -> NDArray[np.bool_]:
     """Find the frames in which a face is turned too far to draw a mouth on it.
 
-    Within each shot the angle is smoothed over time. A face is turned away as soon as it passes
-    the limit, and until it is well below it. No switch is undone within SHORTEST_SECONDS.
+    Within each shot the angle is smoothed over time. A face is turned away from where it passes the
+    limit until it is well below it, and each state lasts SHORTEST_SECONDS at least.
 
     Args:
         yaw: (n,) degrees; NaN where it is unknown: there nothing changes.
@@ -81,15 +82,15 @@ def turned_away(
     starts = [] if cut is None else (np.flatnonzero(cut[1:]) + 1).tolist()
     for start, stop in pairwise([0, *starts, len(yaw)]):
         state = False
-        for i, angle in enumerate(_smoothed(np.abs(yaw[start:stop]), kernel), start):
+        for i, angle in enumerate(_smooth(np.abs(yaw[start:stop]), kernel), start):
             state = angle > limit if angle > limit or angle < back else state
             away[i] = state
-        _lengthened(away[start:stop], shortest)
+        _lengthen_runs(away[start:stop], shortest)
     return away
 
 
-def _smoothed(values: NDArray[np.floating], kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted means of the known values around each place; NaN where none is known."""
+def _smooth(values: NDArray[np.floating], kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average the known values around each place; NaN where none is known."""
     known, half = np.isfinite(values), len(kernel) // 2
     sums, weights = (
         np.convolve(part, kernel)[half : half + len(part)] if len(part) else part
@@ -98,20 +99,14 @@ def _smoothed(values: NDArray[np.floating], kernel: NDArray[np.float64]) -> NDAr
     return np.divide(sums, weights, out=np.full(len(values), np.nan), where=weights > 0)
 
 
-def _lengthened(flags: NDArray[np.bool_], shortest: int) -> None:
-    """Grow, in place, each run of True to `shortest`, then fill each run of False that is shorter.
+def _lengthen_runs(flags: NDArray[np.bool_], shortest: int) -> None:
+    """Grow, in place, each run of True to `shortest`, then fill each shorter run of False.
 
     A run of False at either end is filled as well; flags without any True stay.
     """
-    for a, b in _runs(flags):
+    for a, b in runs(flags):
         grow = max(0, shortest - (b - a))
         flags[max(0, a - grow // 2) : b + grow - grow // 2] = True
     if flags.any():
-        for a, b in _runs(~flags):
+        for a, b in runs(~flags):
             flags[a:b] |= b - a < shortest
-
-
-def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """[a, b) of each run of True."""
-    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

@@ -1,23 +1,17 @@
-"""Which face of a clip is meant: the value of the option `face`."""
+"""Choice of a face: the value of the option `face`."""
 
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from latentsync.errors import OptionError, option_name
 
 __all__ = ["LARGEST", "FaceChoice"]
 
-Kind = Literal["largest", "left", "right", "center", "all", "point", "box", "reference"]
-WORDS: dict[str, Kind] = {
-    "largest": "largest",
-    "left": "left",
-    "right": "right",
-    "center": "center",
-    "all": "all",
-}
+Word = Literal["largest", "left", "right", "center", "all"]
+WORDS: tuple[Word, ...] = get_args(Word)
 WANTED = (
     "largest, left, right, center, all, a point x,y or a box x,y,width,height in px "
     "(with @seconds behind it for a later time), or the file of a picture of the person"
@@ -26,22 +20,23 @@ WANTED = (
 
 @dataclass(frozen=True)
 class FaceChoice:
-    """Which face is followed. `parse` makes one of a text, `str` that text again."""
+    """Which face is followed. `parse` reads it from a text, `str` gives that text again."""
 
-    kind: Kind
+    kind: Word | Literal["point", "box", "reference"]
     place: tuple[float, ...] = ()  # px: x, y of a point; left, top, width, height of a box
-    seconds: float = 0.0  # of the clip; when the point or the box is meant
+    seconds: float = 0.0  # time in the clip of the point or the box
     picture: Path | None = None  # of the person
 
     @classmethod
     def parse(cls, text: str) -> "FaceChoice":
-        """The choice that a text means: "largest", "120,80@2.5", "120,80,90,110", "ann.jpg", ...
+        """Read a choice: "largest", "120,80@2.5", "120,80,90,110", "ann.jpg", ...
 
         Raises:
-            OptionError: it means none, or the picture isn't there.
+            OptionError: it is none, or the picture isn't there.
         """
-        if text in WORDS:
-            return cls(WORDS[text])
+        for word in WORDS:
+            if text == word:
+                return cls(word)
         place, at, time = text.partition("@")
         numbers = [_number(part) for part in place.split(",")]
         if len(numbers) > 1 and None not in numbers:

@@ -30,7 +30,7 @@ MIN_FAMILIAR_FRAMES = 3  # detections after which a missing face is searched for
 EMBED_EVERY_FRAMES = 5  # more in long shots
 MAX_EMBEDDINGS = 40  # spread over the shot
 SAME_PATCH_THRESHOLD = 0.9  # correlation of a face's patch with that of the frame before
-# The same of the patch's middle, from brows to lip, which a graphic over chin or hair doesn't reach:
+# The same of the patch's middle, from brows to lip, which no graphic over chin or hair reaches:
 # above 0.98 for one person, below 0.94 for any two of 44 people.
 SAME_MIDDLE_THRESHOLD = 0.96
 MIDDLE = slice(None), slice(4, 9), slice(3, 9)  # of its planes, rows and columns of cells

@@ -1,4 +1,4 @@
-"""What a look at a clip found, and the track of whoever is chosen of it: choose -> fill."""
+"""The people of a clip, and the track of the one that is chosen: choose -> fill gaps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +21,13 @@ __all__ = ["Gap", "PointTrack", "TrackSelection", "runs"]
 Flags = NDArray[np.bool_]
 Frames = NDArray[np.int64]  # (k,) frame numbers
 
-MAX_GAP_FRAMES = 5  # without a face, that are filled
+MAX_GAP_FRAMES = 5  # of a gap that is filled
 MAX_GAP_MOVE = 1.0  # of the distance of the brows: how far a face may move in such a gap
 MIN_PRESENCE = 0.25  # of the frames of whoever is seen most, to be `left`, `right` or `center`
 MIN_FRAMES_OF_ALL = 5  # in which a face of `all` is seen
 MAX_POINT_OUTSIDE = 0.5  # of a face's width and height: how far beside its box a point may lie
-EDGE_SHARE = 0.02  # of the frame: a box that near its edge is leaving
-SHRINK_RATIO = 1.1  # times the smallest size: below that a face is lost for being small
+EDGE_SHARE = 0.02  # of the frame: a box as near to its edge is leaving
+SHRINK_RATIO = 1.1  # times the smallest size: below, a face is lost because it is small
 DISSOLVE = "one shot goes over into the next"
 
 
@@ -48,12 +48,12 @@ class PointTrack:
     shot_start: Flags  # (n,); never at frame 0
     gaps: tuple[Gap, ...]  # all frames that aren't detected, in order
     pixel_aspect: float = 1.0  # the frame's own x is that of the points divided by it
-    shots: tuple[ShotFaces, ...] = ()  # who was found in each, and who is taken
+    shots: tuple[ShotFaces, ...] = ()  # the people of each shot, and which one is followed
 
 
 @dataclass(frozen=True)
 class TrackSelection:
-    """All people of a clip, and all that choosing among them takes; made by `look`."""
+    """All people of a clip, and what choosing among them needs; made by `track_people`."""
 
     shot_start: Flags  # (n,)
     mixed: Flags  # (n,) in a dissolve
@@ -65,14 +65,14 @@ class TrackSelection:
     rounded: bool  # points on whole pixels
     filters: FaceFilter
     embedder: Embedder
-    references: dict[FaceChoice, FloatArray]  # what the people of reference pictures look like
+    references: dict[FaceChoice, FloatArray]  # embeddings of the people of reference pictures
     boxes: dict[FaceChoice, dict[int, Array]]  # frame -> where a followed box is
 
     def tracks(self, choice: FaceChoice) -> list[PointTrack]:
-        """The track of the chosen face, or for `all` one of each; see `follow`."""
+        """Return the track of the chosen face, or for `all` one of each; see `follow`."""
         if choice.kind != "all":
             return self.speakers([choice])
-        # Nobody is known again after a cut: the second largest of one shot is the next one's.
+        # Nobody is recognised after a cut: track 2 is the second largest face of every shot.
         shots = self._lasting_people()
         most = max(1, *map(len, shots))
         return [
@@ -81,7 +81,7 @@ class TrackSelection:
         ]
 
     def speakers(self, choices: Sequence[FaceChoice]) -> list[PointTrack]:
-        """A track for each of several choices, none of them `all`."""
+        """Return a track for each of several choices, none of them `all`."""
         meant = {choice: self._find_meant(choice) for choice in choices if choice.kind != "box"}
         return [
             self._track(self._find_in_shots(choice, meant), choice)
@@ -93,10 +93,10 @@ class TrackSelection:
     # choose
 
     def _find_meant(self, choice: FaceChoice) -> Tracklet | None:
-        """Who is meant, in the shot in which that is plainest; None where only looks tell.
+        """Find the person that a choice means; None for a reference picture.
 
-        For a point that is its own shot. Of the others it is whom the rule picks in most frames,
-        over all shots; to be left, right or in the centre takes two, where there are.
+        For a point, in the point's shot. For a rule, the person whom it picks in most frames of all
+        shots; left, right and centre consider shots of two or more people, where there are any.
         """
         if choice.kind == "reference":
             return None
@@ -119,23 +119,24 @@ class TrackSelection:
     def _find_in_shots(
         self, choice: FaceChoice, meant: Mapping[FaceChoice, Tracklet | None]
     ) -> list[ShotPerson]:
-        """Who is taken in each shot; `meant` are this choice's person and the other speakers'."""
+        """Find the chosen person in each shot; `meant` also has the other speakers' people."""
         person = meant[choice]
-        looks = [person.embedding] if person else []
         if choice.kind == "reference":
-            looks = [self.references[choice]]
+            own = self.references[choice]
+        elif person:
+            own = person.embedding
+        else:
+            return [ShotPerson(None) for _ in self._shot_bounds()]
         others = [
             other.embedding
             for other in meant.values()
-            if other and all(other.similarity(look) < self.embedder.same for look in looks)
+            if other and other.similarity(own) < self.embedder.same
         ]
-        if not looks:
-            return [ShotPerson(None) for _ in self._shot_bounds()]
         chosen = {person.shot: person} if person else {}
-        return recognise(self._people_by_shot(), looks, chosen, others, self.embedder)
+        return recognise(self._people_by_shot(), [own], chosen, others, self.embedder)
 
     def _pick_by_rule(self, choice: FaceChoice, people: list[Tracklet]) -> Tracklet:
-        """Who of a shot's people a rule picks."""
+        """Pick one of a shot's people by a rule."""
         often = [p for p in people if len(p) >= MIN_PRESENCE * max(map(len, people))]
         match choice.kind:
             case "left":
@@ -147,9 +148,10 @@ class TrackSelection:
         return max(people, key=_rank)
 
     def _find_at_point(self, choice: FaceChoice, people: list[Tracklet]) -> Tracklet:
-        """Who is at the point when the point is meant, or was last, or will be first."""
+        """Find who is at the point at its time, or was last, or will be first."""
         index = round(choice.seconds * self.fps)
-        point, beside, there, away = self._squared(choice), [], [], []
+        point = np.array(choice.place) * (self.pixel_aspect, 1)  # square px
+        beside, there, away = [], [], []
         for person in people:
             frames = np.abs(person.frames - index)
             away.append(int(frames.min()))
@@ -168,23 +170,19 @@ class TrackSelection:
         far = [outside > MAX_POINT_OUTSIDE for outside in beside]
         return people[min(range(len(people)), key=lambda i: (far[i], away[i], beside[i]))]
 
-    def _squared(self, choice: FaceChoice) -> Array:
-        """The point x, y in square px."""
-        return np.array(choice.place) * (self.pixel_aspect, 1)
-
     def _people_by_shot(self) -> list[list[Tracklet]]:
-        """The people of each shot."""
+        """Group the people by shot."""
         shots: list[list[Tracklet]] = [[] for _ in self._shot_bounds()]
         for person in self.people:
             shots[person.shot].append(person)
         return shots
 
     def _shot_bounds(self) -> list[tuple[int, int]]:
-        """The frames [start, stop) of each shot."""
+        """Return the frames [start, stop) of each shot."""
         return list(pairwise([0, *np.flatnonzero(self.shot_start).tolist(), len(self.shot_start)]))
 
     def _find_shot(self, choice: FaceChoice) -> int:
-        """The shot in which a place is meant."""
+        """Find the shot of a place's time."""
         index, frames = round(choice.seconds * self.fps), len(self.shot_start)
         if index >= frames:
             raise OptionError(
@@ -194,7 +192,7 @@ class TrackSelection:
         return int(self.shot_start[: index + 1].sum())
 
     def _lasting_people(self) -> list[list[Tracklet]]:
-        """Who is seen in more than a few frames of each shot, the most prominent first."""
+        """Group by shot those seen in more than a few of its frames, the most prominent first."""
         lasting = []
         for people, (start, stop) in zip(self._people_by_shot(), self._shot_bounds(), strict=True):
             often = [p for p in people if len(p) >= min(MIN_FRAMES_OF_ALL, stop - start)]
@@ -204,40 +202,35 @@ class TrackSelection:
     # fill
 
     def _track(self, cast: Sequence[ShotPerson], choice: FaceChoice) -> PointTrack:
-        seen = [taken.person for taken in cast if taken.person]
+        seen = [one.person for one in cast if one.person]
         frames = np.concatenate([np.zeros(0, np.int64), *(p.frames for p in seen)])
         points = np.concatenate([np.zeros((0, 3, 2), np.float32), *(p.points for p in seen)])
         track = self._fill_gaps(frames, points)
-        lost = [
-            Gap(a, b, self._explain_gap(cast[shot], choice, border, a, b))
-            for shot, border in enumerate(self._shot_bounds())
-            for a, b in self._find_gaps(track, border)
+        gaps = [
+            Gap(a, b, self._explain_gap(cast[shot], choice, bounds, a, b))
+            for shot, bounds in enumerate(self._shot_bounds())
+            for a, b in self._find_gaps(track, bounds)
         ]
-        return replace(track, gaps=tuple(lost), shots=self._list_shot_faces(cast))
+        return replace(track, gaps=tuple(gaps), shots=self._list_shot_faces(cast))
 
     def _find_gaps(self, track: PointTrack, shot: tuple[int, int]) -> list[tuple[int, int]]:
-        """Where the face is lost within a shot; a dissolve at its end is a gap of its own."""
-        lost = runs(~track.detected & ~self.mixed, *shot) + runs(
-            ~track.detected & self.mixed, *shot
-        )
-        return sorted(lost)
+        """Find where the face is missing in a shot; a dissolve at its end is a gap of its own."""
+        missing = ~track.detected
+        return sorted(runs(missing & ~self.mixed, *shot) + runs(missing & self.mixed, *shot))
 
     def _list_shot_faces(self, cast: Sequence[ShotPerson]) -> tuple[ShotFaces, ...]:
+        """List the mean positions, in px of the frame, of each shot's people."""
         shots = []
-        for taken, people, (start, stop) in zip(
+        for one, people, bounds in zip(
             cast, self._lasting_people(), self._shot_bounds(), strict=True
         ):
-            if taken.person and taken.person not in people:
-                people = [*people, taken.person]
-            faces = tuple(self._place(person) for person in people)
-            whose = people.index(taken.person) if taken.person else None
-            shots.append(ShotFaces(start, stop, faces, (whose,)))
+            if one.person and one.person not in people:
+                people = [*people, one.person]
+            faces = [_mean_position(person) / (self.pixel_aspect, 1) for person in people]
+            places = tuple((round(x), round(y)) for x, y in faces)
+            chosen = people.index(one.person) if one.person else None
+            shots.append(ShotFaces(*bounds, places, (chosen,)))
         return tuple(shots)
-
-    def _place(self, person: Tracklet) -> tuple[int, int]:
-        """x, y in px of the frame: its place on average."""
-        x, y = _mean_position(person) / (self.pixel_aspect, 1)
-        return round(x), round(y)
 
     def _box_track(self, choice: FaceChoice) -> PointTrack:
         self._find_shot(choice)
@@ -254,16 +247,14 @@ class TrackSelection:
         return replace(track, gaps=tuple(lost))
 
     def _fill_gaps(self, frames: Frames, points: FloatArray) -> PointTrack:
-        """The track with short gaps between close places filled along a straight line."""
+        """Make a track, with short gaps between near places filled along a straight line."""
         n = len(self.shot_start)
         everywhere, found = np.zeros((n, 3, 2), np.float32), np.zeros(n, bool)
         everywhere[frames], found[frames] = points, True
         for i in np.flatnonzero((np.diff(frames) > 1) & (np.diff(frames) <= MAX_GAP_FRAMES + 1)):
             (a, b), (p, q) = frames[i : i + 2], points[i : i + 2]
-            moved = np.linalg.norm(p - q, axis=1).mean()
-            if self.shot_start[a + 1 : b + 1].any() or moved > MAX_GAP_MOVE * np.linalg.norm(
-                p[1] - p[0]
-            ):
+            moved, brows = np.linalg.norm(p - q, axis=1).mean(), np.linalg.norm(p[1] - p[0])
+            if self.shot_start[a + 1 : b + 1].any() or moved > MAX_GAP_MOVE * brows:
                 continue
             share = np.linspace(0, 1, b - a + 1, dtype=np.float32)[1:-1, None, None]
             filled = p + share * (q - p)
@@ -273,19 +264,19 @@ class TrackSelection:
 
     def _explain_gap(
         self,
-        taken: ShotPerson,
+        found: ShotPerson,
         choice: FaceChoice,
         shot: tuple[int, int],
         start: int,
         stop: int,
     ) -> str:
-        """Why frames [start, stop) of a shot are without the person that is meant in it."""
-        person = taken.person
+        """Say why frames [start, stop) of a shot are without the chosen person."""
+        person = found.person
         if self.mixed[start]:
             return DISSOLVE
         if person is None and not self.faces[slice(*shot)].any():
             return "no face in this shot"
-        if person is None and taken.doubt:
+        if person is None and found.doubt:
             return "not sure that this is the chosen person"
         if person is None:
             like = " is like the picture" if choice.kind == "reference" else " is meant"
@@ -300,8 +291,8 @@ class TrackSelection:
         return "only other faces" if self.faces[start:stop].mean() > MIN_PRESENCE else "no face"
 
 
-def runs(flags: Flags, start: int, stop: int) -> list[tuple[int, int]]:
-    """The runs [a, b) of True within [start, stop)."""
+def runs(flags: Flags, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+    """Find the runs [a, b) of True within [start, stop)."""
     edges = np.flatnonzero(np.diff(flags[start:stop], prepend=False, append=False)) + start
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
@@ -313,5 +304,5 @@ def _rank(person: Tracklet) -> tuple[int, float]:
 
 
 def _mean_position(person: Tracklet) -> Array:
-    """x, y of its place on average."""
+    """Return x, y of the mean position."""
     return (person.boxes[:, :2] + person.boxes[:, 2:]).mean(axis=0).astype(np.float64) / 2

@@ -1,16 +1,17 @@
-"""Whose face is followed through a clip, and where it is: look -> link -> choose -> fill.
+"""Tracking of faces through a clip: detect -> link -> choose -> fill gaps.
 
-    look      every frame once, as it streams by: its faces, and whether a new shot begins
-    link      each face to the person it belongs to, frame by frame (people.py)
-    choose    of each shot's people the one who is meant (scene.py)
-    fill      short gaps, and say of the others why they are there (scene.py)
+    detect    every frame once, as it streams by: its faces, and whether a new shot begins
+    link      each face to its person, frame by frame (linker.py)
+    choose    one of each shot's people (selection.py, recognition.py)
+    fill      short gaps, and explain the others (selection.py)
 
-Looking and linking know nothing of the choice, so a choice about a late frame holds for the early
-ones, and `TrackSelection.tracks` may be asked for several choices after one look.
+Detecting and linking don't depend on the choice, so a choice about a late frame holds for the early
+ones, and `TrackSelection.tracks` may be asked for several choices after one pass.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -44,18 +45,18 @@ def follow(
     detect_every: int = 1,
     progress: ProgressCallback | None = None,
 ) -> list[PointTrack]:
-    """The chosen face of a clip, or for `all` each of them, that of the largest first.
+    """Track the chosen face of a clip, or for `all` every face, the largest first.
 
     Args:
-        frames: they stream by; a few are held at a time. Of pictures only what is looked at is
-            made; arrays are searched whole, as published, and have square pixels.
+        frames: an iterable, of which a few are held at a time. Of pictures only the parts that are
+            searched are converted; arrays are searched whole, as published, and have square pixels.
         rounded: landmarks on whole pixels.
         published: the largest face of every frame by itself, whatever `choice` says: no cuts, no
-            second look, nothing filled.
-        total: how many frames there will be, for `progress`, where that is known.
+            second search, no gaps filled.
+        total: number of frames, for `progress`, where that is known.
         fps: frames a second, for the time in `choice`.
-        detect_every: the whole frame is searched in one of so many, see `FrameWatcher`.
-        progress: hears of stage "detect" after each frame, and may raise to stop.
+        detect_every: one in this many frames is searched whole, see `FrameWatcher`.
+        progress: called with stage "detect" after each frame; may raise to stop.
 
     Returns:
         At least one track, whose `found` may be False throughout.
@@ -92,9 +93,9 @@ def track_people(
     detect_every: int = 1,
     progress: ProgressCallback | None = None,
 ) -> TrackSelection:
-    """Look at every frame of a clip once, for all `choices`; arguments and errors as in `follow`.
+    """Detect and link the faces of a clip in one pass; arguments and errors as in `follow`.
 
-    A detector is asked only where a choice needs one: boxes are followed without.
+    The detector is used only if a choice needs it: boxes are followed without.
     """
     embedder = detector if isinstance(detector, Embedder) else PatchEmbedding()
     references = {
@@ -139,7 +140,7 @@ def track_people(
 
 
 def _embed_reference(choice: FaceChoice, detector: Detector, embedder: Embedder) -> FloatArray:
-    """What the person in a reference picture looks like."""
+    """Compute the embedding of the person in a reference picture."""
     assert choice.picture
     picture = next(iter(VideoReader(choice.picture).frames([0])))
     faces = detector.detect(picture)
@@ -165,19 +166,16 @@ def _track_largest(
     total: int | None,
     progress: ProgressCallback | None,
 ) -> PointTrack:
-    """The largest face of every frame, each frame by itself."""
+    """Track the largest face of every frame, each frame by itself."""
     nothing, aspect = np.full((3, 2), np.nan, np.float32), 1.0
-
-    def largest() -> Iterator[FloatArray]:
-        nonlocal aspect
-        for done, frame in enumerate(frames, start=1):
-            aspect = FrameView(frame).aspect
-            faces = detector.detect(frame, rounded=rounded)
-            yield faces[0].points if faces else nothing
-            if progress:
-                progress(Progress("detect", done, total))
-
-    points: FloatArray = np.fromiter(largest(), dtype=np.dtype((np.float32, (3, 2))))
+    rows = array("f")
+    for done, frame in enumerate(frames, start=1):
+        aspect = FrameView(frame).aspect
+        faces = detector.detect(frame, rounded=rounded)
+        rows.extend((faces[0].points if faces else nothing).ravel().tolist())
+        if progress:
+            progress(Progress("detect", done, total))
+    points = np.array(rows, np.float32).reshape(-1, 3, 2)
     found = ~np.isnan(points[:, 0, 0])
     points[~found] = 0
     gaps = tuple(Gap(start, stop, "no face") for start, stop in runs(~found, 0, len(found)))
@@ -185,7 +183,7 @@ def _track_largest(
 
 
 def no_face(detector: Detector, frames: int, choice: FaceChoice, fps: float = 25) -> str:
-    """What to say, in one line, when no frame of `frames` holds the chosen face."""
+    """Explain, in one line, that none of `frames` frames holds the chosen face."""
     looked = f"the {frames} frames looked at (0-{frames / fps:.2f} s of the clip)"
     if choice.kind == "box":
         return f"the content of the box {choice} is not found in {looked}; draw another box"
@@ -206,17 +204,17 @@ def no_face(detector: Detector, frames: int, choice: FaceChoice, fps: float = 25
     )
 
 
-MAX_REDETECTIONS = 2  # a frame, at most: a crowd that leaves must not cost more than that
-TANGLED_DISTANCE = 0.5  # of their size: closer than this, two faces that are followed may be one
+MAX_REDETECTIONS = 2  # per frame, so that a crowd that leaves costs no more than that
+CLOSE_DISTANCE = 0.5  # of their size: closer than this, two followed faces may be one
 
 
 class FrameWatcher:
     """Runs the detector frame by frame and feeds the associator.
 
-    Where a known face was lost, the detector looks again at higher resolution. The whole frame is
+    Where a known face is lost, the detector searches again at higher resolution. The whole frame is
     searched in one of `every` frames, at a cut, where a followed face is uncertain, and while a
     face is missing. In other frames the faces of the frame before are followed, so a new face is
-    seen up to `every` - 1 frames late.
+    detected up to `every` - 1 frames late.
     """
 
     def __init__(
@@ -228,7 +226,7 @@ class FrameWatcher:
         self._next_search = 0
 
     def process(self, index: int, frame: FrameLike, *, cut: Cut | None) -> int:
-        """The clip's next frame, and whether a new shot begins with it; how many faces it has."""
+        """Process the next frame, with `cut` if a new shot begins; return its number of faces."""
         if cut:
             self._linker.end_shot(index - cut.dissolve)
         seen = None if cut or index >= self._next_search else self._follow_last(frame)
@@ -248,20 +246,19 @@ class FrameWatcher:
         return len(seen)
 
     def people(self) -> list[Tracklet]:
-        """Of all shots; after the last frame."""
+        """End the last shot, and return the people of all shots."""
         self._linker.end_shot()
         return self._linker.people
 
     def _follow_last(self, frame: FrameLike) -> list[Face] | None:
-        """The last frame's faces in this one, largest first; None where a search is due."""
+        """Follow the last frame's faces, largest first; None where a search is due."""
         now = self._detector.follow(frame, self._last, rounded=self._rounded)
         pairs = zip(self._last, now, strict=True)
         faces = [face for before, face in pairs if face and is_continued(before, face)]
-        if len(faces) < len(self._last) or _are_close(faces):
+        close = any(
+            distance(one, np.array(other.box)) < CLOSE_DISTANCE
+            for one, other in combinations(faces, 2)
+        )
+        if close or len(faces) < len(self._last):
             return None
         return sorted(faces, key=lambda face: -face.area)
-
-
-def _are_close(faces: Sequence[Face]) -> bool:
-    pairs = combinations(faces, 2)
-    return any(distance(one, np.array(other.box)) < TANGLED_DISTANCE for one, other in pairs)
