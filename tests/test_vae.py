@@ -42,8 +42,8 @@ def there_and_back(vae, pixels):
     [
         (None, 5, [5]),
         (10**12, 2, [2, 2, 1]),
-        (3.1 * EACH / module.SHARE, 5, [3, 2]),
-        (EACH / module.SHARE + 1, 5, [1] * 5),
+        (3.1 * EACH / module.USABLE_SHARE, 5, [3, 2]),
+        (EACH / module.USABLE_SHARE + 1, 5, [1] * 5),
     ],
 )
 def test_slices_are_as_large_as_memory_allows_and_change_nothing(
