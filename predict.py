@@ -88,7 +88,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog comes without types
             default=0,
         ),
         sync_mode: str = Input(
-            description="How the clip is fitted to a longer or shorter voice.",
+            description="What to do where the clip is shorter or longer than the voice.",
             choices=["bounce", "pingpong", "loop", "freeze", "cut_off", "silence", "remap"],
             default="bounce",
         ),

@@ -174,7 +174,7 @@ def geometry(size: tuple[int, int]) -> Iterator[tuple[str, Callable[[], object]]
     face = torch.from_numpy(crop).permute(2, 0, 1).float() / 127.5 - 1
     share = torch.from_numpy(paste_share(RESOLUTION))
     yield "cut", lambda: align.cut_face(frame.rgb(box), box, affine, RESOLUTION)
-    yield "paste", lambda: frame.pasted(*align.paste_face(crop, affine, size, share=share))
+    yield "paste", lambda: frame.pasted(*align.warp_to_frame(crop, affine, size, weight=share))
     old_cut, old_paste = align_published.cut_face, align_published.paste_face
     yield "cut as published", lambda: old_cut(frame.rgb(box), box, affine, RESOLUTION, size)
     yield (

@@ -192,10 +192,10 @@ class Options:
         "Influence of the voice on the mouth (classifier-free guidance). Above 1 the voice "
         "counts for more, and each step takes twice as long.", within=(0, 10))] = 1.0
     seed: Annotated[int, _GENERAL(
-        "Seed of the noise. Equal seeds give equal results; 0 draws a seed, which the result "
-        "names.", within=(0, MAX_SEED), published=1247)] = 0
+        "Seed of the noise. Equal seeds give equal results; 0 picks a random seed, which the "
+        "result reports.", within=(0, MAX_SEED), published=1247)] = 0
     silence: Annotated[Literal["generate", "keep", "close"], _GENERAL(
-        "Mouth while nobody speaks: generated, the clip's own, or closed.")] = "generate"
+        "Mouth while nobody speaks: generate it, keep the clip's own, or close it.")] = "generate"
     overlap: Annotated[int, _GENERAL(
         "Frames that neighbouring groups of 16 share. More make seams softer and take longer.",
         within=(0, 12))] = 0
@@ -230,13 +230,14 @@ class Options:
         "Groups of 16 frames that the network computes at once.", within=(1, 16),
         unset="as many as memory allows")] = None
     cache_dir: Annotated[str | None, _SPEED(
-        "Folder that remembers clips, so that another voice on the same clip needs less work.",
+        "Cache folder for face tracks and latents. Another voice on the same clip then takes "
+        "less time.",
         unset="none", wanted="a folder's name")] = None
     cache_bytes: Annotated[int, _SPEED(
         "Size limit of that folder in bytes, approximate.", within=(2**20, UNBOUNDED))] = 10 * 2**30
 
     sync_mode: Annotated[SyncMode, _PACE(
-        "How the clip is fitted to a longer or shorter voice.",
+        "What to do where the clip is shorter or longer than the voice.",
         published="pingpong")] = "bounce"  # see `timeline.lay_out`
     lead_in: Annotated[float, _PACE(
         "Seconds of the clip that are shown before the voice.", within=(0, 3600))] = 0.0
@@ -245,7 +246,7 @@ class Options:
     fps: Annotated[Literal["25", "source"], _PACE(
         "Frame rate: 25, or every frame of the clip at its own time (source).")] = "25"
     fade: Annotated[int, _PACE(
-        "Frames over which the mouth fades in and out beside frames left untouched.",
+        "Frames over which the mouth fades in and out next to untouched frames.",
         within=(0, 25), published=0)] = 3
 
     face: Annotated[str, _FACE(
@@ -263,8 +264,8 @@ class Options:
     color_match: Annotated[bool, _FACE("Give the mouth the colours of the face around it.")] = False
 
     superres: Annotated[str, _RESTORATION(
-        "Net that restores the face as well: none, gfpgan, codeformer (not for commercial use), "
-        "or the file of a net that spandrel knows."
+        "Face restoration: none, gfpgan, codeformer (not for commercial use), or a model file "
+        "that spandrel can load."
     )] = "none"  # names in any case; see `load_restorer`
     sr_ratio: Annotated[float, _RESTORATION(
         "Resolution of a restored face, as a multiple of the model's.", within=(1, 4))] = 2
@@ -274,14 +275,14 @@ class Options:
     sr_weight: Annotated[float, _RESTORATION(
         "CodeFormer's fidelity: 0 cleanest, 1 nearest to the clip.", within=(0, 1))] = 0.5
     sr_stability: Annotated[float, _RESTORATION(
-        "Strength of the suppression of flicker of restored faces.", within=(0, 1))] = 0.5
+        "How strongly flicker of restored faces is suppressed.", within=(0, 1))] = 0.5
 
     codec: Annotated[Codec, _ENCODING(
         "Video encoder. h264_nvenc and hevc_nvenc need an NVIDIA GPU.")] = "h264"
     crf: Annotated[int, _ENCODING(
         "Quality, as the encoder's constant rate factor: 0 is lossless.", within=(0, 51))] = 17
     preset: Annotated[Preset, _ENCODING(
-        "Effort of the encoder: slower ones make smaller files.")] = "medium"
+        "Speed of the encoder: slower presets make smaller files.")] = "medium"
     max_side: Annotated[int | None, _ENCODING(
         "Longest side in px, to which larger pictures are scaled down.", within=(MIN_SIDE, 16384),
         unset="no limit")] = None
@@ -289,16 +290,16 @@ class Options:
     # The defaults: 8K video and photographs of 64 million px; longer than any film; 6 hours at
     # 20 Mbit/s are 54 GB.
     max_pixels: Annotated[int, _LIMITS(
-        "Pixels of an input's frames, at most.", within=(1, UNBOUNDED))] = 8192 * 8192
+        "Maximum pixels in one frame of an input.", within=(1, UNBOUNDED))] = 8192 * 8192
     max_seconds: Annotated[float, _LIMITS(
-        "Seconds of an input's pictures or sound, at most.",
+        "Maximum length of an input's pictures or sound, in seconds.",
         within=(0.001, UNBOUNDED))] = 6 * 3600.0
     max_bytes: Annotated[int, _LIMITS(
-        "Bytes of an input file, at most.", within=(1, UNBOUNDED))] = 64 * 2**30
+        "Maximum size of an input file, in bytes.", within=(1, UNBOUNDED))] = 64 * 2**30
 
     # Where ours and the published choice differ, ours is the default.
     follow: Annotated[Literal["person", "frame"], _PUBLISHED(
-        "Choice of the face: one person is followed, or each frame is looked at by itself.",
+        "Choice of the face: follow one person, or choose anew in each frame.",
         published="frame")] = "person"
     length: Annotated[Literal["exact", "published"], _PUBLISHED(
         "Frames of the output: ceil(25 x seconds of the voice), or floor(Whisper tokens / 2) + 2.",
@@ -313,10 +314,11 @@ class Options:
         "Latents of the clip: the mean of the VAE's posterior, or a sample.",
         published="sample")] = "mean"
     resampling: Annotated[Literal["once", "published"], _PUBLISHED(
-        "Resampling between frame and crop.",
+        "Resampling between frame and crop: once each way, or as published (less detail).",
         published="published")] = "once"  # see `faces.align` and `faces.align_published`
     landmarks: Annotated[Literal["subpixel", "rounded"], _PUBLISHED(
-        "Coordinates of the landmarks.", published="rounded")] = "subpixel"
+        "Precision of the landmarks: subpixel, or rounded to whole pixels.",
+        published="rounded")] = "subpixel"
     paste: Annotated[Literal["mouth", "crop"], _PUBLISHED(
         "Part of the crop that is pasted. crop resamples the eyes as well.",
         published="crop")] = "mouth"

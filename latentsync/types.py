@@ -1,4 +1,4 @@
-"""The nouns that modules hand to each other: frozen, with shape, dtype and unit by each field."""
+"""Dataclasses and types that modules share: frozen, with shape, dtype and unit by each field."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

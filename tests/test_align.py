@@ -52,9 +52,9 @@ def paste(frame, face, affine, *, published=False, share=None):
     out, size = frame.copy(), frame.shape[1::-1]
     if published:
         region, box = region_of(frame, affine, face.shape[-1])
-        laid = align_published.paste_face(region, box, face, affine, size, share=share)
+        laid = align_published.paste_face(region, box, face, affine, size, weight=share)
     else:
-        box, rgb, weight = align.paste_face(levels(face), affine, size, share=share)
+        box, rgb, weight = align.warp_to_frame(levels(face), affine, size, weight=share)
         assert box.left % 2 == box.top % 2 == 0
         assert box.right % 2 == 0 or box.right == size[0]
         assert box.bottom % 2 == 0 or box.bottom == size[1]
@@ -172,7 +172,7 @@ def test_on_a_smooth_picture_one_resampling_shows_what_the_published_two_do(wher
     assert np.abs(ours - published)[inside].max() <= 2
     face = torch.from_numpy(np.mgrid[:128, :128, :1][[0, 1, 0], ..., 0] / 64 - 1).float()
     ours, published = (paste(frame, face, affine, published=p) for p in (False, True))
-    box, _, weight = align.paste_face(levels(face), affine, (width, height))
+    box, _, weight = align.warp_to_frame(levels(face), affine, (width, height))
     # Not at the soft edge: the published one is narrower the less of the crop is in the frame.
     whole = np.pad(weight == 255, ((box.top, height - box.bottom), (box.left, width - box.right)))
     assert whole.sum() > 1500
@@ -244,15 +244,15 @@ def test_only_where_something_is_laid_on_is_worked():
     affine = align.face_track(points, np.ones(1, dtype=bool), side).affine[0]
     face, lips = np.full((side, side, 3), 128, np.uint8), torch.zeros(side, side)
     lips[90:100, 50:70] = 1
-    box, rgb, weight = align.paste_face(face, affine, frame, share=lips)
+    box, rgb, weight = align.warp_to_frame(face, affine, frame, weight=lips)
     assert rgb.shape == (box.height, box.width, 3)
     assert weight.shape == (box.height, box.width)
-    whole, _, _ = align.paste_face(face, affine, frame)
+    whole, _, _ = align.warp_to_frame(face, affine, frame)
     assert box.width * box.height < 0.1 * whole.width * whole.height
     assert weight.max() == 255
     rim = np.concatenate([weight[0], weight[-1], weight[:, 0], weight[:, -1]])
     assert rim.max() == 0
-    nothing, _, weight = align.paste_face(face, affine, frame, share=torch.zeros(side, side))
+    nothing, _, weight = align.warp_to_frame(face, affine, frame, weight=torch.zeros(side, side))
     assert nothing.width * nothing.height < 200
     assert weight.max() == 0
 

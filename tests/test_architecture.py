@@ -68,10 +68,7 @@ def test_room(path):
     for node in nodes:
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
-            options = len(node.args.args) + len(node.args.kwonlyargs)
-            if room(path) == "cli":  # where a group of options is one parameter
-                options = 0
-            assert length - options <= MAX_FUNCTION, f"{path}:{node.lineno} {node.name} is long"
+            assert length <= MAX_FUNCTION, f"{path}:{node.lineno} {node.name} is long"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", f"{path}:{node.lineno} prints"
         if isinstance(node, ast.keyword) and node.arg == "shell":

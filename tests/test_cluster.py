@@ -223,7 +223,7 @@ def test_groups_that_depend_on_each_other_stay_here(tmp_path, caplog):
     for options in ({"overlap": 4}, {"vae_posterior": "sample"}):
         caplog.clear()
         lipsync.run(clip, voice, tmp_path / "out.mp4", steps=1, engine=engine, **options)
-        assert "drawn here" in caplog.text
+        assert "generated here" in caplog.text
     assert not engine.pools
 
 

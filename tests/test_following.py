@@ -151,13 +151,13 @@ def test_a_short_gap_is_filled_and_a_long_one_passes_through(tmp_path, out):
 
 def test_the_mouth_fades_beside_frames_that_pass_through(tmp_path, out, monkeypatch):
     shares = []
-    paste = align.paste_face
+    paste = align.warp_to_frame
 
-    def spy(*arguments, share, **options):
-        shares.append(float(share.max()))
-        return paste(*arguments, share=share, **options)
+    def spy(*arguments, weight, **options):
+        shares.append(float(weight.max()))
+        return paste(*arguments, weight=weight, **options)
 
-    monkeypatch.setattr(align, "paste_face", spy)
+    monkeypatch.setattr(align, "warp_to_frame", spy)
     source = clip(tmp_path / "clip.mp4", 30)
     run(lipsync(lambda i: [] if 10 <= i < 20 else [LEFT]), out, 30, source)
     assert shares == pytest.approx([1] * 7 + [0.75, 0.5, 0.25] + [0.25, 0.5, 0.75] + [1] * 7)

@@ -101,7 +101,7 @@ def pasted(frame, restorer, at, *, drawn=None, **options):
     (crop,) = upscaler([frame], at[None], drawn)
     size = frame.width, frame.height
     share = upscaler.share(at)
-    laid = align.paste_face(crop.numpy(), at, size, share=share, resolution=SIDE)
+    laid = align.warp_to_frame(crop.numpy(), at, size, weight=share, resolution=SIDE)
     return frame.pasted(*laid), laid
 
 
@@ -151,13 +151,13 @@ def test_the_net_is_loaded_once_and_before_the_clip_is_searched(net, tmp_path, v
 @pytest.mark.usefixtures("net")
 def test_the_ratio_is_of_the_crop_that_is_pasted(tmp_path, voice, monkeypatch, ratio):
     sides = set()
-    paste = align.paste_face
+    paste = align.warp_to_frame
 
     def spy(face, *args, **options):
         sides.add((*face.shape, options["resolution"]))
         return paste(face, *args, **options)
 
-    monkeypatch.setattr(align, "paste_face", spy)
+    monkeypatch.setattr(align, "warp_to_frame", spy)
     clip, out = numbered_clip(tmp_path / "clip.mp4"), tmp_path / "out.mp4"
     run(tiny_lipsync(), clip, voice, out, superres="stub", sr_ratio=ratio, crf=30)
     assert sides == {(ratio * SIDE, ratio * SIDE, 3, SIDE)}
@@ -294,7 +294,7 @@ def test_small_faces_do_not_alias():
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[::2] = 255
     at = align.face_track(POINTS / 8, np.ones(1, bool), SIDE).affine[0]
-    _, rgb, weight = align.paste_face(stripes, at, (60, 60), resolution=SIDE)
+    _, rgb, weight = align.warp_to_frame(stripes, at, (60, 60), resolution=SIDE)
     assert np.abs(rgb[weight == 255].astype(int) - 127).max() <= 8
     large = np.tile(stripes, (4, 4, 1))
     view = align.portrait(affine(8.0), SIDE, 128)

@@ -42,17 +42,17 @@ class VoiceActivity:
     blocks: NDArray[np.bool_]  # (n,) one for each 20 ms of the sound; nobody speaks around it
 
     def at(
-        self, begins: IntArray, tick: Fraction, after: Fraction = Fraction(0)
+        self, begins: IntArray, time_base: Fraction, lead_in: Fraction = Fraction(0)
     ) -> NDArray[np.bool_]:
         """(n,) whether somebody speaks when each video frame begins.
 
         Args:
-            begins: (n,) ticks at which each frame begins.
-            tick: seconds.
-            after: seconds of frames before the sound begins.
+            begins: (n,) when each frame begins, in units of `time_base`.
+            time_base: seconds.
+            lead_in: seconds of frames before the sound begins.
         """
         # A thousandth of a block more, because a frame may begin with a block.
-        blocks = begins * float(tick / BLOCK_SECONDS) - float(after / BLOCK_SECONDS)
+        blocks = begins * float(time_base / BLOCK_SECONDS) - float(lead_in / BLOCK_SECONDS)
         places = np.floor(blocks + 1e-3)
         heard = (places >= 0) & (places < len(self.blocks))
         speaks = np.zeros(len(begins), dtype=bool)

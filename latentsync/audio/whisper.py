@@ -45,7 +45,7 @@ class WhisperConfig:
     n_audio_layer: int = 4
 
 
-OVERLAP_HOP = 2000  # columns: windows start every 20 s and give up 5 s on either side
+OVERLAP_HOP = 2000  # columns between windows, 20 s; of inner ones only the middle 20 s are used
 
 
 class SpeechSource(Protocol):
@@ -135,8 +135,8 @@ class SpeechStates:
                 "the audio holds no sample; give a sound of at least one frame (40 ms)"
             )
         self._tokens = mel.token_count(columns)
-        behind = self._tokens * mel.COLUMNS_PER_TOKEN - mel.WINDOW_COLUMNS  # the first window
-        self._last_window = max(0, -(-behind // hop))
+        beyond = self._tokens * mel.COLUMNS_PER_TOKEN - mel.WINDOW_COLUMNS  # the first window
+        self._last_window = max(0, -(-beyond // hop))
         self._held: dict[int, Tensor] = {}  # window -> (tokens, states, width)
         self._stream: Iterator[tuple[int, Tensor]] = iter(())
         self._lock = threading.Lock()
@@ -225,18 +225,18 @@ class SpeechFeatures:
         return weight * heard + (1 - weight) * silence
 
     def at(
-        self, begins: IntArray, time_base: Fraction, after: Fraction = Fraction(0)
+        self, begins: IntArray, time_base: Fraction, lead_in: Fraction = Fraction(0)
     ) -> "SpeechFeatures":
         """The same speech at other frames.
 
         Args:
             begins: (n,) when each frame begins, in units of `time_base`.
             time_base: seconds.
-            after: seconds of frames before the sound begins.
+            lead_in: seconds of frames before the sound begins.
         """
-        fine = time_base / after.denominator  # the sound begins at a whole number of these
-        late = round(after / fine)
-        return replace(self, own=mel.own_tokens(begins * after.denominator - late, fine))
+        fine = time_base / lead_in.denominator  # the sound begins at a whole number of these
+        late = round(lead_in / fine)
+        return replace(self, own=mel.own_tokens(begins * lead_in.denominator - late, fine))
 
 
 def encode_speech(

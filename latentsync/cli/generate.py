@@ -67,8 +67,8 @@ SpeakerNames = Annotated[
     face_option(
         "--speaker",
         metavar="FACE=AUDIO",
-        help="A face, named as in --face, and the voice it speaks with; once for each speaker. "
-        "The voices begin together, and AUDIO is left out.",
+        help="A face, named as in --face, and its voice. Repeat for each speaker. All voices "
+        "start together; don't give AUDIO.",
     ),
 ]
 Occluder = Annotated[
@@ -76,8 +76,8 @@ Occluder = Annotated[
     face_option(
         exists=True,
         dir_okay=False,
-        help="The .onnx of a segmentation net: a hand or a microphone before the mouth stays on "
-        "top.",
+        help="Segmentation model (.onnx) that keeps a hand or a microphone in front of the mouth "
+        "visible.",
     ),
 ]
 Lossless = Annotated[
@@ -85,7 +85,7 @@ Lossless = Annotated[
     typer.Option(
         "--lossless",
         rich_help_panel="Encoding",
-        help="Encode without loss (crf 0), for masters; few players show it.",
+        help="Encode losslessly (crf 0), for masters; few players can play it.",
     ),
 ]
 
@@ -102,7 +102,8 @@ class Machine:
     offload: Annotated[
         str,
         machine_option(
-            help="auto, none, or sequential: weights wait in the CPU's memory until they are used."
+            help="auto, none, or sequential: keep the weights in CPU memory and move each layer to "
+            "the GPU when it is needed."
         ),
     ] = "auto"
     compile: Annotated[
@@ -156,7 +157,7 @@ def generate(
     video_path: VideoPath = None,
     audio_path: Annotated[Path | None, path_option("--audio_path", hidden=True)] = None,
 ) -> None:
-    """Make VIDEO speak AUDIO."""
+    """Lip-sync VIDEO to AUDIO."""
     video, audio = video or video_path, audio or audio_path
     voices = _voices(speaker or [], audio) or audio or video
     if video is None or voices is None or output is None:
@@ -189,7 +190,9 @@ def _voices(speakers: list[str], audio: Path | None) -> dict[str, Path]:
     pairs = [speaker.partition("=") for speaker in speakers]
     for text, (face, _, sound) in zip(speakers, pairs, strict=True):
         if not face or not sound:
-            raise OptionError(f"--speaker {text!r}; it must be FACE=AUDIO, left=ann.wav say")
+            raise OptionError(
+                f"--speaker {text!r}; it must be FACE=AUDIO, for example left=ann.wav"
+            )
     voices = {face: local_path(sound) for face, _, sound in pairs}
     if len(voices) < len(speakers):
         raise OptionError(f"--speaker names one face twice: {', '.join(speakers)}")

@@ -1,4 +1,4 @@
-"""What of a run needs the big nets: crops of a face and its speech in, crops that speak out.
+"""Generates mouth crops from face crops and speech: the part of a run that needs the nets.
 
 Everything else of a run is on either side of it, so this may also happen on other machines:
 `CropGenerator` is what a compositor asks for, `Network` does it here, an `Engine` anywhere else.
@@ -41,8 +41,7 @@ log = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
 
-# Of frames that will be shown again, at 512 px: latents of a minute and a half, where the nets are.
-LATENT_BYTES = 128 * 2**20
+LATENT_BYTES = 128 * 2**20  # kept for frames shown again: 80 s at 512 px in float16
 MAX_GROUPS = 4  # at once, unless asked for more: their frames, at 4K 0.8 GB, wait together
 
 
@@ -64,7 +63,7 @@ class CropGenerator(Protocol):
 
     @property
     def batch(self) -> int:
-        """Groups of one `CropBatch`."""
+        """Number of groups in one `CropBatch`."""
 
     def __call__(
         self, batches: Generator[tuple[Key, CropBatch | None], None, None]
@@ -84,20 +83,20 @@ class CropGenerator(Protocol):
 class Engine(Protocol):
     """Runs the generator in other processes or on other machines: `latentsync.diffusion.ray`."""
 
-    def generator(self, options: Options, times: IntArray, context: RunContext) -> CropGenerator:
-        """Of one face of a run, if `is_order_independent`; the arguments are `Network`'s."""
+    def generator(self, options: Options, uses: IntArray, context: RunContext) -> CropGenerator:
+        """Make the generator of one face of a run; needs `is_order_independent(options)`."""
 
     @property
     def device(self) -> str:
-        """Where it draws, for a person."""
+        """Its device, in words."""
 
     @property
     def dtype(self) -> str:
-        """In which precision."""
+        """Its precision."""
 
 
 def is_order_independent(options: Options) -> bool:
-    """Whether every group comes out the same wherever and in whichever order it is drawn."""
+    """Whether every group comes out the same wherever and in whichever order it is generated."""
     return not options.overlap and options.vae_posterior == "mean"
 
 
@@ -135,35 +134,37 @@ def ready_nets(
 
 
 class Network:
-    """Draws one face of one run with nets of this process, by one call's options.
+    """Generates the crops of one face of one run with nets of this process.
 
     A source frame that is shown again (a turn, a loop, a still picture) is encoded once, as long as
     there is room to keep it. With a sampled posterior each showing has noise of its own, so latents
     aren't kept then.
 
     Args:
-        times: (n,) how often each source frame will be drawn.
+        uses: (n,) how often each source frame will be used.
         context: asked before every denoising step whether to stop.
-        known: latents of source frames from runs before.
+        cache: latents of source frames from runs before.
     """
 
     def __init__(
         self,
         nets: Nets,
         options: Options,
-        times: IntArray,
+        uses: IntArray,
         context: RunContext | None = None,
-        known: disk_cache.LatentCache | None = None,
+        cache: disk_cache.LatentCache | None = None,
     ) -> None:
-        self._nets, self._options, self._known = nets, options, known
+        self._nets, self._options, self._cache = nets, options, cache
         self._context = context or RunContext()
         side = nets.config.resolution
         self._like = nets.unet.conv_in.weight  # what goes into the nets has its device and dtype
         draw = sampling.seeded_draw(options.seed)
         self._noise = draw(nets.vae.latent_shape(side)).to(self._like)
-        self._draw = draw if options.vae_posterior == "sample" else None
+        self._posterior_noise = draw if options.vae_posterior == "sample" else None
         self._mask = torch.from_numpy(keep_mask(side)).to(self._like)
-        self._latents: FrameCache[Tensor] = FrameCache(times, 0 if self._draw else LATENT_BYTES)
+        self._latents: FrameCache[Tensor] = FrameCache(
+            uses, 0 if self._posterior_noise else LATENT_BYTES
+        )
         self._overlap = sampling.GroupOverlap()
         self.batch = 1
         if is_order_independent(options):
@@ -183,60 +184,60 @@ class Network:
             del key, faces
 
     @torch.inference_mode()
-    def generate(self, work: CropBatch) -> Tensor:
-        """The crops of one work, as `CropGenerator` says."""
+    def generate(self, batch: CropBatch) -> Tensor:
+        """Generate the crops of one batch, as `CropGenerator` says."""
         try:
-            return self._generate(work)
+            return self._generate(batch)
         except torch.OutOfMemoryError as error:
-            groups, frames = work.crops.shape[:2]
+            groups, frames = batch.crops.shape[:2]
             raise LatentSyncError(
                 f"{self._like.device} has too little memory for {groups} x {frames} frames of "
                 f"{self._nets.config.resolution} px in {self._like.dtype}; free some, use batch 1, "
                 "dtype float16, or the smaller model v1.5"
             ) from error
 
-    def _generate(self, work: CropBatch) -> Tensor:
-        pixels = to_float(work.crops.to(self._like.device)).to(self._like)
-        latents = self._encoded(work, pixels)
+    def _generate(self, batch: CropBatch) -> Tensor:
+        pixels = to_float(batch.crops.to(self._like.device)).to(self._like)
+        latents = self._encoded(batch, pixels)
         denoised = sampling.denoise(
             self._nets.unet,
             self._noise,
             self._mask,
             latents,
-            work.speech.to(self._like),
+            batch.speech.to(self._like),
             self._options.effort,
             guidance_scale=self._options.guidance_scale,
             before_step=self._context.check,
-            after_step=self._overlap.between(work.shared, work.kept),
+            after_step=self._overlap.between(batch.shared, batch.kept),
         )
         faces = sampling.decode(
             self._nets.vae, denoised.flatten(0, 1), pixels.flatten(0, 1), self._mask
         ).float()
         if not torch.stack(faces.aminmax()).isfinite().all():  # NaN is both least and most
             raise LatentSyncError(
-                f"frames {work.start}-{work.stop - 1} came out not finite in "
+                f"frames {batch.start}-{batch.stop - 1} came out not finite in "
                 f"{self._noise.dtype}; use dtype float32, and check the weights"
             )
         faces = faces if self._options.resampling == "published" else to_uint8(faces)
-        return faces.cpu().unflatten(0, work.crops.shape[:2])
+        return faces.cpu().unflatten(0, batch.crops.shape[:2])
 
-    def _encoded(self, work: CropBatch, pixels: Tensor) -> sampling.Latents:
+    def _encoded(self, batch: CropBatch, pixels: Tensor) -> sampling.Latents:
         """Of (g, f, 4, h, w)."""
         flat, groups = pixels.flatten(0, 1), (len(pixels), -1)
-        if self._draw is not None:
-            new = sampling.encode(self._nets.vae, flat, self._mask, self._draw)
+        if self._posterior_noise is not None:
+            new = sampling.encode(self._nets.vae, flat, self._mask, self._posterior_noise)
             both = torch.stack([new.masked, new.reference], dim=1)
             return _latents(both.unflatten(0, groups))
-        indices = work.source.tolist()
+        indices = batch.source.tolist()
         known = {i: found for i in indices if (found := self._remembered(i)) is not None}
         fresh = {i: place for place, i in enumerate(indices) if i not in known}
         if fresh:
             new = sampling.encode(self._nets.vae, flat[[*fresh.values()]], self._mask)
             both = torch.stack([new.masked, new.reference], dim=1)
             known |= dict(zip(fresh, both, strict=True))
-            if self._known:
+            if self._cache:
                 for i in fresh:
-                    self._known.put(i, known[i])
+                    self._cache.put(i, known[i])
         for i in indices:
             self._latents.shown(i, known[i])
         return _latents(torch.stack([known[i] for i in indices]).unflatten(0, groups))
@@ -244,8 +245,8 @@ class Network:
     def _remembered(self, index: int) -> Tensor | None:
         """(2, 4, h, w) masked and reference latents of a source frame, if they are known."""
         found = self._latents.get(index)
-        if found is None and self._known:
-            return self._known.get(index, (2, *self._noise.shape))
+        if found is None and self._cache:
+            return self._cache.get(index, (2, *self._noise.shape))
         return found
 
 

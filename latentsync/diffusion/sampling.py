@@ -4,8 +4,8 @@ Free functions in a row, tensors in, tensors out:
 
     pixels -> encode (masked, reference) -> denoise, from one noise map -> decode, keep the rest
 
-Noise is drawn on the CPU from the seed, so that every device gives the same picture. Settings of
-the sampler: https://github.com/bytedance/LatentSync/blob/a229c39/configs/scheduler_config.json;
+The caller draws the noise by `seeded_draw`, on the CPU, so that every device gives the same
+picture. Settings of the sampler: https://github.com/bytedance/LatentSync/blob/a229c39/configs/scheduler_config.json;
 DDIM, https://arxiv.org/abs/2010.02502; DPM-Solver++, https://arxiv.org/abs/2211.01095;
 classifier-free guidance, https://arxiv.org/abs/2207.12598.
 """

@@ -31,12 +31,12 @@ __all__ = [
     "face_box",
     "face_of",
     "face_track",
-    "paste_face",
     "portrait",
     "soft_edge",
     "square",
     "template",
     "upright",
+    "warp_to_frame",
     "warped",
 ]
 
@@ -55,6 +55,11 @@ MARGIN = 2  # px around the face's region: bilinear neighbours and the erosion's
 # nose and mouth corners of 80 drawn heads, fitted to the five points of restoration nets,
 # https://github.com/xinntao/facexlib/blob/3c06885/facexlib/utils/face_restoration_helper.py
 PORTRAIT = (-30.3, -35.1, 135.5)
+# In units of the template: where face detectors have their boxes on average, from the upper
+# forehead to the chin. Half of the longer side, which is the height.
+HALF_BOX = 42.0
+BOX_CENTRE = (38.0, 38.0)
+ASPECT = 0.75  # width / height
 
 Array = NDArray[np.float64]
 Levels = NDArray[np.uint8]
@@ -98,7 +103,7 @@ class FaceResampler:
 
     side: int  # px, of a crop
 
-    def cut(self, picture: Picture, affine: FloatArray) -> Frame:
+    def crop(self, picture: Picture, affine: FloatArray) -> Frame:
         """Cut the crop of a face; (side, side, 3) uint8."""
         box = face_box(affine, self.side, picture.width, picture.height)
         return cut_face(picture.rgb(box), box, affine, self.side)
@@ -108,7 +113,7 @@ class FaceResampler:
     ) -> PaintablePicture:
         """Blend a face, (s, s, 3) uint8, into its frame by an (s, s) weight; None: 1."""
         size = picture.width, picture.height
-        laid = paste_face(face.numpy(), affine, size, share=weight, resolution=self.side)
+        laid = warp_to_frame(face.numpy(), affine, size, weight=weight, resolution=self.side)
         return picture.pasted(*laid)
 
 
@@ -163,7 +168,7 @@ def face_track(
     points: FloatArray,
     found: NDArray[np.bool_],
     resolution: int,
-    cut: NDArray[np.bool_] | None = None,
+    shot_start: NDArray[np.bool_] | None = None,
     smooth: int = 0,
     *,
     pixel_aspect: float = 1.0,
@@ -177,7 +182,7 @@ def face_track(
         points: (n, 3, 2) square px: left brow, right brow, nose base; anything where not found.
         found: (n,) bool.
         resolution: px, side of the face crop.
-        cut: (n,) bool, where a new shot begins: nothing is smoothed across. None: nowhere.
+        shot_start: (n,) bool; nothing is smoothed across. None: one shot.
         smooth: frames; the points are also smoothed, without lag, by parabolas through so many
             frames around each one. Up to 3 that changes nothing; 0, the default, as published.
         pixel_aspect: width / height of the frame's own px, which the affines are for.
@@ -186,8 +191,8 @@ def face_track(
     found = found & (points.std(axis=1).max(axis=1) > MIN_SPREAD)
     first = found & ~np.roll(found, 1)  # of a run
     first[:1] |= found[:1]
-    if cut is not None:
-        first |= found & cut
+    if shot_start is not None:
+        first |= found & shot_start
     points = _smooth_points(points, found, first, smooth)
     target = torch.from_numpy(template(resolution).astype(np.float32))
     carried: Tensor | None = None
@@ -291,12 +296,12 @@ def cut_face(region: Frame, box: Box, affine: FloatArray, resolution: int) -> Fr
     return np.asarray(crop, np.uint8)
 
 
-def paste_face(
+def warp_to_frame(
     face: Frame,
     affine: FloatArray,
     frame: Size,
     *,
-    share: Tensor | None = None,
+    weight: Tensor | None = None,
     resolution: int | None = None,
 ) -> tuple[Box, Frame, Levels]:
     """Warp a generated face back to its place in the frame, with a soft edge.
@@ -304,7 +309,7 @@ def paste_face(
     Args:
         face: (side, side, 3) uint8.
         frame: width and height of the whole frame.
-        share: (side, side) float32 in [0, 1], the weight of each pixel of the face; None: 1, as
+        weight: (side, side) float32 in [0, 1], of each pixel of the face; None: 1, as
             published.
         resolution: px, side of the crop that the affine is for; None: the face's own.
 
@@ -314,13 +319,13 @@ def paste_face(
         uint8; its weight, (box height, box width) uint8, in 1/255.
     """
     side = len(face)
-    whole = 1.0 if share is None else share.numpy()
-    weight = cv2.multiply(soft_edge(side), whole, scale=255, dtype=cv2.CV_8U)
+    given = 1.0 if weight is None else weight.numpy()
+    levels = cv2.multiply(soft_edge(side), given, scale=255, dtype=cv2.CV_8U)
     onto = square(affine, resolution or side, side).matrix
-    left, top, width, height = cv2.boundingRect(weight)
+    left, top, width, height = cv2.boundingRect(levels)
     box = _box(onto, (left - 1, top - 1, left + width, top + height), frame)
     # One warp for colours and weight; four channels also go through OpenCV faster than three.
-    both = cv2.insertChannel(weight, cv2.cvtColor(face, cv2.COLOR_RGB2RGBA), 3)
+    both = cv2.insertChannel(levels, cv2.cvtColor(face, cv2.COLOR_RGB2RGBA), 3)
     both, back = _averaged(both, 1 / _zoom(onto))
     laid = cv2.warpAffine(
         both,

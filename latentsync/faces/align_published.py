@@ -26,7 +26,7 @@ class PublishedResampler:
 
     side: int  # px, of a crop
 
-    def cut(self, picture: Picture, affine: FloatArray) -> Frame:
+    def crop(self, picture: Picture, affine: FloatArray) -> Frame:
         """Cut the crop of a face; (side, side, 3) uint8."""
         size = picture.width, picture.height
         box = face_box(affine, self.side, *size)
@@ -39,7 +39,7 @@ class PublishedResampler:
         size = picture.width, picture.height
         box = face_box(affine, self.side, *size)
         region = picture.rgb(box)
-        return picture.pasted(box, paste_face(region, box, face, affine, size, share=weight))
+        return picture.pasted(box, paste_face(region, box, face, affine, size, weight=weight))
 
 
 def cut_face(
@@ -78,7 +78,7 @@ def paste_face(
     affine: FloatArray,
     frame: Size,
     *,
-    share: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Frame:
     """Blend a generated face into its region of the frame, with a soft edge.
 
@@ -86,14 +86,14 @@ def paste_face(
         region: (box height, box width, 3) uint8, the frame's pixels in `align.face_box`.
         face: (3, resolution, resolution) float32, about [-1, 1].
         frame: width and height of the whole frame.
-        share: (resolution, resolution) float32 in [0, 1], the weight of each pixel of the face;
+        weight: (resolution, resolution) float32 in [0, 1], of each pixel of the face;
             None: 1, as published.
 
     Returns:
         (box height, box width, 3) uint8; outside the soft edge the region's own values.
     """
     width, height = size = crop_size(face.shape[-1])
-    layers = face.float() if share is None else torch.cat([face.float(), share[None]])
+    layers = face.float() if weight is None else torch.cat([face.float(), weight[None]])
     crop = F.interpolate(
         layers[None], (height, width), mode="bicubic", antialias=True, align_corners=False
     )[0]
@@ -106,11 +106,11 @@ def paste_face(
     colour = (warped[:3] + (1 - warped[-1:]) * FILL).mul(0.5).add(0.5).clamp(0, 1).mul(255)
     hard, soft = _edges(inside)
     painted = torch.from_numpy(hard) * colour
-    weight = torch.from_numpy(soft)
-    if share is not None:
-        weight = weight * warped[3].clamp(0, 1)
+    laid_on = torch.from_numpy(soft)
+    if weight is not None:
+        laid_on = laid_on * warped[3].clamp(0, 1)
     original = torch.from_numpy(np.ascontiguousarray(region)).permute(2, 0, 1).float()
-    blended = weight * painted + (1 - weight) * original
+    blended = laid_on * painted + (1 - laid_on) * original
     return _to_uint8(blended.permute(1, 2, 0))
 
 

@@ -32,7 +32,7 @@ from latentsync.types import FaceTrack, IntArray, PaintablePicture, Segment
 
 __all__ = ["Compositor", "Group", "SpeakingFace"]
 
-CROP_BYTES = 640 * 2**20  # of frames that will be shown again: at 512 px, half a minute
+CROP_BYTES = 640 * 2**20  # of crops kept for frames shown again: 34 s at 512 px
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class SpeakingFace:
     speech: SpeechFeatures
 
     @property
-    def times(self) -> IntArray:
-        """(n,) how often the face of each source frame is drawn."""
+    def uses(self) -> IntArray:
+        """(n,) how often each source frame's face is generated."""
         drawn = [segment.source for segment in self.plan if not segment.passthrough]
         return np.bincount(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
 
@@ -86,14 +86,14 @@ class Compositor:
         resampler = align_published.PublishedResampler if published else align.FaceResampler
         self._resampler = resampler(side)
         self._restorer = FaceRestorer(restorer, side, options) if restorer else None
-        self._restored = (-2, -1)  # the output frame restored last, and its source frame
+        self._last_restored = (-2, -1)  # output frame, and its source frame
         self._mouth = torch.from_numpy(paste_share(side)) if options.paste == "mouth" else None
         # The published geometry knows no outline, and a whole crop is pasted as it is.
         self._outlined = not (published or options.paste == "crop")
         self._match = options.color_match
         self._ring = torch.from_numpy(mouth_ring(side))
         self._hole = 1 - torch.from_numpy(keep_mask(side))
-        self._crops: FrameCache[Tensor] = FrameCache(face.times, CROP_BYTES)
+        self._crops: FrameCache[Tensor] = FrameCache(face.uses, CROP_BYTES)
 
     def crop(self, frames: Generator[PaintablePicture, None, None]) -> Generator[Group, None, None]:
         """Cut the face out of the run's frames, group by group, in the order of the output.
@@ -112,7 +112,9 @@ class Compositor:
                         crops = torch.stack([self._crop(*face) for face in faces])
                 yield Group(segment, shown, crops)
                 del shown, crops  # else they would be held while the next group is read
-            next(frames, None)  # there is none, but now the stage before knows that it is done
+            next(
+                frames, None
+            )  # the input's end, so that the stage before isn't closed as unfinished
 
     def generate(
         self, groups: Generator[Group, None, None]
@@ -162,7 +164,7 @@ class Compositor:
         crop = self._crops.get(index)
         if crop is None:
             affine = self._face.track.affine[index]
-            crop = torch.from_numpy(self._resampler.cut(frame, affine))
+            crop = torch.from_numpy(self._resampler.crop(frame, affine))
         self._crops.shown(index, crop)
         return crop
 
@@ -193,15 +195,15 @@ class Compositor:
             drawn = torch.stack(
                 [self._matched(group, i, face) for i, face in enumerate(faces[own])]
             )
-            first, (last, shown) = group.segment.start, self._restored
-            shots = self._face.track.shot_start
-            apart = first != last + 1 or (
-                shots is not None
-                and bool(timeline.new_shots(np.array([shown, source[0]]), shots)[1])
-            )
-            self._restored = first + len(source) - 1, int(source[-1])
+            # Flicker is suppressed only between consecutive output frames of one shot.
+            first, (last, last_source) = group.segment.start, self._last_restored
+            starts, fresh = self._face.track.shot_start, first != last + 1
+            if starts is not None:
+                pair = np.array([last_source, source[0]])
+                fresh |= bool(timeline.new_shots(pair, starts)[1])
+            self._last_restored = first + len(source) - 1, int(source[-1])
             affines = self._face.track.affine[source]
-            return self._restorer(group.frames[own], affines, drawn, fresh=apart)
+            return self._restorer(group.frames[own], affines, drawn, fresh=fresh)
 
     def _pasted(
         self, frame: PaintablePicture, group: Group, place: int, face: Tensor

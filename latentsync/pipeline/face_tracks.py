@@ -38,14 +38,14 @@ def find_face_tracks(
     *,
     resolution: int,
     context: RunContext,
-    known: ClipCache | None = None,
+    cache: ClipCache | None = None,
 ) -> list[FaceTrack]:
     """Find the chosen faces in the first `at_most` frames.
 
     Args:
         choices: one, of which several faces may be meant ("all"), or one for each speaker.
         resolution: px, side of the square crop of a face.
-        known: of the clip. Then all of it is looked at, so that a longer voice finds it done.
+        cache: of the clip. Then all of it is looked at, so that a longer voice finds it done.
 
     Returns:
         At least one track; with several choices one of each, in their order.
@@ -55,8 +55,8 @@ def find_face_tracks(
         InputError: a choice fits no face, or two mean the same one.
     """
 
-    def look() -> list[FaceTrack]:
-        found = _look(source, None if known else at_most, detector, choices, options, context)
+    def find() -> list[FaceTrack]:
+        found = _detect(source, None if cache else at_most, detector, choices, options, context)
         if len(choices) > 1:
             _check_apart(found, choices)
         return [_placed(one, options, resolution, float(source.fps)) for one in found]
@@ -70,18 +70,11 @@ def find_face_tracks(
         "max_yaw": options.max_yaw,
         "detect_every": options.effort.detect_every,
     }
-    tracks = known.tracks(facts, look) if known else look()
+    tracks = cache.tracks(facts, find) if cache else find()
     tracks = tracks if at_most is None else [track.first(at_most) for track in tracks]
-    count = len(tracks[0])
-    context.step("detect", count, count)
-    missing = [i for i, track in enumerate(tracks) if not track.detected.any()]
-    if missing and (len(choices) > 1 or len(missing) == len(tracks)):
-        first = missing[0]  # of `all` the largest face
-        choice = choices[first if len(choices) > 1 else 0]
-        turned = _all_turned(tracks[first], choice, options)
-        raise NoFaceFound(turned or faces.no_face(detector, count, choice, float(source.fps)))
-    tracks = [track for track in tracks if track.detected.any()]
-    _tell(tracks, choices, source.fps)
+    context.step("detect", len(tracks[0]), len(tracks[0]))
+    tracks = _existing(tracks, choices, detector, source.fps, options)
+    _log(tracks, choices, source.fps)
     for start, stop, reason in lost(tracks, choices):
         said = f"source frames {start}-{stop - 1} ({float(start / source.fps):.2f} s on): {reason}"
         if options.on_missing == "error":
@@ -90,6 +83,24 @@ def find_face_tracks(
             )
         log.info("%s; they pass through", said)
     return tracks
+
+
+def _existing(
+    tracks: list[FaceTrack],
+    choices: Sequence[FaceChoice],
+    detector: faces.Detector,
+    fps: Fraction,
+    options: Options,
+) -> list[FaceTrack]:
+    """The tracks with a face in them; NoFaceFound if a speaker's, or every one, has none."""
+    missing = [i for i, track in enumerate(tracks) if not track.detected.any()]
+    if missing and (len(choices) > 1 or len(missing) == len(tracks)):
+        first = missing[0]  # of `all` the largest face
+        choice = choices[first if len(choices) > 1 else 0]
+        turned = _all_turned(tracks[first], choice, options)
+        none = faces.no_face(detector, len(tracks[0]), choice, float(fps))
+        raise NoFaceFound(turned or none)
+    return [track for track in tracks if track.detected.any()]
 
 
 def lost(
@@ -152,7 +163,7 @@ def shots(tracks: Sequence[FaceTrack]) -> tuple[ShotFaces, ...]:
     )
 
 
-def _tell(tracks: Sequence[FaceTrack], choices: Sequence[FaceChoice], fps: Fraction) -> None:
+def _log(tracks: Sequence[FaceTrack], choices: Sequence[FaceChoice], fps: Fraction) -> None:
     """Log the cuts, how many faces each shot has, and which of them speak."""
     if tracks[0].shot_start is not None:
         times = ", ".join(f"{float(index / fps):.2f}" for index in cuts(tracks))
@@ -190,7 +201,7 @@ def _at(place: tuple[int, int]) -> str:
     return f"{place[0]},{place[1]}"
 
 
-def _look(
+def _detect(
     source: FrameSource,
     at_most: int | None,
     detector: faces.Detector,

@@ -1,11 +1,11 @@
 """The main path: a clip and a voice in, the same clip speaking that voice out.
 
     pass 1   decode | detect -> FaceTrack                     frames stream by, none is kept
-    pass 2   decode, cut | encode, denoise, decode | paste | write       16 frames at a time
+    pass 2   decode, crop | encode, denoise, decode | paste | write       16 frames at a time
 
-Two passes, because the smoothing of the face's place and the turn at the clip's end need the whole
-track, and the track is tiny. What a bar parts runs in threads of its own, a few frames ahead of
-what comes next. Memory does not grow with the clip's length.
+Two passes, because smoothing the face's position, and playing the clip to and fro, need the whole
+track, which is small. Stages between bars run in threads of their own, a few frames ahead of the
+next stage. Memory does not grow with the clip's length.
 """
 
 import logging
@@ -188,30 +188,27 @@ class LipSync:
         options = replace(options, seed=options.seed or 1 + secrets.randbelow(MAX_SEED))
         context, output = RunContext(progress, cancelled, preview), Path(output)
         audio = video if audio is None else audio
-        sounds = [audio] if isinstance(audio, Path | str) else audio.values()
-        check_output(output, (video, *sounds))
-        if options.report:
-            check_output(report_path(output), (video, *sounds, output), (".json",))
-        check_codec(options.codec)
+        _check_output(output, video, audio, options)
         self.restorer(options)
         with (
             open_inputs(video, audio, options, context) as inputs,
-            self._cache(inputs.frames.info, options, context) as known,
+            self._cache(inputs.clip.info, options, context) as cache,
         ):
-            speech = self.encode(inputs.voices, options, context)
+            speech = self.encode_voices(inputs.voices, options, context)
             span = audio_span(inputs.voices.seconds, max(map(len, speech)), options)
-            at_most = inputs.frames.frames_in(span.clip_needed(options.sync_mode))
+            at_most = inputs.clip.frames_in(span.clip_needed(options.sync_mode))
             choices = inputs.voices.choices
-            tracks = self.find_faces(inputs.frames, at_most, options, context, choices, known)
-            _warn_of_lost_frames(inputs.frames.reader)
+            tracks = self.find_faces(inputs.clip, at_most, options, context, choices, cache)
+            _warn_of_unordered_frames(inputs.clip.reader)
             shown, faces = make_timeline(inputs, speech, tracks, span, options, context)
-            frames = self.generate(inputs.frames, faces, options, context, known, engine)
+            frames = self.generate(inputs.clip, faces, options, context, cache, engine)
             left_out = self._write(output, frames, inputs, shown, span.lead_in, options, context)
         result = describe(
             output, inputs, shown, faces, options, context, self._where(engine), left_out
         )
         if options.report:
             write_report(result)
+        # Not `step`: the output is written, so a cancellation would come too late.
         context.tell(Progress("finish", 1, 1))
         return result
 
@@ -226,8 +223,8 @@ class LipSync:
         context: RunContext,
     ) -> tuple[str, ...]:
         """Write each frame as it comes; returns what of the inputs is not in the output."""
-        source, limits = inputs.frames, Limits.of(options)
-        kept = read_tags(source.info.path, inputs.voices.read(), source.fps, limits)
+        source, limits = inputs.clip, Limits.of(options)
+        kept = read_tags(source.info.path, inputs.voices.sources(), source.fps, limits)
         made = options.seed, options.effort.steps, options.guidance_scale
         writer = VideoWriter(
             output,
@@ -265,10 +262,10 @@ class LipSync:
             )
         return self._restorers[key]
 
-    def encode(
+    def encode_voices(
         self, voices: SpeakerAssignment, options: Options, context: RunContext
     ) -> list[SpeechFeatures]:
-        """The speech of each voice at each frame of the output; the longest decides its length.
+        """Compute each voice's speech features for each output frame; the longest sets the length.
 
         Raises:
             MediaError: a sound holds no sample.
@@ -300,7 +297,7 @@ class LipSync:
         options: Options,
         context: RunContext | None = None,
         choices: Sequence[FaceChoice] = (),
-        known: ClipCache | None = None,
+        cache: ClipCache | None = None,
     ) -> list[FaceTrack]:
         """Pass 1: where the chosen faces are in each of the first `at_most` frames.
 
@@ -317,7 +314,7 @@ class LipSync:
                 options,
                 resolution=self.nets.config.resolution,
                 context=context,
-                known=known,
+                cache=cache,
             )
 
     def generate(
@@ -326,7 +323,7 @@ class LipSync:
         faces: Sequence[SpeakingFace],
         options: Options,
         context: RunContext | None = None,
-        known: ClipCache | None = None,
+        cache: ClipCache | None = None,
         engine: Engine | None = None,
     ) -> Generator[Any, None, None]:
         """Pass 2: the output's frames, in order; those without a face are the source's own.
@@ -339,7 +336,7 @@ class LipSync:
         frames: Generator[Any, None, None] = context.each("decode", source.frames(numbers))
         side, extra = self.nets.config.resolution, (self.occluder, self.restorer(options))
         for face in faces:
-            generator = self._generator(face, options, context, known, engine)
+            generator = self._generator(face, options, context, cache, engine)
             compositor = Compositor(generator, side, face, options, context, *extra)
             groups = prefetch(compositor.crop(frames), generator.batch)
             generated = prefetch(compositor.generate(groups))
@@ -355,34 +352,36 @@ class LipSync:
         face: SpeakingFace,
         options: Options,
         context: RunContext,
-        known: ClipCache | None,
+        cache: ClipCache | None,
         engine: Engine | None,
     ) -> CropGenerator:
         """Generates the crops of one face: here, or by an engine if groups can be parted."""
         if engine is not None:
             if is_order_independent(options):
-                return engine.generator(options, face.times, context)
-            log.warning("groups depend on each other (overlap, or a sampled posterior): drawn here")
+                return engine.generator(options, face.uses, context)
+            log.warning(
+                "groups depend on each other (overlap, or a sampled posterior): generated here"
+            )
         latents = None
-        if known is not None:
+        if cache is not None:
             side = self.nets.config.resolution
             facts = {"vae": self._vae_digest, "dtype": self.dtype, "side": side}
-            latents = known.latents(facts, face.track.affine, self.nets.unet.conv_in.weight)
-        return Network(self.nets, options, face.times, context, latents)
+            latents = cache.latents(facts, face.track.affine, self.nets.unet.conv_in.weight)
+        return Network(self.nets, options, face.uses, context, latents)
 
     @contextmanager
     def _cache(
         self, clip: VideoInfo, options: Options, context: RunContext
     ) -> Iterator[ClipCache | None]:
-        """What is known of the clip, where a folder for it is given."""
+        """Open the clip's part of the cache; None where no cache folder is given."""
         if options.cache_dir is None:
             yield None
             return
-        with Cache(options.cache_dir, options.cache_bytes) as cache:
+        with Cache(options.cache_dir, options.cache_bytes) as folder:
             pace = "25" if clip.is_image else f"{options.fps} {options.conversion}"
             with context.timed("read"):
-                known = ClipCache(cache, clip.path, {"pace": pace})
-            yield known
+                cache = ClipCache(folder, clip.path, {"pace": pace})
+            yield cache
 
     @cached_property
     def _vae_digest(self) -> str:
@@ -399,8 +398,22 @@ class LipSync:
         }
 
 
-def _warn_of_lost_frames(clip: VideoReader) -> None:
-    """Frames that a lower rate leaves out are no loss; those that come at the wrong time are."""
+def _check_output(
+    output: Path,
+    video: Path | str,
+    audio: Path | str | Mapping[str, Path | str],
+    options: Options,
+) -> None:
+    """Refuse before anything is read what can't be written, or would replace an input."""
+    inputs = [video, *([audio] if isinstance(audio, Path | str) else audio.values())]
+    check_output(output, inputs)
+    if options.report:
+        check_output(report_path(output), (*inputs, output), (".json",))
+    check_codec(options.codec)
+
+
+def _warn_of_unordered_frames(clip: VideoReader) -> None:
+    """Warn of frames that are dropped because their time is not after the one before."""
     if clip.counts.behind:
         log.warning(
             "%d of %d frames of %r have a time that is not after the one before, and are not"

@@ -44,7 +44,7 @@ def describe(
         made_by: the fields of a `Result` that say which model made it, and on what.
         left_out: what of the inputs is not in the output.
     """
-    clip, voices, tracks = inputs.frames.info, inputs.voices, [face.track for face in faces]
+    clip, voices, tracks = inputs.clip.info, inputs.voices, [face.track for face in faces]
     lost = face_tracks.lost(tracks, voices.choices)
     frames, why = len(shown.source), timeline.reasons(shown, lost)
     width, height = output_size(
@@ -67,7 +67,7 @@ def describe(
         shots=face_tracks.shots(tracks),
         options=asdict(options) | asdict(options.effort),
         voices=voices.named(),
-        decoding=asdict(inputs.frames.reader.counts),
+        decoding=asdict(inputs.clip.reader.counts),
         sound_tracks=voices.tracks(),
         left_out=left_out,
         timings=context.timings(),

@@ -62,8 +62,8 @@ class SpeakerAssignment:
         """Of the longest sound."""
         return max(sound.seconds for sound in self.sounds)
 
-    def read(self) -> list[Sound]:
-        """The sounds that are heard, each as its file has it."""
+    def sources(self) -> list[Sound]:
+        """List the voices' sound streams, as their files have them."""
         return [sound.sound for sound in self.sounds]
 
     def named(self) -> dict[str, str]:
@@ -81,7 +81,7 @@ class SpeakerAssignment:
 class Inputs:
     """The clip and the voices of one run."""
 
-    frames: FrameSource
+    clip: FrameSource
     voices: SpeakerAssignment
 
 
@@ -195,8 +195,8 @@ def make_timeline(
     Raises:
         OptionError: the output ends before the voice begins.
     """
-    begins = inputs.frames.begins(len(tracks[0]))
-    shown = timeline.lay_out(begins, inputs.frames.time_base, span, options.sync_mode)
+    begins = inputs.clip.begins(len(tracks[0]))
+    shown = timeline.lay_out(begins, inputs.clip.time_base, span, options.sync_mode)
     if shown.seconds <= span.lead_in:
         raise OptionError(
             f"{option_name('lead_in')} is {options.lead_in:g} s, but the clip ends after"
@@ -205,7 +205,7 @@ def make_timeline(
         )
     with context.timed("speech"):
         pairs = zip(inputs.voices.sounds, speech, strict=True)
-        heard = [_heard(*pair, shown, span, options) for pair in pairs]
+        heard = [_speech_and_mouth(*pair, shown, span, options) for pair in pairs]
     if len(heard) == 1:
         heard *= len(tracks)
     faces = []
@@ -223,7 +223,7 @@ def make_timeline(
     return shown, faces
 
 
-def _heard(
+def _speech_and_mouth(
     sound: AudioReader,
     speech: SpeechFeatures,
     shown: Timeline,
@@ -233,17 +233,17 @@ def _heard(
     """The speech at each output frame, and (n,) whether the mouth is drawn there."""
     begins = shown.begins[:-1]
     end = span.lead_in + sound.seconds + LAST_WORD_SECONDS
-    sounding = begins < math.ceil(end / shown.time_base)
+    before_end = begins < math.ceil(end / shown.time_base)
     speaks = shown.speaks
     if options.silence != "generate":
-        aloud = detect_speech(sound).at(begins, shown.time_base, span.lead_in)
+        voice_active = detect_speech(sound).at(begins, shown.time_base, span.lead_in)
         if options.silence == "keep":
-            speaks = speaks & aloud
+            speaks = speaks & voice_active
         else:
-            sounding = sounding & aloud
+            before_end = before_end & voice_active
     speech = speech.at(begins, shown.time_base, span.lead_in)
-    if not sounding[speaks].all():
-        speech = replace(speech, weight=timeline.fading(sounding, CLOSING_FRAMES))
+    if not before_end[speaks].all():
+        speech = replace(speech, weight=timeline.fading(before_end, CLOSING_FRAMES))
     return speech, speaks
 
 

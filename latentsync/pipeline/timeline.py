@@ -86,7 +86,7 @@ def source_frames(output: int, available: int, mode: SyncMode = "bounce") -> Int
         return np.minimum(np.arange(output, dtype=np.int64), available - 1)
     if mode == "remap":
         return np.arange(output, dtype=np.int64) * available // output
-    return np.resize(_round(available, mode), output)
+    return np.resize(_cycle(available, mode), output)
 
 
 def lay_out(
@@ -130,8 +130,8 @@ def lay_out(
     return Timeline(source, shown, time_base, speaks)
 
 
-def _round(available: int, mode: SyncMode) -> IntArray:
-    """The frames of one round, after which it starts again."""
+def _cycle(available: int, mode: SyncMode) -> IntArray:
+    """List the source frames of one cycle, after which the clip repeats."""
     there = np.arange(available, dtype=np.int64)
     back = {"loop": there[:0], "pingpong": there[::-1]}.get(mode, there[-2:0:-1])
     return np.concatenate([there, back])
@@ -143,7 +143,7 @@ def _lasting(units: int, lasts: IntArray, mode: SyncMode) -> IntArray:
         more = max(0, units - int(lasts.sum()))
         source = source_frames(len(lasts) + -(-more // int(lasts[-1])), len(lasts), mode)
     else:
-        once = _round(len(lasts), mode)
+        once = _cycle(len(lasts), mode)
         source = np.tile(once, -(-units // int(lasts[once].sum())))
     return source[: int(np.searchsorted(np.cumsum(lasts[source]), units)) + 1]
 
@@ -226,12 +226,12 @@ def passed_through(
     for segment in (segment for plan in plans for segment in plan if not segment.passthrough):
         silent[segment.start : segment.stop] = False
         untouched[segment.start : segment.stop] &= segment.strength == 0
-    told: list[str | None] = [None] * len(why)
+    reason_at: list[str | None] = [None] * len(why)
     for i in np.flatnonzero(untouched).tolist():
         beside = i if silent[i] else i - 1 if i and silent[i - 1] else i + 1
-        told[i] = why[min(beside, len(why) - 1)]
+        reason_at[i] = why[min(beside, len(why) - 1)]
     ranges, start = [], 0
-    for reason, frames in groupby(told):
+    for reason, frames in groupby(reason_at):
         stop = start + len(list(frames))
         if reason is not None:
             ranges.append((start, stop, reason))
@@ -244,8 +244,8 @@ def fading(
 ) -> NDArray[np.float32]:
     """(n,) 0 where nobody speaks, 1 where somebody does, less within `fade` frames of a border.
 
-    The clip's own ends are no borders, nor is a `cut` (n,), where a new shot begins: there one
-    picture follows another at once, and so does one mouth.
+    The clip's own ends are no borders, nor are frames where `shot_start` is true: there one picture
+    follows another at once, and so does one mouth.
     """
     if shot_start is not None:
         shots = np.split(speaks, np.flatnonzero(shot_start[1:]) + 1)

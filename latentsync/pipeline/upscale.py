@@ -73,7 +73,7 @@ def upscale_clip(
     cancelled: Callable[[], bool] | None = None,
     **changes: Any,  # noqa: ANN401 - fields of Options, by name
 ) -> Upscaled:
-    """Make `output`, an mp4 of the clip with its faces restored, its own sound, at its own source.
+    """Write the clip with its faces restored, its own sound and frame times, to an mp4.
 
     Args:
         detector: finds the faces that `options.face` means; None: whole frames are enlarged, to
@@ -86,42 +86,34 @@ def upscale_clip(
     """
     options = replace(options or Options(face="all"), fps="source", **changes)
     context = RunContext(progress, cancelled)
-    output = Path(output)
-    check_output(output, (video,))
+    check_output(output := Path(output), (video,))
     check_codec(options.codec)
     scale = _scale(restorer, whole=detector is None)
-    limits = Limits.of(options)
-    with VideoReader(video, limits=limits) as clip:
-        if clip.info.is_image:
+    with VideoReader(video, limits=Limits.of(options)) as reader:
+        if reader.info.is_image:
             raise MediaError(f"{video} is a picture; this takes a clip")
-        size = clip.info.width * scale, clip.info.height * scale
+        size = reader.info.width * scale, reader.info.height * scale
         width, height = output_size(*size, codec=options.codec, max_side=options.max_side)
         with context.timed("read"):
-            source = FrameSource.of(clip, options.fps)
-            assert source.pts is not None  # only a picture has none
-            times = [int(begin) * source.time_base for begin in source.pts]
+            source = FrameSource.of(reader, options.fps)
+        assert source.pts is not None  # only a picture has none
+        times = [int(begin) * source.time_base for begin in source.pts]
         frames = len(times) - 1
         tracks = _tracks(source, detector, options, context) if detector else []
-        sound = None
-        if probe(video).audio:
-            sound = Sound.of(video, limits, first_frame_time(video, limits), options.audio_track)
-        kept = read_tags(video, [sound] if sound else [], source.fps, limits)
+        sound = _sound(video, options)
+        kept = read_tags(video, [sound] if sound else [], source.fps, Limits.of(options))
         with (
-            _writer(output, sound, kept, source, restorer, options, limits) as writer,
+            _writer(output, sound, kept, source, restorer, options) as writer,
             closing(_pictures(source, frames, tracks, restorer, options, context)) as pictures,
         ):
-            for done, (picture, span) in enumerate(zip(pictures, pairwise(times), strict=True)):
+            for picture, span in zip(pictures, pairwise(times), strict=True):
                 with context.timed("write"):
                     writer.write(picture, *span)
-                context.step("restore", done + 1, frames)
+                context.step("restore", writer.frames, frames)
             context.step("finish", 0, 1)
     context.tell(Progress("finish", 1, 1))
     return Upscaled(
-        path=output,
-        frames=frames,
-        seconds=float(times[-1]),
-        width=width,
-        height=height,
+        *(output, frames, float(times[-1]), width, height),
         faces_found=int(np.any([track.detected for track in tracks], axis=0).sum()),
         net=restorer.name,
         licence=restorer.licence,
@@ -129,6 +121,14 @@ def upscale_clip(
         left_out=kept.left_out,
         timings=context.timings(),
     )
+
+
+def _sound(video: Path | str, options: Options) -> Sound | None:
+    """The clip's own sound, from its first frame on; None if it has none."""
+    if not probe(video).audio:
+        return None
+    limits = Limits.of(options)
+    return Sound.of(video, limits, first_frame_time(video, limits), options.audio_track)
 
 
 def _scale(restorer: Restorer, *, whole: bool) -> int:
@@ -148,7 +148,6 @@ def _writer(
     source: FrameSource,
     restorer: Restorer,
     options: Options,
-    limits: Limits,
 ) -> VideoWriter:
     return VideoWriter(
         output,
@@ -159,7 +158,7 @@ def _writer(
         crf=options.crf,
         preset=options.preset,
         max_side=options.max_side,
-        limits=limits,
+        limits=Limits.of(options),
         comment=f"Restored by LatentSync with {restorer.name}",
         tags=kept.tags,
     )
@@ -232,8 +231,10 @@ def _restored(
             ):
                 with context.timed("paste"):
                     frame = picture.width, picture.height
-                    share = strength * upscaler.share(affine)
-                    laid = align.paste_face(crop, affine, frame, share=share, resolution=RESOLUTION)
+                    weight = strength * upscaler.share(affine)
+                    laid = align.warp_to_frame(
+                        crop, affine, frame, weight=weight, resolution=RESOLUTION
+                    )
                     pasted = picture.pasted(*laid)
                 yield pasted
-        next(pictures, None)  # there is none, but now the stage before knows that it is done
+        next(pictures, None)  # to the end, else the stage before would be closed as unfinished

@@ -19,12 +19,12 @@ class FrameCache(Generic[Value]):
     cached in every round.
 
     Args:
-        times: (n,) number of uses of each source frame.
+        uses: (n,) number of uses of each source frame.
         room: bytes that it may hold.
     """
 
-    def __init__(self, times: IntArray, room: int) -> None:
-        self._left = np.array(times, dtype=np.int64)
+    def __init__(self, uses: IntArray, room: int) -> None:
+        self._left = np.array(uses, dtype=np.int64)
         self._room = room
         self._kept: dict[int, Value] = {}
 

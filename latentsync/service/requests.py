@@ -43,8 +43,7 @@ OPTIONS = (
 NARROWER = {
     "face": "Face that speaks: largest, left, right, center, all, or a place x,y or "
     "x,y,width,height in px, with @seconds for a later time.",
-    "superres": "Net that restores the face as well: none, gfpgan or codeformer (not for "
-    "commercial use).",
+    "superres": "Face restoration: none, gfpgan or codeformer (not for commercial use).",
 }
 NUMBER = r"\d+(\.\d+)?"
 FACE = re.compile(rf"largest|left|right|center|all|{NUMBER}(,{NUMBER}){{1,3}}(@{NUMBER})?")

@@ -48,7 +48,7 @@ class Replica:
         return f"{weight.device.type} {str(weight.dtype).removeprefix('torch.')}"
 
     def draw(self, run: str, of: tuple[Options, IntArray], work: CropBatch) -> Tensor:
-        """One work of a run; `of` are the options, and the times, of `Network`."""
+        """Generate one batch of a run; `of` are the options and use counts for `Network`."""
         self.ready()
         assert self._nets is not None
         if run not in self._networks:
@@ -67,12 +67,12 @@ class RayEngine:
         device, self.dtype = kind.split()
         self.device = f"{len(actors)} x {device} by ray"
 
-    def generator(self, options: Options, times: IntArray, context: RunContext) -> GroupScheduler:
+    def generator(self, options: Options, uses: IntArray, context: RunContext) -> GroupScheduler:
         """Of one face of one run; a group at once unless `options.batch` says more.
 
         So few, because each replica's share of the frames waits in this process.
         """
-        pool = RayPool(self._ray, self._actors, (options, times))
+        pool = RayPool(self._ray, self._actors, (options, uses))
         return GroupScheduler(pool, options.batch or 1, context)
 
 
