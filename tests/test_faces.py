@@ -241,7 +241,7 @@ def test_builtin_follows_without_a_search(portrait: Frame, monkeypatch: pytest.M
     """Two faces, one of which goes: the others' places don't depend on that."""
     detector = Builtin()
     (seen,) = detector.detect(portrait)
-    monkeypatch.setattr(detector, "_search", lambda _: pytest.fail("a search"))
+    monkeypatch.setattr(detector, "_propose", lambda _: pytest.fail("a search"))
     elsewhere = Face((300, 300, 400, 440), 0.9, seen.points + np.float32([120, 250]))
     later = shifted(portrait, 6, -4)
     found, gone = detector.follow(later, [seen, elsewhere])
@@ -784,7 +784,7 @@ def test_landmarks_are_those_that_are_drawn() -> None:
 def test_the_net_doubts_what_a_cascade_takes_for_a_face(portrait: Frame) -> None:
     """Wherever it is told to look where there is none."""
     squares = np.array([[x, y, 90] for x in range(60, 480, 60) for y in range(300, 480, 60)], float)
-    boxes, scores, _ = Builtin()._look(FrameView(portrait), squares)
+    boxes, scores, _ = Builtin()._measure(FrameView(portrait), squares)
     assert len(boxes) == len(scores)
     assert (scores < 0.5).all()
 
@@ -792,14 +792,14 @@ def test_the_net_doubts_what_a_cascade_takes_for_a_face(portrait: Frame) -> None
 def test_the_last_look_forgets_where_the_first_was(portrait: Frame) -> None:
     squares = np.array([[226, 115, 120], [220, 110, 110], [230, 120, 135]], float)
     points = [
-        Builtin()._look(FrameView(portrait), square[None])[2][0, ANCHORS] for square in squares
+        Builtin()._measure(FrameView(portrait), square[None])[2][0, ANCHORS] for square in squares
     ]
     assert np.ptp(points, axis=0).max() < 0.03 * APART
 
 
 def test_squares_around_one_face_give_one_face(portrait: Frame) -> None:
     around = np.array([[226, 115, 120], [220, 110, 110], [230, 120, 135]], float)
-    _, scores, points = Builtin()._look(FrameView(portrait), around)
+    _, scores, points = Builtin()._measure(FrameView(portrait), around)
     assert len(scores) == len(points) == 1
 
 
@@ -821,7 +821,7 @@ def agreeing(monkeypatch, score, windows):
     answer = np.repeat(points[None], 1, axis=0), np.array([score])
     monkeypatch.setattr(detector._landmarks, "predict", lambda *_: answer)
     square = np.array([[100.0, 100, 150]]), np.array([windows / FEW])
-    monkeypatch.setattr(detector, "_search", lambda _: iter([square] * 3))
+    monkeypatch.setattr(detector, "_propose", lambda _: iter([square] * 3))
     return len(detector.detect(np.zeros((240, 200, 3), np.uint8)))
 
 

@@ -1,4 +1,4 @@
-"""What all detectors share: the Protocol, which faces are acceptable, and how they are built."""
+"""What detectors share: their Protocol, the filter of faces, and the making of faces and errors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,22 +17,23 @@ __all__ = [
     "Array",
     "Detector",
     "FaceFilter",
-    "InPictures",
-    "existing",
-    "face",
-    "mismatch",
+    "PictureDetector",
+    "make_face",
     "nearest",
-    "points_in",
+    "place_points",
+    "require_file",
+    "weights_mismatch",
 ]
 
-Places = tuple[tuple[float, float], ...]
+RelativePoints = tuple[tuple[float, float], ...]
 """x, y of points in a box, of its width and height."""
 
 FOLLOW_SIDE = 192  # px, longest side of the picture, twice a face's size, in which it is followed
 
-# Not the template's own proportions, in which the nose base lies higher than on any face: points
-# placed so would cut the crop a sixth too tight. Those of a common face in builtin's boxes.
-IN_FACE_BOX: Places = ((0.23, 0.18), (0.77, 0.18), (0.5, 0.49))  # above the brows to chin, cheeks
+# Of an average face in builtin's boxes, which reach from above the brows to the chin, cheek
+# to cheek. The template's own proportions have the nose base higher than any face, which would make
+# the crop a sixth too tight.
+POINTS_IN_BOX: RelativePoints = ((0.23, 0.18), (0.77, 0.18), (0.5, 0.49))
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class FaceFilter:
         )
 
     def keep(self, boxes: Array, scores: Array) -> list[int]:
-        """Which boxes, (n, 4) left, top, right, bottom in whole px, to keep: largest first."""
+        """Select acceptable boxes of (n, 4) left, top, right, bottom in whole px: largest first."""
         width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
         aspect = width / np.maximum(height, 1)
         good = (width >= self.min_width) & (height >= self.min_height)
@@ -74,12 +75,12 @@ class FaceFilter:
         return [int(i) for i in order if good[i]]
 
     def lenient(self) -> "FaceFilter":
-        """For a face that was there a moment ago: half the score, three quarters of the size."""
+        """Return bounds for a face seen before: half the score, three quarters of the size."""
         width, height = max(1, self.min_width * 3 // 4), max(1, self.min_height * 3 // 4)
         return replace(self, min_width=width, min_height=height, min_score=self.min_score / 2)
 
     def fits(self, width: float, height: float) -> bool:
-        """Whether so many px can hold an acceptable face (and are no line of pixels)."""
+        """Whether an area of this size in px, unless it is a line, can hold an acceptable face."""
         line = max(height, width) > 100 * min(height, width)
         return height >= self.min_height and width >= self.min_width and not line
 
@@ -93,44 +94,44 @@ class Detector(Protocol):
     name: str
 
     def describe(self) -> str:
-        """One line for a log or an error: thresholds, sizes, and the device really in use."""
+        """Describe it in one line for logs and errors: thresholds, sizes, and the device in use."""
         ...
 
     def detect(
         self, frame: FrameLike, *, rounded: bool = False, near: Box | None = None
     ) -> list[Face]:
-        """The acceptable faces of a frame, largest first; an empty list where there is none.
+        """Find the acceptable faces of a frame, largest first.
 
-        `near` is where a face was a moment ago that the frame as a whole doesn't show: then only
-        the part around it is searched, that part larger, by the bounds of `FaceFilter.lenient`.
+        `near` is the last place of a face that isn't found in the frame as a whole: only the part
+        around it is searched, enlarged, by the bounds of `FaceFilter.lenient`.
 
         Boxes are whole pixels. Points are sub-pixel, (0, 0) the centre of the frame's first pixel;
         `rounded` puts them on whole pixels as published (half to even; insightface's 106 points
         are rounded first).
 
-        All are in square px: x is the frame's own times the aspect of its pixels.
+        All are in square px: the frame's own x times the aspect of its pixels.
         """
         ...
 
     def follow(
         self, frame: FrameLike, faces: Sequence[Face], *, rounded: bool = False
     ) -> list[Face | None]:
-        """Where each face of the frame before is in this one; None where that isn't sure.
+        """Find the faces of the frame before in this one; None where that is uncertain.
 
-        It looks about their last places and nowhere else, so it takes a fraction of the time.
+        Only their last places are searched, which takes a fraction of the time.
         """
         ...
 
 
-class InPictures(ABC):
-    """What detectors share that find all faces of a picture at once: which pictures they see."""
+class PictureDetector(ABC):
+    """Base of detectors that find all faces of a picture at once."""
 
     filters: FaceFilter
     search_side: int  # px, longest side of a picture that is searched
 
     @abstractmethod
     def _find(self, part: ViewRegion, filters: FaceFilter, rounded: bool) -> list[Face]:
-        """The acceptable faces of a picture, in px of the frame it is a part of."""
+        """Find the acceptable faces of a part of a frame, in px of the frame."""
 
     def detect(
         self, frame: FrameLike, *, rounded: bool = False, near: Box | None = None
@@ -146,42 +147,43 @@ class InPictures(ABC):
         self, frame: FrameLike, faces: Sequence[Face], *, rounded: bool = False
     ) -> list[Face | None]:
         """As in `Detector`."""
-        view = FrameView(frame)
-        return [nearest(self._find(_about(view, one), self.filters, rounded), one) for one in faces]
+        view, followed = FrameView(frame), []
+        for seen in faces:
+            near = Box(*(round(edge) for edge in seen.box))
+            shrink = 2 * max(near.width, near.height) / FOLLOW_SIDE
+            part = view.around(near, shrink).shrunk(FOLLOW_SIDE)
+            followed.append(nearest(self._find(part, self.filters, rounded), seen))
+        return followed
 
 
-def existing(path: Path, detector: str, download: str) -> Path:
+def require_file(path: Path, detector: str, download: str) -> Path:
+    """Return the path; WeightsMissing where no file is there."""
     if path.is_file():
         return path
     wanted = f"the {detector} detector wants it: run `latentsync download {download}`"
     raise WeightsMissing(f"{path} is not there; {wanted}")
 
 
-def mismatch(path: Path, wanted: str, download: str) -> WeightsMismatch:
+def weights_mismatch(path: Path, wanted: str, download: str) -> WeightsMismatch:
+    """Make the error for a file that isn't what is wanted."""
     fix = f"delete it and run `latentsync download {download}`"
     return WeightsMismatch(f"{path} is not {wanted}; {fix}")
 
 
-def face(box: Array, score: float, points: Array, rounded: bool) -> Face:
+def make_face(box: Array, score: float, points: Array, rounded: bool) -> Face:
+    """Make a face of a box, its score and its points (3, 2)."""
     left, top, right, bottom = map(float, box)
     points = np.round(points) if rounded else points
     return Face((left, top, right, bottom), float(score), points.astype(np.float32))
 
 
-def _about(view: FrameView, seen: Face) -> ViewRegion:
-    """What is to be searched for a face that was there a frame ago."""
-    near = Box(*(round(edge) for edge in seen.box))
-    shrink = 2 * max(near.width, near.height) / FOLLOW_SIDE
-    return view.around(near, shrink).shrunk(FOLLOW_SIDE)
-
-
 def nearest(faces: Sequence[Face], seen: Face) -> Face | None:
-    """The one whose box lies most as that of a face did a frame ago."""
+    """Return the face whose box is nearest to one in the frame before."""
     boxes = np.array([one.box for one in faces]).reshape(-1, 4)
     beside = np.abs(boxes - np.array(seen.box)).sum(axis=1)
     return faces[int(beside.argmin())] if len(faces) else None
 
 
-def points_in(box: Array, places: Places = IN_FACE_BOX) -> Array:
-    """The three points (3, 2) of a face of which only the box is known: at fixed places in it."""
+def place_points(box: Array, places: RelativePoints = POINTS_IN_BOX) -> Array:
+    """Place the three points (3, 2) of a face of which only the box is known."""
     return np.asarray(box[:2] + np.array(places) * (box[2:] - box[:2]))

@@ -1,4 +1,4 @@
-"""A cascade of one's own, an OpenCV .xml: for faces that no detector here knows, as drawn ones."""
+"""A user's OpenCV cascade (.xml): for faces that no detector here knows, such as drawn ones."""
 
 from pathlib import Path
 
@@ -6,21 +6,27 @@ import cv2
 import numpy as np
 
 from latentsync.errors import WeightsMismatch, WeightsMissing
-from latentsync.faces.detectors.base import PUBLISHED, FaceFilter, InPictures, face, points_in
+from latentsync.faces.detectors.base import (
+    PUBLISHED,
+    FaceFilter,
+    PictureDetector,
+    make_face,
+    place_points,
+)
 from latentsync.faces.detectors.frame_view import ViewRegion
 from latentsync.types import Face
 
 __all__ = ["CascadeFile"]
 
 SEARCH_SIDE = 960  # px, longest side of the picture that is searched
-STEP = 1.1  # from one size of window to the next
-# Where a common face's points lie in the squares of OpenCV's own cascades (see builtin).
-IN_SQUARE = ((0.3, 0.26), (0.7, 0.26), (0.5, 0.57))
-NEIGHBOURS = 5  # windows at one place that make a score of 0.5
+SCALE_STEP = 1.1  # from one window size to the next
+# An average face's points in the squares of OpenCV's own cascades (see builtin).
+POINTS_IN_SQUARE = ((0.3, 0.26), (0.7, 0.26), (0.5, 0.57))
+HALF_SCORE_WINDOWS = 5  # windows at one place that make a score of 0.5
 
 
-class CascadeFile(InPictures):
-    """A cascade by path. It gives boxes alone, so the three points are placed in each box.
+class CascadeFile(PictureDetector):
+    """A cascade by path. It finds boxes only, so the three points are placed in each box.
 
     Raises:
         WeightsMissing: no such file.
@@ -51,13 +57,13 @@ class CascadeFile(InPictures):
             return []
         grey = cv2.cvtColor(part.pixels, cv2.COLOR_RGB2GRAY)
         smallest = (int(filters.min_width / part.step.max()),) * 2
-        found, counts = self._cascade.detectMultiScale2(grey, STEP, 1, minSize=smallest)
+        found, counts = self._cascade.detectMultiScale2(grey, SCALE_STEP, 1, minSize=smallest)
         rows = np.asarray(found, np.float64).reshape(-1, 4)
         sides = np.hstack([rows[:, :2], rows[:, :2] + rows[:, 2:]])
         boxes = np.trunc(part.out(sides.reshape(-1, 2, 2)).reshape(-1, 4))
         scores = np.asarray(counts, np.float64).reshape(-1)
-        scores /= scores + NEIGHBOURS
+        scores /= scores + HALF_SCORE_WINDOWS
         return [
-            face(boxes[i], scores[i], points_in(boxes[i], IN_SQUARE), rounded)
+            make_face(boxes[i], scores[i], place_points(boxes[i], POINTS_IN_SQUARE), rounded)
             for i in filters.keep(boxes, scores)
         ]

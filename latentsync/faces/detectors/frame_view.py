@@ -1,6 +1,5 @@
-"""A frame as detectors look at it: with square pixels, and no more of it than they ask for."""
+"""A frame as detectors see it: with square pixels, and only the parts that they need."""
 
-from functools import cached_property
 from typing import NamedTuple
 
 import cv2
@@ -16,18 +15,18 @@ Array = NDArray[np.float64]
 FrameLike = Frame | Picture
 """A frame in either form: all of its pixels, or a picture that gives them part by part."""
 
-SMALL_SIDE = 640  # px, longest side of the picture in which large faces are looked at
-ENOUGH = 2  # px of it for one of what is made of it, so that it may stand for the frame
-PARTS_HELD = 4  # of a frame, so that each face is read once however often it is looked at
-GROWN = 0.125  # of a part's size: more of it than was asked for, so that a closer look finds it too
+SMALL_SIDE = 640  # px, longest side of the small version, in which large faces are measured
+MIN_OVERSAMPLE = 2  # px of the small version per px of a crop, for it to be used instead
+MAX_PARTS = 4  # cached per frame, so that each face is converted once
+MARGIN_SHARE = 0.125  # of a part's size, added around it for later searches
 
 
 class ViewRegion(NamedTuple):
-    """Some pixels of a view, at its scale or smaller."""
+    """A part of a view, at its scale or smaller."""
 
     pixels: Frame
-    corner: Array  # (2,) x, y in px of the view where they begin
-    step: Array  # (2,) px of the view to one of these
+    corner: Array  # (2,) x, y of its corner in px of the view
+    step: Array  # (2,) px of the view per pixel
 
     @property
     def size(self) -> tuple[float, float]:
@@ -36,15 +35,15 @@ class ViewRegion(NamedTuple):
         return float(width * self.step[0]), float(height * self.step[1])
 
     def out(self, places: Array) -> Array:
-        """Places (..., 2), in px from the corner, as px of the view from its corner."""
+        """Convert places (..., 2) from its px to px of the view; (0, 0) is a corner in both."""
         return self.corner + self.step * places
 
     def out_centred(self, places: Array) -> Array:
-        """The same where (0, 0) is the centre of the first pixel, in both."""
+        """Convert likewise, with (0, 0) the centre of the first pixel in both."""
         return self.out(places) + (self.step - 1) / 2
 
     def cut(self, box: Box) -> "ViewRegion":
-        """What of it lies in a box of the view's px."""
+        """Return the part of it in a box, in px of the view."""
         edges = (np.array([[box.left, box.top], [box.right, box.bottom]]) - self.corner) / self.step
         height, width = self.pixels.shape[:2]
         (left, top), (right, bottom) = np.clip(np.round(edges).astype(int), 0, (width, height))
@@ -52,13 +51,13 @@ class ViewRegion(NamedTuple):
         return ViewRegion(pixels, self.out(np.array([left, top])), self.step)
 
     def shrunk(self, side: int) -> "ViewRegion":
-        """The same with at most `side` px on its longest side."""
+        """Shrink it to at most `side` px on its longest side."""
         height, width = self.pixels.shape[:2]
         scale = min(1.0, side / max(width, height, 1))
         return self if scale == 1 else self.sized(_scaled(width, scale), _scaled(height, scale))
 
     def sized(self, width: int, height: int) -> "ViewRegion":
-        """The same in so many pixels."""
+        """Resize it."""
         before = np.array(self.pixels.shape[1::-1])
         if (width, height) == tuple(before):
             return self
@@ -70,60 +69,54 @@ class ViewRegion(NamedTuple):
 
 
 class FrameView:
-    """One frame. Its px are square: those of the frame, but x times the pixels' aspect.
+    """One frame in square px: x of the frame times the aspect of its pixels.
 
-    Of a `Picture` only the parts that are asked for are made, from its small version where that
-    is fine enough. All pixels of an array are there already, and used as they are: so what is
-    found in one is the very same as in the published pipeline.
+    Of a `Picture` only the needed parts are converted, or its small version where that is fine
+    enough. An array is used as it is, so that results are those of the published pipeline.
     """
 
     def __init__(self, frame: FrameLike) -> None:
         self._frame = frame
+        self.whole: ViewRegion | None = None  # all pixels, of an array
         if isinstance(frame, np.ndarray):
             self.aspect = 1.0
             self.height, self.width = frame.shape[:2]
+            self.whole = ViewRegion(frame, np.zeros(2), np.ones(2))
         else:
             self.aspect = float(frame.pixel_aspect)
             self.width, self.height = _scaled(frame.width, self.aspect), frame.height
         self._small: dict[int, ViewRegion] = {}
-        self._held: dict[Box, ViewRegion] = {}  # the last parts, by where they are
-
-    @cached_property
-    def whole(self) -> ViewRegion | None:
-        """All pixels, where they are there already."""
-        if not isinstance(self._frame, np.ndarray):
-            return None
-        return ViewRegion(self._frame, np.zeros(2), np.ones(2))
+        self._parts: dict[Box, ViewRegion] = {}  # the last ones, by their places
 
     def small(self, side: int) -> ViewRegion:
-        """All of it, with at most `side` px on its longest side."""
+        """Return all of it, with at most `side` px on its longest side."""
         if side not in self._small:
             self._small[side] = self.whole.shrunk(side) if self.whole else self._thumbnail(side)
         return self._small[side]
 
     def part(self, low: Array, high: Array, shrink: float = 1.0) -> ViewRegion:
-        """What lies between two places (2,), or beside the view the px that are nearest.
+        """Return at least the part between two places (2,), or the nearest px beside the view.
 
-        It may be more of the view than that. `shrink` is how many px of the view will make one of
-        what it is wanted for.
+        `shrink`: px of the view per px of what will be made of it.
         """
         if self.whole:
             return self.whole
-        if shrink * SMALL_SIDE >= ENOUGH * max(self.width, self.height):
+        if shrink * SMALL_SIDE >= MIN_OVERSAMPLE * max(self.width, self.height):
             return self.small(SMALL_SIDE)
         box = self._inside(low, high)
-        for held, part in self._held.items():
-            if _holds(held, box):
+        for held, part in self._parts.items():
+            within = held.left <= box.left and box.right <= held.right
+            if within and held.top <= box.top and box.bottom <= held.bottom:
                 return part
-        more = GROWN * (high - low) + 2
+        more = MARGIN_SHARE * (high - low) + 2
         box = self._inside(low - more, high + more)
-        while len(self._held) >= PARTS_HELD:
-            del self._held[next(iter(self._held))]
-        self._held[box] = self._fetched(box)
-        return self._held[box]
+        while len(self._parts) >= MAX_PARTS:
+            del self._parts[next(iter(self._parts))]
+        self._parts[box] = self._convert(box)
+        return self._parts[box]
 
     def around(self, near: Box, shrink: float = 1.0) -> ViewRegion:
-        """What lies in a box twice as wide and high as `near`; `shrink` as in `part`."""
+        """Return the part in a box twice as wide and high as `near`; `shrink` as in `part`."""
         low, high = np.array([near.left, near.top]), np.array([near.right, near.bottom])
         margin = (high - low) // 2
         return self.part(low - margin, high + margin, shrink).cut(
@@ -133,12 +126,12 @@ class FrameView:
     def under(
         self, affine: Array, area: tuple[int, int, int, int], width: int
     ) -> tuple[Frame, Array]:
-        """The pixels that an affine (2, 3) lays on an area, and the affine from these pixels.
+        """Return the pixels that an affine (2, 3) maps onto an area, and the affine from them.
 
         Args:
-            affine: px of the view, (0, 0) the centre of the first, to those of the area.
+            affine: px of the view, (0, 0) the centre of the first, -> px of the area.
             area: left, top, right, bottom.
-            width: px that will be made of the area's width.
+            width: px of what will be made of the area's width.
         """
         left, top, right, bottom = area
         corners = np.array([[x, y] for x in (left, right) for y in (top, bottom)])
@@ -150,13 +143,13 @@ class FrameView:
         return part.pixels, np.column_stack([affine[:, :2] * part.step, shift])
 
     def _inside(self, low: Array, high: Array) -> Box:
-        """The whole pixels between two places, cut to the view; never none."""
+        """Return the whole pixels between two places, cut to the view; at least one."""
         size = np.array([self.width, self.height])
         first = np.clip(np.floor(low), 0, np.maximum(0, size - 2)).astype(int)
         last = np.maximum(np.minimum(np.ceil(high), size), first + 1).astype(int)
         return Box(*first.tolist(), *last.tolist())
 
-    def _fetched(self, box: Box) -> ViewRegion:
+    def _convert(self, box: Box) -> ViewRegion:
         assert not isinstance(self._frame, np.ndarray)
         edges = (box.left / self.aspect, box.top, box.right / self.aspect, box.bottom)
         region = even_box(edges, width=self._frame.width, height=self._frame.height)
@@ -177,8 +170,3 @@ class FrameView:
 
 def _scaled(length: int, scale: float) -> int:
     return max(1, round(length * scale))
-
-
-def _holds(box: Box, other: Box) -> bool:
-    beside = box.left <= other.left and other.right <= box.right
-    return beside and box.top <= other.top and other.bottom <= box.bottom

@@ -1,7 +1,7 @@
-"""A face's landmarks by a small net, from about where the face is to a tenth of a per cent.
+"""A face's landmarks by a small net, from a rough place to a tenth of a per cent.
 
-The net sees a crop in which the face stands upright at one size; each round lays the crop anew by
-the points of the round before. What it is trained on is drawn: see `synthetic.scenes`.
+The net sees a crop with the face upright, at one size; each round's crop is placed by the points of
+the round before. It is trained on drawn faces: see `synthetic.scenes`.
 """
 
 from pathlib import Path
@@ -21,18 +21,19 @@ __all__ = ["ANCHORS", "COUNT", "FILE", "MIRRORED", "MOUTH", "REFERENCE"]
 __all__ += ["Landmarks", "cut", "similarity", "upright"]
 
 COUNT = 12  # the points of `synthetic.LANDMARKS`, in its order
-ANCHORS = [0, 1, 4]  # of these the template's: brow centres and nose base
-STABLE = [0, 1, 2, 3, 4]  # those that speech doesn't move: brows, pupils, nose base
+ANCHORS = [0, 1, 4]  # the template's points: brow centres and nose base
+STABLE = [0, 1, 2, 3, 4]  # points that speech doesn't move: brows, pupils, nose base
 MOUTH = slice(5, 11)  # corners, then edges of the lips downwards
-MIRRORED = [1, 0, 3, 2, 4, 6, 5, 7, 8, 9, 10, 11]  # what each becomes in a mirror
+MIRRORED = [1, 0, 3, 2, 4, 6, 5, 7, 8, 9, 10, 11]  # the order of a mirrored face's points
 REFERENCE = np.array([[-0.35, -0.65], [0.35, -0.65], [-0.35, -0.4], [0.35, -0.4], [0, -0.1]])
-"""(5, 2) where the steady points of a common face lie in the crop, whose edges are -1 and 1."""
+"""(5, 2) the stable points of an average face in the crop, whose edges are -1 and 1."""
 
 FILE = Path(__file__).resolve().parents[3] / "weights" / "demo" / "landmarks.safetensors"
-# Where the score is halved. On photographs without a face the two looks lay 0.04 to 0.2 apart and
-# their logits went up to 4.9; on faces they were 0.02 apart at most, with logits from 6.
-SURE, APART = 3.0, 0.04
-MAX_OVERSAMPLE = 8  # a crop is cut at up to so many times its size, then averaged
+# Where the score is halved. On photographs without a face the points of the picture and its mirror
+# image were 0.04 to 0.2 apart, and logits reached 4.9; on faces they were at most 0.02 apart, with
+# logits from 6.
+SURE_LOGIT, MIRROR_DISTANCE = 3.0, 0.04
+MAX_OVERSAMPLE = 8  # a crop is cut at up to this many times its size, then averaged
 
 
 class Landmarks:
@@ -59,10 +60,10 @@ class Landmarks:
             ) from error
 
     def predict(self, view: FrameView, crops: Array) -> tuple[Array, Array]:
-        """Points (n, 12, 2) in px of the view and scores (n,) 0..1 of what is in (n, 2, 3) crops.
+        """Measure crops (n, 2, 3): points (n, 12, 2) in px of the view, and scores (n,) 0..1.
 
-        Each crop is looked at as it is and mirrored, and the mean taken: the net's own preference
-        for a side goes, and a part of its jitter. Where both disagree there is no face.
+        Each is the mean over the crop and its mirror image, which removes the net's preference for
+        a side and some jitter. Where the two disagree there is no face.
         """
         pictures = np.stack([cut(*view.under(crop, (-1, -1, 1, 1), SIDE)) for crop in crops])
         pictures = np.concatenate([pictures, pictures[:, :, ::-1]])
@@ -72,18 +73,16 @@ class Landmarks:
         there, mirrored = places.double().numpy().reshape(2, -1, COUNT, 2)
         mirrored = mirrored[:, MIRRORED] * (-1, 1)
         apart = np.linalg.norm(there - mirrored, axis=2).mean(axis=1)
-        points = np.stack(
-            [
-                _through(_inverse(crop), p)
-                for crop, p in zip(crops, (there + mirrored) / 2, strict=True)
-            ]
-        )
-        sure = (logits.double() - SURE).sigmoid().numpy().reshape(2, -1).mean(axis=0)
-        return points, sure / (1 + (apart / APART) ** 4)
+        points = np.empty_like(there)
+        for i, (crop, mean) in enumerate(zip(crops, (there + mirrored) / 2, strict=True)):
+            back = np.linalg.inv(np.vstack([crop, [0, 0, 1]]))
+            points[i] = mean @ back[:2, :2].T + back[:2, 2]
+        sure = (logits.double() - SURE_LOGIT).sigmoid().numpy().reshape(2, -1).mean(axis=0)
+        return points, sure / (1 + (apart / MIRROR_DISTANCE) ** 4)
 
 
 def cut(frame: Frame, crop: Array, side: int = SIDE) -> Frame:
-    """(side, side, 3) of the frame, smoothly shrunk; its edges are repeated beyond it.
+    """Cut (side, side, 3) out of a frame, smoothly shrunk; edges are repeated beyond it.
 
     `crop` (2, 3): frame px -> x, y in [-1, 1] from the crop's edge to its edge.
     """
@@ -102,22 +101,14 @@ def cut(frame: Frame, crop: Array, side: int = SIDE) -> Frame:
 
 
 def upright(points: Array | FloatArray) -> Array:
-    """The crop (2, 3) in which a face with these points (12, 2) stands upright at its size."""
+    """Return the crop (2, 3) in which a face with these points (12, 2) is upright and centred."""
     return similarity(np.asarray(points, np.float64)[STABLE], REFERENCE)
 
 
 def similarity(points: Array, goal: Array) -> Array:
-    """(2, 3): the turn, scale and shift that bring points (n, 2) nearest to a goal (n, 2)."""
+    """Fit the rotation, scale and shift (2, 3) of points (n, 2) onto a goal (n, 2)."""
     centre, goal_centre = points.mean(axis=0), goal.mean(axis=0)
     a, b = points - centre, goal - goal_centre
     cos, sin = (a * b).sum(), (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()
     linear = np.array([[cos, -sin], [sin, cos]]) / max((a**2).sum(), 1e-9)
     return np.column_stack([linear, goal_centre - linear @ centre])
-
-
-def _inverse(crop: Array) -> Array:
-    return np.asarray(np.linalg.inv(np.vstack([crop, [0, 0, 1]]))[:2])
-
-
-def _through(affine: Array, points: Array) -> Array:
-    return np.asarray(points @ affine[:, :2].T + affine[:, 2])

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from latentsync.errors import BackendUnavailable
-from latentsync.faces.detectors.base import PUBLISHED, FaceFilter, existing, face, mismatch
+from latentsync.faces.detectors.base import (
+    PUBLISHED,
+    FaceFilter,
+    make_face,
+    require_file,
+    weights_mismatch,
+)
 from latentsync.faces.detectors.frame_view import Array, FrameLike, FrameView
 from latentsync.faces.detectors.landmarks import similarity
 from latentsync.runtime.devices import GPU_PROVIDER, onnx_providers
@@ -52,7 +58,7 @@ class InsightFace:
         self.filters = filters
         # The files by path: given the pack's name, insightface would fetch what isn't there.
         scrfd, landmark = (
-            existing(root / "models" / PACK / file, self.name, PACK)
+            require_file(root / "models" / PACK / file, self.name, PACK)
             for file in (SCRFD_FILE, LANDMARK_FILE)
         )
         self._scrfd = _insightface_net(scrfd, "detection", gpu)
@@ -84,7 +90,7 @@ class InsightFace:
         rows[:, :4] = part.out(rows[:, :4].reshape(-1, 2, 2)).reshape(-1, 4)
         boxes, scores = np.trunc(rows[:, :4].astype(np.float64)), rows[:, 4]
         return [
-            face(boxes[i], scores[i], self._points(view, rows[i, :4], rounded), rounded)
+            make_face(boxes[i], scores[i], self._points(view, rows[i, :4], rounded), rounded)
             for i in filters.keep(boxes, scores)
         ]
 
@@ -109,7 +115,7 @@ class InsightFace:
         box = np.concatenate([middle - half, middle + half])
         if not self.filters.keep(box[None], np.array([seen.score])):
             return None
-        return face(box, seen.score, points, rounded)
+        return make_face(box, seen.score, points, rounded)
 
     def mouth(self, frame: FrameLike, seen: Face) -> Array:
         """The 20 points (20, 2) of a face's mouth, in px; the face is where its box is."""
@@ -149,7 +155,7 @@ def _insightface_net(path: Path, task: str, gpu: bool) -> Net:
             # One session for all sizes, as in the release that the published pipeline uses.
             net = get_model(str(path), providers=providers, static_shape_sessions=False)
         except Exception as error:  # onnx's and onnxruntime's errors share no other base
-            raise mismatch(path, f"an ONNX model ({type(error).__name__})", PACK) from error
+            raise weights_mismatch(path, f"an ONNX model ({type(error).__name__})", PACK) from error
     if getattr(net, "taskname", None) != task:
-        raise mismatch(path, f"insightface's {task} net", PACK)
+        raise weights_mismatch(path, f"insightface's {task} net", PACK)
     return net

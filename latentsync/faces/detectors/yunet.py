@@ -8,10 +8,10 @@ import numpy as np
 from latentsync.faces.detectors.base import (
     PUBLISHED,
     FaceFilter,
-    InPictures,
-    existing,
-    face,
-    mismatch,
+    PictureDetector,
+    make_face,
+    require_file,
+    weights_mismatch,
 )
 from latentsync.faces.detectors.frame_view import Array, ViewRegion
 from latentsync.types import Face
@@ -28,7 +28,7 @@ BROW_ABOVE_EYE = 0.28
 NOSE_BELOW_EYES = 0.66
 
 
-class YuNet(InPictures):
+class YuNet(PictureDetector):
     """YuNet's eyes by `cv2.FaceDetectorYN`, on the CPU; brows and nose base follow from the eyes.
 
     Raises as `create` does.
@@ -41,13 +41,13 @@ class YuNet(InPictures):
     ) -> None:
         self.filters = filters
         self.search_side = search_side
-        path = existing(root / YUNET_FILE, self.name, self.name)
+        path = require_file(root / YUNET_FILE, self.name, self.name)
         try:
             self._net = cv2.FaceDetectorYN.create(
                 str(path), "", (search_side, search_side), filters.min_score, YUNET_OVERLAP
             )
         except cv2.error as error:
-            raise mismatch(path, "a YuNet model", self.name) from error
+            raise weights_mismatch(path, "a YuNet model", self.name) from error
 
     def describe(self) -> str:
         return f"yunet (longest side <= {self.search_side} px, on the CPU; {self.filters})"
@@ -67,7 +67,7 @@ class YuNet(InPictures):
         boxes = np.trunc(part.out(sides.reshape(-1, 2, 2)).reshape(-1, 4))
         eyes = part.out(rows[:, 4:8].reshape(-1, 2, 2))
         return [
-            face(boxes[i], scores[i], points_from_eyes(eyes[i]), rounded)
+            make_face(boxes[i], scores[i], points_from_eyes(eyes[i]), rounded)
             for i in filters.keep(boxes, scores)
         ]
 

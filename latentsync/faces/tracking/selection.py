@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import OptionError
-from latentsync.faces.detectors.base import Array, FaceFilter, points_in
+from latentsync.faces.detectors.base import Array, FaceFilter, place_points
 from latentsync.faces.tracking.choice import FaceChoice
 from latentsync.faces.tracking.embedding import Embedder
 from latentsync.faces.tracking.linker import Tracklet
@@ -236,7 +236,7 @@ class TrackSelection:
         self._find_shot(choice)
         boxes = self.boxes[choice]
         frames = np.array(sorted(boxes), np.int64)
-        points = np.array([points_in(boxes[i]) for i in frames], np.float32).reshape(-1, 3, 2)
+        points = np.array([place_points(boxes[i]) for i in frames], np.float32).reshape(-1, 3, 2)
         track = self._fill_gaps(frames, np.round(points) if self.rounded else points)
         drawn = round(choice.seconds * self.fps)
         lost = []
