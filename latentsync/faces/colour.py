@@ -1,4 +1,4 @@
-"""How a drawn mouth fits into its face: in its colours, and not where the face is turned away."""
+"""Colour transfer: a generated mouth gets the colours of its face."""
 
 import numpy as np
 import torch
@@ -10,19 +10,19 @@ from latentsync.types import FloatArray
 __all__ = ["match_colour", "mouth_ring"]
 
 LEVEL = 2 / 255  # a grey level, where colours are in [-1, 1]
-RING_ROWS = 0.75  # of the crop's height: what lies lower is chin and neck, which speech moves
-MIN_SHARE = 0.05  # a ring's pixels of less weight would only cost time
-OUTLIER_DEVIATIONS = 3.0  # from the ring's common difference; more is no difference of colour
+RING_ROWS = 0.75  # of the crop's height: below are chin and neck, which speech moves
+MIN_SHARE = 0.05  # weight of a ring's pixel, below which it would only cost time
+OUTLIER_DEVIATIONS = 3.0  # from the ring's median difference; beyond, colour isn't the cause
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
-MIN_CONTRAST = 4 * LEVEL  # on a ring with less contrast than that nothing tells the gain
+MIN_CONTRAST = 4 * LEVEL  # on a ring with less contrast the gain can't be measured
 MAX_GAIN, MAX_SHIFT = 1.25, 32 * LEVEL  # more than any decoder's cast
 
 
 def mouth_ring(resolution: int) -> FloatArray:
-    """(resolution, resolution) float32 in [0, 1]: the rim of what is drawn anew, 1 at its edge.
+    """Return (resolution, resolution) float32: weights of the redrawn area's rim, 1 at its edge.
 
-    The inner half of `paste_share`'s soft edge, beside nose and cheeks. Not the outer half, where
-    the crop has the frame's own pixels, nor the chin, which is elsewhere when the mouth opens.
+    It is the inner half of `paste_share`'s soft edge, beside nose and cheeks: not the outer half,
+    where the crop has the frame's own pixels, nor the chin, which moves when the mouth opens.
     """
     rim = np.clip(2 * (1 - paste_share(resolution)), 0, 1) * (1 - keep_mask(resolution))
     rim[rim < MIN_SHARE] = 0
@@ -33,18 +33,18 @@ def mouth_ring(resolution: int) -> FloatArray:
 def match_colour(
     face: Tensor, original: Tensor, ring: Tensor, hole: Tensor | None = None
 ) -> Tensor:
-    """Give a drawn mouth the colours of its face: mean and deviation of each channel on the ring.
+    """Match a generated mouth to its face: mean and deviation of each channel on the ring.
 
-    In the network's own RGB, neither linear nor Lab: a decoder's cast is a shift and a gain there,
-    and measured on drawn faces the other two leave more of it. Pixels that differ otherwise than
-    the rest of the ring, such as a moved wrinkle, are left out.
+    It works in the network's own RGB, in which a decoder's cast is a shift and a gain; on drawn
+    faces linear RGB and Lab leave more of it. Outliers on the ring, such as a moved wrinkle, are
+    left out.
 
     Args:
-        face: (3, R, R) float32, about [-1, 1], drawn.
+        face: (3, R, R) float32, about [-1, 1], generated.
         original: (3, R, R) float32 in [-1, 1], the same crop of the frame.
         ring: (R, R) float32, weights; see `mouth_ring`.
-        hole: (R, R) float32 in [0, 1], where the face may be changed (1 - `keep_mask`); the rest
-            is the frame's own and fits already. None: everywhere.
+        hole: (R, R) float32 in [0, 1], where the face may change (1 - `keep_mask`), because the
+            rest is the frame's own. None: everywhere.
 
     Returns:
         (3, R, R) float32; the face itself where the ring has no weight.
@@ -68,7 +68,7 @@ def match_colour(
 
 
 def _mean_and_variance(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(3,) each, of (3, n) values with (n,) weights."""
+    """Return (3,) mean and (3,) variance of (3, n) values with (n,) weights."""
     share = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
     mean = values @ share
     return mean, (values - mean[:, None]).square() @ share

@@ -30,9 +30,9 @@ RelativePoints = tuple[tuple[float, float], ...]
 
 FOLLOW_SIDE = 192  # px, longest side of the picture, twice a face's size, in which it is followed
 
-# Of an average face in builtin's boxes, which reach from above the brows to the chin, cheek
-# to cheek. The template's own proportions have the nose base higher than any face, which would make
-# the crop a sixth too tight.
+# Of an average face in builtin's boxes: from above the brows to the chin, and from cheek to cheek.
+# The template's own proportions have the nose base higher than any face; with them the crop would
+# be a sixth too tight.
 POINTS_IN_BOX: RelativePoints = ((0.23, 0.18), (0.77, 0.18), (0.5, 0.49))
 
 

@@ -1,12 +1,12 @@
-"""Restored faces without the flicker of nets that look at one picture at a time.
+"""Temporal smoothing of restored faces, against the flicker of nets that see one picture at a time.
 
-What such a net adds to a crop, its detail, is carried along with the face from frame to frame and
-blended with the detail drawn anew. How far a pixel may be trusted to the past is told by the plain
-crops, in which nothing flickers: where the past, moved along, no longer shows what is there now (a
-mouth opens, an eye shuts), all detail is the new one, so nothing is smeared or late.
+The detail that such a net adds to a crop is moved along with the face by optical flow, and blended
+with the new detail. The weight of the past comes from the plain crops, which don't flicker: where
+the warped past differs from the present (a mouth opens, an eye shuts), all detail is new, so that
+nothing is smeared or late.
 
-The plain crop enters smoothed. Its own grain then stays out of the detail, for the nets take grain
-away, and subtracting it frame by frame would put it back.
+The plain crop is smoothed first. The nets remove its grain, and subtracting the grain frame by
+frame would put it back into the detail.
 """
 
 import cv2
@@ -19,18 +19,18 @@ __all__ = ["TemporalSmoother"]
 
 Stack = NDArray[np.uint8]
 
-# What these are worth is measured by benchmarks/restoration.py.
-MAX_PAST_WEIGHT = 0.95  # share of the past at stability 1: it fades to a third in 20 frames
+# Chosen by benchmarks/restoration.py.
+MAX_PAST_WEIGHT = 0.95  # at stability 1: the past fades to a third in 20 frames
 SMOOTHING_SHARE = 1 / 170  # of the crop's side, standard deviation: 3 px at 512
-CHANGE_LEVELS = 2.0  # grey levels of the smoothed crop that halve what is kept of the past
-CHANGE_STEEPNESS = 4  # how fast it falls around that
+CHANGE_LEVELS = 2.0  # change of the smoothed crop that halves the weight of the past
+CHANGE_STEEPNESS = 4  # exponent of that fall
 
 
 class TemporalSmoother:
-    """Steadies the restored crops of one face through one clip.
+    """Smooths the restored crops of one face over time.
 
     Args:
-        stability: 0 leaves them as they are, 1 holds them as still as can be.
+        stability: 0 leaves them unchanged, 1 is the most stable.
     """
 
     def __init__(self, stability: float) -> None:
@@ -39,20 +39,20 @@ class TemporalSmoother:
         self._past: tuple[FloatArray, FloatArray, NDArray[np.uint8]] | None = None
 
     def __call__(self, restored: Stack, plain: Stack, *, fresh: bool) -> Stack:
-        """The restored crops, steadied.
+        """Smooth restored crops.
 
         Args:
-            restored, plain: (f, S, S, 3) uint8, f frames that follow each other; `plain` before
-                the restoration, enlarged to the same size.
-            fresh: whether the first one doesn't follow the last one of the call before.
+            restored, plain: (f, S, S, 3) uint8, f successive frames; `plain` before the
+                restoration, enlarged to the same size.
+            fresh: whether the first frame doesn't follow the last one of the previous call.
         """
         if fresh:
             self._past = None
         if not self._share:
             return restored
-        return np.stack([self._next(*pair) for pair in zip(restored, plain, strict=True)])
+        return np.stack([self._smooth(*pair) for pair in zip(restored, plain, strict=True)])
 
-    def _next(self, restored: Stack, plain: Stack) -> Stack:
+    def _smooth(self, restored: Stack, plain: Stack) -> Stack:
         sigma = plain.shape[0] * SMOOTHING_SHARE
         smooth = cv2.GaussianBlur(plain.astype(np.float32), (0, 0), sigma)
         detail = restored - smooth
@@ -60,27 +60,22 @@ class TemporalSmoother:
         seen = smooth
         if self._past is not None:
             before, kept, shown = self._past
-            came_from = _places(self._flow.calc(grey, shown, None))
+            rows, columns = np.indices(grey.shape, dtype=np.float32)
+            flow = self._flow.calc(grey, shown, None)
+            came_from = columns + flow[..., 0], rows + flow[..., 1]
             before = cv2.remap(before, *came_from, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
-            # Each frame is one more resampling: cubic keeps of the mouth's sharpness what bilinear
-            # would take.
+            # Each frame resamples once more; cubic keeps the mouth sharp, bilinear wouldn't.
             kept = cv2.remap(kept, *came_from, cv2.INTER_CUBIC, None, cv2.BORDER_REPLICATE)
-            share = self._share * _unchanged(np.abs(smooth - before).max(axis=2), sigma)
-            # What is compared is blended as the detail is: a slow change adds up until it is seen.
+            share = self._share * _past_weight(np.abs(smooth - before).max(axis=2), sigma)
+            # The reference is blended like the detail, so that a slow change adds up.
             seen = smooth + share * (before - smooth)
             detail += share * (kept - detail)
         self._past = seen, detail, grey
         return np.clip(smooth + detail + 0.5, 0, 255).astype(np.uint8)
 
 
-def _places(flow: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Where each pixel was, as cv2.remap wants it, from (S, S, 2) px by which it has moved."""
-    rows, columns = np.indices(flow.shape[:2], dtype=np.float32)
-    return columns + flow[..., 0], rows + flow[..., 1]
-
-
-def _unchanged(change: FloatArray, sigma: float) -> FloatArray:
-    """(S, S, 1) in [0, 1] from grey levels of change, here or close by; soft in between."""
+def _past_weight(change: FloatArray, sigma: float) -> FloatArray:
+    """Weigh the past, (S, S, 1) in [0, 1], by the grey levels of change here or nearby."""
     reach = 2 * round(sigma) + 1
     near = cv2.dilate(change, np.ones((reach, reach), np.uint8))
     near = cv2.GaussianBlur(near, (0, 0), sigma / 2)
