@@ -12,6 +12,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from itertools import count, islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -69,11 +70,15 @@ def run_in_processes(
     """
     queue, folders = iter(sources), (folder / str(number) for number in count())
     busy: dict[Connection, tuple[_PreparationWorker, Source]] = {}
+
+    def assign(source: Source, pipe: Connection, worker: _PreparationWorker) -> None:
+        busy[pipe] = worker, source
+        with suppress(OSError):  # the process has died, which `_answer` finds out
+            pipe.send(source)
+
     try:
         for source in islice(queue, workers):
-            ours, worker = _started(settings, next(folders))
-            busy[ours] = worker, source
-            _send(ours, source)
+            assign(source, *_start(settings, next(folders)))
         while busy:
             check()
             for pipe in wait(list(busy), POLL_SECONDS):
@@ -88,9 +93,8 @@ def run_in_processes(
                     worker.process.join()
                 if following is not None:
                     if pipe.closed:
-                        pipe, worker = _started(settings, next(folders))
-                    busy[pipe] = worker, following
-                    _send(pipe, following)
+                        pipe, worker = _start(settings, next(folders))
+                    assign(following, pipe, worker)
     finally:
         for pipe, (worker, _) in busy.items():
             worker.process.terminate()
@@ -98,7 +102,7 @@ def run_in_processes(
             pipe.close()
 
 
-def _started(settings: PreparationSettings, folder: Path) -> tuple[Connection, _PreparationWorker]:
+def _start(settings: PreparationSettings, folder: Path) -> tuple[Connection, _PreparationWorker]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, settings, folder), daemon=True)
@@ -110,13 +114,6 @@ def _started(settings: PreparationSettings, folder: Path) -> tuple[Connection, _
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     theirs.close()  # so that ours is closed when the process ends
     return ours, _PreparationWorker(process, folder)
-
-
-def _send(pipe: Connection, source: Source) -> None:
-    try:
-        pipe.send(source)
-    except OSError:
-        return  # the process has died, which `_answer` finds out
 
 
 def _answer(pipe: Connection, worker: _PreparationWorker, source: Source) -> Outcome:
