@@ -326,7 +326,7 @@ def test_without_internet_the_file_its_place_and_the_way_to_it_are_said(folder, 
     assert "Max retries" not in line
     assert f"run `latentsync download {name}` again" in line
     assert line.endswith(
-        f"or fetch {item.source} on another machine and put it at {folder / item.target}"
+        f"or fetch {item.source} on another machine and put the file at {folder / item.target}"
     )
 
 
@@ -363,7 +363,7 @@ def test_offline_is_said_and_no_mirror_is_asked(hub, folder, monkeypatch):
     assert line == (
         "place/net.pt is not in the hub's cache, and $HF_HUB_OFFLINE forbids to fetch it; unset "
         f"that, or fetch deep/net.pt of https://huggingface.co/owner/net on another machine and "
-        f"put it at {folder / 'place/net.pt'}"
+        f"put the file at {folder / 'place/net.pt'}"
     )
     assert not hub.asked
 

@@ -284,7 +284,7 @@ def _explain(item: Download, target: Path, error: Exception) -> str:
         )
     url = f"https://huggingface.co/{item.source}" if item.on_hub else item.source
     what = f"{item.file} of {url}" if item.file else url
-    by_hand = f"fetch {what} on another machine and put it at {target}"
+    by_hand = f"fetch {what} on another machine and put the file at {target}"
     if isinstance(error, OfflineModeIsEnabled):
         return (
             f"{item.target} is not in the hub's cache, and $HF_HUB_OFFLINE forbids to fetch it; "
