@@ -1,18 +1,18 @@
-"""Face detectors behind one Protocol, and whose face is followed through a clip.
+"""Face detectors behind one Protocol, and tracking of faces through a clip.
 
-A detector takes a frame and gives three points a face. Three of them, named by
-`ModelConfig.detector`, and one by path; `create` makes one:
+A detector finds three points per face in a frame. `create` makes one by name
+(`ModelConfig.detector`) or by path:
 
     insightface   SCRFD boxes and 106 points, what the published pipeline uses; its model pack is
                   for non-commercial research
     yunet         YuNet by OpenCV: five points, permissive licence
     builtin       OpenCV's cascades and a landmark net of this project: nothing to download;
-                  upright faces seen about from the front
-    <file>.xml    an OpenCV cascade of one's own, for drawn faces say
+                  upright, roughly frontal faces
+    <file>.xml    a user's OpenCV cascade, for drawn faces say
 
-It looks at each frame by itself and keeps nothing from one to the next. A frame is an array, or a
-picture of which only what is looked at is made: see view.py. `follow` runs a detector over a clip
-and gives the track of the face that a `FaceChoice` means: see tracker.py.
+A detector keeps no state between frames. A frame is an array, or a picture of which only the needed
+parts are converted: see detectors/frame_view.py. `follow` runs a detector over a clip and tracks
+the face that a `FaceChoice` means: see tracking/tracker.py.
 """
 
 import logging
@@ -59,14 +59,14 @@ log = logging.getLogger(__name__)
 def create(
     name: str, *, root: Path, filters: FaceFilter = PUBLISHED, gpu: bool = False
 ) -> Detector:
-    """The detector of that name, loaded.
+    """Load the detector of that name.
 
     Args:
         name: "insightface", "yunet", "builtin", or the path of an OpenCV cascade (.xml).
-        root: Folder of the detectors' model files; nothing is ever downloaded into it here.
-            builtin wants none of them: its net is part of the repository.
+        root: Folder of the detectors' model files; nothing is downloaded into it here. builtin
+            needs none: its net is part of the repository.
         filters: Which faces are acceptable.
-        gpu: Whether to run on the GPU where the detector can; what came of it is in `describe()`.
+        gpu: Whether to run on the GPU if the detector can; `describe()` has the device in use.
 
     Raises:
         OptionError: no detector has that name.
@@ -99,7 +99,7 @@ def track(
     total: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> PointTrack:
-    """The largest face of every frame, each frame by itself: `follow` as published."""
+    """Track the largest face of every frame, each frame by itself: `follow` as published."""
     (found,) = follow(
         frames,
         detector,

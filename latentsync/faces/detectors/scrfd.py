@@ -35,9 +35,9 @@ PACK = "buffalo_l"
 SCRFD_FILE = "det_10g.onnx"
 LANDMARK_FILE = "2d106det.onnx"
 SCRFD_SIDE = 512  # px, square, as published
-LANDMARK_SIDE = 192  # px, square, what insightface cuts out for the 106 points
-LANDMARK_REACH = 1.5  # of the box's longer side: how much of the frame that is
-MAX_BEND = 0.15  # of the brows' distance: more than this a face's points don't bend in a frame
+LANDMARK_SIDE = 192  # px, square, insightface's crop for the 106 points
+LANDMARK_REACH = 1.5  # side of that crop in the frame, in longer sides of the box
+MAX_BEND = 0.15  # of the brows' distance: the most that a face's points deform in a frame
 # Of the 106 points; https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/util.py
 LEFT_BROW = (43, 48, 49, 51, 50)
 RIGHT_BROW = (101, 102, 103, 104, 105)
@@ -46,7 +46,7 @@ MOUTH = slice(52, 72)
 
 
 class InsightFace:
-    """SCRFD and its 106 points by onnxruntime, with the published sizes.
+    """SCRFD and 106 landmarks by onnxruntime, with the published sizes.
 
     Two files are used, root/models/buffalo_l/det_10g.onnx and 2d106det.onnx; the other nets of the
     pack may lie beside them and are not loaded. Raises as `create` does.
@@ -56,7 +56,7 @@ class InsightFace:
 
     def __init__(self, root: Path, filters: FaceFilter = PUBLISHED, *, gpu: bool = False) -> None:
         self.filters = filters
-        # The files by path: given the pack's name, insightface would fetch what isn't there.
+        # By path: given the pack's name, insightface would download missing files.
         scrfd, landmark = (
             require_file(root / "models" / PACK / file, self.name, PACK)
             for file in (SCRFD_FILE, LANDMARK_FILE)
@@ -81,7 +81,7 @@ class InsightFace:
         self, frame: FrameLike, *, rounded: bool = False, near: Box | None = None
     ) -> list[Face]:
         filters, view = self.filters.lenient() if near else self.filters, FrameView(frame)
-        # A whole array is shrunk by insightface, as published.
+        # insightface itself shrinks a whole array, as published.
         part = view.around(near) if near else view.whole or view.small(SCRFD_SIDE)
         if not filters.fits(*part.size):
             return []
@@ -97,38 +97,41 @@ class InsightFace:
     def follow(
         self, frame: FrameLike, faces: Sequence[Face], *, rounded: bool = False
     ) -> list[Face | None]:
-        """By the 106 points alone, in the box that the face had: these say nothing of how sure
-        they are, so their shape must be what it was, and the box goes where they go."""
-        view = FrameView(frame)
-        return [self._moved(view, one, rounded) for one in faces]
+        """Follow faces by the 106 points alone, found in the face's last box.
 
-    def _moved(self, view: FrameView, seen: Face, rounded: bool) -> Face | None:
+        These have no score, so their shape must stay what it was. The box moves with them.
+        """
+        view = FrameView(frame)
+        return [self._follow_one(view, one, rounded) for one in faces]
+
+    def _follow_one(self, view: FrameView, seen: Face, rounded: bool) -> Face | None:
         before = seen.points.astype(np.float64)
         points = self._points(view, np.array(seen.box, np.float32), rounded)
-        way = similarity(before, points)
-        bent = np.linalg.norm(before @ way[:, :2].T + way[:, 2] - points, axis=1).max()
+        motion = similarity(before, points)
+        bent = np.linalg.norm(before @ motion[:, :2].T + motion[:, 2] - points, axis=1).max()
         if bent > MAX_BEND * np.linalg.norm(points[1] - points[0]):
             return None
         low, high = np.array(seen.box).reshape(2, 2)
-        middle = way[:, :2] @ (low + high) / 2 + way[:, 2]
-        half = (high - low) / 2 * np.sqrt(np.linalg.det(way[:, :2]))
+        middle = motion[:, :2] @ (low + high) / 2 + motion[:, 2]
+        half = (high - low) / 2 * np.sqrt(np.linalg.det(motion[:, :2]))
         box = np.concatenate([middle - half, middle + half])
         if not self.filters.keep(box[None], np.array([seen.score])):
             return None
         return make_face(box, seen.score, points, rounded)
 
     def mouth(self, frame: FrameLike, seen: Face) -> Array:
-        """The 20 points (20, 2) of a face's mouth, in px; the face is where its box is."""
+        """Locate the 20 points (20, 2) of a face's mouth in its box, in px."""
         return self._marks(FrameView(frame), np.array(seen.box, np.float32))[MOUTH]
 
     def _points(self, view: FrameView, box: FloatArray, rounded: bool) -> Array:
+        """Return the template's three points (3, 2) of the face in a box."""
         marks = self._marks(view, box)
         marks = np.round(marks) if rounded else marks
         groups = (LEFT_BROW, RIGHT_BROW, NOSE_BASE)
         return np.stack([marks[list(group)].mean(axis=0) for group in groups])
 
     def _marks(self, view: FrameView, box: FloatArray) -> Array:
-        """The 106 points (106, 2) of the face in a box."""
+        """Return the 106 points (106, 2) of the face in a box."""
         from insightface.app.common import Face as Found
 
         low, high = box.astype(np.float64).reshape(2, 2)
@@ -140,7 +143,7 @@ class InsightFace:
 
 
 def _insightface_net(path: Path, task: str, gpu: bool) -> Net:
-    """One net of an insightface pack, its chatter on stdout kept off."""
+    """Load one net of an insightface pack, without its output on stdout."""
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             import onnxruntime

@@ -1,4 +1,4 @@
-"""YuNet by OpenCV: five points under a permissive licence; brows and nose follow from the eyes."""
+"""YuNet by OpenCV: five points, permissive licence; brows and nose are derived from the eyes."""
 
 from pathlib import Path
 
@@ -19,17 +19,17 @@ from latentsync.types import Face
 __all__ = ["YUNET_FILE", "YuNet", "points_from_eyes"]
 
 YUNET_FILE = "face_detection_yunet_2023mar.onnx"
-YUNET_SIDE = 640  # px, longest side of the picture that it searches
-YUNET_OVERLAP = 0.3  # boxes that overlap more than this are one face (OpenCV's default)
+YUNET_SIDE = 640  # px, longest side of the searched picture
+YUNET_OVERLAP = 0.3  # boxes that overlap more are one face (OpenCV's default)
 
-# Where the template's points lie for a face seen from the front, in eye distances from the eyes:
-# taken from the mean of the 68-point annotation scheme.
+# The template's points on a frontal face, in eye distances from the eyes: from the mean of the
+# 68-point annotation scheme.
 BROW_ABOVE_EYE = 0.28
 NOSE_BELOW_EYES = 0.66
 
 
 class YuNet(PictureDetector):
-    """YuNet's eyes by `cv2.FaceDetectorYN`, on the CPU; brows and nose base follow from the eyes.
+    """YuNet by `cv2.FaceDetectorYN`, on the CPU; brows and nose base are derived from the eyes.
 
     Raises as `create` does.
     """
@@ -73,7 +73,7 @@ class YuNet(PictureDetector):
 
 
 def points_from_eyes(eyes: Array) -> Array:
-    """The template's points (3, 2) by the mean shape, laid along the line through two eyes."""
+    """Place the template's points (3, 2) by the mean shape, along the line through the eyes."""
     x, y = eyes[1] - eyes[0]
     down = np.array([-y, x])  # a quarter turn clockwise in the picture
     brows = eyes - BROW_ABOVE_EYE * down

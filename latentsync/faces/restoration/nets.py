@@ -1,7 +1,7 @@
-"""Nets that draw a face anew, sharper: GFPGAN and CodeFormer by name, others by their files.
+"""Restoration nets: GFPGAN and CodeFormer by name, others by their files.
 
-The architectures come from spandrel (extra `[restore]`), which tells by the tensors of a file which
-net they belong to. Of a file no more is read than tensors: nothing in it is run.
+The architectures come from spandrel (extra `[restore]`), which recognises a net by the tensors of
+its file. Only tensors are read from a file: nothing in it is run.
 """
 
 import logging
@@ -35,14 +35,14 @@ def load_restorer(
 ) -> Restorer:
     """Load a restoration net.
 
-    CodeFormer, whose licence forbids commercial use, is loaded only for who asks for it by name.
+    CodeFormer, whose licence forbids commercial use, is loaded only by name.
 
     Args:
         name_or_path: "gfpgan" or "codeformer", in any case, or a .pth, .pt or .safetensors file of
             a net that spandrel knows: three channels in and out, no mask.
         folder: the weights folder, in which the two have their places.
-        weight: 0-1, CodeFormer's fidelity: 0 draws the cleanest face, 1 the one nearest to the
-            picture. No other net has such a choice, and they don't look at it.
+        weight: 0-1, CodeFormer's fidelity: 0 gives the cleanest face, 1 the one nearest to the
+            picture. Other nets ignore it.
 
     Raises:
         WeightsMissing: the file is not there.
@@ -63,7 +63,7 @@ def load_restorer(
             f"{path} holds CodeFormer, whose licence forbids commercial use: it is loaded only "
             f"where it is asked for by name; put it at {folder / SETS['codeformer'][0].target}"
         )
-    descriptor = _described(state, path, NAMES.get(name))
+    descriptor = _load_descriptor(state, path, NAMES.get(name))
     _, dtype = devices.choose(str(device))
     half = dtype == torch.float16 and descriptor.supports_half
     descriptor.to(device=device, dtype=torch.float16 if half else torch.float32).eval()
@@ -73,7 +73,7 @@ def load_restorer(
 
 
 class _Net:
-    """What spandrel has loaded, as a `Restorer`."""
+    """A net loaded by spandrel, as a `Restorer`."""
 
     def __init__(self, descriptor: Any, *, name: str, licence: str, weight: float) -> None:  # noqa: ANN401
         self.name, self.licence = name, licence
@@ -81,40 +81,40 @@ class _Net:
         self.faces: bool = descriptor.purpose == "FaceSR"
         self.side = FACE_SIDE if self.faces else None
         self._place = {"device": descriptor.device, "dtype": descriptor.dtype}
-        self._call = _call(descriptor, weight)
+        self._call = _make_call(descriptor, weight)
 
     @torch.inference_mode()
     def restore(self, pictures: Tensor) -> Tensor:
-        """See `Restorer`; one picture at a time, for memory. The answer is on their device."""
+        """Restore as in `Restorer`, one picture at a time, for memory; returned on their device."""
         count, height, width, _ = pictures.shape
         assert self.side is None or (height, width) == (self.side, self.side), pictures.shape
         drawn = pictures.new_empty((count, height * self.scale, width * self.scale, 3))
         for i, picture in enumerate(pictures):
-            # GFPGAN takes planes only: it views as a row what follows the layout of its input.
+            # GFPGAN needs contiguous planes, because it views tensors of its input's layout.
             colours = picture.to(**self._place).permute(2, 0, 1)[None].contiguous() / 255
             levels = self._call(colours)[0].float().clamp(0, 1) * 255
             drawn[i] = levels.round().to(torch.uint8).permute(1, 2, 0)
         return drawn
 
 
-def _call(descriptor: Any, weight: float) -> Call:  # noqa: ANN401 - spandrel is optional
-    """(1, 3, H, W) in [0, 1] -> (1, 3, H * scale, W * scale), about in [0, 1].
+def _make_call(descriptor: Any, weight: float) -> Call:  # noqa: ANN401 - spandrel is optional
+    """Make a function (1, 3, H, W) in [0, 1] -> (1, 3, H * scale, W * scale), about in [0, 1].
 
-    A descriptor pads to the sizes that its net takes. For these two it hands on the range [0, 1],
-    where the nets were trained on [-1, 1] (`normalize` in
+    A descriptor pads to the sizes that its net takes. But it passes the range [0, 1] on to these
+    two, which were trained on [-1, 1] (`normalize` in
     https://github.com/TencentARC/GFPGAN/blob/v1.3.8/gfpgan/utils.py), so they are called directly.
     """
     net = descriptor.model
     if descriptor.architecture.id == "GFPGAN":
-        # Its noise is drawn afresh for each picture otherwise, and flickers; the file holds one.
+        # Fresh noise for each picture would flicker; the file holds a fixed one.
         return lambda x: net(x * 2 - 1, return_rgb=False, randomize_noise=False)[0] / 2 + 0.5
     if descriptor.architecture.id == "CodeFormer":
         return lambda x: net(x * 2 - 1, weight=weight)[0] / 2 + 0.5
     return lambda x: descriptor(x)
 
 
-def _described(state: dict[str, Tensor], path: Path, wanted: str | None) -> Any:  # noqa: ANN401
-    """Spandrel's descriptor of the net, on the CPU; of the architecture `wanted`, if any is."""
+def _load_descriptor(state: dict[str, Tensor], path: Path, wanted: str | None) -> Any:  # noqa: ANN401
+    """Load spandrel's descriptor of the net, on the CPU; of the architecture `wanted`, if given."""
     try:
         import spandrel
         from spandrel_extra_arches import EXTRA_REGISTRY
@@ -131,7 +131,7 @@ def _described(state: dict[str, Tensor], path: Path, wanted: str | None) -> Any:
     fitting = wanted or "a net for pictures of three channels that spandrel knows"
     try:
         found = spandrel.ModelLoader(registry=registry).load_from_state_dict(state)
-    except Exception as error:  # guessed by a few names, it fails on the others in many ways
+    except Exception as error:  # a net guessed by a few names fails on the rest in many ways
         reason = next((line.strip() for line in str(error).splitlines()[:2][-1:]), "unknown names")
         raise WeightsMismatch(
             f"{path} does not hold {fitting} ({reason[:200]}); give another file"

@@ -1,4 +1,4 @@
-"""A box that somebody drew around a face, followed by its picture: for what no detector finds."""
+"""Template tracking of a user's box around a face, for faces that no detector finds."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -16,46 +16,46 @@ __all__ = ["TemplateTracker"]
 
 Grey = NDArray[np.uint8]  # (h, w)
 
-PATCH_SIDE = 64  # px, longest side of the box's picture
-FRAME_SIDE = 640  # px, longest side of the frame in which it is sought
+PATCH_SIDE = 64  # px, longest side of the template
+FRAME_SIDE = 640  # px, longest side of the frame in which it is searched
 SCALES = (0.95, 1.0, 1.05)  # sizes tried, of the last
-SEARCH_RADIUS = 0.5  # of the box: how far from the last place it is sought
-HOLD_THRESHOLD = 0.6  # correlation above which the box still holds the same
-REDETECT_THRESHOLD = 0.8  # correlation with the first picture, sought in the whole frame
-MAX_COLOUR_LEVELS = 5.0  # of Lab's a and b; further off, it is something else
-COLOUR_SIDE, CELLS = 32, 4  # px of the box's picture, and cells of it, whose colours are compared
-DRIFT_THRESHOLD = 0.5  # correlation with the first picture, below which the kept one may not drift
-FLAT_LEVELS = 2.0  # standard deviation; a flatter picture is found everywhere, so nowhere
-LEARNING_RATE = 0.05  # share of the new picture in the kept one
-BEFORE_SECONDS = 10  # of the shot that are kept, to follow the box back from its time
+SEARCH_RADIUS = 0.5  # of the box, around its last place
+HOLD_THRESHOLD = 0.6  # correlation above which the box still has the same content
+REDETECT_THRESHOLD = 0.8  # correlation with the first template, in a search of the whole frame
+MAX_COLOUR_LEVELS = 5.0  # mean difference of colours; beyond, it is something else
+COLOUR_SIDE, CELLS = 32, 4  # px of the box's picture, and cells a side whose colours are compared
+DRIFT_THRESHOLD = 0.5  # correlation with the first template, below which the current one is kept
+FLAT_LEVELS = 2.0  # standard deviation; a flatter template would match everywhere
+LEARNING_RATE = 0.05  # share of the new picture in the template
+BEFORE_SECONDS = 10  # of the shot, kept to follow the box backwards from its time
 
 
 @dataclass
 class _TemplateState:
-    """What is sought, and where it was: in px of the shrunk frame."""
+    """The template, and where it was, in px of the shrunk frame."""
 
     first: Grey
     kept: NDArray[np.float32]
     box: Array | None  # left, top, width, height; None: lost
-    shades: FloatArray | None = None  # of what is in it
+    shades: FloatArray | None = None  # of the box's content
 
 
 @dataclass
 class TemplateTracker:
-    """Follows one box; frames come in order, and `boxes` says where it was in which of them.
+    """Follows one box through frames in order; `boxes` has its place in each frame.
 
-    Its picture is sought by normalised correlation about its last place, a little larger and
-    smaller, and follows slow changes; lost when nothing is alike, and at a cut, it is sought in
-    the whole frame. From its time the box is also followed back, for up to BEFORE_SECONDS.
+    Its template is searched by normalised correlation around its last place, at three sizes, and
+    adapts to slow changes. Where nothing correlates, and at a cut, the box is lost and searched in
+    the whole frame. From its time the box is also followed backwards, for up to BEFORE_SECONDS.
 
     Raises OptionError where the box lies beyond the frame.
     """
 
     box: tuple[float, ...]  # px of the frame: left, top, width, height
-    start: int  # the frame in which it was drawn
+    start: int  # frame of the box's time
     fps: float = 25
     boxes: dict[int, Array] = field(default_factory=dict)  # frame -> its edges, in square px
-    _colours: FloatArray | None = None  # of what was in it
+    _colours: FloatArray | None = None  # of its content at that time
     _state: _TemplateState | None = None
     _before: deque[tuple[int, Grey]] = field(init=False)
 
@@ -63,11 +63,12 @@ class TemplateTracker:
         self._before = deque(maxlen=round(BEFORE_SECONDS * self.fps))
 
     def process(self, index: int, frame: FrameLike, *, cut: Cut | None) -> None:
-        """The clip's next frame, and whether a new shot begins with it."""
+        """Process the next frame, with `cut` if a new shot begins."""
         for mixed in range(index - cut.dissolve, index) if cut else ():
             self.boxes.pop(mixed, None)
         view = FrameView(frame)
-        box, longest = self._squared(view), max(view.width, view.height)
+        box = np.array(self.box) * (view.aspect, 1, view.aspect, 1)  # square px
+        longest = max(view.width, view.height)
         small = view.small(min(FRAME_SIDE, round(longest * PATCH_SIDE / box[2:].max())))
         grey, scale = cv2.cvtColor(small.pixels, cv2.COLOR_RGB2GRAY), 1 / np.tile(small.step, 2)
         if index < self.start:
@@ -93,15 +94,8 @@ class TemplateTracker:
         if lost and state.box is not None:
             assert self._colours is not None
             if _difference(_colours(small.pixels, state.box), self._colours) > MAX_COLOUR_LEVELS:
-                self._lose(index)
-
-    def _lose(self, index: int) -> None:
-        assert self._state
-        self._state.box = None
-        self.boxes.pop(index, None)
-
-    def _squared(self, view: FrameView) -> Array:
-        return np.array(self.box) * (view.aspect, 1, view.aspect, 1)
+                state.box = None
+                self.boxes.pop(index, None)
 
     def _check(self, view: FrameView) -> None:
         width, height = round(view.width / view.aspect), view.height
@@ -120,14 +114,14 @@ class TemplateTracker:
         if self._state.box is not None:
             self._state.shades = _colours(grey, self._state.box)
             if shades is not None and _difference(self._state.shades, shades) > MAX_COLOUR_LEVELS:
-                self._state.box = None  # a cut that nobody saw
+                self._state.box = None  # a cut that was not detected
                 return
             corner, size = self._state.box[:2], self._state.box[2:]
             self.boxes[index] = np.concatenate([corner, corner + size]) / scale
 
 
 def _colours(pixels: Frame | Grey, box: Array) -> FloatArray:
-    """The colours of the box's content in Lab, or its shades, cell by cell."""
+    """Average the box's content cell by cell, in Lab or in grey."""
     left, top, wide, high = box
     affine = np.array([[COLOUR_SIDE / wide, 0, 0], [0, COLOUR_SIDE / high, 0]])
     affine[:, 2] = -affine[:, :2] @ (left, top)
@@ -168,9 +162,9 @@ def _step(state: _TemplateState, grey: Grey, first_box: Array) -> None:
 
 
 def _search(grey: Grey, picture: Grey, size: Array, area: Array) -> tuple[Array, float]:
-    """Where in an area a picture is, at about a size, and its correlation there.
+    """Search an area for a picture of about a size; return its box and the correlation.
 
-    Not the picture is made larger and smaller but the area, so that no size is a whole number.
+    The area is scaled instead of the picture, so that sizes needn't be whole numbers.
     """
     shape = np.array(picture.shape[::-1])
     found = []
@@ -191,7 +185,7 @@ def _search(grey: Grey, picture: Grey, size: Array, area: Array) -> tuple[Array,
 
 
 def _warp(grey: Grey, area: Array, shape: NDArray[np.int64], unit: Array | None = None) -> Grey:
-    """An area of the frame as a picture of a shape (width, height); edges are repeated beyond."""
+    """Warp an area of the frame to a shape (width, height); edges are repeated beyond."""
     unit = area[2:] / shape if unit is None else unit
     affine = np.column_stack([np.diag(1 / unit), -area[:2] / unit])
     view = cv2.warpAffine(grey, affine, shape.tolist(), borderMode=cv2.BORDER_REPLICATE)
@@ -199,7 +193,7 @@ def _warp(grey: Grey, area: Array, shape: NDArray[np.int64], unit: Array | None 
 
 
 def _peak_offset(values: NDArray[np.floating], at: int) -> float:
-    """How far beside the greatest value the parabola through it and its neighbours has its top."""
+    """Return the sub-sample offset of a maximum, by a parabola through it and its neighbours."""
     if not 0 < at < len(values) - 1:
         return 0.0
     before, here, after = map(float, values[at - 1 : at + 2])

@@ -1,4 +1,4 @@
-"""How alike two faces are: what tells people apart where their places don't."""
+"""Face embeddings, which tell people apart where their places don't."""
 
 from functools import cached_property
 from pathlib import Path
@@ -18,26 +18,26 @@ from latentsync.types import Face, FloatArray
 __all__ = ["CELLS", "FILE", "Embedder", "PatchEmbedding", "face_patch", "normalise"]
 
 COLUMNS, ROWS = 12, 15  # cells around the face
-KEPT_ROWS = 12  # of them: what is below the chin may be covered by a lower third
-CELLS = 3 * COLUMNS * KEPT_ROWS  # numbers of a patch: lightness, then a and b of each cell
-WIDER = 1.6  # times the template's box, so that hair is in it
-CELL_PX = 4  # px a cell's side at least, averaged
-MAX_OVERSAMPLE = 8  # a patch is cut at up to so many times that, then averaged
+KEPT_ROWS = 12  # without those below the chin, where a lower third may be
+CELLS = 3 * COLUMNS * KEPT_ROWS  # numbers in a patch: lightness, then a and b of each cell
+WIDTH_RATIO = 1.6  # of the patch to the template's box, to include hair
+CELL_PX = 4  # averaged for a cell's side, at least
+MAX_OVERSAMPLE = 8  # a patch is cut at up to this many times that, then averaged
 SKIN = (142, 145)  # a, b of common skin in OpenCV's Lab
-LIGHTNESS, COLOUR = 25.5, 8.0  # levels of L, and of a and b, that are 1 in the patch
+LIGHTNESS, COLOUR = 25.5, 8.0  # levels of L, and of a and b, per unit of the patch
 
 FILE = Path(__file__).resolve().parents[3] / "weights" / "demo" / "likeness.safetensors"
 
 
 @runtime_checkable
 class Embedder(Protocol):
-    """What turns a face into a vector of length 1; the cosine of two says how alike they are.
+    """Embeds a face as a vector of length 1; the cosine of two is their similarity.
 
-    A detector that has these members is asked; for the others there is `PatchEmbedding`.
+    A detector with these members is used; for the others there is `PatchEmbedding`.
     """
 
-    same: float  # a cosine from which on two are one person, wherever they are
-    other: float  # a cosine below which they are two, even at the same place
+    same: float  # cosine from which two are one person, wherever they are
+    other: float  # cosine below which they are two people, even at one place
 
     def embed(self, frame: FrameLike, face: Face) -> FloatArray: ...
 
@@ -45,9 +45,9 @@ class Embedder(Protocol):
 class PatchEmbedding:
     """Lightness and colour of 12 x 12 cells of the aligned face, with hair, projected.
 
-    The projection keeps what differs between people and drops what differs between two looks at one
-    person: light, pose, expression and what is behind them. It was fitted to drawn people by
-    scripts/train_likeness.py; benchmarks/likeness.py measures how well it tells people apart.
+    The projection keeps what differs between people and drops what varies for one person: light,
+    pose, expression and background. It was fitted to drawn people by scripts/train_likeness.py;
+    benchmarks/likeness.py measures how well it tells people apart.
 
     Raises, when it is first used:
         WeightsMissing: no such file.
@@ -63,13 +63,13 @@ class PatchEmbedding:
         return self.project(face_patch(frame, face.points))
 
     def project(self, patches: FloatArray) -> FloatArray:
-        """Patches (..., CELLS) as vectors of length 1."""
+        """Project patches (..., CELLS) to vectors of length 1."""
         mean, axes = self._projection
         return normalise((patches - mean) @ axes)
 
     @cached_property
     def _projection(self) -> tuple[FloatArray, FloatArray]:
-        """(CELLS,) of a mean patch, and (CELLS, n) axes."""
+        """Load the mean patch (CELLS,) and the axes (CELLS, n)."""
         remedy = "restore it, or make it anew with scripts/train_likeness.py"
         if not self._file.is_file():
             raise WeightsMissing(f"{self._file} is missing; it is part of the repository: {remedy}")
@@ -86,10 +86,10 @@ class PatchEmbedding:
 
 
 def face_patch(frame: FrameLike, points: FloatArray) -> FloatArray:
-    """(CELLS,) of the patch around a face with these points (3, 2)."""
+    """Return the patch (CELLS,) around a face with these points (3, 2)."""
     size = np.array([COLUMNS, ROWS]) * CELL_PX
     share = np.array(TEMPLATE) / (BOX_WIDTH, BOX_HEIGHT)
-    affine = similarity(points.astype(np.float64), ((share - 0.5) / WIDER + 0.5) * size)
+    affine = similarity(points.astype(np.float64), ((share - 0.5) / WIDTH_RATIO + 0.5) * size)
     shrink = 1 / np.sqrt(max(1e-6, abs(np.linalg.det(affine[:, :2]))))  # px of the frame for one
     factor = int(np.clip(np.ceil(shrink), 1, MAX_OVERSAMPLE))
     width, height = (int(side) for side in size * factor)
@@ -102,6 +102,6 @@ def face_patch(frame: FrameLike, points: FloatArray) -> FloatArray:
 
 
 def normalise(vectors: FloatArray | Array) -> FloatArray:
-    """Vectors (..., n) at length 1."""
+    """Scale vectors (..., n) to length 1."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(1e-6, length), np.float32)

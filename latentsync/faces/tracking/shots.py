@@ -1,4 +1,4 @@
-"""Where a film goes from one shot to the next, told from thumbnails while the frames stream by."""
+"""Detection of cuts and dissolves from thumbnails, while the frames stream by."""
 
 import math
 from collections import deque
@@ -16,35 +16,34 @@ __all__ = ["Cut", "detect_shots"]
 Thumbnail = NDArray[np.float32]  # (pixels,) grey levels
 
 WIDTH, HEIGHT = 32, 18  # px of a thumbnail, whatever the frame's shape
-THUMBNAIL_SIDE = 256  # px, at most, longest side of the picture that it is made of
-NEIGHBOUR_STEPS = 3  # on either side of a cut, to compare it with; a flash is no longer
+THUMBNAIL_SIDE = 256  # px, longest side of the picture that it is made from, at most
+NEIGHBOUR_STEPS = 3  # on either side of a cut, to compare it with; longer than a flash
 MIN_CHANGE_LEVELS = 8.0  # of grey, on average over the thumbnail
 MIN_CHANGE_RATIO = 1.5  # times the steps around it
-# Where 25 of 30 frames a second are kept, every fifth step is twice as large as the others, and of
+# Where 25 of 30 frames a second are kept, every fifth step is twice as large as the others, and for
 # a moving head that fills the picture larger than `MIN_CHANGE_LEVELS`.
-SAME_SCENE_THRESHOLD = 0.9  # correlation of two pictures above which they may be such
-MIN_SCENE_CHANGE_RATIO = 2.5  # times the steps around it that a cut between such pictures must be
+SAME_SCENE_THRESHOLD = 0.9  # correlation of two pictures above which that may be the cause
+MIN_SCENE_CHANGE_RATIO = 2.5  # in place of MIN_CHANGE_RATIO for a cut between such pictures
 
-# A dissolve shows mixtures of two pictures that are not alike. A pan of a smooth picture looks like
-# one for a while: of a sine, by as much as leaves a correlation of 0.5, what lies half way is 0.13
-# off. So at these two bounds none is taken for a dissolve.
-MAX_MIXTURE_ERROR = 0.13  # of the way between the two pictures: how far a mixture may be off
+# A dissolve mixes two pictures that are not alike. A pan of a smooth picture looks like one for a
+# while: a sine that has moved as far as leaves a correlation of 0.5 differs half way by 0.13 from a
+# mixture. These two bounds exclude it.
+MAX_MIXTURE_ERROR = 0.13  # of the difference of the two pictures
 SAME_SHOT_THRESHOLD = 0.5  # correlation above which two pictures are one shot, perhaps relit
-DISSOLVE_FRAMES = (12, 25, 50)  # frames looked back; a longer dissolve is seen by its last part
-MIN_DISSOLVE_FRAMES = 3  # frames that are mixtures, at least
-DISSOLVE_END_SHARE = 0.97  # of the way: as near its end is a dissolve over
-BLANK_LEVELS = 4.0  # grey levels, standard deviation: a thumbnail with less shows nothing
+DISSOLVE_FRAMES = (12, 25, 50)  # lengths compared; of a longer dissolve the last part is found
+MIN_DISSOLVE_FRAMES = 3
+DISSOLVE_END_SHARE = 0.97  # share of the second picture at which a dissolve is over
+BLANK_LEVELS = 4.0  # grey levels, standard deviation: a thumbnail with less is blank
 
-
-# A graphic (a lower third, a side bar, an inset) changes rectangles of the picture and leaves the
-# rest as it is. Who takes the place of somebody else in the same room changes no rectangle: beside
-# the head and above the shoulders the room stays.
-CHANGED_LEVELS = 8.0  # levels of a channel: how much a cell changes where something else is shown
+# A graphic (a lower third, a side bar, an inset) changes rectangles of the picture and nothing
+# else. A cut to another person in the same room changes none, because the room stays visible beside
+# the head and above the shoulders.
+CHANGED_LEVELS = 8.0  # of a channel: change of a cell that shows something else
 MAX_GRAPHICS = 3  # rectangles at most
-MIN_GRAPHIC_CELLS = 10  # cells of a thumbnail, of 576; smaller ones are not looked for
+MIN_GRAPHIC_CELLS = 10  # cells of a thumbnail, of 576
 MAX_GRAPHICS_SHARE = 0.6  # of the picture, all together
-MIN_SHARP_SHARE = 0.7  # share of the cells beside a rectangle's edge that stay as they are
-MIN_STILL_SHARE = 0.65  # share of the cells beside the rectangles that stay as they are
+MIN_SHARP_SHARE = 0.7  # of the cells beside a rectangle's edge that don't change
+MIN_STILL_SHARE = 0.65  # of the cells beside the rectangles that don't change
 KEPT_THRESHOLD = 0.8  # correlation of the two pictures there
 
 
@@ -52,30 +51,27 @@ KEPT_THRESHOLD = 0.8  # correlation of the two pictures there
 class Cut:
     """The first frame of a new shot."""
 
-    dissolve: int = 0  # frames before it in which both shots are seen
+    dissolve: int = 0  # frames before it that mix both shots
 
 
 def detect_shots(frames: Iterable[FrameLike]) -> Iterator[tuple[FrameLike, Cut | None]]:
-    """Every frame, and a `Cut` where it is the first of a new shot; three frames late.
+    """Iterate over the frames, each with a `Cut` if it begins a new shot; three frames late.
 
-    A cut is a step from one frame to the next that is large, and larger by far than the three
-    steps before and the three after. So neither a flash is one, which goes as it came, nor a fast
-    pan, which takes many large steps, nor a move of which frames are left out, nor a graphic that
-    covers part of the picture. After a dissolve, or a fade through black, the new shot begins where
-    the old one is gone.
+    A cut is a step from one frame to the next that is large, and far larger than the three steps
+    before and after. So these aren't cuts: a flash, a fast pan, a motion with dropped frames, a
+    graphic that covers part of the picture. After a dissolve, or a fade through black, the new shot
+    begins where the old one is gone.
     """
     before: deque[float] = deque(maxlen=NEIGHBOUR_STEPS)  # steps
-    waiting: deque[tuple[FrameLike, float, float, Thumbnail]] = (
-        deque()
-    )  # the step to it, CLEARLY there
+    waiting = deque[tuple[FrameLike, float, float, Thumbnail]]()  # with the step, its least ratio
     shot = _Shot()
     last: Thumbnail | None = None
 
     def first() -> tuple[FrameLike, Cut | None]:
-        frame, step, clearly, now = waiting.popleft()
+        frame, step, ratio, now = waiting.popleft()
         around = max([*before, *(later for _, later, *_ in waiting)], default=0.0)
         before.append(step)
-        cut = Cut() if step >= max(MIN_CHANGE_LEVELS, clearly * around) else None
+        cut = Cut() if step >= max(MIN_CHANGE_LEVELS, ratio * around) else None
         if cut is None and len(waiting) == NEIGHBOUR_STEPS:
             mixed = shot.dissolve_frames([now, *(later for *_, later in waiting)])
             cut = Cut(mixed) if mixed else None
@@ -103,37 +99,30 @@ class _Shot:
 
     def __init__(self) -> None:
         self._seen: deque[Thumbnail] = deque(maxlen=max(DISSOLVE_FRAMES))
-        self._left: Thumbnail | None = None  # what was seen before a blank picture
+        self._left: Thumbnail | None = None  # the last one before a blank picture
 
     def begin(self) -> None:
         self._seen.clear()
         self._left = None
 
     def add(self, now: Thumbnail) -> None:
-        if now.std() < BLANK_LEVELS:  # from here on mixtures are with the next picture
+        if now.std() < BLANK_LEVELS:  # a fade: mixtures from here on are with the next picture
             if self._seen and self._seen[-1].std() >= BLANK_LEVELS:
                 self._left = self._seen[-1]
             self._seen.clear()
         self._seen.append(now)
 
     def dissolve_frames(self, following: Sequence[Thumbnail]) -> int:
-        """How many frames of this shot are mixtures with another one that it has just become.
-
-        0: it has become none, or doesn't stay that.
-        """
-        seen = list(self._seen)
-        spans = {min(length, len(seen)) for length in DISSOLVE_FRAMES}
-        return max(
-            (
-                self._count_mixtures(np.stack([*seen[-span:], *following]), len(following))
-                for span in spans
-                if span > MIN_DISSOLVE_FRAMES
-            ),
-            default=0,
-        )
+        """Count the last frames that are a dissolve to the following ones; 0: no dissolve."""
+        seen, most = list(self._seen), 0
+        for span in {min(length, len(seen)) for length in DISSOLVE_FRAMES}:
+            if span > MIN_DISSOLVE_FRAMES:
+                pictures = np.stack([*seen[-span:], *following])
+                most = max(most, self._count_mixtures(pictures, len(following)))
+        return most
 
     def _count_mixtures(self, pictures: NDArray[np.float32], over: int) -> int:
-        """How many mix the first and the last, if all are mixtures and the last `over` but it."""
+        """Count mixtures of the first and last picture, if the last `over` equal the last."""
         before = self._left if pictures[0].std() < BLANK_LEVELS else pictures[0]
         way = pictures[-1] - pictures[0]
         if (
@@ -155,13 +144,13 @@ class _Shot:
 
 
 def _graphic(before: Thumbnail, now: Thumbnail) -> bool:
-    """Whether rectangles changed, and little else."""
+    """Whether a graphic appeared or went: rectangles changed, and little else."""
     step = np.abs(now - before)
     if step.mean() < MIN_CHANGE_LEVELS:
         return False
     changed = step.reshape(HEIGHT, WIDTH, 3).max(axis=2) >= CHANGED_LEVELS
     cells = changed.astype(np.uint8)
-    # A graphic may have holes, where it is as the picture was, and its edges may lie within cells.
+    # A graphic may have holes, where it resembles the picture, and edges within cells.
     closed = cv2.morphologyEx(cells, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     for clean in (cv2.medianBlur(cells, 3), closed):
         covered, beside = _rectangles(clean.astype(bool))
@@ -175,7 +164,7 @@ def _graphic(before: Thumbnail, now: Thumbnail) -> bool:
 
 
 def _rectangles(cells: NDArray[np.bool_]) -> tuple[int, NDArray[np.bool_]]:
-    """How many cells lie in sharp rectangles of cells, and which are neither in nor beside one."""
+    """Count the cells in sharp rectangles, and mark those that are neither in nor beside one."""
     left, beside, covered = cells.copy(), np.ones(cells.shape, bool), 0
     for _ in range(MAX_GRAPHICS):
         (top, bottom), (first, last) = rows, columns = _rectangle(left)
@@ -189,7 +178,7 @@ def _rectangles(cells: NDArray[np.bool_]) -> tuple[int, NDArray[np.bool_]]:
 
 
 def _rectangle(cells: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows [a, b) and columns [a, b) of the largest rectangle of cells that are all True."""
+    """Find rows [a, b) and columns [a, b) of the largest rectangle of True cells."""
     best, where = 0, ((0, 0), (0, 0))
     for top in range(len(cells)):
         full = np.ones(cells.shape[1], bool)
@@ -207,7 +196,7 @@ def _rectangle(cells: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, in
 
 
 def _sharp(changed: NDArray[np.bool_], rows: tuple[int, int], columns: tuple[int, int]) -> bool:
-    """Whether the rectangle ends where the change ends; a cell at its edge may be half in it."""
+    """Whether the change ends at the rectangle's edge; a cell there may be half inside."""
     (top, bottom), (left, right) = rows, columns
     height, width = changed.shape
     beside = [changed[line, left:right] for line in (top - 2, bottom + 1) if 0 <= line < height] + [
@@ -217,14 +206,14 @@ def _sharp(changed: NDArray[np.bool_], rows: tuple[int, int], columns: tuple[int
 
 
 def _correlation(one: Thumbnail, other: Thumbnail) -> float:
-    """From -1 to 1; 1 where one of them is blank, for who can tell."""
+    """Correlate two thumbnails, -1 to 1; 1 if one of them is blank."""
     if min(one.std(), other.std()) < BLANK_LEVELS:
         return 1.0
     return float(np.corrcoef(one, other)[0, 1])
 
 
 def _thumbnail(frame: FrameLike) -> Thumbnail:
-    """Few pixels of the frame, averaged."""
+    """Average a frame to WIDTH x HEIGHT px."""
     view = FrameView(frame)
     longest = max(view.width, view.height)
     step = math.ceil(longest / THUMBNAIL_SIDE)  # a whole number, which is fast
