@@ -20,7 +20,7 @@ READ_FORMATS = (
     "avif; wav, aiff, caf, au, mp3, aac, ac3, dts, flac, amr, wv, tta"
 )
 
-# First bytes of files that people give by mistake, or that other programs open.
+# First bytes of files that people give by mistake, or that other programs read.
 _UNREAD_SIGNATURES = {
     b"#EXTM3U": "a playlist (M3U8)",
     b"%PDF-": "a PDF",
@@ -44,7 +44,7 @@ _UNREAD_SIGNATURES = {
     b"DKIF": "IVF",
     b"\0\0\0\x01": "a bare H.264 or HEVC stream without times",
 }
-# By the name of FFmpeg's reader and, of those that read several, by what the file says of itself.
+# By the name of FFmpeg's demuxer, and for demuxers of several formats by the file's brand.
 _NAMES = {
     "mov": "mp4",
     "matroska": "mkv",
@@ -64,7 +64,7 @@ def is_image(container: InputContainer) -> bool:
 
 
 def name_of(container: InputContainer, head: bytes) -> str:
-    """The format's usual name, "mp4" for example; `head` is the file's first bytes."""
+    """Return the format's usual name, such as "mp4"; `head` is the file's first bytes."""
     kind = container.format.name.split(",")[0]
     if kind == "mov":
         brand = container.metadata.get("major_brand", "qt").strip()  # old QuickTime has none
@@ -75,6 +75,6 @@ def name_of(container: InputContainer, head: bytes) -> str:
 
 
 def unread_format(head: bytes) -> str | None:
-    """What a file is that isn't read, by its first bytes; None: unknown."""
+    """Name a format that isn't read, by a file's first bytes; None: unknown."""
     named = (name for start, name in _UNREAD_SIGNATURES.items() if head.startswith(start))
     return next(named, None)

@@ -60,12 +60,10 @@ class SeekMap:
             self._times.append(time)
             self._offsets.append(offset)
 
-    def covers(self, place: int) -> bool:
-        """Whether the packet at a byte has been read."""
-        return place <= self._read_to
-
-    def offset_at(self, place: int) -> int:
-        """Return the offset, in µs, of the packet at a byte that has been read."""
+    def offset_at(self, place: int) -> int | None:
+        """Return the offset, in µs, of the packet at a byte; None if it hasn't been read."""
+        if place > self._read_to:
+            return None
         return self._offsets[max(0, bisect_right(self._places, place) - 1)]
 
     def offset_before(self, time: int) -> int:
@@ -154,7 +152,9 @@ class Continuity:
         """Whether a packet has the same time stamps as when the file is read in order."""
         if not self.closes:
             return True
-        return self._map is not None and packet.pos is not None and self._map.covers(packet.pos)
+        if self._map is None or packet.pos is None:
+            return False
+        return self._map.offset_at(packet.pos) is not None
 
     def as_stored(self, ticks: int) -> int:
         """Convert a time of the wanted stream, in ticks, back to the file's own."""
@@ -167,7 +167,12 @@ class Continuity:
         _drop(packet, lambda ticks: abs(clock.us(ticks)) > _MAX_TIME_US)
         if self.closes:
             if packet.stream.index == self._wanted:
-                self._look_up(packet.pos)
+                # Of several packets in one unit of the file only the first has a place.
+                self._place = self._place + 1 if packet.pos is None else packet.pos
+                if self._by_map and self._map is not None:
+                    known = self._map.offset_at(self._place)
+                    self._by_map = known is not None
+                    self._offset = self._offset if known is None else known
             _move(packet, clock.ticks(self._offset))
             if packet.dts is not None:
                 if not self._by_map:
@@ -178,15 +183,6 @@ class Continuity:
         elif (due := clock.due) is not None:
             _drop(packet, lambda ticks: abs(clock.us(ticks) - due) > _MAX_ERROR_US)
         clock.advance(packet)
-
-    def _look_up(self, place: int | None) -> None:
-        """Take the offset of the wanted stream's packet from the map, as far as that goes."""
-        # Of several packets in one unit of the file only the first has a place.
-        self._place = self._place + 1 if place is None else place
-        if self._by_map and self._map is not None:
-            self._by_map = self._map.covers(self._place)
-            if self._by_map:
-                self._offset = self._map.offset_at(self._place)
 
     def _close_jump(self, packet: Packet[Stream], clock: _StreamClock) -> None:
         """Change the offset at a jump; a stream's first packet is compared with the others."""

@@ -70,19 +70,19 @@ ONLY_TRACK = AudioTrack(1, 1)
 
 
 def quicktime_code(code: str) -> str:
-    """An ISO 639-2/T code as FFmpeg's QuickTime writer knows it: the 639-2/B one."""
+    """Convert an ISO 639-2/T code to 639-2/B, which FFmpeg's QuickTime writer takes."""
     return _B_OF_T.get(code, code)
 
 
 def language_code(text: str) -> str:
-    """The ISO 639-2/T code of "de", "ger", "deu" or "de-AT"; "" where `text` names no language."""
+    """Return the ISO 639-2/T code of "de", "ger", "deu" or "de-AT"; "" for no language."""
     code = text.strip().lower().replace("_", "-").partition("-")[0]
     code = _CODES.get(code, code)
     return "" if code in _NO_LANGUAGE_CODES else code
 
 
 def sound_streams(container: InputContainer) -> list[AudioStream]:
-    """A file's sound tracks, in order; those that nothing decodes are left out."""
+    """Return a file's sound tracks, in order, without those that no decoder reads."""
     return [stream for stream in container.streams.audio if stream.codec_context is not None]
 
 

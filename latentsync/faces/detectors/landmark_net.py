@@ -33,7 +33,7 @@ class Regressor(nn.Module):
         self.register_buffer("std", torch.ones(outputs))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """(n, 3, 64, 64) RGB in [-1, 1] -> (n, outputs)."""
+        """Map (n, 3, 64, 64) RGB in [-1, 1] to (n, outputs)."""
         raw: Tensor = self.head(self.trunk(pictures)[-1].flatten(1))
         return raw * self.std + self.mean
 
@@ -54,7 +54,7 @@ class PointNet(nn.Module):
         self.register_buffer("centres", centres, persistent=False)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 3, 64, 64) RGB in [-1, 1] -> points (n, points, 2) and a face's logit (n,).
+        """Map (n, 3, 64, 64) RGB in [-1, 1] to points (n, points, 2) and a face's logit (n,).
 
         Points are x, y; -1 and 1 are the picture's edges, and none lies beyond them.
         """
