@@ -26,7 +26,7 @@ FACE = Path(__file__).parents[1] / "examples" / "face.mp4"
 def encode(name: str, how: str) -> None:
     """One clip, in this process; prints the process's peak in MiB, the bytes, and the PSNR."""
     if how == "preset":
-        encoders._X264_FEWEST = 60
+        encoders._X264_MIN_LOOKAHEAD_FRAMES = 60
     size, rng = SIZES[name], np.random.default_rng(0)
     noise = rng.integers(-6, 7, (size[1] + 64, size[0] + 64, 1), np.int16)
     faces = [frame.rgb() for frame in VideoReader(FACE).frames(range(FRAMES))]

@@ -187,11 +187,11 @@ class Engine:
     def __init__(self):
         self.pools = []
 
-    def generator(self, options, times, reporter):
+    def generator(self, options, times, context):
         networks = cycle([Network(tiny_nets(), options, times) for _ in range(2)])
         pool = LocalPool(2, lambda work: next(networks).generate(work), ends=[0])
         self.pools.append(pool)
-        return GroupScheduler(pool, options.batch or 1, reporter)
+        return GroupScheduler(pool, options.batch or 1, context)
 
 
 @contextmanager

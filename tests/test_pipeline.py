@@ -247,9 +247,9 @@ def test_what_is_done_to_the_voice_is_timed_as_speech(lipsync, clip, voice, out,
     timed, encode, chunks = RunContext.timed, SpeechStates._encode, AudioReader.chunks
 
     @contextmanager
-    def named(reporter, stage):
+    def named(context, stage):
         now.stages = [*getattr(now, "stages", []), stage]
-        with timed(reporter, stage):
+        with timed(context, stage):
             yield
         now.stages.pop()
 

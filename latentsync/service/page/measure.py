@@ -84,13 +84,13 @@ def measure(
         raise InputError(f"only outputs of up to {MAX_SECONDS:.0f} s are measured here")
     if options.face != Options.face:
         raise InputError(f"only the {Options.face} face is measured")
-    reporter = RunContext(cancelled=cancelled)
-    clip = EvaluatedClip.open(Pair(result.path.name, result.path, None), lipsync.detector, reporter)
+    context = RunContext(cancelled=cancelled)
+    clip = EvaluatedClip.open(Pair(result.path.name, result.path, None), lipsync.detector, context)
     metrics = _metrics(lipsync)
     for metric in metrics:
         metric.begin(clip)
     for frames in clip.frame_pairs():
-        reporter.check()
+        context.check()
         for metric in metrics:
             metric.update(frames)
     figures: dict[str, float] = {}

@@ -53,8 +53,8 @@ def test_an_answer_and_an_error_come_back():
 
 def test_check_says_where_it_was_cancelled():
     answers = iter([False, False, True])
-    reporter = RunContext(cancelled=lambda: next(answers))
-    reporter.step("detect", 3, 9)
-    reporter.check()
+    context = RunContext(cancelled=lambda: next(answers))
+    context.step("detect", 3, 9)
+    context.check()
     with pytest.raises(Cancelled, match="frame 3 of stage 'detect'"):
-        reporter.check()
+        context.check()
