@@ -29,6 +29,7 @@ __all__ = [
 PIXEL_FORMAT = "yuv420p"
 Plane = NDArray[np.uint8]
 """(H, W) or, for chroma, (ceil(H / 2), ceil(W / 2)) uint8."""
+Planes = tuple[Plane, Plane, Plane]
 
 # Without these flags swscale changes 92 % of the luma samples by a level on the way and back.
 _SWSCALE_FLAGS = (
@@ -137,9 +138,7 @@ class VideoFrame:
 
     __slots__ = ("_planes", "_raw", "colour", "height", "width")
 
-    def __init__(
-        self, planes: tuple[Plane, Plane, Plane], colour: Colour, raw: RawFrame | None = None
-    ) -> None:
+    def __init__(self, planes: Planes, colour: Colour, raw: RawFrame | None = None) -> None:
         """Take over (H, W), (ceil(H / 2), ceil(W / 2)) twice; uint8 arrays, made read-only.
 
         Args:
@@ -173,7 +172,7 @@ class VideoFrame:
         """Width / height of one pixel."""
         return self.colour.pixel_aspect
 
-    def planes(self) -> tuple[Plane, Plane, Plane]:
+    def planes(self) -> Planes:
         """Return the luma and the two chroma planes, read-only."""
         return self._planes
 
@@ -208,10 +207,12 @@ class VideoFrame:
         longest = max(self.width, self.height)
         if longest <= max_side:
             return self.rgb()
-        width, height = (max(1, round(s * max_side / longest)) for s in (self.width, self.height))
-        sizes = (width, height), *2 * [((width + 1) // 2, (height + 1) // 2)]
+        width = max(1, round(self.width * max_side / longest))
+        height = max(1, round(self.height * max_side / longest))
+        half = (width + 1) // 2, (height + 1) // 2
+        luma, first, second = self._planes
         # The planes first, then the colours: swscale takes three times as long for both at once.
-        small = tuple(_shrink(p, size) for p, size in zip(self._planes, sizes, strict=True))
+        small = _shrink(luma, (width, height)), _shrink(first, half), _shrink(second, half)
         return np.ascontiguousarray(self._to_rgb(to_raw(small))[:height, :width])
 
     def _to_rgb(self, raw: RawFrame) -> Frame:
@@ -225,8 +226,9 @@ class VideoFrame:
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        green, blue, red = (_plane(planar, i, raw.height, raw.width) for i in range(3))
-        return np.asarray(cv2.merge([red, green, blue]), np.uint8)
+        size = raw.height, raw.width  # in planes of green, blue, red
+        planes = [_plane(planar, 2, *size), _plane(planar, 0, *size), _plane(planar, 1, *size)]
+        return np.asarray(cv2.merge(planes), np.uint8)
 
     def pasted(self, box: Box, rgb: Frame, weight: Plane | None = None) -> "VideoFrame":
         """Return a copy with `rgb`, (h, w, 3) uint8, blended into `box`.
@@ -275,7 +277,7 @@ def even_box(rect: tuple[float, float, float, float], *, width: int, height: int
 
     It ends at the picture's edge, which may be odd. None when `rect` lies outside the picture.
     """
-    left, top = (max(0, math.floor(edge / 2) * 2) for edge in rect[:2])
+    left, top = max(0, math.floor(rect[0] / 2) * 2), max(0, math.floor(rect[1] / 2) * 2)
     right = min(width, math.ceil(rect[2] / 2) * 2)
     bottom = min(height, math.ceil(rect[3] / 2) * 2)
     if left >= right or top >= bottom:
@@ -306,8 +308,10 @@ def from_raw(
         planes = _to_yuv(pixels, colour, size[1])
     else:
         planes = planes_of(scale(raw, (width, height), colour, size[1], own))
-    luma, first, second = (_turn(plane, orientation) for plane in planes)
-    return VideoFrame((luma, first, second), colour)
+    if orientation != Orientation():
+        luma, first, second = planes
+        planes = _turn(luma, orientation), _turn(first, orientation), _turn(second, orientation)
+    return VideoFrame(planes, colour)
 
 
 def has_alpha(pixel_format: str) -> bool:
@@ -353,8 +357,6 @@ def _shrink(plane: Plane, size: tuple[int, int]) -> Plane:
 
 def _turn(plane: Plane, orientation: Orientation) -> Plane:
     """Turn a plane upright."""
-    if orientation == Orientation():
-        return plane
     plane = plane.T if orientation.swap else plane
     plane = plane[:, ::-1] if orientation.mirror_x else plane
     return np.ascontiguousarray(plane[::-1] if orientation.mirror_y else plane)
@@ -370,13 +372,13 @@ def _is_grey(raw: RawFrame) -> bool:
     return raw.format.name.startswith(("gray", "ya"))
 
 
-def planes_of(raw: RawFrame) -> tuple[Plane, Plane, Plane]:
+def planes_of(raw: RawFrame) -> Planes:
     """Return views of a 4:2:0 picture's three planes, without the padding."""
     half = ((raw.height + 1) // 2, (raw.width + 1) // 2)
     return (_plane(raw, 0, raw.height, raw.width), _plane(raw, 1, *half), _plane(raw, 2, *half))
 
 
-def to_raw(planes: tuple[Plane, ...]) -> RawFrame:
+def to_raw(planes: Planes) -> RawFrame:
     """Copy planes to a new PyAV picture, its size made even by repeating an edge.
 
     At an odd size swscale would stretch the chroma, and H.264 has no odd sizes.
@@ -391,7 +393,7 @@ def to_raw(planes: tuple[Plane, ...]) -> RawFrame:
     return raw
 
 
-def _to_yuv(rgb: Frame, colour: Colour, height: int) -> tuple[Plane, Plane, Plane]:
+def _to_yuv(rgb: Frame, colour: Colour, height: int) -> Planes:
     """Convert (h, w, 3) RGB, part of a picture `height` px high, to planes."""
     rows, columns = rgb.shape[:2]
     even = cv2.copyMakeBorder(rgb, 0, rows % 2, 0, columns % 2, cv2.BORDER_REPLICATE)
@@ -416,10 +418,13 @@ def _plane(raw: RawFrame, index: int, rows: int, row_bytes: int) -> Plane:
     return samples.reshape(-1, plane.line_size)[:rows, :row_bytes]
 
 
-def _crop(planes: tuple[Plane, ...], box: Box) -> tuple[Plane, ...]:
+def _crop(planes: Planes, box: Box) -> Planes:
     """Return views of a region of each plane; chroma rounds outwards at an odd edge."""
-    halved = slice(box.top // 2, (box.bottom + 1) // 2), slice(box.left // 2, (box.right + 1) // 2)
-    return planes[0][box.top : box.bottom, box.left : box.right], *(p[halved] for p in planes[1:])
+    rows = slice(box.top // 2, (box.bottom + 1) // 2)
+    columns = slice(box.left // 2, (box.right + 1) // 2)
+    luma, first, second = planes
+    luma = luma[box.top : box.bottom, box.left : box.right]
+    return luma, first[rows, columns], second[rows, columns]
 
 
 def _halve(weight: Plane) -> Plane:

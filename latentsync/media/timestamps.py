@@ -11,7 +11,7 @@ that a frame has the same time after seeking.
 from __future__ import annotations  # PyAV's Packet is generic for type checkers only
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import cast
 
@@ -164,7 +164,7 @@ class Continuity:
     def _correct(self, packet: Packet[Stream]) -> None:
         """Drop impossible time stamps, and close jumps."""
         clock = self._clocks[packet.stream.index]
-        _drop(packet, lambda ticks: abs(clock.us(ticks)) > _MAX_TIME_US)
+        _drop(packet, clock, 0, _MAX_TIME_US)
         if self.closes:
             if packet.stream.index == self._wanted:
                 # Of several packets in one unit of the file only the first has a place.
@@ -180,8 +180,8 @@ class Continuity:
                 self._last = clock.us(packet.dts)
                 if packet.stream.index == self._wanted and self._map and not self._by_map:
                     self._map.learn(self._place, packet.dts, self._offset)
-        elif (due := clock.due) is not None:
-            _drop(packet, lambda ticks: abs(clock.us(ticks) - due) > _MAX_ERROR_US)
+        elif clock.due is not None:
+            _drop(packet, clock, clock.due, _MAX_ERROR_US)
         clock.advance(packet)
 
     def _close_jump(self, packet: Packet[Stream], clock: _StreamClock) -> None:
@@ -204,10 +204,11 @@ def _move(packet: Packet[Stream], ticks: int) -> None:
         packet.dts = None if packet.dts is None else packet.dts + ticks
 
 
-def _drop(packet: Packet[Stream], wrong: Callable[[int], bool]) -> None:
-    if packet.pts is not None and wrong(packet.pts):
+def _drop(packet: Packet[Stream], clock: _StreamClock, due: int, limit: int) -> None:
+    """Drop time stamps that are further than `limit` from `due`, in µs."""
+    if packet.pts is not None and abs(clock.us(packet.pts) - due) > limit:
         packet.pts = None
-    if packet.dts is not None and wrong(packet.dts):
+    if packet.dts is not None and abs(clock.us(packet.dts) - due) > limit:
         packet.dts = None
 
 

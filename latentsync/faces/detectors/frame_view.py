@@ -134,7 +134,7 @@ class FrameView:
             width: px of what will be made of the area's width.
         """
         left, top, right, bottom = area
-        corners = np.array([[x, y] for x in (left, right) for y in (top, bottom)])
+        corners = np.array([[left, top], [left, bottom], [right, top], [right, bottom]])
         there = (corners - affine[:, 2]) @ np.linalg.pinv(affine[:, :2]).T
         scale = max(1e-6, np.sqrt(abs(np.linalg.det(affine[:, :2]))))
         shrink = (right - left) / width / scale

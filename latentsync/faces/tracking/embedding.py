@@ -92,7 +92,7 @@ def face_patch(frame: FrameLike, points: FloatArray) -> FloatArray:
     affine = similarity(points.astype(np.float64), ((share - 0.5) / WIDTH_RATIO + 0.5) * size)
     shrink = 1 / np.sqrt(max(1e-6, abs(np.linalg.det(affine[:, :2]))))  # px of the frame for one
     factor = int(np.clip(np.ceil(shrink), 1, MAX_OVERSAMPLE))
-    width, height = (int(side) for side in size * factor)
+    width, height = (size * factor).tolist()
     pixels, affine = FrameView(frame).under(affine * factor, (0, 0, width, height), width)
     large = cv2.warpAffine(pixels, affine, (width, height), borderMode=cv2.BORDER_REPLICATE)
     small = cv2.resize(large, (COLUMNS, ROWS), interpolation=cv2.INTER_AREA)[:KEPT_ROWS]

@@ -142,8 +142,8 @@ class Tracklet:
         """
         if len(self._unlike) < MIN_UNLIKE_EMBEDDINGS or self.certain_until == np.inf:
             return None
-        (start, look), *later = self._unlike
-        new = Tracklet(self.shot, start, look)
+        (start, embedding), *later = self._unlike
+        new = Tracklet(self.shot, start, embedding)
         at = int(np.searchsorted(self.frames, start))
         new._frames, new._rows = self._frames[at:], self._rows[at * ROW_NUMBERS :]
         new._embeddings += later
@@ -156,8 +156,8 @@ class Tracklet:
     @property
     def certain_until(self) -> float:
         """Frame from which it may be another person; infinite: it is one person throughout."""
-        features = np.array([look for _, look in self._unlike])
-        if len(features) < 2 or (features @ features.T).min() < ALIKE_THRESHOLD:
+        unlike = np.array([embedding for _, embedding in self._unlike])
+        if len(unlike) < 2 or (unlike @ unlike.T).min() < ALIKE_THRESHOLD:
             return np.inf
         return self._unlike[0][0] - CHANGING_FRAMES
 
@@ -183,7 +183,7 @@ class Tracklet:
         return True
 
     def _average(self) -> None:
-        self.embedding = normalise(np.mean([look for _, look in self._embeddings], axis=0))
+        self.embedding = normalise(np.mean([one for _, one in self._embeddings], axis=0))
 
 
 class TrackAssociator:
@@ -356,10 +356,7 @@ class _FaceFeatures:
         """
         assert person.last_detection
         face, before = person.last_detection
-        return any(
-            float(before @ now) >= SAME_PATCH_THRESHOLD or _is_same_middle(before, now)
-            for now in (self.patch(j), _patch(self._frame, face))
-        )
+        return _is_same(before, self.patch(j)) or _is_same(before, _patch(self._frame, face))
 
     def is_covered(self, person: Tracklet, j: int) -> bool:
         """Whether a graphic has appeared over a face, or gone from it, since the frame before."""
@@ -373,10 +370,14 @@ def _patch(frame: FrameLike, face: Face) -> FloatArray:
     return normalise(np.concatenate([lightness - lightness.mean(), *colours]))
 
 
+def _is_same(before: FloatArray, now: FloatArray) -> bool:
+    return float(before @ now) >= SAME_PATCH_THRESHOLD or _is_same_middle(before, now)
+
+
 def _is_same_middle(before: FloatArray, now: FloatArray) -> bool:
-    first, second = (
-        normalise(one.reshape(3, KEPT_ROWS, COLUMNS)[MIDDLE].ravel()) for one in (before, now)
-    )
+    shape = (3, KEPT_ROWS, COLUMNS)
+    first = normalise(before.reshape(shape)[MIDDLE].ravel())
+    second = normalise(now.reshape(shape)[MIDDLE].ravel())
     return float(first @ second) >= SAME_MIDDLE_THRESHOLD
 
 
