@@ -209,7 +209,7 @@ class _Decoded:
 
 
 class AudioReader:
-    """The sound of a file (wav, mp3, aac, m4a, flac, ogg, or a video's), whatever its name says.
+    """The sound of a file (wav, mp3, aac, m4a, flac, ogg, or a video's), whatever its name.
 
     It is decoded once, when samples are first asked for, into a temporary file without a name
     (32 kB a second), which is gone with the reader or the process. Time 0 is that of `Sound.of`.

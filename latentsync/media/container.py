@@ -137,7 +137,7 @@ def open_media(path: Path | str, limits: Limits = DEFAULT_LIMITS) -> InputContai
     if stream is not None:
         limits.check_pixels(name, stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.options = bound
-        # Else libavcodec crops less off the left than the stream says, to keep rows aligned.
+        # Without it libavcodec crops too little off the left, to keep rows aligned.
         stream.codec_context.flags |= CodecFlags.unaligned
     # PyAV lets FFmpeg guess missing pts, wrongly for H.264 with B-frames in AVI.
     container.flags &= ~_GENPTS

@@ -95,7 +95,7 @@ class Colour:
     matrix: int = _UNSPECIFIED
     primaries: int = _UNSPECIFIED
     transfer: int = _UNSPECIFIED
-    range: int = 0  # 0 not said (read as limited), 1 limited 16..235, 2 full 0..255
+    range: int = 0  # 0 unknown (read as limited), 1 limited 16..235, 2 full 0..255
     pixel_aspect: Fraction = Fraction(1)  # width / height of one pixel
 
     @classmethod

@@ -18,7 +18,7 @@ _OUTER_BOXES = {
     *(b"mvex", b"udta", b"edts", b"dinf"),  # no place for tables, but FFmpeg reads them there
 }
 _MAX_DEPTH = 10  # boxes in boxes; FFmpeg goes no deeper
-_HEAD_BYTES = 20  # bytes of a box's content that are looked at
+_HEAD_BYTES = 20  # read of a box's content
 _COUNT_OFFSETS = {b"stsz": 8, b"stz2": 8, b"trun": 4}  # where in the content samples are counted
 _REFERENCES = {b"url ", b"alis"}  # QuickTime's handlers of where the data lie
 _CHUNK_BYTES = 2**16

@@ -62,7 +62,7 @@ class _StreamInfo(NamedTuple):
 class VideoReader:
     """A clip as upright 8-bit 4:2:0 frames at a constant rate; a still picture is one held frame.
 
-    The format is told by the content, never by the name. Index n of the constant-rate clip is the
+    The content decides on the format, never the name. Index n of the constant-rate clip is the
     last source frame whose time, counted from the first frame and rounded to 1 / fps, is not after
     n, as in FFmpeg's `fps` filter, in whatever order frames are read.
 
@@ -214,7 +214,7 @@ class VideoReader:
         self._counts = [self.counts, counts]
 
     def _check_not_empty(self, frames: int) -> None:
-        """Raise MediaError for a damaged clip of which not even the first frame came again."""
+        """Raise MediaError if no frame came; a damaged clip may lose all when decoded again."""
         if frames == 0:
             raise MediaError(
                 f"{quote_path(self.path)} is damaged, no frame of it can be decoded:"

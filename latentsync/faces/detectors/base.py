@@ -185,5 +185,5 @@ def nearest(faces: Sequence[Face], seen: Face) -> Face | None:
 
 
 def place_points(box: Array, places: RelativePoints = POINTS_IN_BOX) -> Array:
-    """Place the three points (3, 2) of a face of which only the box is known."""
+    """Place the three points (3, 2) of a face by its box alone."""
     return np.asarray(box[:2] + np.array(places) * (box[2:] - box[:2]))

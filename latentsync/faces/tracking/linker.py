@@ -304,8 +304,8 @@ class TrackAssociator:
         if sure and features.continues(person, j):
             return beside
         similarity = person.similarity(features[j])
-        # A sudden change of looks is another person, after a cut that was not detected. The
-        # embedding of a face that is half out of the picture says little.
+        # A sudden change is another person, after a cut that was not detected. The embedding of a
+        # face that is half out of the picture is unreliable.
         other = min(self._embedder.other, UNLIKE_THRESHOLD if features.is_cut_off(j) else 1.0)
         least = self._embedder.same if sure else other
         return beside + SIMILARITY_WEIGHT * (1 - similarity) if similarity >= least else np.inf

@@ -23,7 +23,7 @@ Frames = NDArray[np.int64]  # (k,) frame numbers
 
 MAX_GAP_FRAMES = 5  # of a gap that is filled
 MAX_GAP_MOVE = 1.0  # of the distance of the brows: how far a face may move in such a gap
-MIN_PRESENCE = 0.25  # of the frames of whoever is seen most, to be `left`, `right` or `center`
+MIN_PRESENCE = 0.25  # frames over those of the most frequent person, for left, right, center
 MIN_FRAMES_OF_ALL = 5  # in which a face of `all` is seen
 MAX_POINT_OUTSIDE = 0.5  # of a face's width and height: how far beside its box a point may lie
 EDGE_SHARE = 0.02  # of the frame: a box as near to its edge is leaving
