@@ -158,6 +158,11 @@ class Preparer:
             [VERSION, self.nets.config.resolution, self.detector.describe(), self.nets_digest]
         )
 
+    def folder(self, file: ClipFile) -> Path:
+        """Name the folder of a clip's files in the cache."""
+        key = sha256(f"{self.settings} {file.digest}".encode()).hexdigest()[:32]
+        return self.cache / key[:2] / key
+
     def clip(self, file: ClipFile) -> CachedClip | str:
         """Return the clip, prepared now or earlier, or the reason why it can't be used.
 
@@ -168,8 +173,7 @@ class Preparer:
         """
         if file.trouble:
             return file.trouble
-        key = sha256(f"{self.settings} {file.digest}".encode()).hexdigest()[:32]
-        folder = self.cache / key[:2] / key
+        folder = self.folder(file)
         facts = _facts(folder)
         if facts is None:
             try:
