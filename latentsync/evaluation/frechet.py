@@ -88,7 +88,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def _root(covariance: Array) -> Array:
     """R (d, rank) with R R^T = covariance, without directions that hold only rounding errors."""
     values, vectors = np.linalg.eigh(covariance)
-    real = values > values.max() * len(values) * np.finfo(np.float64).eps
+    real = values > np.max(values) * len(values) * np.finfo(np.float64).eps
     return np.asarray(vectors[:, real] * np.sqrt(values[real]))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class _PerFrame(_Batched):
 
     batch = 4
     compare: Callable[[Stack, Stack], NDArray[np.floating]]  # (n,) values of n image pairs
-    pool: Callable[[NDArray[np.float64]], float | np.floating] = staticmethod(np.mean)
+    pool: Callable[..., Any] = staticmethod(np.mean)  # (n,) -> a number
 
     def _process(
         self, region: str, indices: tuple[int, ...], images: Stack, references: Stack

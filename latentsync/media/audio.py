@@ -253,8 +253,8 @@ class AudioReader:
     def silent(self) -> bool:
         """Whether no sample is louder than silence."""
         samples = self.samples
-        loudest = max(samples.max(), -int(samples.min())) if len(samples) else 0
-        return bool(loudest <= SILENCE_LEVEL * _FULL_SCALE_LEVELS)
+        loudest = max(int(samples.max()), -int(samples.min())) if len(samples) else 0
+        return loudest <= SILENCE_LEVEL * _FULL_SCALE_LEVELS
 
     def chunks(self) -> Iterator[FloatArray]:
         """Iterate over the sound by the second: (n,) float32 in [-1, 1), mono, 16 kHz."""

@@ -144,19 +144,19 @@ def interior(
     bright = (0.62 + 0.5 * np.clip(1 - radius, 0, 1)) * groove * (0.55 + 0.45 * depth)
     tongue = np.array([188.0, 88.0, 86.0]) * bright[..., None]
     colour = cavity + (tongue - cavity) * soft_edge(1 - radius, pixel * 8)[..., None]
-    colour = _teeth(shape, x, y, colour, pixel)
+    painted = _teeth(shape, x, y, colour, pixel)
     # The lips shade what lies just behind them.
     near = np.exp(-(((y - upper) / 0.035) ** 2)) * 0.45
     near = near + np.exp(-(((lower - y) / 0.03) ** 2)) * 0.25
     # Little light gets in through a narrow gap.
     lit = min(who.exposure, 1.0) * (0.3 + 0.7 * min(1.0, shape.gap / 0.07))
-    colour = colour * (lit * (1 - near * cover))[..., None]
-    return colour.astype(np.float32), cover
+    painted = painted * (lit * (1 - near * cover))[..., None]
+    return painted.astype(np.float32), cover
 
 
 def _teeth(
-    shape: PosedMouth, x: FloatArray, y: FloatArray, colour: FloatArray, pixel: float
-) -> FloatArray:
+    shape: PosedMouth, x: FloatArray, y: FloatArray, colour: NDArray[np.floating], pixel: float
+) -> NDArray[np.floating]:
     """Paint the upper row, which stays with the skull, and the lower, which goes with the jaw."""
     who = shape.who
     u = x / shape.half_width
