@@ -119,7 +119,7 @@ def _texts(node):
         marked = isinstance(child, ast.Call) and getattr(child.func, "id", "") in (
             "option_name",
             "with_option",
-            "raising",
+            "advise_raising",
         )
         if not marked:
             yield from _texts(child)
