@@ -156,6 +156,8 @@ class Database:
             with _outages():
                 schema = self._prepare()
         except (ArgumentError, DBAPIError, ImportError, Outage) as error:
+            if hasattr(self, "engine"):
+                self.close()
             reason = _reason(error.__cause__ if isinstance(error, Outage) else error)
             wrong = (
                 f"{reason}; it must be sqlite:///FILE or "
