@@ -269,15 +269,17 @@ def face_box(affine: FloatArray, resolution: int, width: int, height: int) -> Bo
 
 def _box(matrix: Array, rect: tuple[int, int, int, int], frame: Size) -> Box:
     """Return `face_box` of a rectangle of any picture; `matrix` (3, 3) frame px -> its px."""
-    left, top, right, bottom = rect
-    corners = np.array([[x, y, 1.0] for x in (left, right) for y in (top, bottom)])
-    xy = corners @ np.linalg.inv(matrix.astype(np.float64))[:2].T
-    low = (np.floor(xy.min(axis=0)).astype(int) - MARGIN) // 2 * 2
-    high = -(-(np.ceil(xy.max(axis=0)).astype(int) + MARGIN + 1) // 2) * 2
-    size = np.array(frame)
-    left, top = np.clip(low, 0, (size - 1) // 2 * 2)
-    right, bottom = np.minimum(np.maximum(high, (left + 2, top + 2)), size)
-    return Box(int(left), int(top), int(right), int(bottom))
+    corners = [[x, y] for x in rect[::2] for y in rect[1::2]]
+    back = cv2.invertAffineTransform(matrix[:2].astype(np.float64))
+    spans = []
+    for (to_x, to_y, shift), size in zip(back.tolist(), frame, strict=True):
+        places = [to_x * x + to_y * y + shift for x, y in corners]
+        low = (math.floor(min(places)) - MARGIN) // 2 * 2
+        high = -(-(math.ceil(max(places)) + MARGIN + 1) // 2) * 2
+        low = min(max(low, 0), (size - 1) // 2 * 2)
+        spans.append((low, min(max(high, low + 2), size)))
+    (left, right), (top, bottom) = spans
+    return Box(left, top, right, bottom)
 
 
 def cut_face(region: Frame, box: Box, affine: FloatArray, resolution: int) -> Frame:
@@ -375,13 +377,6 @@ def _averaged(picture: Frame, zoom: float) -> tuple[Frame, Array]:
 def _shift(box: Box) -> Array:
     """Return (3, 3) float64: px of the box -> frame px."""
     return np.array([[1.0, 0, box.left], [0, 1, box.top], [0, 0, 1]])
-
-
-# A face detector's box on average, from the upper forehead to the chin, in units of TEMPLATE: half
-# of the longer side, which is the height, and the centre.
-HALF_BOX = 42.0
-BOX_CENTRE = (38.0, 38.0)
-ASPECT = 0.75  # width / height
 
 
 def face_of(affine: FloatArray, resolution: int) -> Face:

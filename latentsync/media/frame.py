@@ -1,6 +1,7 @@
 """One picture: its YUV planes as they were decoded, RGB of any region, a region pasted in."""
 
 import math
+import threading
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import cast
@@ -8,7 +9,7 @@ from typing import cast
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame as RawFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from latentsync.media.filters import video_graph
@@ -39,6 +40,8 @@ _SWSCALE_FLAGS = (
     | Interpolation.FULL_CHR_H_INP
     | Interpolation.BITEXACT
 )
+# swscale's tables are made anew for every converter, which takes as long as a fifth of a face.
+_converters = threading.local()
 # Chroma is interpolated over 4 luma pixels each way; with this margin (even) a region converts to
 # the same values as inside the whole picture.
 _MARGIN_PX = 8
@@ -194,9 +197,9 @@ class VideoFrame:
             min(box.right + _MARGIN_PX, self.width),
             min(box.bottom + _MARGIN_PX, self.height),
         )
-        pixels = self._to_rgb(to_raw(_crop(self._planes, around)))
-        top, left = box.top - around.top, box.left - around.left
-        return np.ascontiguousarray(pixels[top : top + box.height, left : left + box.width])
+        left, top = box.left - around.left, box.top - around.top
+        part = Box(left, top, left + box.width, top + box.height)
+        return self._to_rgb(to_raw(_crop(self._planes, around)), part)
 
     def thumbnail(self, max_side: int) -> Frame:
         """Scale the picture down to at most `max_side` px a side; (h, w, 3) uint8 RGB.
@@ -213,22 +216,17 @@ class VideoFrame:
         luma, first, second = self._planes
         # The planes first, then the colours: swscale takes three times as long for both at once.
         small = _shrink(luma, (width, height)), _shrink(first, half), _shrink(second, half)
-        return np.ascontiguousarray(self._to_rgb(to_raw(small))[:height, :width])
+        return self._to_rgb(to_raw(small), Box(0, 0, width, height))
 
-    def _to_rgb(self, raw: RawFrame) -> Frame:
+    def _to_rgb(self, raw: RawFrame, part: Box) -> Frame:
         # swscale has vector code for planar RGB; packed RGB takes it five times as long.
-        planar = raw.reformat(
-            format="gbrp",
-            interpolation=_SWSCALE_FLAGS,
-            src_colorspace=self.colour.space(self.height),
-            dst_colorspace=self.colour.space(self.height),
-            src_color_range=self.colour.levels,
-            dst_color_range=ColorRange.JPEG,
-            threads=1,
+        levels = self.colour.levels, ColorRange.JPEG
+        planar = _convert(raw, "gbrp", self.colour.space(self.height), *levels)
+        rows, columns = slice(part.top, part.bottom), slice(part.left, part.right)
+        green, blue, red = (
+            _plane(planar, i, raw.height, raw.width)[rows, columns] for i in (0, 1, 2)
         )
-        size = raw.height, raw.width  # in planes of green, blue, red
-        planes = [_plane(planar, 2, *size), _plane(planar, 0, *size), _plane(planar, 1, *size)]
-        return np.asarray(cv2.merge(planes), np.uint8)
+        return np.asarray(cv2.merge([red, green, blue]), np.uint8)
 
     def pasted(self, box: Box, rgb: Frame, weight: Plane | None = None) -> "VideoFrame":
         """Return a copy with `rgb`, (h, w, 3) uint8, blended into `box`.
@@ -399,17 +397,29 @@ def _to_yuv(rgb: Frame, colour: Colour, height: int) -> Planes:
     even = cv2.copyMakeBorder(rgb, 0, rows % 2, 0, columns % 2, cv2.BORDER_REPLICATE)
     raw = RawFrame(even.shape[1], even.shape[0], "rgb24")
     _plane(raw, 0, even.shape[0], 3 * even.shape[1])[...] = even.reshape(even.shape[0], -1)
-    converted = raw.reformat(
-        format=PIXEL_FORMAT,
-        interpolation=_SWSCALE_FLAGS,
-        src_colorspace=colour.space(height),
-        dst_colorspace=colour.space(height),
-        src_color_range=ColorRange.JPEG,
-        dst_color_range=colour.levels,
-        threads=1,
-    )
+    levels = ColorRange.JPEG, colour.levels
+    converted = _convert(raw, PIXEL_FORMAT, colour.space(height), *levels)
     luma, *chroma = planes_of(converted)
     return luma[:rows, :columns], chroma[0], chroma[1]
+
+
+def _convert(
+    raw: RawFrame, pixel_format: str, space: Colorspace, source: ColorRange, target: ColorRange
+) -> RawFrame:
+    """Convert a picture to another format and range, in the same matrix."""
+    if not hasattr(_converters, pixel_format):
+        setattr(_converters, pixel_format, VideoReformatter())
+    converter: VideoReformatter = getattr(_converters, pixel_format)
+    return converter.reformat(
+        raw,
+        format=pixel_format,
+        interpolation=_SWSCALE_FLAGS,
+        src_colorspace=space,
+        dst_colorspace=space,
+        src_color_range=source,
+        dst_color_range=target,
+        threads=1,
+    )
 
 
 def _plane(raw: RawFrame, index: int, rows: int, row_bytes: int) -> Plane:

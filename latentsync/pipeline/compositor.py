@@ -56,7 +56,7 @@ class Group:
 
     segment: Segment
     frames: list[PaintablePicture]
-    crops: Tensor | None  # (f, R, R, 3) uint8; None: nobody speaks
+    crops: list[Tensor] | None  # of each frame, (R, R, 3) uint8; None: nobody speaks
 
 
 class Compositor:
@@ -109,7 +109,7 @@ class Compositor:
                 if not segment.passthrough:
                     with self._context.timed("cut"):
                         faces = zip(segment.source.tolist(), shown, strict=True)
-                        crops = torch.stack([self._crop(*face) for face in faces])
+                        crops = [self._crop(*face) for face in faces]
                 yield Group(segment, shown, crops)
                 del shown, crops  # else they would be held while the next group is read
             next(
@@ -170,14 +170,14 @@ class Compositor:
 
     def _batch(self, groups: list[Group]) -> CropBatch | None:
         """What the network is shown of neighbouring groups of equal length."""
-        crops = [group.crops for group in groups if group.crops is not None]
+        crops = [crop for group in groups for crop in group.crops or ()]
         if not crops:
             return None
         segments = [group.segment for group in groups]
         with self._context.timed("speech"):  # the encoder runs where a window is first needed
             heard = torch.stack([self._face.speech[one.start : one.stop] for one in segments])
         return CropBatch(
-            crops=torch.stack(crops),
+            crops=torch.stack(crops).unflatten(0, (len(groups), -1)),
             speech=heard,
             source=np.concatenate([one.source for one in segments]),
             start=segments[0].start,
