@@ -27,7 +27,8 @@ from latentsync.runtime.progress import interruptible
 from latentsync.runtime.scratch import Scratch
 from latentsync.training.clips import SUFFIXES
 from latentsync.training.main import train_unet
-from latentsync.training.presets import UNET_RUNS, TrainingSettings, UNetTrainConfig
+from latentsync.training.presets import UNET_RUNS
+from latentsync.training.settings import TrainingSettings, UNetTrainConfig
 from predict import Tenths
 
 log = logging.getLogger("latentsync.train")

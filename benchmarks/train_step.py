@@ -27,7 +27,8 @@ from latentsync.evaluation.nets.videomae import VideoMAE
 from latentsync.training.batches import WHOLE, Batch, BatchPart
 from latentsync.training.loop import create_accelerator
 from latentsync.training.pixel_losses import PixelLosses
-from latentsync.training.presets import UNET_RUNS, UNetTrainConfig
+from latentsync.training.presets import UNET_RUNS
+from latentsync.training.settings import UNetTrainConfig
 from latentsync.training.tasks.unet import UNetTask
 
 PUBLISHED = [name for name in UNET_RUNS if name != "demo"]

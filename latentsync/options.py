@@ -70,23 +70,23 @@ class Declared(Option):
     default: Any = None
 
     @property
-    def choices(self) -> tuple[str, ...]:
+    def choices(self) -> tuple[Any, ...]:
         """The values of a Literal; () for every other type."""
         parts = (self.hint, *get_args(self.hint))
         return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
 
     @property
     def types(self) -> tuple[type, ...]:
-        """The types that a value may have, without None; a choice is a str."""
+        """The types that a value may have, without None."""
         if self.choices:
-            return (str,)
+            return (type(self.choices[0]),)
         return tuple(part for part in get_args(self.hint) if part is not NoneType) or (self.hint,)
 
     @property
     def values(self) -> str:
         """The values allowed: a range or a list; "" where the description says all."""
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            return f"one of {', '.join(map(str, self.choices))}"
         if self.within is None:
             return ""
         low, high = self.within
@@ -123,7 +123,8 @@ class Declared(Option):
         if self.within is None:
             return f"a {self.types[0].__name__}"
         low, high = self.within
-        return f"{'a whole number' if int in self.types else 'a number'} from {low} to {high}"
+        kind = "a whole number" if int in self.types else "a number"
+        return f"{kind} from {low} {'on' if high == UNBOUNDED else f'to {high}'}"
 
 
 @cache

@@ -22,6 +22,8 @@ class FieldComments(Extension):  # type: ignore[misc]  # griffe comes with the e
         """Read what is said of a class's fields from the class and from its source."""
         if not any("dataclass" in str(decorator.value) for decorator in cls.decorators):
             return
+        if cls.name == "Options":  # docs/options.md lists its fields
+            return
         lines, first = cls.lines, cls.lineno or 1
         options: Mapping[str, Declared] = {}
         if any("Annotated[" in line for line in lines):
@@ -30,10 +32,6 @@ class FieldComments(Extension):  # type: ignore[misc]  # griffe comes with the e
         rows = []
         for field in cls.members.values():
             if isinstance(field, Attribute) and "property" not in field.labels and field.lineno:
-                if str(field.annotation).startswith(
-                    "Annotated["
-                ):  # an option, with a page of its own
-                    return
                 start, stop = field.lineno - first, (field.endlineno or field.lineno) - first + 1
                 above = start
                 while lines[above - 1].lstrip().startswith("#"):

@@ -36,7 +36,7 @@ from latentsync.training.demo_windows import (
 )
 from latentsync.training.loop import TrainingTask, fit
 from latentsync.training.plots import draw_curves
-from latentsync.training.presets import TrainConfig, UNetTrainConfig
+from latentsync.training.settings import TrainConfig, UNetTrainConfig
 from latentsync.training.synthetic import (
     LANGUAGES,
     Speech,

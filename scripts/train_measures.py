@@ -23,7 +23,7 @@ from torch import nn
 from latentsync.faces import Builtin, Detector, track
 from latentsync.faces.detectors.landmarks import ANCHORS
 from latentsync.training.loop import fit
-from latentsync.training.presets import TrainConfig
+from latentsync.training.settings import TrainConfig
 from latentsync.training.synthetic import Identity, Mouth, draw, draw_take, frames_of, landmarks
 from latentsync.training.synthetic.clips import draw_crops
 from latentsync.training.synthetic.geometry import scene_view

@@ -18,10 +18,10 @@ from latentsync.media import VideoReader
 from latentsync.runtime.checkpoints import filled
 from latentsync.training.preparation import (
     PreparationSettings,
+    plan,
     prepare,
     quality,
     runner,
-    settings,
     summary,
 )
 from latentsync.training.preparation.quality import hyper_iqa, load_hyper_iqa
@@ -204,7 +204,7 @@ def test_what_is_looked_at(size, starts):
 @pytest.fixture
 def net(monkeypatch):
     stub = Green()
-    monkeypatch.setattr(settings, "load_hyper_iqa", lambda *_: stub)
+    monkeypatch.setattr(plan, "load_hyper_iqa", lambda *_: stub)
     return stub
 
 
@@ -269,8 +269,8 @@ def test_asked_for_by_name_it_must_be_there(raw, weights, tmp_path):
 
 
 def test_named_the_stand_in_is_taken_and_nothing_said(weights, caplog):
-    resolved = wish(weights, quality="laplacian").resolved()
-    assert isinstance(resolved.steps()[-1], Sharpness)
+    resolved = plan.resolved(wish(weights, quality="laplacian"))
+    assert isinstance(plan.make_steps(resolved)[-1], Sharpness)
     assert caplog.text == ""
 
 

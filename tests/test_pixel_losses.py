@@ -19,7 +19,8 @@ from latentsync.evaluation.nets.syncnet import (
 from latentsync.evaluation.nets.videomae import VideoMAE, trepa_loss
 from latentsync.training.batches import Batch
 from latentsync.training.pixel_losses import PixelLosses, load_pixel_losses
-from latentsync.training.presets import UNET_RUNS, UNetTrainConfig
+from latentsync.training.presets import UNET_RUNS
+from latentsync.training.settings import UNetTrainConfig
 from tests.stubs import TINY, tiny_nets
 
 RUN = UNetTrainConfig(

@@ -280,7 +280,7 @@ def spoken(path, frames, ahead):
 @pytest.mark.parametrize("ahead", [0, 4, -3])
 def test_sound_is_moved_until_it_fits(raw, tmp_path, stub, monkeypatch, ahead):
     net = spoken(raw / "a.mp4", 60, ahead)
-    monkeypatch.setattr("latentsync.training.preparation.settings.load_net", lambda *_, **__: net)
+    monkeypatch.setattr("latentsync.training.preparation.plan.load_net", lambda *_, **__: net)
     weights = tmp_path / "auxiliary" / "syncnet_v2.model"
     weights.parent.mkdir()
     weights.touch()

@@ -315,7 +315,7 @@ def test_what_can_t_be_is_said_in_one_line(command, tmp_path, what, given, line)
 def test_a_judge_that_does_not_fit_is_refused(tmp_path):
     from safetensors.torch import save_file
 
-    from latentsync.training.presets import UNetTrainConfig
+    from latentsync.training.settings import UNetTrainConfig
 
     file, vae = tmp_path / "syncnet.safetensors", tiny_nets().vae
     save_file(StableSyncNet(LATENT).state_dict(), file)

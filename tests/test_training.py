@@ -23,7 +23,7 @@ from latentsync.training.demo_windows import (
 )
 from latentsync.training.loop import fit
 from latentsync.training.plots import draw_curves
-from latentsync.training.presets import TrainConfig, UNetTrainConfig
+from latentsync.training.settings import TrainConfig, UNetTrainConfig
 from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
 from latentsync.training.tasks.speech import SpeechTask, Utterance, augment
 from latentsync.training.tasks.unet import UNetTask, place_weights

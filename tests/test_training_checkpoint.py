@@ -12,7 +12,8 @@ from torch import nn
 
 from latentsync.errors import Cancelled, OptionError, OutputError, TrainingError
 from latentsync.training.loop import fit
-from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS, TrainConfig
+from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS
+from latentsync.training.settings import TrainConfig
 
 RUN = TrainConfig(
     "line", steps=12, batch=4, learning_rate=0.05, warmup_steps=3, log_every=3, validate_every=6,

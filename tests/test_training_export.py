@@ -11,7 +11,7 @@ from latentsync.diffusion.weights import load_unet
 from latentsync.errors import InputError, OptionError, OutputError, WeightsMismatch
 from latentsync.training.export import export
 from latentsync.training.loop import fit
-from latentsync.training.presets import UNetTrainConfig
+from latentsync.training.settings import UNetTrainConfig
 from tests.stubs import TINY, tiny_nets
 
 RUN = UNetTrainConfig("stage2", 3, 1, 1e-3, log_every=1, validate_every=3, checkpoint_every=1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from latentsync.training.loop import create_accelerator, fit
-from latentsync.training.presets import TrainConfig
+from latentsync.training.settings import TrainConfig
 from tests.training_process import RUN
 from tests.training_run import prepared_in, rows
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from latentsync.faces.detectors.landmark_net import SIDE, PointNet, Regressor
 from latentsync.faces.detectors.landmarks import ANCHORS, MIRRORED
 from latentsync.training.loop import fit
-from latentsync.training.presets import TrainConfig
+from latentsync.training.settings import TrainConfig
 from latentsync.training.synthetic import (
     Identity,
     Mouth,

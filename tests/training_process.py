@@ -13,7 +13,8 @@ import torch
 
 from latentsync import faces
 from latentsync.training.main import train_unet
-from latentsync.training.presets import UNET_RUNS, TrainingSettings
+from latentsync.training.presets import UNET_RUNS
+from latentsync.training.settings import TrainingSettings
 from latentsync.training.tasks import unet
 from latentsync.types import Progress
 from tests.stubs import StubDetector

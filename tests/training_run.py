@@ -6,7 +6,7 @@ from pathlib import Path
 
 from latentsync.diffusion import weights
 from latentsync.training.clips import ClipFile, identify_clips
-from latentsync.training.presets import TrainingSettings
+from latentsync.training.settings import TrainingSettings
 from tests.clips import babble
 from tests.stubs import numbered_clip, tiny_nets
 

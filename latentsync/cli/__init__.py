@@ -10,7 +10,7 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import TaskID
@@ -98,10 +98,13 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 def _flag(option: str) -> str | None:
     """Return the flag of an option, None if no command has one; HOST is always at hand."""
-    known = get_command(commands).commands.values()  # type: ignore[attr-defined]  # it is a group
-    params = [given for one in known for given in one.params if given.opts[0].startswith("--")]
-    flags = {given.name: given.opts[0] for given in params}
-    return option if option == HOST else flags.get(option)
+    if option == HOST:
+        return HOST
+    waiting: list[Any] = [get_command(commands)]
+    for command in waiting:
+        waiting += getattr(command, "commands", {}).values()  # a group's
+    flags = (given for command in waiting for given in command.params if given.name == option)
+    return next((flag.opts[0] for flag in flags if flag.opts[0].startswith("--")), None)
 
 
 @commands.callback()

@@ -38,6 +38,7 @@ class FieldsOf:
     names: tuple[str, ...]  # of the fields that the command has
     defaults: Mapping[str, Any] = field(default_factory=dict)  # that differ from the fields'
     flags: Mapping[str, str] = field(default_factory=dict)  # that differ from the fields' names
+    of_preset: bool = False  # the values not given are a preset's: no default is shown
 
     def parameters(self) -> list[Parameter]:
         known = declared(self.declaring)
@@ -45,7 +46,7 @@ class FieldsOf:
 
     def _parameter(self, option: Declared) -> Parameter:
         kind = option.types[0]  # of "str | int" the first: the command line has text
-        default = self.defaults.get(option.name, option.default)
+        default = self.defaults.get(option.name, None if self.of_preset else option.default)
         also = "" if option.published is None else f" With --published: {option.published}."
         info = typer.Option(
             self.flags.get(option.name, f"--{option.name.replace('_', '-')}"),

@@ -1,14 +1,15 @@
 """Command line of the preparation of training data: `latentsync prepare`."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latentsync.cli.common import Device, OutputFolder, Weights, path_argument
-from latentsync.cli.groups import grouped
+from latentsync.cli.groups import FieldsOf, grouped
 from latentsync.cli.progress_bars import bars
+from latentsync.options import declared
+from latentsync.training.settings import PreparationSettings
 
 if TYPE_CHECKING:
     from latentsync.training.preparation import FileCounts
@@ -16,60 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["prepare"]
 
 
-@dataclass(frozen=True)
-class Choices:
-    """Requirements for a clip, as fields of `PreparationSettings`."""
-
-    size: Annotated[
-        int, typer.Option(help="Side of the face crops that the clips are for: 256 or 512 px.")
-    ] = 256
-    form: Annotated[
-        str,
-        typer.Option(
-            help="Form of the clips: around, the frame around the face; or aligned, affine crops "
-            "as published."
-        ),
-    ] = "around"
-    min_seconds: Annotated[float, typer.Option(help="Shortest clip in seconds. 1 to 3600.")] = 5.0
-    max_seconds: Annotated[float, typer.Option(help="Longest clip in seconds. 1 to 3600.")] = 10.0
-    detector: Annotated[
-        str,
-        typer.Option(
-            help="Face detector: insightface, yunet, builtin, or the .xml of an OpenCV cascade."
-        ),
-    ] = "insightface"
-    min_face: Annotated[
-        int | None,
-        typer.Option(
-            help="Smallest face, in px of the source from brows to chin.", show_default="SIZE / 2"
-        ),
-    ] = None
-    sync: Annotated[
-        str,
-        typer.Option(
-            help="Measure of lip-sync: syncnet, none, or auto: syncnet if its weights are there."
-        ),
-    ] = "auto"
-    min_confidence: Annotated[float, typer.Option(help="Lowest confidence of SyncNet.")] = 3.0
-    max_offset: Annotated[
-        int, typer.Option(help="Frames of 1/25 s by which the sound may be moved. 0 to 15.")
-    ] = 6
-    quality: Annotated[
-        str,
-        typer.Option(
-            help="Measure of quality: hyperiqa, laplacian, or auto: hyperiqa if its weights are "
-            "there."
-        ),
-    ] = "auto"
-    min_quality: Annotated[float, typer.Option(help="Lowest score of hyperIQA. 0 to 100.")] = 40.0
-    min_sharpness: Annotated[
-        float,
-        typer.Option(
-            help="Lowest variance of the face's Laplacian, where hyperIQA is not used; 0: any."
-        ),
-    ] = 10.0
-    weights: Weights = None
-    device: Device = None
+Given = Annotated[
+    dict[str, Any],
+    FieldsOf(
+        PreparationSettings,
+        tuple(name for name in declared(PreparationSettings) if name != "detect_every"),
+    ),
+]
 
 
 @grouped
@@ -80,7 +34,9 @@ def prepare(
     *,
     output: OutputFolder,
     workers: Annotated[int, typer.Option(min=1, help="Files prepared side by side.")] = 1,
-    choices: Choices,
+    given: Given,
+    weights: Weights = None,
+    device: Device = None,
 ) -> None:
     """Choose clips to train on from a folder of videos: one face, in sync, clear, 5-10 s.
 
@@ -88,10 +44,9 @@ def prepare(
     OUTPUT gets clips/ (for `train unet --data OUTPUT`), index.jsonl,
     rejected.jsonl and summary.html.
     """
-    from latentsync.training.preparation import PreparationSettings
     from latentsync.training.preparation import prepare as run
 
-    settings = PreparationSettings(**vars(choices))
+    settings = PreparationSettings(**given, weights=weights, device=device)
     with bars("files") as drawn:
         task = drawn.add_task("preparing", total=None)
 

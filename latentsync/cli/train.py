@@ -8,25 +8,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from latentsync.cli.common import ModelsDetector, OutputFolder, Weights, machine_option
-from latentsync.cli.groups import grouped
+from latentsync.cli.groups import FieldsOf, grouped
 from latentsync.cli.progress_bars import bars, progress_callback
-from latentsync.errors import Cancelled, OptionError, WeightsMissing
+from latentsync.errors import Cancelled, OptionError, WeightsMissing, option_name
+from latentsync.training.settings import TrainConfig, TrainingSettings, UNetTrainConfig
 
 if TYPE_CHECKING:
     from latentsync.diffusion.weights import Nets
     from latentsync.faces import Detector
-    from latentsync.training.presets import TrainConfig
 
 __all__ = ["train"]
 
 INTERRUPTED = 130
 
-Run = TypeVar("Run", bound="TrainConfig")
+Run = TypeVar("Run", bound=TrainConfig)
 
 train = typer.Typer(no_args_is_help=True, help="Train the nets on clips of your own.")
 
@@ -59,46 +59,16 @@ class TrainingFiles:
     cpu: Annotated[bool, machine_option("--cpu", help="Use no GPU.")] = False
 
 
-@dataclass(frozen=True)
-class Learning:
-    """Fields of `TrainConfig`; None takes the preset's value."""
+LEARNING = (
+    *("batch", "steps", "accumulate", "learning_rate", "seed", "precision"),
+    *("log_every", "validate_every", "checkpoint_every", "keep_checkpoints"),
+)
+LOSSES = ("speech_dropout", "sync_weight", "lpips_weight", "trepa_weight")
 
-    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None
-    accumulate: Annotated[
-        int | None,
-        typer.Option(help="Parts in which each device computes its share of the batch."),
-    ] = None
-    learning_rate: Annotated[float | None, typer.Option(help="Learning rate of AdamW.")] = None
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None
-    precision: Annotated[
-        str | None, typer.Option(help="Precision: float32, float16 or bfloat16.")
-    ] = None
-    log_every: Annotated[
-        int | None, typer.Option(help="Steps from one line of figures to the next.")
-    ] = None
-    validate_every: Annotated[
-        int | None,
-        typer.Option(help="Steps from one validation to the next, a multiple of --log-every."),
-    ] = None
-    checkpoint_every: Annotated[
-        int | None, typer.Option(help="Steps from one checkpoint to the next.")
-    ] = None
-    keep_checkpoints: Annotated[
-        int | None, typer.Option(help="Checkpoints to keep, the last ones.")
-    ] = None
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Weights of the U-Net's losses, as fields of `UNetTrainConfig`; None takes the preset's."""
-
-    speech_dropout: Annotated[
-        float | None,
-        typer.Option(help="Share of windows without speech, for guidance. 0 to 1; published: 0."),
-    ] = None
-    sync_weight: Annotated[float | None, typer.Option(help="Weight of the SyncNet loss.")] = None
-    lpips_weight: Annotated[float | None, typer.Option(help="Weight of the LPIPS loss.")] = None
-    trepa_weight: Annotated[float | None, typer.Option(help="Weight of the TREPA loss.")] = None
+Learning = Annotated[dict[str, Any], FieldsOf(TrainConfig, LEARNING, of_preset=True)]
+UNetLearning = Annotated[
+    dict[str, Any], FieldsOf(UNetTrainConfig, (*LEARNING, *LOSSES), of_preset=True)
+]
 
 
 @train.command()
@@ -119,9 +89,7 @@ def unet(
             show_default="v1.6; demo for the preset demo",
         ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Windows a step, on all devices.")] = None,
-    learning: Learning,
-    losses: Losses,
+    learning: UNetLearning,
     syncnet_file: Annotated[
         Path | None,
         typer.Option(
@@ -142,9 +110,9 @@ def unet(
     the best validation; PRESET.csv, PRESET.checkpoint.pt, curves.png, and
     validation/ with a clip each. Options without a default take the preset's.
     """
-    from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS, TrainingSettings
+    from latentsync.training.presets import SYNCNET_RUNS, UNET_RUNS
 
-    run = _configured(UNET_RUNS, preset, vars(learning) | vars(losses) | {"batch": batch})
+    run = _configured(UNET_RUNS, preset, learning)
     judge = _named(SYNCNET_RUNS, syncnet_preset, "syncnet_preset").net
     from latentsync.training.main import train_unet
 
@@ -178,9 +146,6 @@ def syncnet(
             "wrote."
         ),
     ] = "v1.6",
-    batch: Annotated[
-        int | None, typer.Option(help="Clips a step, on all devices; two windows of each.")
-    ] = None,
     learning: Learning,
 ) -> None:
     """Train the net that judges lip-sync; run the same command again to continue.
@@ -189,9 +154,9 @@ def syncnet(
     the best validation, PRESET.csv with the accuracy on held-out clips,
     PRESET.checkpoint.pt and curves.png. Options without a default take the preset's.
     """
-    from latentsync.training.presets import SYNCNET_RUNS, TrainingSettings
+    from latentsync.training.presets import SYNCNET_RUNS
 
-    run = _configured(SYNCNET_RUNS, preset, vars(learning) | {"batch": batch})
+    run = _configured(SYNCNET_RUNS, preset, learning)
     from latentsync.training.main import train_syncnet
 
     _trained(train_syncnet, run, TrainingSettings(**vars(files)), model=model)
@@ -242,24 +207,13 @@ def _configured(presets: Mapping[str, Run], preset: str, given: dict[str, Any]) 
     """Return the preset, overridden by the values given.
 
     Raises:
-        OptionError: no such preset, or a value that can't be.
+        OptionError: no such preset, or a value out of its range.
     """
-    run = _named(presets, preset)
-    hints = get_type_hints(type(run))
-    changes = {name: value for name, value in given.items() if value is not None}
-    for name, value in changes.items():
-        least = 0 if name == "seed" else 1
-        if hints[name] is int and value < least:
-            raise OptionError(f"{name} is {value}; it must be a whole number from {least} on")
-        if hints[name] is float and not 0 <= value < float("inf"):
-            raise OptionError(f"{name} is {value}; it must be a number from 0 on")
-        if name == "precision" and value not in (allowed := get_args(hints[name])):
-            raise OptionError(f"precision is {value!r}; it must be one of {', '.join(allowed)}")
-    run = replace(run, **changes)
+    run = replace(_named(presets, preset), **given)
     if run.validate_every % run.log_every:
         raise OptionError(
-            f"validate_every is {run.validate_every}; it must be a multiple of log_every, "
-            f"{run.log_every}"
+            f"{option_name('validate_every')} is {run.validate_every}; it must be a multiple of "
+            f"{option_name('log_every')}, {run.log_every}"
         )
     return run
 

@@ -14,7 +14,7 @@ import torch
 
 from latentsync.errors import OptionError, TrainingError
 from latentsync.runtime.files import replacing
-from latentsync.training.presets import TrainConfig
+from latentsync.training.settings import TrainConfig
 
 __all__ = [
     "PARTS",

@@ -11,7 +11,7 @@ from latentsync.diffusion import weights
 from latentsync.diffusion.unet import UNet
 from latentsync.diffusion.weights import Nets
 from latentsync.errors import OptionError
-from latentsync.training.presets import UNetTrainConfig
+from latentsync.training.settings import UNetTrainConfig
 
 __all__ = ["init_model", "weights_key"]
 

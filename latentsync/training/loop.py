@@ -28,7 +28,7 @@ from latentsync.training.checkpoint import (
     write_checkpoint,
     write_rows,
 )
-from latentsync.training.presets import TrainConfig
+from latentsync.training.settings import TrainConfig
 from latentsync.types import Progress, ProgressCallback
 
 if TYPE_CHECKING:

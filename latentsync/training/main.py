@@ -32,12 +32,8 @@ from latentsync.training.init_model import init_model, weights_key
 from latentsync.training.loop import TrainingTask, create_accelerator, fit
 from latentsync.training.pixel_losses import load_pixel_losses
 from latentsync.training.plots import draw_curves
-from latentsync.training.presets import (
-    SyncNetTrainConfig,
-    TrainConfig,
-    TrainingSettings,
-    UNetTrainConfig,
-)
+from latentsync.training.presets import SyncNetTrainConfig
+from latentsync.training.settings import TrainConfig, TrainingSettings, UNetTrainConfig
 from latentsync.training.tasks.syncnet import ClipPairs, SyncNetTask
 from latentsync.training.tasks.unet import UNetTask
 from latentsync.types import ProgressCallback

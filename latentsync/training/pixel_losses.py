@@ -18,7 +18,7 @@ from latentsync.evaluation.nets.lpips import LPIPS
 from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig, cosine_loss, stacked
 from latentsync.runtime.checkpoints import root
 from latentsync.training.batches import Batch
-from latentsync.training.presets import UNetTrainConfig
+from latentsync.training.settings import UNetTrainConfig
 
 if TYPE_CHECKING:
     from latentsync.evaluation.nets.videomae import VideoMAE

@@ -1,74 +1,15 @@
-"""How nets are trained: `TrainConfig`, the runs by name, and what a run reads and writes."""
+"""Runs of training by name: the published ones, and those of the demo model."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal
 
 from latentsync.evaluation.nets.syncnet import SYNCNETS, SyncNetConfig, SyncNetTower
+from latentsync.training.settings import TrainConfig, UNetTrainConfig
 
 __all__ = [
     "SYNCNET_RUNS",
     "UNET_RUNS",
     "SyncNetTrainConfig",
-    "TrainConfig",
-    "TrainingSettings",
-    "UNetTrainConfig",
 ]
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What a run reads and writes, and where; `TrainConfig` holds how it learns."""
-
-    data: Path  # folder of clips with sound and a face each
-    output: Path  # folder to fill
-    cache: Path | None = None  # folder of prepared clips; None: output / "cache"
-    weights: Path | str | None = None  # folder; None: $LATENTSYNC_WEIGHTS, then weights/
-    detector: str | None = None  # see `faces.create`; None: the model's
-    held_out: int | None = None  # clips that are only validated on, see `split`; 0: none
-    cpu: bool = False  # use no GPU
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One run of the training loop; its name is that of its checkpoint and table."""
-
-    name: str
-    steps: int
-    batch: int  # samples a step
-    learning_rate: float  # of AdamW, after the warm-up
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    ema_decay: float = 0.999  # of the average of the weights
-    clip_norm: float = 1.0
-    seed: int = 1
-    log_every: int = 100  # steps
-    validate_every: int = 500
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 1  # number of last ones
-    schedule: Literal["cosine", "constant"] = "cosine"  # cosine: down to zero, after the warm-up
-    beta2: float = 0.99  # of AdamW; a shorter memory than 0.999 suits runs of some thousand steps
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of the nets' arithmetic
-    accumulate: int = 1  # parts of a process's share of a batch, computed one after the other
-
-
-@dataclass(frozen=True)
-class UNetTrainConfig(TrainConfig):
-    """A run that trains the U-Net; the defaults are the published choices."""
-
-    frames: int = 16  # of a training window
-    trainable: tuple[str, ...] = ()  # parts of the names of trained parameters; (): all
-    resolution: int = 0  # px, side of the face crops; 0: that of the model it starts from
-    motion: Literal["none", "decoder", "all"] = "all"  # modules it has at least; none: has none
-    gradient_checkpointing: bool = False  # less memory for more work
-    # Weights of the losses on pixels, beside 1 for the noise; each needs a net to be downloaded.
-    sync_weight: float = 0.0  # by StableSyncNet
-    lpips_weight: float = 0.0  # on the lower half
-    trepa_weight: float = 0.0
-    # Not in the published training:
-    loss_weighting: Literal["noise", "velocity"] = "noise"  # velocity: times 1 / alpha_bar
-    mask_weight: float = 0.0  # on top of 1, for latent cells under the mask
-    speech_dropout: float = 0.0  # share of windows without speech, for guidance
 
 
 # https://github.com/bytedance/LatentSync/tree/a229c39/configs/unet; steps are an upper bound there.

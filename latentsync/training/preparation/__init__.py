@@ -3,7 +3,7 @@
 stretch.py    the types
 steps.py      the steps that choose stretches of a source
 clip.py       a stretch written as a clip
-settings.py   the settings, and the steps and nets that follow from them
+plan.py       the steps and nets that the settings ask for
 work.py       one file through all steps
 workers.py    worker processes, a file at a time each
 journal.py    records of finished files, from which a run resumes
@@ -12,6 +12,6 @@ summary.py    a page about the result
 """
 
 from latentsync.training.preparation.runner import FileCounts, prepare
-from latentsync.training.preparation.settings import PreparationSettings
+from latentsync.training.settings import PreparationSettings
 
 __all__ = ["FileCounts", "PreparationSettings", "prepare"]

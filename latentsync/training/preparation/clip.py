@@ -19,7 +19,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -37,11 +37,11 @@ from latentsync.training.preparation.stretch import (
     Tools,
     scales,
 )
+from latentsync.training.settings import Form
 from latentsync.types import Box, FloatArray
 
-__all__ = ["CLIPS", "Form", "Write", "clip_name"]
+__all__ = ["CLIPS", "Write", "clip_name"]
 
-Form = Literal["around", "aligned"]
 CLIPS = "clips"  # folder of the output
 MARGIN = 0.5  # of the region that the crops cover, on each side: detectors need the whole head
 CRF = 16  # without visible loss; published clips were coded at 18 once in each step

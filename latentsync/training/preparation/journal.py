@@ -63,7 +63,7 @@ class Journal:
 
     Args:
         output: created if it is missing.
-        signature: what the clips depend on beside the files, see `PreparationSettings.signature`.
+        signature: what the clips depend on beside the files, see `plan.signature`.
 
     Raises:
         OutputError: the folder can't be used: it holds other things, or another run fills it.

@@ -9,10 +9,11 @@ from pathlib import Path
 from latentsync.errors import Cancelled, InputError, OptionError, OutputError
 from latentsync.training.clips import SUFFIXES
 from latentsync.training.preparation.journal import Counts, Journal
-from latentsync.training.preparation.settings import PreparationSettings
+from latentsync.training.preparation.plan import load_tools, resolved, signature
 from latentsync.training.preparation.summary import write_summary
 from latentsync.training.preparation.work import Source
 from latentsync.training.preparation.workers import Finished, run_here, run_in_processes
+from latentsync.training.settings import PreparationSettings
 
 __all__ = ["FileCounts", "find_sources", "prepare"]
 
@@ -74,9 +75,9 @@ def prepare(
         raise OptionError(f"workers is {workers}; it must be 0 or more")
     _check_apart(raw, output)
     sources = find_sources(raw)
-    settings = (settings or PreparationSettings()).resolved()
-    tools = settings.tools(output / ".prepare" / "work" / "here")
-    with Journal(output, settings.signature(tools)) as journal:
+    settings = resolved(settings or PreparationSettings())
+    tools = load_tools(settings, output / ".prepare" / "work" / "here")
+    with Journal(output, signature(settings, tools)) as journal:
 
         def check() -> None:
             if cancelled and cancelled():

@@ -18,10 +18,11 @@ from jinja2 import Environment, StrictUndefined
 from latentsync.media import VideoReader
 from latentsync.training.crops import aligned_crops
 from latentsync.training.preparation.journal import Record, write_file
-from latentsync.training.preparation.settings import PreparationSettings
+from latentsync.training.preparation.plan import hyper_iqa_file, make_steps, make_write
 from latentsync.training.preparation.steps import LOW_CONFIDENCE
 from latentsync.training.preparation.stretch import Versioned
 from latentsync.training.preparation.work import Line
+from latentsync.training.settings import PreparationSettings
 from latentsync.types import Frame
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def write_summary(output: Path, records: Sequence[Record], settings: Preparation
     """Write OUTPUT/summary.html, which needs no other file; without matplotlib, without plots."""
     clips = [line for record in records for line in record["clips"]]
     rejected = [line for record in records for line in record["rejected"]]
-    steps: list[Versioned] = [*settings.steps(), settings.write()]
+    steps: list[Versioned] = [*make_steps(settings), make_write(settings)]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -72,7 +73,7 @@ def left_after(
     for line in rejected:
         lost[line["step"]] += _seconds(line)
     left = {"all": looked_at}
-    for step in settings.steps():
+    for step in make_steps(settings):
         looked_at -= lost[step.name]
         left[step.name] = max(0.0, looked_at)
     return left
@@ -109,7 +110,7 @@ def _plots(
     confidences += [one["figure"] for one in rejected if one["reason"] == LOW_CONFIDENCE]
     _histogram(axes[1, 0], "sync confidence, with stretches left out", confidences)
     _histogram(axes[1, 1], "sound moved by, frames", [sync["offset"] for sync in measured])
-    measure = "hyper_iqa" if settings.hyper_iqa else "laplacian"
+    measure = "hyper_iqa" if hyper_iqa_file(settings) else "laplacian"
     _histogram(axes[2, 0], QUALITY[measure], [c[measure] for c in clips])
     left = left_after(sum(record["seconds"] for record in records), rejected, settings)
     funnel, names = axes[2, 1], list(left)

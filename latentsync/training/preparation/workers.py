@@ -23,9 +23,10 @@ import cv2
 import torch
 
 from latentsync.errors import LatentSyncError, OutputError
-from latentsync.training.preparation.settings import PreparationSettings
+from latentsync.training.preparation.plan import load_tools, make_steps, make_write
 from latentsync.training.preparation.stretch import Tools
 from latentsync.training.preparation.work import Outcome, Source, examine, failed
+from latentsync.training.settings import PreparationSettings
 
 __all__ = ["Finished", "run_here", "run_in_processes"]
 
@@ -66,7 +67,7 @@ def run_in_processes(
         check: called many times a second; raises to stop.
 
     Raises:
-        LatentSyncError: as `examine` and `PreparationSettings.tools`.
+        LatentSyncError: as `examine` and `load_tools`.
     """
     queue, folders = iter(sources), (folder / str(number) for number in count())
     busy: dict[Connection, tuple[_PreparationWorker, Source]] = {}
@@ -135,7 +136,7 @@ def _serve(pipe: Connection, settings: PreparationSettings, folder: Path) -> Non
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _use_one_thread()
     try:
-        tools = settings.tools(folder)
+        tools = load_tools(settings, folder)
         while True:
             try:
                 source = pipe.recv()
@@ -162,7 +163,7 @@ def _examine(source: Source, settings: PreparationSettings, tools: Tools) -> Out
             f"{tools.folder} can't be made ({error.strerror or error}); make room, and start "
             "again: the run goes on"
         ) from error
-    return examine(source, settings.steps(), settings.write(), tools)
+    return examine(source, make_steps(settings), make_write(settings), tools)
 
 
 def _use_one_thread() -> None:

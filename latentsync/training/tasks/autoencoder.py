@@ -8,7 +8,7 @@ from torch import Tensor
 from latentsync.diffusion.vae import VAE, VAEConfig
 from latentsync.faces.mask import keep_mask
 from latentsync.training.crops import Pixels, to_tensor
-from latentsync.training.presets import TrainConfig
+from latentsync.training.settings import TrainConfig
 
 __all__ = ["AutoencoderTask", "DecoderTask", "Statistics", "latent_statistics"]
 

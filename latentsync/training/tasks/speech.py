@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from latentsync.audio import mel
 from latentsync.audio.whisper import SpeechEncoder
-from latentsync.training.presets import TrainConfig
+from latentsync.training.settings import TrainConfig
 from latentsync.types import FloatArray, IntArray
 
 __all__ = ["SpeechTask", "Utterance"]

@@ -12,7 +12,7 @@ from latentsync.errors import Cancelled
 from latentsync.faces.mask import keep_mask
 from latentsync.training.batches import WHOLE, Batch, BatchPart, Windows
 from latentsync.training.pixel_losses import PixelLosses
-from latentsync.training.presets import UNetTrainConfig
+from latentsync.training.settings import UNetTrainConfig
 
 __all__ = ["UNetTask", "place_weights"]
 
