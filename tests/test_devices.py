@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from latentsync.diffusion import memory
 from latentsync.diffusion.config import PRESETS
 from latentsync.diffusion.unet import UNet
-from latentsync.diffusion.vae import NUMBERS, VAE
+from latentsync.diffusion.vae import VAE, VALUES_PER_PIXEL
 from latentsync.errors import BackendUnavailable, OptionError
 from latentsync.runtime import devices
 from latentsync.runtime.devices import choose
@@ -181,7 +181,7 @@ def test_the_work_that_is_reckoned_with_is_that_of_the_published_widths(dtype):
         for call, shape in ((vae.net.decode, (4, 32, 32)), (vae.net.encode, (3, 256, 256))):
             with Live() as live:
                 call(torch.empty(1, *shape, dtype=dtype))
-            per_pixel = NUMBERS * config.vae.block_out_channels[0] * dtype.itemsize
+            per_pixel = VALUES_PER_PIXEL * config.vae.block_out_channels[0] * dtype.itemsize
             assert 0.8 < live.most / (per_pixel * 256**2) <= 1.001
 
 

@@ -7,7 +7,8 @@ from latentsync.diffusion import vae as module
 from tests.stubs import TINY, tiny_nets
 
 SIDE = 32  # px
-EACH = module.NUMBERS * TINY.vae.block_out_channels[0] * SIDE**2 * 4  # bytes a picture works in
+VALUES = module.VALUES_PER_PIXEL * TINY.vae.block_out_channels[0] * SIDE**2
+EACH = 4 * VALUES  # bytes that a picture takes
 
 
 @pytest.fixture(scope="module")
@@ -87,5 +88,5 @@ def test_a_picture_that_does_not_fit_is_cut_into_tiles_and_that_is_said(monkeypa
 
 
 def test_tiles_are_of_the_size_that_is_said(vae):
-    assert vae.net.tile_sample_min_size == module.TILE_SIDE
-    assert vae.net.tile_latent_min_size == vae.latent_shape(module.TILE_SIDE)[1]
+    assert vae.net.tile_sample_min_size == module.TILE_SIDE_PX
+    assert vae.net.tile_latent_min_size == vae.latent_shape(module.TILE_SIDE_PX)[1]

@@ -1,14 +1,10 @@
-"""From sound to Whisper's input, and from a video frame to the speech tokens it hears. Pure.
+"""Log-mel spectrogram for Whisper, and the numbers of the speech tokens of each video frame.
 
     samples (16 kHz) -> columns (100 a second) -> tokens (50 a second) -> 10 tokens a video frame
 
 Sizes: Whisper, https://arxiv.org/abs/2212.04356 and
 https://github.com/openai/whisper/blob/v20250625/whisper/audio.py; the ten tokens of a frame:
 https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/whisper/audio2feature.py.
-
-`sync_mel` and `sync_window` are what StableSyncNet hears in training, another mel altogether:
-Wav2Lip's, https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/audio.py with
-https://github.com/bytedance/LatentSync/blob/a229c39/configs/audio.yaml.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,42 +30,33 @@ __all__ = [
 ]
 
 SAMPLE_RATE = 16_000  # Hz
-N_FFT = 400  # samples, 25 ms
+N_FFT = 400  # a window of the STFT, 25 ms
 HOP = 160  # samples a column, 10 ms
 COLUMNS_PER_TOKEN = 2  # Whisper's second convolution has stride 2
 TOKENS_PER_SECOND = SAMPLE_RATE // HOP // COLUMNS_PER_TOKEN  # 50
-WINDOW_COLUMNS = 3000  # 30 s, what Whisper was trained on
-TOKENS_BEFORE, TOKENS_AFTER = 4, 5  # around a frame's own token
+WINDOW_COLUMNS = 3000  # 30 s, the length that Whisper was trained on
+TOKENS_BEFORE, TOKENS_AFTER = 4, 5  # the tokens around that at a frame's time
 TOKENS_PER_FRAME = TOKENS_BEFORE + 1 + TOKENS_AFTER
-FLOOR = 1e-10  # of a mel power, before the logarithm
-RANGE_DECADES = 8.0  # below the loudest value of the whole file that are kept
-BLOCK_COLUMNS = 1000  # computed at a time: bounds the memory
-
-SYNC_FFT = 800  # samples, 50 ms
-SYNC_HOP = 200  # samples a column, 12.5 ms
-SYNC_MELS = 80
-SYNC_LOW, SYNC_HIGH = 55.0, 7600.0  # Hz
-PREEMPHASIS = 0.97
-REFERENCE, FLOOR_DB = 20.0, -100.0  # dB
-SYNC_LIMIT = 4.0  # the scale is [-4, 4]
-SYNC_COLUMNS_PER_FRAME = Fraction(SAMPLE_RATE, SYNC_HOP * 25)  # 3.2, at 25 fps
+MIN_POWER = 1e-10  # of a mel band, before the logarithm
+RANGE_DECADES = 8.0  # below the loudest value of the whole sound; what is lower is raised to it
+BLOCK_COLUMNS = 1000  # computed at once, which bounds the memory
 
 
 def log_mel(chunks: Iterable[FloatArray], filters: Tensor) -> Iterator[Tensor]:
-    """Stream log10 mel powers, not normalised yet.
+    """Stream log10 mel powers, before normalisation.
 
-    Equal to one centred STFT over the whole sound with its last column dropped. Sound shorter than
-    one token (20 ms) is followed by silence up to it.
+    They equal one centred STFT of the whole sound without its last column. Sound shorter than one
+    token (20 ms) is padded with silence.
 
     Args:
-        chunks: mono float32 samples in [-1, 1] at 16 kHz, in pieces of any length.
+        chunks: mono float32 samples in [-1, 1] at 16 kHz, in chunks of any length.
         filters: (mels, 201) mel filter bank.
 
     Yields:
         (mels, n) float32, 0 < n <= 1000; floor(samples / 160) columns in all.
     """
     window = torch.hann_window(N_FFT)
-    pending = torch.zeros(0)  # samples from the left edge of the next column's window on
+    pending = torch.zeros(0)  # samples, from the start of the next column's window
     started = False
     edge = N_FFT // 2
     for chunk in _at_least(chunks, max(edge + 1, COLUMNS_PER_TOKEN * HOP)):
@@ -83,20 +70,21 @@ def log_mel(chunks: Iterable[FloatArray], filters: Tensor) -> Iterator[Tensor]:
             pending = pending[BLOCK_COLUMNS * HOP :]
     if started:
         pending = torch.cat([pending, pending[-edge - 1 : -1].flip(0)])
-        columns = (len(pending) - N_FFT) // HOP  # one less than fit: the last is dropped
+        columns = (len(pending) - N_FFT) // HOP  # without the last one that fits
         if columns > 0:
             yield _columns(pending[: N_FFT + (columns - 1) * HOP], window, filters)
 
 
 def normalise(log_powers: Tensor, loudest: float) -> Tensor:
-    """Whisper's scale, about [-1, 1]; `loudest` is the largest value of the whole file."""
+    """Scale to about [-1, 1], as Whisper; `loudest` is the largest value of the whole sound."""
     return (log_powers.clamp(min=loudest - RANGE_DECADES) + 4.0) / 4.0
 
 
 def windows(blocks: Iterable[Tensor], hop: int) -> Iterator[Tensor]:
     """Cut streamed columns into windows of at most 3000 columns, one every `hop` columns.
 
-    The last window is the first one that reaches the end; it may be shorter. Holds one window.
+    The first window that reaches the end is the last one; it may be shorter. At most one window is
+    in memory.
     """
     buffer: list[Tensor] = []
     width = 0
@@ -115,23 +103,23 @@ def windows(blocks: Iterable[Tensor], hop: int) -> Iterator[Tensor]:
 
 
 def token_count(columns: int) -> int:
-    """Whole tokens in a sound of so many columns."""
+    """Return the number of whole tokens in a number of columns."""
     return columns // COLUMNS_PER_TOKEN
 
 
 def published_frame_count(tokens: int, fps: Fraction) -> int:
-    """Frames the published code makes of `tokens`: one or two more than the sound lasts.
+    """Return how many frames the published code makes: one or two more than the sound lasts.
 
-    It appends a frame and only then looks whether that frame's token lies behind the end.
+    It appends a frame before it checks whether the frame's token lies beyond the end.
     """
     frame = 0
-    while _own_token(frame, fps) <= tokens:
+    while int(frame * TOKENS_PER_SECOND / fps) <= tokens:
         frame += 1
     return frame + 1
 
 
 def own_tokens(times: IntArray, tick: Fraction) -> IntArray:
-    """(n,) the token that sounds when each frame begins.
+    """Return (n,) the number of the token at the time when each frame begins.
 
     Args:
         times: (n,) ticks since the sound began; negative before it.
@@ -142,17 +130,13 @@ def own_tokens(times: IntArray, tick: Fraction) -> IntArray:
 
 
 def tokens_around(own: IntArray, tokens: int) -> IntArray:
-    """(n, 10) the tokens heard around each frame's own, (n,), clamped to the `tokens` there are."""
+    """Return (n, 10) token numbers around those of `own`, (n,), clamped to [0, tokens)."""
     around = np.arange(-TOKENS_BEFORE, TOKENS_AFTER + 1)
     return np.clip(own[:, None] + around, 0, tokens - 1)
 
 
-def _own_token(frame: int, fps: Fraction) -> int:
-    return int(frame * TOKENS_PER_SECOND / fps)
-
-
 def _at_least(chunks: Iterable[FloatArray], samples: int) -> Iterator[FloatArray]:
-    """The same samples, the first chunk and the whole at least `samples` long (silence added)."""
+    """Join chunks until the first has `samples` samples; pad a shorter sound with silence."""
     first: list[FloatArray] = []
     length = 0
     for chunk in chunks:
@@ -169,4 +153,4 @@ def _at_least(chunks: Iterable[FloatArray], samples: int) -> Iterator[FloatArray
 
 def _columns(samples: Tensor, window: Tensor, filters: Tensor) -> Tensor:
     spectrum = torch.stft(samples, N_FFT, HOP, window=window, center=False, return_complex=True)
-    return (filters @ spectrum.abs() ** 2).clamp(min=FLOOR).log10()
+    return (filters @ spectrum.abs() ** 2).clamp(min=MIN_POWER).log10()

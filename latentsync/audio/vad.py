@@ -1,8 +1,8 @@
-"""When does somebody speak? Told by how loud the voice's band is against what is always there.
+"""Voice activity detection (VAD), by the level of the voice's band over the noise floor.
 
-The floor under a moment is the level that its seconds before or after seldom fall below, whichever
-is higher: so a fan that starts, or steady music, isn't taken for speech. Why not a library's
-detector: benchmarks/README.md, voice_activity.py.
+The noise floor is the 10th percentile of the level, over the 6 s before or the 6 s after,
+whichever is higher: a fan that starts, or steady music, is then no speech. Why no library's
+detector is used: benchmarks/README.md, voice_activity.py.
 """
 
 from collections.abc import Iterator
@@ -18,40 +18,41 @@ from latentsync.types import FloatArray, IntArray
 
 __all__ = ["VoiceActivity", "detect_speech"]
 
-BLOCK_SECONDS = Fraction(1, 50)  # s, one decision
+BLOCK_SECONDS = Fraction(1, 50)  # of one decision
 BLOCK_SAMPLES = int(BLOCK_SECONDS * SAMPLE_RATE)
-BAND = slice(4, 77)  # bins of 50 Hz: 200 to 3800 Hz, where voices are and hum is not
+BAND = slice(4, 77)  # bins of 50 Hz: 200 to 3800 Hz, which has voices, and no mains hum
 
+# Chosen by benchmarks/voice_activity.py:
 FLOOR_BLOCKS = 300  # 6 s, longer than anybody holds a note
-FLOOR_PERCENT = 10  # of these blocks lie below the floor: the gaps between sounds and words
+FLOOR_PERCENT = 10  # the floor's percentile: the gaps between sounds and words
 SPEECH_DB = 10.0  # over the floor
 FADING_DB = 5.0  # over the floor, right before or after speech: how words begin and fade
-# A word with nothing around it has no floor: what is nearly as loud as the loudest 2 % is speech.
+# A single word leaves no gaps to measure a floor in: levels near the 98th percentile are speech.
 LOUDEST_PERCENT, NEAR_DB = 98, 12.0
 RANGE_DB, SILENCE_DB = 45.0, -75.0  # the lowest floor: below the loudest, below full scale
 
 MIN_SPEECH_BLOCKS = 3  # 60 ms; a shorter sound is a click
 BLOCKS_BEFORE, BLOCKS_AFTER = 4, 10  # 80 and 200 ms: lips move before and after the sound
-MIN_PAUSE_BLOCKS = 15  # 300 ms; a shorter gap between two words is no pause
+MIN_PAUSE_BLOCKS = 15  # 300 ms; a shorter gap belongs to the speech
 
 
 @dataclass(frozen=True)
 class VoiceActivity:
-    """When somebody speaks; 50 bytes for a second of sound."""
+    """Times at which somebody speaks; 50 bytes for a second of sound."""
 
-    blocks: NDArray[np.bool_]  # (n,) one for each 20 ms of the sound; nobody speaks around it
+    blocks: NDArray[np.bool_]  # (n,) one for each 20 ms of the sound; outside it: False
 
     def at(
         self, begins: IntArray, time_base: Fraction, lead_in: Fraction = Fraction(0)
     ) -> NDArray[np.bool_]:
-        """(n,) whether somebody speaks when each video frame begins.
+        """Return (n,) whether somebody speaks when each video frame begins.
 
         Args:
             begins: (n,) when each frame begins, in units of `time_base`.
             time_base: seconds.
             lead_in: seconds of frames before the sound begins.
         """
-        # A thousandth of a block more, because a frame may begin with a block.
+        # A thousandth of a block more: a frame may begin with a block, which rounding may miss.
         blocks = begins * float(time_base / BLOCK_SECONDS) - float(lead_in / BLOCK_SECONDS)
         places = np.floor(blocks + 1e-3)
         heard = (places >= 0) & (places < len(self.blocks))
@@ -61,9 +62,9 @@ class VoiceActivity:
 
 
 def detect_speech(sound: SpeechSource) -> VoiceActivity:
-    """Listen to a whole sound, piece by piece; 0.7 MB of levels are held for an hour of it.
+    """Find the speech in a sound, which is read in chunks; the levels of an hour take 0.7 MB.
 
-    Speech is widened, so that no word's end is cut, and short pauses in it are part of it.
+    Speech is widened, so that no word's end is cut, and includes its short pauses.
     """
     levels = np.fromiter(_levels(sound), dtype=np.float32)
     if len(levels) == 0:
@@ -75,9 +76,9 @@ def detect_speech(sound: SpeechSource) -> VoiceActivity:
 
 
 def _floor(levels: FloatArray) -> FloatArray:
-    """(n,) dB -> (n,) dB: what the gaps of the 6 s before or after each block lie below.
+    """Compute the noise floor, (n,) dB, of levels, (n,) dB.
 
-    At its ends the sound is mirrored, here and not by scipy, whose 1.17 reads beyond arrays that
+    The sound is mirrored at its ends, here and not by scipy, whose 1.17 reads beyond arrays that
     are shorter than its window.
     """
     from scipy.ndimage import percentile_filter  # slow to import, and seldom needed
@@ -91,7 +92,7 @@ def _floor(levels: FloatArray) -> FloatArray:
 
 
 def _levels(sound: SpeechSource) -> Iterator[float]:
-    """dB of the voice's band in each block; the last one is filled up with silence."""
+    """Yield the level of the voice's band in each block, in dB; pad the last with silence."""
     window = np.hanning(BLOCK_SAMPLES).astype(np.float32)
     rest = np.zeros(0, dtype=np.float32)
     for chunk in sound.chunks():
@@ -104,14 +105,14 @@ def _levels(sound: SpeechSource) -> Iterator[float]:
 
 
 def _decibels(blocks: FloatArray) -> FloatArray:
-    """(n, samples) windowed -> (n,) dB."""
+    """Measure windowed blocks: (n, samples) -> (n,) dB."""
     powers = np.abs(np.fft.rfft(blocks)[:, BAND]) ** 2
     decibels: FloatArray = 10 * np.log10(powers.sum(axis=1) / BLOCK_SAMPLES**2 + 1e-10)
     return decibels.astype(np.float32)
 
 
 def _faded(loud: NDArray[np.bool_], audible: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What is loud, with what is audible right before and after it."""
+    """Widen each loud stretch by what is audible right before and after it."""
     either = loud | audible
     for start, stop in _runs(audible & ~loud):
         if not loud[max(0, start - 1) : stop + 1].any():
@@ -120,7 +121,7 @@ def _faded(loud: NDArray[np.bool_], audible: NDArray[np.bool_]) -> NDArray[np.bo
 
 
 def _whole_words(loud: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without clicks, with what lies around words, and with the short pauses between them."""
+    """Remove clicks, widen words, and fill the short pauses between them."""
     speaks = np.zeros_like(loud)
     for start, stop in _runs(loud):
         if stop - start >= MIN_SPEECH_BLOCKS:
@@ -132,7 +133,7 @@ def _whole_words(loud: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _runs(flags: NDArray[np.bool_]) -> list[list[int]]:
-    """[start, stop) of each stretch that is true."""
+    """List [start, stop) of each stretch of true flags."""
     borders = np.flatnonzero(np.diff(flags, prepend=False, append=False))
     runs: list[list[int]] = borders.reshape(-1, 2).tolist()
     return runs

@@ -1,6 +1,6 @@
-"""Speech features for each video frame: every state of Whisper's encoder, window by window.
+"""Speech features of each video frame: all hidden states of Whisper's encoder.
 
-The only importer of openai-whisper, and of that only the encoder and the mel filter bank.
+Only this module imports openai-whisper, and only its encoder and its mel filter bank.
 """
 
 import math
@@ -35,7 +35,7 @@ __all__ = [
 class WhisperConfig:
     """Size of the speech encoder; the defaults are openai/whisper tiny.
 
-    Only the encoder is used. States = layers + 1 (the embedding, then each block's output).
+    Names and sizes: https://github.com/openai/whisper/blob/v20250625/whisper/model.py.
     """
 
     n_mels: int = 80
@@ -45,21 +45,21 @@ class WhisperConfig:
     n_audio_layer: int = 4
 
 
-OVERLAP_HOP = 2000  # columns between windows, 20 s; of inner ones only the middle 20 s are used
+OVERLAP_HOP_COLUMNS = 2000  # 20 s between windows; only their middle 20 s are used
 
 
 class SpeechSource(Protocol):
-    """What speech is read from: `media.AudioReader`, or a wave in memory."""
+    """Sound to read speech from: `media.AudioReader`, or a waveform in memory."""
 
     def chunks(self) -> Iterator[FloatArray]:
-        """Mono float32 samples in [-1, 1] at 16 kHz; may be asked for again, from the start."""
+        """Yield mono float32 samples in [-1, 1] at 16 kHz, from the start in each call."""
         ...
 
 
 class SpeechEncoder(nn.Module):
-    """Whisper's encoder, giving all its states instead of the last one.
+    """Whisper's encoder, which returns all hidden states instead of the last one.
 
-    The published net listens to the embedding and to each block's output, before the final norm.
+    They are the embedding and each block's output, before the final norm, as in the published net.
     """
 
     def __init__(self, config: WhisperConfig) -> None:
@@ -75,18 +75,18 @@ class SpeechEncoder(nn.Module):
 
     @property
     def states(self) -> int:
-        """States per token: the embedding and one a block."""
+        """Number of states of a token: the embedding, and one for each block."""
         return self.config.n_audio_layer + 1
 
     def filters(self) -> Tensor:
-        """(mels, 201) mel filter bank, on the CPU."""
+        """Return the (mels, 201) mel filter bank, on the CPU."""
         filters: Tensor = whisper.audio.mel_filters("cpu", self.config.n_mels)
         return filters
 
     def forward(self, columns: Tensor, first_token: int = 0) -> Tensor:
-        """(b, mels, 3000) normalised log-mel -> (b, 1500, states, width).
+        """Encode (b, mels, 3000) normalised log-mel; returns (b, 1500, states, width).
 
-        Training may give fewer columns, as tokens `first_token` and following of such a window.
+        Training may give fewer columns: the part of a window that begins at `first_token`.
         """
         encoder = self.encoder
         x = nn.functional.gelu(encoder.conv1(columns))
@@ -100,17 +100,17 @@ class SpeechEncoder(nn.Module):
 
 
 class SpeechStates:
-    """The encoder's states for each token of a sound, computed one window at a time.
+    """Hidden states of each token of a sound, computed one window at a time.
 
-    `len()` is the number of tokens (50 a second); `states[tokens]` are those of an array of token
-    numbers. The sound is streamed twice: once for its loudest log-mel value, on which the scale of
-    all others depends, and once as windows are encoded. Two windows are held. Threads may share it.
+    `len()` is the number of tokens (50 a second); `states[tokens]` takes an array of token numbers.
+    The sound is streamed twice: once for its loudest log-mel value, on which the scale of all
+    values depends, and once as windows are encoded. Two windows are kept. Threads may share it.
 
     Args:
         encoder: on its device, in its dtype.
         source: the sound.
         windows: "overlap" encodes each token with context on both sides; "disjoint", as published,
-            cuts every 30 s, which shows as a twitch of the lips there.
+            cuts the sound every 30 s, where the lips then jump.
 
     Raises:
         MediaError: the sound holds no sample.
@@ -123,8 +123,8 @@ class SpeechStates:
         windows: Literal["overlap", "disjoint"] = "overlap",
     ) -> None:
         self._encoder, self._source, self._filters = encoder, source, encoder.filters()
-        hop = OVERLAP_HOP if windows == "overlap" else mel.WINDOW_COLUMNS
-        edge = (mel.WINDOW_COLUMNS - hop) // 2  # on either side, left to the next window
+        hop = OVERLAP_HOP_COLUMNS if windows == "overlap" else mel.WINDOW_COLUMNS
+        edge = (mel.WINDOW_COLUMNS - hop) // 2  # on each side, that the neighbouring window covers
         self._hop, self._edge = hop // mel.COLUMNS_PER_TOKEN, edge // mel.COLUMNS_PER_TOKEN
         columns, self._loudest = 0, -math.inf
         for block in self._log_mel():
@@ -135,7 +135,7 @@ class SpeechStates:
                 "the audio holds no sample; give a sound of at least one frame (40 ms)"
             )
         self._tokens = mel.token_count(columns)
-        beyond = self._tokens * mel.COLUMNS_PER_TOKEN - mel.WINDOW_COLUMNS  # the first window
+        beyond = self._tokens * mel.COLUMNS_PER_TOKEN - mel.WINDOW_COLUMNS  # after the first window
         self._last_window = max(0, -(-beyond // hop))
         self._held: dict[int, Tensor] = {}  # window -> (tokens, states, width)
         self._stream: Iterator[tuple[int, Tensor]] = iter(())
@@ -146,22 +146,22 @@ class SpeechStates:
 
     @property
     def token_shape(self) -> tuple[int, int]:
-        """(states, width) of one token."""
+        """Shape of one token: (states, width)."""
         return self._encoder.states, self._encoder.config.n_audio_state
 
     def __getitem__(self, tokens: IntArray) -> Tensor:
-        """Return (*tokens.shape, states, width), on the encoder's device in its dtype."""
+        """Return (*tokens.shape, states, width), on the encoder's device, in its dtype."""
         window, offset = self._place(flat := tokens.ravel())
-        heard = self._encoder.encoder.conv1.weight.new_empty(len(flat), *self.token_shape)
+        found = self._encoder.encoder.conv1.weight.new_empty(len(flat), *self.token_shape)
         with self._lock, torch.no_grad():
             for number in np.unique(window).tolist():
                 rows = torch.from_numpy(np.flatnonzero(window == number))
-                heard[rows] = self._window(number)[torch.from_numpy(offset)[rows]]
-        return heard.unflatten(0, tokens.shape)
+                found[rows] = self._window(number)[torch.from_numpy(offset)[rows]]
+        return found.unflatten(0, tokens.shape)
 
     @cached_property
     def silence(self) -> Tensor:
-        """(states, width), a token amid silence in this sound."""
+        """States, (states, width), of a token in the middle of silence, on this sound's scale."""
         mels = self._filters.shape[0]
         states = self._encode(
             torch.full((mels, mel.WINDOW_COLUMNS), self._loudest - mel.RANGE_DECADES)
@@ -169,12 +169,12 @@ class SpeechStates:
         return states[len(states) // 2]
 
     def _place(self, tokens: IntArray) -> tuple[IntArray, IntArray]:
-        """The window whose centre holds each token, and the token's number in that window."""
+        """Find the window in whose middle each token lies, and its number in that window."""
         window = np.clip((tokens - self._edge) // self._hop, 0, self._last_window)
         return window, tokens - window * self._hop
 
     def _window(self, number: int) -> Tensor:
-        """(tokens, states, width) of one window; going back starts the sound anew."""
+        """Return (tokens, states, width) of a window; an earlier one restarts the sound."""
         if number not in self._held:
             if not self._held or number < max(self._held):
                 hop = self._hop * mel.COLUMNS_PER_TOKEN
@@ -190,7 +190,7 @@ class SpeechStates:
     def _encode(self, columns: Tensor) -> Tensor:
         weight = self._encoder.encoder.conv1.weight
         normalised = mel.normalise(columns, self._loudest)
-        # As published, the last window is filled up with 0, which is not the value of silence.
+        # As published, the last window is padded with 0, which is not the value of silence.
         padded = nn.functional.pad(normalised, (0, mel.WINDOW_COLUMNS - columns.shape[1]))
         with torch.inference_mode():
             states: Tensor = self._encoder(padded[None].to(weight.device, weight.dtype))[0]
@@ -202,39 +202,39 @@ class SpeechStates:
 
 @dataclass(frozen=True)
 class SpeechFeatures:
-    """The speech that the network hears at each video frame: the ten tokens around its time.
+    """Speech features of each video frame: the states of the ten tokens around its time.
 
     `len()` is the number of frames; `features[start:stop]` is (stop - start, 10 * states, width),
-    time-major, every state of each token.
+    first by token, then by state.
     """
 
     states: SpeechStates
     own: IntArray  # (n,) the token at each frame's time; may lie outside the sound
-    weight: FloatArray | None = None  # (n,) in [0, 1] of speech against silence; None: 1
+    weight: FloatArray | None = None  # (n,) share of speech in [0, 1], the rest is silence; None: 1
 
     def __len__(self) -> int:
         return len(self.own)
 
     def __getitem__(self, frames: slice) -> Tensor:
         around = mel.tokens_around(self.own[frames], len(self.states))
-        heard = self.states[around].flatten(1, 2)
+        speech = self.states[around].flatten(1, 2)
         if self.weight is None or self.weight[frames].min() == 1:
-            return heard
-        weight = torch.from_numpy(self.weight[frames]).to(heard)[:, None, None]
+            return speech
+        weight = torch.from_numpy(self.weight[frames]).to(speech)[:, None, None]
         silence = self.states.silence.repeat(mel.TOKENS_PER_FRAME, 1)
-        return weight * heard + (1 - weight) * silence
+        return weight * speech + (1 - weight) * silence
 
     def at(
         self, begins: IntArray, time_base: Fraction, lead_in: Fraction = Fraction(0)
     ) -> "SpeechFeatures":
-        """The same speech at other frames.
+        """Return the features of the same speech at other frames.
 
         Args:
             begins: (n,) when each frame begins, in units of `time_base`.
             time_base: seconds.
             lead_in: seconds of frames before the sound begins.
         """
-        fine = time_base / lead_in.denominator  # the sound begins at a whole number of these
+        fine = time_base / lead_in.denominator  # s; the sound begins at a multiple of it
         late = round(lead_in / fine)
         return replace(self, own=mel.own_tokens(begins * lead_in.denominator - late, fine))
 
@@ -247,11 +247,11 @@ def encode_speech(
     fps: Fraction = Fraction(25),
     windows: Literal["overlap", "disjoint"] = "overlap",
 ) -> SpeechFeatures:
-    """Measure a sound and lay it beside video frames; windows are encoded when they are needed.
+    """Prepare the speech features of video frames; windows are encoded when they are needed.
 
     Args:
         encoder, source, windows: as in `SpeechStates`.
-        frames: how many, or a function of the number of tokens.
+        frames: their number, or a function from the number of tokens to it.
         fps: frames per second.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Multi-head attention and the feed-forward net, and which kernel computes the attention."""
+"""Multi-head attention, its kernels, and the feed-forward net."""
 
 import math
 from collections.abc import Callable
@@ -21,23 +21,23 @@ __all__ = [
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(n, c, h, w) -> (n, h * w, c); a view when x is channels_last."""
+    """Flatten (n, c, h, w) to (n, h * w, c); a view if x is channels_last."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_grid(x: Tensor, height: int, width: int) -> Tensor:
-    """(n, h * w, c) -> (n, c, h, w), channels_last in memory."""
+    """Unflatten (n, h * w, c) to (n, c, h, w), channels_last in memory."""
     return x.transpose(1, 2).unflatten(2, (height, width))
 
 
-MAX_PERIOD = 10_000.0  # of the sinusoids, https://arxiv.org/abs/1706.03762
+MAX_PERIOD = 10_000.0  # of the sinusoids, in positions; https://arxiv.org/abs/1706.03762
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query, key, value), each (n, heads, tokens, head_dim) -> (n, heads, tokens, head_dim)."""
 
 
 class Attention(nn.Module):
-    """Queries from x, keys and values from the context; only the output has a bias."""
+    """Multi-head attention of x to a context; only the output projection has a bias."""
 
     def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
@@ -65,18 +65,18 @@ class TemporalAttention(Attention):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         assert context is None
         x = x + self.pos_encoder(x.shape[1])[:, :, None]
-        # Projected as it lies: a projection of transposed tokens becomes a batch of small products,
-        # each of a copy (at full size in bfloat16 on a CPU, half the time of the whole net).
+        # Projected before the transposition: else the projection becomes many small products of
+        # copies (at full size in bfloat16 on a CPU, half the time of the whole net).
         split = [
             layer(x).unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
             for layer in (self.to_q, self.to_k, self.to_v)
         ]  # (b * pixels, heads, f, head_dim)
-        heard = self.attend(*split).unflatten(0, (x.shape[0], -1))
-        return self.to_out[0](heard.permute(0, 3, 1, 2, 4).flatten(-2))
+        attended = self.attend(*split).unflatten(0, (x.shape[0], -1))
+        return self.to_out[0](attended.permute(0, 3, 1, 2, 4).flatten(-2))
 
 
 class PositionTable(nn.Module):
-    """Sinusoids, (1, max_frames, c): a buffer that published checkpoints carry."""
+    """Sinusoidal positions, (1, max_frames, c), in a buffer that published checkpoints contain."""
 
     pe: Tensor
 
@@ -106,7 +106,7 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        # The identity keeps the checkpoint's numbering, where a dropout stands.
+        # The identity stands for the checkpoint's dropout, so that layers have the same numbers.
         self.net = nn.ModuleList(
             [GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)]
         )
@@ -118,7 +118,7 @@ class FeedForward(nn.Module):
 
 
 def attention_backend(name: Literal["native", "xformers"]) -> Attend:
-    """The kernel called `name`: PyTorch's own fused attention, or xformers' where it is installed.
+    """Return the attention kernel called `name`: PyTorch's fused one, or that of xformers.
 
     Raises:
         BackendUnavailable: xformers was asked for and can't be loaded.

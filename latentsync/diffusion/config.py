@@ -1,4 +1,4 @@
-"""What a model is (`ModelConfig` and its presets) and how nets are trained (`TrainConfig`).
+"""Configuration of a model: `ModelConfig`, and its presets.
 
 Presets are Python, each built from the one before it by `replace`; a checkpoint that this project
 trains carries its config beside it as JSON (`to_json`, `from_json`).

@@ -1,7 +1,7 @@
-"""The video U-Net: Stable Diffusion 1.5's layout, Whisper cross-attention, motion modules.
+"""Video U-Net: Stable Diffusion 1.5's layout with cross-attention to speech and motion modules.
 
-Names here ARE the published checkpoint's keys, so every load is strict. Inside, frames stay folded
-into the batch, `(batch * frames, channels, height, width)`; only two things look across frames:
+Attribute names are the published checkpoints' keys, so every load is strict. Frames are part of
+the batch dimension, `(batch * frames, channels, height, width)`; two modules mix frames:
 
     FrameSharedGroupNorm   statistics over all frames of a group (all resnets, and the output)
     MotionModule           self-attention along time at each pixel
@@ -35,7 +35,7 @@ __all__ = ["FeatureCache", "UNet", "UNetConfig"]
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Size of the U-Net; the defaults are the published stage 2 (SD 1.5's layout, 1.27 G numbers).
+    """Size of the U-Net; the defaults are the published stage 2, of 1.27 G parameters.
 
     Channels and shapes: https://github.com/bytedance/LatentSync/blob/a229c39/configs/unet/stage2.yaml
     """
@@ -45,36 +45,33 @@ class UNetConfig:
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int = 2
     attention_heads: int = 8  # the published config calls this number attention_head_dim
-    cross_attention_dim: int = 384  # width of a Whisper-tiny state
+    cross_attention_dim: int = 384  # width of a state of Whisper tiny
     norm_num_groups: int = 32
-    motion: Literal["none", "all", "decoder"] = "all"  # where temporal modules stand
+    motion: Literal["none", "all", "decoder"] = "all"  # which blocks have motion modules
     motion_heads: int = 8
     motion_norm_groups: int = 32
     motion_max_frames: int = 24  # length of the temporal position table
-    # Not in the published nets: speech is normalised and its tokens are told apart by learned
-    # positions, so many of them; 0 leaves both out.
-    speech_positions: int = 0
+    speech_positions: int = 0  # tokens, see `SpeechPositions`; 0, as published: no such module
 
 
 RESNET_EPS = 1e-5
-TRANSFORMER_EPS = 1e-6  # GroupNorm at the entry of a transformer, as in Stable Diffusion
+TRANSFORMER_EPS = 1e-6  # of the GroupNorm before a transformer, as in Stable Diffusion
 
 
 @dataclass
 class FeatureCache:
-    """What the last layer takes from all layers before it, kept from one denoising step to others.
+    """Deep features of one denoising step, reused by the next ones, where they change little.
 
-    It changes little between neighbouring steps. A step that finds it here runs conv_in, the last
-    layer of the last up block and conv_out, and no other: DeepCache,
-    https://arxiv.org/abs/2312.00858, at its outermost branch.
+    This is DeepCache, https://arxiv.org/abs/2312.00858, at its outermost branch: a step that finds
+    features here runs only conv_in, the last layer of the last up block, and conv_out.
     """
 
-    features: Tensor | None = None  # (b * f, c, h, w); None: the next step is a full one
+    features: Tensor | None = None  # (b * f, c, h, w), input of that layer; None: run all layers
 
     def prepare(self, rows: int, *, full: bool) -> None:
-        """Before a step over `rows` (b * f): what is kept goes if the step is a full one.
+        """Prepare for a step over `rows` (b * f): keep the features unless the step is a full one.
 
-        When guidance ends the last rows stay, those with speech; when it begins, none do.
+        When guidance ends, the last rows are kept, those with speech; when it begins, none are.
         """
         if full or (self.features is not None and len(self.features) < rows):
             self.features = None
@@ -83,7 +80,7 @@ class FeatureCache:
 
 
 class UNet(nn.Module):
-    """Predicts the noise in a group of latent frames from 13 channels, a timestep and speech."""
+    """Net that predicts the noise in a group of latent frames, given a timestep and speech."""
 
     def __init__(self, config: UNetConfig | None = None) -> None:
         super().__init__()
@@ -108,7 +105,7 @@ class UNet(nn.Module):
             for i, width in enumerate(widths)
         )
         self.mid_block = MidBlock(config, widths[-1], time_dim)
-        # The decoder meets the encoder's outputs in reverse: one a layer and one a downsampler.
+        # The up blocks take the down blocks' outputs in reverse: one of each layer and downsampler.
         skips = [widths[0]]
         for i, width in enumerate(widths):
             skips += [width] * (config.layers_per_block + (i < last))
@@ -145,7 +142,7 @@ class UNet(nn.Module):
             sample: (b, 13, f, h, w) latents, h and w multiples of 2 per downsampler (8).
             timestep: 0-d, (1,) or (b,), in [0, 1000).
             audio: (b * f, tokens, width) or (b, f, tokens, width); None: no cross-attention.
-            cache: of the step before: what it holds is used, where it holds nothing it is filled.
+            cache: features of an earlier step, which are used, or an empty one, which is filled.
 
         Returns:
             (b, 4, f, h, w), of the sample's dtype.
@@ -179,7 +176,7 @@ class UNet(nn.Module):
         return x.unflatten(0, (batch, frames)).transpose(1, 2)
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Trade compute for memory in training: keep only each layer's input."""
+        """Save memory in training: keep only each layer's input, and compute the rest again."""
         for module in self.modules():
             if isinstance(module, _Block):
                 module.checkpointing = enabled
@@ -192,9 +189,9 @@ class UNet(nn.Module):
 
 
 class SpeechPositions(nn.Module):
-    """Normalised speech whose tokens are told apart by learned positions; a demo-size net wants it.
+    """Layer norm and learned positions of the speech tokens, for nets as small as the demo's.
 
-    Silence that stands for "no speech" (all zeros) stays a place of its own: the positions alone.
+    Not in the published nets. Zeros, which stand for "no speech", become the positions alone.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -235,7 +232,7 @@ class _Block(nn.Module):
 
 
 class DownBlock(_Block):
-    """`layers_per_block` layers, then a halving of the side."""
+    """`layers_per_block` layers, then a downsampler that halves the side."""
 
     def __init__(
         self,
@@ -271,7 +268,7 @@ class DownBlock(_Block):
 
 
 class MidBlock(_Block):
-    """Resnet, attention, resnet at the smallest side; never a motion module."""
+    """Resnet, attention and resnet at the smallest side, without motion modules."""
 
     def __init__(self, config: UNetConfig, width: int, time_dim: int) -> None:
         super().__init__()
@@ -285,7 +282,7 @@ class MidBlock(_Block):
 
 
 class UpBlock(_Block):
-    """`layers_per_block + 1` layers, each joined by an output of the encoder, then a doubling."""
+    """`layers_per_block + 1` layers with a skip connection each, then an upsampler."""
 
     def __init__(
         self,
@@ -331,7 +328,7 @@ class UpBlock(_Block):
 
 
 class Resnet(nn.Module):
-    """Two 3x3 convolutions with the timestep added between them, and a residual."""
+    """Residual block: two 3x3 convolutions, with the timestep's embedding added between them."""
 
     def __init__(self, config: UNetConfig, before: int, width: int, time_dim: int) -> None:
         super().__init__()
@@ -351,7 +348,7 @@ class Resnet(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Attention within a frame: to itself, then to the speech heard at that frame."""
+    """Self-attention within a frame, then cross-attention to the frame's speech."""
 
     def __init__(self, config: UNetConfig, width: int) -> None:
         super().__init__()
@@ -389,7 +386,7 @@ class TransformerBlock(nn.Module):
 
 
 class MotionModule(nn.Module):
-    """Attention along time at each pixel. Starts as the identity: `proj_out` is zero at first."""
+    """Self-attention along time at each pixel; the identity at first, as `proj_out` is zero."""
 
     def __init__(self, config: UNetConfig, width: int) -> None:
         super().__init__()
@@ -437,14 +434,14 @@ class TemporalBlock(nn.Module):
 
 
 class FrameSharedGroupNorm(nn.GroupNorm):
-    """GroupNorm whose statistics run over all frames of a group, (c / groups, f, h, w).
+    """GroupNorm with statistics over all frames of a group of frames: (c / num_groups, f, h, w).
 
-    The published net normalises 5-D tensors: how a clip is cut into groups is part of its result.
-    Statistics and scaling are in float32, so half precision is safe.
+    The published net normalises 5-D tensors, so its result depends on how a clip is divided into
+    groups of frames. Statistics and scaling are float32, whatever the input's precision.
     """
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
-        if frames == 1 or x.device.type == "cpu":  # where var_mean takes ten times as long
+        if frames == 1 or x.device.type == "cpu":  # on a CPU, var_mean takes ten times as long
             together = x.float().unflatten(0, (-1, frames)).transpose(1, 2)
             scaling = self.weight.float(), self.bias.float()
             out = F.group_norm(together, self.num_groups, *scaling, self.eps)
@@ -490,7 +487,7 @@ class Upsample(nn.Module):
 
 
 def timestep_sinusoid(timestep: Tensor | float, batch: int, width: int) -> Tensor:
-    """(batch, width) float32: cosines, then sines, of the timestep. width is even."""
+    """Embed the timestep as cosines, then sines: (batch, width) float32, for an even width."""
     if isinstance(timestep, Tensor):
         t = timestep.float().reshape(-1).expand(batch)
     else:

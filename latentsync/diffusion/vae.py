@@ -1,4 +1,4 @@
-"""The image autoencoder. It owns its scaling: what goes in and comes out are pixels and latents."""
+"""Image autoencoder (VAE), between pixels in [-1, 1] and scaled latents."""
 
 import logging
 from collections.abc import Callable
@@ -21,11 +21,11 @@ class VAEConfig:
     layers_per_block: int = 2
     latent_channels: int = 4
     norm_num_groups: int = 32
-    scaling_factor: float = 0.18215  # Stable Diffusion 1's, fidelity to the published pipeline
+    scaling_factor: float = 0.18215  # Stable Diffusion 1's
     shift_factor: float = 0.0
     mid_attention: bool = True  # attention at the smallest side
-    # Not in the published nets: each channel of the latents is brought to mean 0 and deviation 1
-    # (then the two factors above are 1 and 0); empty leaves them as they are.
+    # Not in the published nets: mean and deviation of each channel, by which the latents are
+    # normalised (with factors of 1 and 0 above); (): they are not.
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
 
@@ -39,18 +39,19 @@ log = logging.getLogger(__name__)
 
 drop_empty_kernel_cache()  # which the import of diffusers left
 
-# Numbers alive at once for each pixel and each channel of the first width, in the larger half, the
-# decoder; counted tensor by tensor, see tests/test_devices.py.
-NUMBERS = 6
+# Values in memory at once in the decoder, the larger half, per pixel and channel of the first
+# width; counted tensor by tensor, see tests/test_devices.py.
+VALUES_PER_PIXEL = 6
 MAX_BATCH_PIXELS = 2**20  # 16 pictures of 256 x 256 at once, or 4 of 512 x 512
-TILE_SIDE = 256  # px, of a picture that has to be cut
+TILE_SIDE_PX = 256  # where memory is too small for a whole picture
 
 
 class VAE(nn.Module):
     """Stable Diffusion's AutoencoderKL, https://arxiv.org/abs/2112.10752, with scaled latents.
 
-    Pictures pass in slices, so that many need no more memory than a few: no picture's result
-    depends on another. Where not even one fits, it is cut into tiles, which changes it a little.
+    Pictures are computed in slices, so that many need no more memory than a few; each result is
+    independent of the other pictures. A picture that doesn't fit into memory is computed in tiles,
+    which changes its result a little.
     """
 
     def __init__(self, config: VAEConfig | None = None) -> None:
@@ -67,11 +68,11 @@ class VAE(nn.Module):
             scaling_factor=config.scaling_factor,
             mid_block_add_attention=config.mid_attention,
         )
-        self.net.tile_sample_min_size = TILE_SIDE
-        self.net.tile_latent_min_size = TILE_SIDE // config.downsampling
+        self.net.tile_sample_min_size = TILE_SIDE_PX
+        self.net.tile_latent_min_size = TILE_SIDE_PX // config.downsampling
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of pictures: the posterior's mean, or a sample of it where noise is given.
+        """Encode pictures to latents: the posterior's mean, or, with noise, a sample of it.
 
         Args:
             pixels: (f, 3, R, R) in [-1, 1].
@@ -89,7 +90,7 @@ class VAE(nn.Module):
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(f, 4, h, w) scaled latents -> (f, 3, 8 h, 8 w) pixels, about [-1, 1], not clamped."""
+        """Decode (f, 4, h, w) scaled latents to (f, 3, 8 h, 8 w) pixels in about [-1, 1]."""
         if self.config.latents_mean:
             mean, std = self._channels(latents)
             latents = latents * std + mean
@@ -98,23 +99,28 @@ class VAE(nn.Module):
         return self._sliced(lambda part: self.net.decode(part).sample, latents, area)
 
     def _posterior(self, pixels: Tensor) -> Tensor:
-        """(f, 8, h, w): mean and standard deviation."""
+        """Return (f, 8, h, w): the posterior's mean, then its standard deviation."""
         posterior = self.net.encode(pixels).latent_dist
         return torch.cat([posterior.mean, posterior.std], dim=1)
 
     def _sliced(self, call: Callable[[Tensor], Tensor], pictures: Tensor, area: int) -> Tensor:
-        """What `call` makes of all pictures, `area` px each, as many at once as memory allows."""
-        if torch.is_grad_enabled():  # training keeps everything that was computed anyway
+        """Call `call` on pictures of `area` px, as many at once as memory allows."""
+        if torch.is_grad_enabled():  # in training slices save nothing: every activation is kept
             return call(pictures)
         at_once = max(1, MAX_BATCH_PIXELS // area)
         free = free_memory(pictures.device)
         if free is not None:
-            each = NUMBERS * self.config.block_out_channels[0] * area * pictures.element_size()
+            each = (
+                VALUES_PER_PIXEL
+                * self.config.block_out_channels[0]
+                * area
+                * pictures.element_size()
+            )
             at_once = min(at_once, int(USABLE_SHARE * free) // each)
         if not at_once and not self.net.use_tiling:
             log.warning(
-                "%s has too little memory for one picture of %d px in the autoencoder; it is cut "
-                "into tiles, whose borders may show",
+                "%s has too little memory for one picture of %d px in the autoencoder; it is "
+                "computed in tiles, whose borders may show",
                 pictures.device,
                 area,
             )
@@ -122,13 +128,13 @@ class VAE(nn.Module):
         return torch.cat([call(part) for part in pictures.split(max(1, at_once))])
 
     def _channels(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(4, 1, 1) mean and standard deviation of each channel."""
+        """Return (4, 1, 1) mean and standard deviation of each channel."""
         values = (self.config.latents_mean, self.config.latents_std)
         mean, std = (torch.tensor(value).to(like)[:, None, None] for value in values)
         return mean, std
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of a square picture."""
+        """Return (channels, height, width) of the latents of a square picture."""
         side = resolution // self.config.downsampling
         return self.config.latent_channels, side, side
 

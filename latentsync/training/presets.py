@@ -5,12 +5,7 @@ from dataclasses import dataclass, field, replace
 from latentsync.evaluation.nets.syncnet import SYNCNETS, SyncNetConfig, SyncNetTower
 from latentsync.training.settings import TrainConfig, UNetTrainConfig
 
-__all__ = [
-    "SYNCNET_RUNS",
-    "UNET_RUNS",
-    "SyncNetTrainConfig",
-]
-
+__all__ = ["SYNCNET_RUNS", "UNET_RUNS", "SyncNetTrainConfig"]
 
 # https://github.com/bytedance/LatentSync/tree/a229c39/configs/unet; steps are an upper bound there.
 _STAGE1 = UNetTrainConfig(

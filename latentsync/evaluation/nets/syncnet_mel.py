@@ -1,28 +1,30 @@
-"""The mel spectrogram for StableSyncNet."""
+"""Mel spectrogram for StableSyncNet: Wav2Lip's, which differs from Whisper's.
+
+Constants: https://github.com/bytedance/LatentSync/blob/a229c39/latentsync/utils/audio.py with
+https://github.com/bytedance/LatentSync/blob/a229c39/configs/audio.yaml.
+"""
 
 import math
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latentsync.audio.mel import (
-    FLOOR_DB,
-    PREEMPHASIS,
-    REFERENCE,
-    SAMPLE_RATE,
-    SYNC_COLUMNS_PER_FRAME,
-    SYNC_FFT,
-    SYNC_HIGH,
-    SYNC_HOP,
-    SYNC_LIMIT,
-    SYNC_LOW,
-    SYNC_MELS,
-)
+from latentsync.audio.mel import SAMPLE_RATE
 from latentsync.types import FloatArray
 
 __all__ = ["sync_mel", "sync_window"]
+
+N_FFT = 800  # a window of the STFT, 50 ms
+HOP_SAMPLES = 200  # a column, 12.5 ms
+MELS = 80
+LOW_HZ, HIGH_HZ = 55.0, 7600.0
+PREEMPHASIS = 0.97
+REFERENCE_DB, FLOOR_DB = 20.0, -100.0
+SCALE_LIMIT = 4.0  # the scale is [-4, 4]
+COLUMNS_PER_FRAME = Fraction(SAMPLE_RATE, HOP_SAMPLES * 25)  # 3.2, at 25 fps
 
 
 def sync_mel(samples: FloatArray) -> Tensor:
@@ -36,13 +38,13 @@ def sync_mel(samples: FloatArray) -> Tensor:
     """
     sound = torch.from_numpy(samples.astype(np.float64))
     sound = torch.cat([sound[:1], sound[1:] - PREEMPHASIS * sound[:-1]])
-    window = torch.hann_window(SYNC_FFT, dtype=torch.float64)
+    window = torch.hann_window(N_FFT, dtype=torch.float64)
     spectrum = torch.stft(
-        sound, SYNC_FFT, SYNC_HOP, window=window, pad_mode="constant", return_complex=True
+        sound, N_FFT, HOP_SAMPLES, window=window, pad_mode="constant", return_complex=True
     )
     loudness = 20 * (_slaney_filters() @ spectrum.abs()).clamp(min=10 ** (FLOOR_DB / 20)).log10()
-    level = (loudness - REFERENCE - FLOOR_DB) / -FLOOR_DB
-    return (2 * SYNC_LIMIT * level - SYNC_LIMIT).clamp(-SYNC_LIMIT, SYNC_LIMIT)
+    level = (loudness - REFERENCE_DB - FLOOR_DB) / -FLOOR_DB
+    return (2 * SCALE_LIMIT * level - SCALE_LIMIT).clamp(-SCALE_LIMIT, SCALE_LIMIT)
 
 
 def sync_window(columns: Tensor, first_frame: int, frames: int = 16) -> Tensor:
@@ -51,8 +53,8 @@ def sync_window(columns: Tensor, first_frame: int, frames: int = 16) -> Tensor:
     Raises:
         ValueError: the sound ends before these frames do.
     """
-    start = int(first_frame * SYNC_COLUMNS_PER_FRAME)
-    stop = start + math.ceil(frames * SYNC_COLUMNS_PER_FRAME)
+    start = int(first_frame * COLUMNS_PER_FRAME)
+    stop = start + math.ceil(frames * COLUMNS_PER_FRAME)
     if stop > columns.shape[1]:
         raise ValueError(
             f"frames {first_frame} to {first_frame + frames} need {stop} columns of sound; "
@@ -74,9 +76,9 @@ def _slaney_filters() -> Tensor:
     def mel(hertz: float) -> float:
         return hertz / step if hertz < knee else mel_knee + np.log(hertz / knee) / log_step
 
-    mels = np.linspace(mel(SYNC_LOW), mel(SYNC_HIGH), SYNC_MELS + 2)
+    mels = np.linspace(mel(LOW_HZ), mel(HIGH_HZ), MELS + 2)
     corners = np.where(mels < mel_knee, mels * step, knee * np.exp(log_step * (mels - mel_knee)))
-    hertz = np.fft.rfftfreq(SYNC_FFT, 1 / SAMPLE_RATE)
+    hertz = np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE)
     width = np.diff(corners)[:, None]
     rising = (hertz - corners[:-2, None]) / width[:-1]
     falling = (corners[2:, None] - hertz) / width[1:]
