@@ -4,14 +4,14 @@
 
 For each clip a person is drawn who says A (the source, mp4), another voice says B (wav), and the
 truth is drawn too: the same person and movement with the mouth of B. The product makes an mp4 of
-source and voice; the ruler (latentsync/evaluation/mouth_net.py) reads the mouth off it, where the
+source and voice; evaluation/mouth_net.py measures the mouth in it, where the
 source has the face, and its opening is correlated with B's. Figures on each clip's line:
 
     r, lag      correlation as it stands; the lag in frames at which it is highest (+: mouth late)
     amplitude   standard deviation of the mouth's opening over the truth's
     psnr, ssim  of the mouth's region, against the truth clip
     flicker     of what should stand still, over the truth clip's
-    ruler       what the ruler makes of the truth clip itself: no model can do better than that
+    mouth_net   what it makes of the truth clip itself: no model can do better than that
     source      correlation with the source's own mouth: the old mouth shines through if it is high
 
 `wrong` on the last line is the mean correlation with other clips' voices, without the silence in
@@ -79,7 +79,7 @@ class Score:
     psnr: float  # dB
     ssim: float
     flicker: float
-    ruler: float
+    mouth_net: float
     source: float
     frames: int  # in the output
     seconds: float  # that the run took
@@ -89,7 +89,7 @@ class Score:
         return (
             f"r={self.lips.at_zero:.3f} lag={self.lips.best_lag:+d} ({self.lips.best:.3f}) "
             f"amplitude={self.amplitude:.2f} psnr={self.psnr:.2f} ssim={self.ssim:.3f} "
-            f"flicker={self.flicker:.2f} ruler={self.ruler:.3f} source={self.source:.3f} "
+            f"flicker={self.flicker:.2f} mouth_net={self.mouth_net:.3f} source={self.source:.3f} "
             f"({self.frames / self.seconds:.1f} frames/s)"
         )
 
@@ -149,7 +149,7 @@ def judge(
         psnr=image_quality.psnr(after, truth, mouth),
         ssim=image_quality.ssim(after, truth, mouth),
         flicker=image_quality.flicker(after, truth),
-        ruler=lip_correlation.lip_correlation(reader.measure(truth)[:, 0], opening).at_zero,
+        mouth_net=lip_correlation.lip_correlation(reader.measure(truth)[:, 0], opening).at_zero,
         source=lip_correlation.lip_correlation(measured, old).at_zero,
         frames=result.frames,
         seconds=seconds,
@@ -180,7 +180,7 @@ def summary(scores: list[Score], seed: int) -> list[str]:
         f"mean={found.mean:.3f} worst={found.worst:.3f} pooled={found.pooled:.3f} "
         f"wrong={found.wrong:.3f} amplitude={found.amplitude:.3f} "
         f"mouth_psnr={np.mean([s.psnr for s in scores]):.2f} "
-        f"ruler={np.mean([s.ruler for s in scores]):.3f}",
+        f"mouth_net={np.mean([s.mouth_net for s in scores]):.3f}",
     ]
 
 

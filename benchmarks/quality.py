@@ -6,7 +6,7 @@ People are drawn who say A, voices that say B, and the truth: the same people sa
 setting makes the same clips with the same seed; the truth is the reference they are held against.
 Besides the settings there are rows for what bounds them: the truth itself, the source as it came
 (still saying A), and the voice of another clip. `lips` is the mouth's opening, read off the clip by
-the ruler, correlated with what the drawn truth opens. Clips that lie in `--work` are not made
+the mouth net, correlated with what the drawn truth opens. Clips that lie in `--work` are not made
 again, so it goes on where it was stopped. Writes benchmarks/quality.md and quality.png.
 
 Needs espeak-ng, extra [train].
@@ -70,7 +70,7 @@ INTRODUCTION = """\
 
 Drawn people whom no training saw, each saying A in a clip and made to say B, held against the drawn
 truth: the same person saying B. Means over the clips with 95 % intervals. `lips` is the mouth's
-opening, read off the clip by the ruler, correlated with the truth's; LMD the distance of the lips'
+opening, measured by the mouth net, correlated with the truth's; LMD the distance of the lips'
 landmarks to the truth's; flicker 1 is as much as in the truth. What changes the network, the
 sampler or the paste is judged by this table: run it before and after.
 """

@@ -121,7 +121,7 @@ class Declared(Option):
         if self.choices:
             return f"one of {', '.join(map(repr, self.choices))}"
         if self.within is None:
-            return f"a {self.types[0].__name__}"
+            return "true or false" if bool in self.types else "text"
         low, high = self.within
         kind = "a whole number" if int in self.types else "a number"
         return f"{kind} from {low} {'on' if high == UNBOUNDED else f'to {high}'}"

@@ -46,7 +46,7 @@ from latentsync.types import Frame
 DEMO = Path(__file__).parent.parent / "weights" / "demo"
 TRAIN_SEED, CHECK_SEED = 1, 101
 LANDMARKS = TrainConfig("landmarks", steps=1200, batch=64, learning_rate=2e-3, ema_decay=0.995)
-RULER = TrainConfig("ruler", steps=1000, batch=64, learning_rate=2e-3, ema_decay=0.995)
+MOUTH = TrainConfig("ruler", steps=1000, batch=64, learning_rate=2e-3, ema_decay=0.995)
 CROP = 96  # px
 JITTER = 0.03  # of the crops' alignment, share of the brows' distance
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -73,14 +73,14 @@ def main() -> None:
     landmark_task = LandmarkTask(known, faceless, unknown, LANDMARKS.batch)
     save(fit(landmark_task, LANDMARKS, folder), LANDMARKS.name)
     torch.manual_seed(TRAIN_SEED)
-    ruler = save(fit(MouthNetTask(clips, others, RULER.batch), RULER, folder), RULER.name)
+    mouth_net = save(fit(MouthNetTask(clips, others, MOUTH.batch), MOUTH, folder), MOUTH.name)
 
     # -- Report --------------------------------------------------------------------------------
     detector = Builtin(file=DEMO / "landmarks.safetensors")
     report_landmarks(detector)
     report_false_faces(detector)
     report_jitter(detector)
-    report_ruler(ruler, others)
+    report_mouth_net(mouth_net, others)
 
 
 def drawn(folder: Path, kind: str, seed: int, count: int, frames: int = 1) -> Arrays:
@@ -187,12 +187,12 @@ def report_jitter(detector: Detector, people: int = 12, seconds: float = 2.0) ->
     )
 
 
-def report_ruler(net: nn.Module, clips: MouthClips) -> None:
+def report_mouth_net(net: nn.Module, clips: MouthClips) -> None:
     for name, change in SPOILT.items():
         pixels = np.array([[change(crop) for crop in clip] for clip in clips.pixels])
         found = correlations(net, pixels, clips.mouths)
         figures = ", ".join(f"{m} {r:.3f}" for m, r in zip(MEASURES, found, strict=True))
-        print(f"ruler on unseen people, {name}: {figures}")
+        print(f"mouth net on unseen people, {name}: {figures}")
 
 
 def squeezed(crop: Frame, side: int) -> Frame:

@@ -15,6 +15,7 @@ from latentsync.cli.app import app
 from latentsync.errors import BackendUnavailable, Cancelled, InputError, MediaError, OptionError
 from latentsync.faces.tracking.choice import WORDS
 from latentsync.options import RESTORERS, SPEEDS, Options, declared
+from latentsync.runtime.extras import install_command
 from latentsync.service.page import run
 from latentsync.service.page.form import labelled, options_of
 from latentsync.service.page.measure import DARK, LIGHT, Curves, drawn, measure
@@ -296,4 +297,4 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     command.command()(app)
     done = CliRunner().invoke(command, ["--model", "demo"])
     assert isinstance(done.exception, BackendUnavailable)
-    assert "needs gradio; install it by pip install 'latentsync[app]'" in str(done.exception)
+    assert f"needs gradio; install it by {install_command('app')}" in str(done.exception)

@@ -25,6 +25,7 @@ from latentsync.errors import WeightsMismatch
 from latentsync.media import probe
 from latentsync.options import Options
 from latentsync.pipeline.lipsync import LipSync
+from latentsync.runtime.extras import install_command
 from latentsync.training.synthetic import synthesise
 from latentsync.types import Progress, Result
 from tests.clips import babble, picture, write_clip, write_picture, write_sound
@@ -489,6 +490,7 @@ def test_no_face_is_one_line(latentsync, voice, out, tmp_path):
         (["--guidance_scale", "nan"], "from 0 to 10"),
         (["--seed", "-1"], "seed is -1; it must be a whole number from 0 to 4294967295"),
         (["--crf", "52"], "crf is 52; it must be a whole number from 0 to 51"),
+        (["--superres", "gfpgan", "--published"], "--superres is 'gfpgan', but --published"),
         (["--dtype", "int8"], "dtype is 'int8'"),
         (["--device", "gpu"], "device is 'gpu'"),
         (["--detector", "haar"], "'haar'"),
@@ -554,7 +556,7 @@ def test_without_espeak_the_extra_is_named(latentsync, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     told = latentsync("synthesise", "-o", tmp_path, "--identities", 1)
     assert told[0] == 1
-    assert 'pip install "latentsync[train]"' in one_line(told)
+    assert install_command("train") in one_line(told)
 
 
 def test_weights_and_devices_that_fail_exit_with_1(

@@ -1,6 +1,6 @@
 """The committed demo model does what it is for: of drawn people it never saw, lips follow a voice.
 
-Whole runs, mp4 to mp4, held against the drawn truth by the ruler. benchmarks/lip_correlation.py
+Whole runs, mp4 to mp4, held against the drawn truth by the mouth net. benchmarks/lip_correlation.py
 does the same at length and says more.
 """
 
@@ -63,10 +63,10 @@ def draw_case(folder, index, detector):
 
 
 def judged(cases, model, clips):
-    """What the ruler makes of one clip for each case."""
-    ruler = MouthNet.load()
+    """What the mouth net measures in one clip for each case."""
+    net = MouthNet.load()
     measured = [
-        mouth_track(clip, ruler, model.detector, track=case.track)[:, 0]
+        mouth_track(clip, net, model.detector, track=case.track)[:, 0]
         for clip, case in zip(clips, cases, strict=True)
     ]
     return lip_correlation.summarise(measured, [case.opening for case in cases])

@@ -320,7 +320,7 @@ def test_one_run_at_a_time(raw, tmp_path, stub):  # noqa: ARG001
 @pytest.mark.parametrize(
     "wish",
     [
-        {"size": 300}, {"form": "square"}, {"sync": "ruler"}, {"min_seconds": 0},
+        {"size": 300}, {"form": "square"}, {"sync": "always"}, {"min_seconds": 0},
         {"min_seconds": 11}, {"max_offset": 16}, {"min_face": 0}, {"min_sharpness": -1},
         {"min_confidence": float("nan")}, {"quality": "musiq"}, {"min_quality": 101},
     ],

@@ -101,7 +101,10 @@ def test_an_output_becomes_an_input(home, ann):
         ({"cache_dir": "/tmp"}, "cache_dir"),  # noqa: S108 - a name that is refused
         ({"seed": -5}, "seed"),
         ({"seed": True}, "seed"),
-        ({"steps": "7"}, "steps"),
+        ({"steps": "7"}, "steps is '7'; it must be a whole number from 1 to 50"),
+        ({"on_missing": "skip"}, "on_missing is 'skip'; it must be one of 'keep', 'error'"),
+        ({"on_missing": "skip" * 1000}, "on_missing: "),
+        ({"color_match": 1}, "color_match is 1; it must be true or false"),
         ({"face": "left" * 1000}, "face: "),
         ({"smooth": 4}, "odd"),
     ],

@@ -139,11 +139,11 @@ def test_figures_of_a_validation_can_be_stopped():
 
 def test_a_validation_clip_that_fails_does_not_end_the_run(folders, tmp_path, caplog):
     def show(*_):
-        raise WeightsMissing("there is no ruler")
+        raise WeightsMissing("there is no mouth net")
 
     run = replace(RUN, steps=2, validate_every=2)
     train_unet(run, folders.settings(tmp_path), init=folders.model, show=show)
-    assert "no figures of a validation clip: there is no ruler" in caplog.text
+    assert "no figures of a validation clip: there is no mouth net" in caplog.text
     assert "lip_correlation" not in rows(tmp_path)[0]
 
 
@@ -351,7 +351,7 @@ def test_what_a_validation_says_of_the_lips(tmp_path, monkeypatch):
     monkeypatch.setattr(LipSync, "run", lambda *_, **__: None)
     monkeypatch.setattr(mouth_net, "find_track", lambda path, _: seen[path.name])
 
-    def mouth_track(path, _ruler, _detector, *, track=None):
+    def mouth_track(path, _net, _detector, *, track=None):
         assert track == ("place" if path.name == "out.mp4" else None)
         return seen[path.name]
 

@@ -138,7 +138,7 @@ def test_committed_landmarks_on_unseen_people(portraits, faceless) -> None:
 
 
 @pytest.mark.parametrize("side", [96, 64, 48])
-def test_committed_ruler_on_unseen_people(clips, side: int) -> None:
+def test_committed_mouth_net_on_unseen_people(clips, side: int) -> None:
     """Also where the crop has come through fewer pixels, as generated mouths do."""
     net = Regressor(3)
     net.load_state_dict(load_file(DEMO / "ruler.safetensors"))

@@ -10,7 +10,7 @@ import typer
 
 from latentsync.cli.common import LOOPBACK, Device, Dtype, Model, ModelsDetector, Weights
 from latentsync.cli.groups import FieldsOf, grouped
-from latentsync.errors import BackendUnavailable
+from latentsync.runtime.extras import needs_extra
 from latentsync.service.settings import ServiceSettings
 
 __all__ = ["app"]
@@ -46,15 +46,11 @@ def app(
     It offers super-resolution if the extra `restore` is installed. Uploads and
     outputs are deleted after an hour, and when the page is stopped.
     """
-    try:
+    with needs_extra("the page", "app"):
         import uvicorn
         from fastapi import FastAPI
 
         from latentsync.service.page.blocks import mount
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(
-            f"the page needs {error.name}; install it by pip install 'latentsync[app]'"
-        ) from error
     from latentsync.pipeline.lipsync import LipSync
 
     lipsync = LipSync.load(model, weights=weights, device=device, dtype=dtype, detector=detector)

@@ -26,6 +26,7 @@ from latentsync.options import Codec
 from latentsync.runtime.checkpoints import root
 from latentsync.runtime.devices import choose, free_memory, is_cuda, onnx_providers
 from latentsync.runtime.downloads import SETS
+from latentsync.runtime.extras import install_command
 
 __all__ = ["Finding", "examine"]
 
@@ -34,11 +35,14 @@ GIB = 2**30
 # Seen in runs of the demo model, and of v1.6's nets with random weights (benchmarks/README.md).
 LEAST_MEMORY, LARGE_MEMORY = 2 * GIB, 8 * GIB
 LEAST_DISK = 2 * GIB  # an hour of 1080p at crf 17 takes about as much
-EXTRAS = {  # package -> what it is for, how it comes
-    "insightface": ("the faces that published models expect", "--no-deps insightface==2.1"),
-    "xformers": ("attention 'xformers'", "xformers"),
-    "spandrel": ("super-resolution", "'latentsync[restore]'"),
-    "accelerate": ("training", "'latentsync[train]'"),
+EXTRAS = {  # package -> what it is for, and the command that installs it
+    "insightface": (
+        "the faces that published models expect",
+        "pip install --no-deps insightface==2.1",
+    ),
+    "xformers": ("attention 'xformers'", "pip install xformers"),
+    "spandrel": ("super-resolution", install_command("restore")),
+    "accelerate": ("training", install_command("train")),
 }
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -195,11 +199,11 @@ def _models(folder: Path) -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    for package, (use, install) in EXTRAS.items():
+    for package, (use, command) in EXTRAS.items():
         if importlib.util.find_spec(package):
             yield Finding(package, str(_version(package)))
         else:
-            yield Finding(package, f"not installed: no {use}", None, f"pip install {install}")
+            yield Finding(package, f"not installed: no {use}", None, command)
 
 
 def _memory() -> Finding:

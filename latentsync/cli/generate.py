@@ -166,7 +166,14 @@ def generate(
         raise OptionError(f"{missing} missing; see `latentsync generate --help`")
     if lossless:
         given["crf"] = 0
-    options = Options.published(**given) if published else Options(**given)
+    options = Options(**given)
+    if published:
+        if options.restorer:
+            raise OptionError(
+                f"--superres is {options.superres!r}, but --published chooses the published "
+                "resampling, which restored faces can't have: leave out one of the two"
+            )
+        options = Options.published(**given)
     check_engine(machine.engine, replicas=machine.replicas, ray_address=machine.ray_address)
     _check_files(video, voices, output, options)
 

@@ -25,8 +25,9 @@ from latentsync.cli.common import (
     machine_option,
 )
 from latentsync.cli.groups import FieldsOf, grouped
-from latentsync.errors import BackendUnavailable, OptionError
+from latentsync.errors import OptionError
 from latentsync.options import declared
+from latentsync.runtime.extras import needs_extra
 from latentsync.runtime.scratch import temporary_folder
 from latentsync.service.settings import ServiceSettings
 
@@ -181,7 +182,7 @@ def _serve(
     no_auth: bool,
     page: bool,
 ) -> None:
-    with _installed():
+    with needs_extra("the task API", "serve"):
         import uvicorn
 
         from latentsync.service.app import create_app
@@ -237,7 +238,7 @@ def _show_page(app: "FastAPI") -> None:
     from latentsync.pipeline.lipsync import LipSync
     from latentsync.service.middleware import PAGE
 
-    with _installed("the page", "app"):
+    with needs_extra("the page", "app"):
         from latentsync.service.page.blocks import mount
 
     settings = app.state.context.service.settings
@@ -263,7 +264,7 @@ def work(
 
     The limits are those that `latentsync serve` was given.
     """
-    with _installed():
+    with needs_extra("the task API", "serve"):
         from latentsync.service.supervisor import Supervisor
 
     if not database or not storage:
@@ -329,21 +330,11 @@ def revoke(
 
 @contextmanager
 def _opened(data: Path, database: str) -> "Iterator[Service]":
-    with _installed():
+    with needs_extra("the task API", "serve"):
         from latentsync.service.container import Service
 
     with Service.open(ServiceSettings(data=data, database=database)) as service:
         yield service
-
-
-@contextmanager
-def _installed(what: str = "the task API", extra: str = "serve") -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(
-            f"{what} needs {error.name}; install it by pip install 'latentsync[{extra}]'"
-        ) from error
 
 
 def _where(settings: ServiceSettings) -> str:

@@ -25,6 +25,7 @@ from latentsync.media.container import (
     open_media,
     probe,
     refused_address,
+    same_file,
 )
 from latentsync.media.encoders import CODECS, PRESETS, check_codec, output_size
 from latentsync.media.frame import PIXEL_FORMAT, Colour, VideoFrame, even_box
@@ -60,4 +61,5 @@ __all__ = [
     "probe",
     "read_tags",
     "refused_address",
+    "same_file",
 ]

@@ -39,6 +39,7 @@ __all__ = [
     "probe",
     "quote_path",
     "refused_address",
+    "same_file",
     "video_stream",
 ]
 
@@ -69,6 +70,14 @@ class _Nameless:
 def quote_path(path: Path | str) -> str:
     """Quote a path for messages, in one line, whatever characters it holds."""
     return repr(str(path))
+
+
+def same_file(path: Path | str, other: Path | str) -> bool:
+    """Return whether both are one file, by whatever names; False if either can't be reached."""
+    try:
+        return Path(path).samefile(other)
+    except (OSError, ValueError):  # opening it will tell what is wrong
+        return False
 
 
 def refused_address(path: Path | str) -> str | None:

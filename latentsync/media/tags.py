@@ -11,7 +11,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from latentsync.media.audio import Sound
-from latentsync.media.container import frame_rate, open_media, quote_path, video_stream
+from latentsync.media.container import frame_rate, open_media, quote_path, same_file, video_stream
 from latentsync.media.frame import has_alpha
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
 from latentsync.media.tracks import sound_streams
@@ -69,11 +69,14 @@ def read_tags(
             else:
                 tags["timecode"] = at
         own = len(sound_streams(container))
-    voiced = [one for one in sounds if one.path.exists() and one.path.samefile(video)]
-    if own and not voiced:
-        left_out.append("the clip's own sound" + (f", {own} tracks" if own > 1 else ""))
-    for sound in sounds:
-        left_out += _list_unused(sound, own=sound in voiced)
+        voiced = [one for one in sounds if same_file(one.path, video)]
+        if own and not voiced:
+            left_out.append("the clip's own sound" + (f", {own} tracks" if own > 1 else ""))
+        for sound in sounds:
+            if sound in voiced:
+                left_out += _list_unused_tracks(sound, container)
+            else:
+                left_out += _list_unused(sound)
     left_out = list(dict.fromkeys(left_out))
     if left_out:
         log.info("not carried over from %s: %s", quote_path(video), "; ".join(left_out))
@@ -141,20 +144,21 @@ def _list_streams(container: InputContainer) -> list[str]:
     ]
 
 
-def _list_unused(sound: Sound, *, own: bool) -> list[str]:
-    """Name the tracks of a sound's file that aren't used, and its tags unless `own`."""
-    left_out = []
+def _list_unused(sound: Sound) -> list[str]:
+    """Name the tracks and the tags of a sound's file that aren't used."""
+    of_file = f" of {quote_path(sound.path.name)}"
     with open_media(sound.path, sound.limits) as container:
-        languages = [s.metadata.get("language", "und") for s in sound_streams(container)]
-        others = [
-            f"{n}" if code == "und" else f"{n} ({code})"
-            for n, code in enumerate(languages, 1)
-            if n != sound.track.number
-        ]
-        tags = [] if own else sorted(_read_metadata(container)[0])
-    whose = "" if own else f" of {quote_path(sound.path.name)}"
-    if others:
-        left_out.append(f"sound track{'s' if len(others) > 1 else ''} {', '.join(others)}{whose}")
-    if tags:
-        left_out.append(f"{', '.join(tags)}{whose}")
-    return left_out
+        left_out = [f"{one}{of_file}" for one in _list_unused_tracks(sound, container)]
+        tags = sorted(_read_metadata(container)[0])
+    return [*left_out, *([f"{', '.join(tags)}{of_file}"] if tags else [])]
+
+
+def _list_unused_tracks(sound: Sound, container: InputContainer) -> list[str]:
+    """Name the sound tracks of an open file beside that of `sound`, in one phrase."""
+    languages = [s.metadata.get("language", "und") for s in sound_streams(container)]
+    others = [
+        f"{n}" if code == "und" else f"{n} ({code})"
+        for n, code in enumerate(languages, 1)
+        if n != sound.track.number
+    ]
+    return [f"sound track{'s' if len(others) > 1 else ''} {', '.join(others)}"] if others else []

@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 
 from latentsync.errors import OutputError
 from latentsync.media.audio import Sound
-from latentsync.media.container import quote_path, refused_address
+from latentsync.media.container import quote_path, refused_address, same_file
 from latentsync.media.encoders import check_codec, encoder_of, output_size
 from latentsync.media.frame import PIXEL_FORMAT, VideoFrame, scale
 from latentsync.media.limits import DEFAULT_LIMITS, Limits
@@ -53,7 +53,7 @@ def check_output(
     path = Path(path)
     try:
         directory, exists = path.parent.resolve(), path.exists()
-        same = exists and any(Path(p).exists() and path.samefile(p) for p in inputs)
+        same = exists and any(same_file(path, one) for one in inputs)
         try:
             link = stat.S_ISLNK(path.lstat().st_mode)
         except (FileNotFoundError, NotADirectoryError):

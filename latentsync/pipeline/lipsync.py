@@ -203,9 +203,8 @@ class LipSync:
             shown, faces = make_timeline(inputs, speech, tracks, span, options, context)
             frames = self.generate(inputs.clip, faces, options, context, cache, engine)
             left_out = self._write(output, frames, inputs, shown, span.lead_in, options, context)
-        result = describe(
-            output, inputs, shown, faces, options, context, self._where(engine), left_out
-        )
+        facts = describe(inputs, shown, faces, options) | self._where(engine)
+        result = Result(path=output, left_out=left_out, timings=context.timings(), **facts)
         if options.report:
             write_report(result)
         # Not `step`: the output is written, so a cancellation would come too late.
@@ -388,7 +387,7 @@ class LipSync:
         return net_digest(self.nets.vae)
 
     def _where(self, engine: Engine | None) -> dict[str, Any]:
-        """The fields of a `Result` that say by what it was made."""
+        """Return the fields of a `Result` that name the model, the detector and the machine."""
         return {
             "model": self.nets.config.name,
             "detector": self.detector.name,

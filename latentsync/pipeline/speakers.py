@@ -25,6 +25,7 @@ from latentsync.media import (
     first_frame_time,
     mix,
     output_size,
+    same_file,
 )
 from latentsync.options import Options
 from latentsync.pipeline import timeline
@@ -138,7 +139,8 @@ def open_voices(
     if several and any(choice.kind == "all" for choice in choices):
         raise OptionError("speaker 'all' beside others; name each face, or give one voice to all")
     starts = [
-        first_frame_time(video, limits) if _same(path, video) else None for path in voices.values()
+        first_frame_time(video, limits) if same_file(path, video) else None
+        for path in voices.values()
     ]
     sounds = tuple(
         AudioReader(path, limits=limits, start=start, track=options.audio_track)
@@ -167,14 +169,6 @@ def _in_one_language(together: Sound, sounds: Sequence[AudioReader]) -> Sound:
     languages = {sound.sound.track.language for sound in sounds}
     language = languages.pop() if len(languages) == 1 else ""
     return replace(together, track=replace(together.track, language=language))
-
-
-def _same(path: Path | str, other: Path | str) -> bool:
-    """Whether both are one file, by whatever names."""
-    try:
-        return Path(path).samefile(other)
-    except (OSError, ValueError):  # whoever opens them says what is wrong
-        return False
 
 
 def make_timeline(

@@ -10,13 +10,15 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse
 from starlette.exceptions import HTTPException
 
+from latentsync.runtime.extras import install_command
+
 __all__ = ["add_docs"]
 
 SCRIPT, STYLE, ICON = ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 NOT_INSTALLED = (
     "<!doctype html><html lang=en><title>LatentSync</title><p>What this service answers is in "
     "<a href=openapi.json>openapi.json</a>. This page shows it once its host has run "
-    "<code>pip install 'latentsync[serve]'</code>, which brings Swagger UI.</p></html>"
+    f"<code>{install_command('serve')}</code>, which brings Swagger UI.</p></html>"
 )
 
 

@@ -1,7 +1,9 @@
 """What clients are answered to a request that fails, in the hosted API's form."""
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -9,10 +11,17 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from latentsync.errors import BackendUnavailable, InputError, LatentSyncError, OutputError
+from latentsync.errors import (
+    BackendUnavailable,
+    InputError,
+    LatentSyncError,
+    OptionError,
+    OutputError,
+)
+from latentsync.options import Options, declared
 from latentsync.service.files import ShareFull, StorageFull
 from latentsync.service.outages import DiskFull, Outage, is_disk_full
-from latentsync.service.requests import DESCRIPTIONS, asker
+from latentsync.service.requests import DESCRIPTIONS, MAX_WORD, OPTIONS, asker
 from latentsync.service.signing import BadSignature
 from latentsync.service.storage import NotStored
 from latentsync.service.tasks import Conflict, TooMany
@@ -67,6 +76,20 @@ def error_response(error: LatentSyncError) -> JSONResponse:
     return problem(status, error.told(asker()), headers)
 
 
+def _option_error(found: Mapping[str, Any]) -> OptionError | None:
+    """Return what `Options` says of a value that pydantic refuses; None if it is no option's."""
+    name = next((part for part in found["loc"] if part != "body"), "")
+    value = found["input"]
+    short = isinstance(value, str | int | float | None) and len(str(value)) <= MAX_WORD
+    if name not in OPTIONS or not short:
+        return None
+    try:
+        declared(Options)[name].check(value)
+    except OptionError as error:
+        return error
+    return None
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error of the app in the hosted API's form.
 
@@ -85,6 +108,8 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if (of_option := _option_error(first)) is not None:
+            return error_response(of_option)
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         said = WORDS.get(first["type"], first["msg"])
         if first["type"] == "json_invalid":

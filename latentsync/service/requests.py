@@ -40,9 +40,9 @@ OPTIONS = (
 )
 # On the command line a face may be a picture's path, and a restorer a model's; from outside, a path
 # is nobody's business.
+PLACES = "largest, left, right, center, all, or a place x,y or x,y,width,height in px"
 NARROWER = {
-    "face": "Face that speaks: largest, left, right, center, all, or a place x,y or "
-    "x,y,width,height in px, with @seconds for a later time.",
+    "face": f"Face that speaks: {PLACES}, with @seconds for a later time.",
     "superres": "Face restoration: none, gfpgan or codeformer (not for commercial use).",
 }
 NUMBER = r"\d+(\.\d+)?"
@@ -164,8 +164,7 @@ def options_of(asked: dict[str, Any], settings: ServiceSettings) -> Options:
     chosen = {name: asked[name] for name in OPTIONS if name in asked}
     if not FACE.fullmatch(face := chosen.get("face", Options.face)):
         raise OptionError(
-            f"face is {face!r}; it must be largest, left, right, center, all, or a place such as "
-            "120,80 or 120,80,90,110@2.5"
+            f"face is {face!r}; it must be {PLACES}, such as 120,80 or 120,80,90,110@2.5"
         )
     if (net := chosen.get("superres", "none")).lower() not in ("none", *RESTORERS):
         raise OptionError(f"superres is {net!r}; it must be none, {' or '.join(RESTORERS)}")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from latentsync.errors import BackendUnavailable, Cancelled, OptionError, TrainingError
+from latentsync.errors import Cancelled, OptionError, TrainingError
+from latentsync.runtime.extras import needs_extra
 from latentsync.training.batches import BatchPart
 from latentsync.training.checkpoint import (
     Facts,
@@ -323,12 +324,8 @@ def create_accelerator(precision: str = "float32", *, cpu: bool = True) -> "Acce
     Raises:
         BackendUnavailable: the package accelerate is not installed.
     """
-    try:
+    with needs_extra("training", "train"):
         from accelerate import Accelerator
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"training needs the package accelerate ({error}); pip install 'latentsync[train]'"
-        ) from error
     cpu = cpu or not torch.accelerator.is_available()
     name = "no" if cpu and precision == "float16" else PRECISIONS[precision]
     return Accelerator(mixed_precision=name, cpu=cpu)

@@ -4,7 +4,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentsync.errors import BackendUnavailable, InputError
+from latentsync.errors import InputError
+from latentsync.runtime.extras import needs_extra
 
 __all__ = ["draw_curves"]
 
@@ -19,12 +20,8 @@ def draw_curves(tables: Sequence[Path], picture: Path) -> None:
         BackendUnavailable: matplotlib is not installed.
         InputError: a table without a row.
     """
-    try:
+    with needs_extra("drawing curves", "train"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"curves can't be drawn ({error}); pip install 'latentsync[train]'"
-        ) from error
     rows = [_columns(table) for table in tables]
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(3 * columns, 2.4 * len(rows)), layout="constrained")

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from latentsync.errors import BackendUnavailable
+from latentsync.runtime.extras import needs_extra
 
 __all__ = ["cluster", "library", "replicas_that_fit"]
 
@@ -27,12 +28,8 @@ def library() -> ModuleType:
     # Before it is imported: send nothing home, and don't touch the GPUs of who asks for none.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
+    with needs_extra("the engine ray", "cluster"):
         import ray
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(
-            f"the engine ray needs {error.name}; install it by pip install 'latentsync[cluster]'"
-        ) from error
     return ray
 
 

@@ -16,6 +16,7 @@ from latentsync.errors import BackendUnavailable, WeightsMismatch
 from latentsync.faces.restoration.restoration import Restorer
 from latentsync.runtime import checkpoints, devices
 from latentsync.runtime.downloads import SETS
+from latentsync.runtime.extras import install_command
 
 __all__ = ["load_restorer"]
 
@@ -121,7 +122,7 @@ def _load_descriptor(state: dict[str, Tensor], path: Path, wanted: str | None) -
     except (ImportError, RuntimeError) as error:  # torchvision of another build: RuntimeError
         raise BackendUnavailable(
             f"restoration needs spandrel, which can't be imported ({error}); run "
-            '`pip install "latentsync[restore]"`, with a torchvision made for torch '
+            f"`{install_command('restore')}`, with a torchvision made for torch "
             f"{torch.__version__}"
         ) from error
     registry = spandrel.MAIN_REGISTRY

@@ -1,8 +1,8 @@
-"""How mouth and voice go together in an output: curves over its frames, and a picture of them.
+"""Curves of mouth and voice over an output's frames, and a picture of them.
 
-What there is to measure with decides, and the picture says what it shows: SyncNet's confidence
-where its weights are; the mouth's opening where faces are drawn ones, which the ruler reads; else
-how much the mouth changes from frame to frame. The loudness stands beside the last two.
+The mouth's curve depends on what is at hand: SyncNet's confidence, if its weights are there; the
+mouth's opening, if the faces are drawn, which the mouth net knows; else the change of the mouth
+from frame to frame. The last two stand beside the loudness.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from latentsync.errors import BackendUnavailable, InputError, WeightsMissing
+from latentsync.errors import InputError, WeightsMissing
 from latentsync.evaluation.clips import EvaluatedClip, FramePair, Pair
 from latentsync.evaluation.image_quality import mouth_picture
 from latentsync.evaluation.lip_correlation import loudness_of
@@ -23,6 +23,7 @@ from latentsync.media import AudioReader
 from latentsync.options import Options
 from latentsync.pipeline.frame_source import FPS
 from latentsync.pipeline.lipsync import LipSync
+from latentsync.runtime.extras import needs_extra
 from latentsync.runtime.progress import RunContext
 from latentsync.types import Result
 
@@ -116,12 +117,8 @@ def drawn(found: Curves, colours: Mapping[str, str] = LIGHT) -> "Figure":
     Raises:
         BackendUnavailable: matplotlib is not installed.
     """
-    try:
+    with needs_extra("drawing curves", "app"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"curves can't be drawn ({error}); pip install 'latentsync[app]'"
-        ) from error
     plots = [["mouth", "motion", "loudness"], ["sync_conf_local"]]
     plots = [there for plot in plots if (there := [name for name in plot if name in found.curves])]
     figure = Figure(figsize=(SIZE[0], SIZE[1] * len(plots)), layout="constrained")

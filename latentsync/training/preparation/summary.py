@@ -16,6 +16,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from latentsync.media import VideoReader
+from latentsync.runtime.extras import install_command
 from latentsync.training.crops import aligned_crops
 from latentsync.training.preparation.journal import Record, write_file
 from latentsync.training.preparation.plan import hyper_iqa_file, make_steps, make_write
@@ -99,7 +100,7 @@ def _plots(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        log.warning("the summary has no plots (%s); pip install 'latentsync[prepare]'", error)
+        log.warning("the summary has no plots (%s); %s", error, install_command("prepare"))
         return ""
     figure = Figure(figsize=(11, 9), layout="constrained")
     axes = figure.subplots(3, 2)

@@ -1,7 +1,7 @@
 """Spoken sentences with timed phonemes, by espeak-ng called through ctypes.
 
 The library and its data come from the package `espeakng-loader`. It is under the GPL, so it is an
-extra (`pip install "latentsync[train]"`), and this is the only module that imports it.
+extra `train`, and this is the only module that imports it.
 espeak-ng keeps its state in globals: one voice speaks at a time.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentsync.errors import BackendUnavailable, OptionError
+from latentsync.runtime.extras import install_command
 from latentsync.training.synthetic.sentences import draw_sentence
 
 __all__ = [
@@ -132,7 +133,7 @@ def _library() -> Iterator[tuple[ctypes.CDLL, bytes]]:
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendUnavailable(
             f"espeak-ng can't be loaded ({error}); drawn faces need its voices: "
-            'install it with pip install "latentsync[train]"'
+            f"install it by {install_command('train')}"
         ) from error
     try:
         yield library, data
