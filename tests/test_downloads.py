@@ -20,10 +20,10 @@ from huggingface_hub import constants
 
 from latentsync import cli
 from latentsync.errors import OptionError, WeightsError, WeightsMismatch
-from latentsync.runtime import fetching, transfer
+from latentsync.runtime import fetching, locks, transfer
 from latentsync.runtime.downloads import SETS, Download
 from latentsync.runtime.fetching import fetch, fetch_set
-from latentsync.runtime.transfer import locked
+from latentsync.runtime.locks import locked_file
 from scripts import download_weights
 from tests.hub import hub_server
 
@@ -615,10 +615,10 @@ def test_a_lock_is_taken_again_where_the_file_was_moved_meanwhile(tmp_path):
     path, got = tmp_path / "deep/part", []
 
     def second():
-        with locked(path) as file:
+        with locked_file(path) as file:
             got.append(file.read())
 
-    with locked(path) as file:
+    with locked_file(path) as file:
         file.write(b"whole")
         thread = threading.Thread(target=second)
         thread.start()
@@ -635,9 +635,9 @@ def test_a_file_system_without_locks_is_said(hub, folder, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, "No locks available")
 
     hub.put(ON_HUB, CONTENT)
-    monkeypatch.setattr(transfer.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     assert fetch(on_hub(), folder).read_bytes() == CONTENT
-    assert any("run one download at a time" in message for message in caplog.messages)
+    assert any("let one process at a time write it" in message for message in caplog.messages)
 
 
 @pytest.mark.slow

@@ -7,13 +7,14 @@ import sys
 import pytest
 
 from latentsync.errors import OutputError
-from latentsync.runtime.files import LOCK, locked, private_folder, replacing
+from latentsync.runtime.files import private_folder, replacing
+from latentsync.runtime.locks import LOCK, locked_folder
 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from latentsync.runtime.files import locked
-with locked(Path(sys.argv[1])):
+from latentsync.runtime.locks import locked_folder
+with locked_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -37,7 +38,7 @@ def half_written(file, error):
 
 
 def hold(folder):
-    with locked(folder):
+    with locked_folder(folder):
         pass
 
 
@@ -67,15 +68,15 @@ def test_a_second_process_is_told_who_holds_a_folder(tmp_path, holder):
     holder.kill()
     holder.wait()
     assert (tmp_path / "out" / LOCK).exists()
-    with locked(tmp_path / "out"):
+    with locked_folder(tmp_path / "out"):
         assert f"process {os.getpid()} " in (tmp_path / "out" / LOCK).read_text()
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_process_holds_a_folder_once(tmp_path):
-    with locked(tmp_path), pytest.raises(OutputError, match=f"process {os.getpid()} on"):
+    with locked_folder(tmp_path), pytest.raises(OutputError, match=f"process {os.getpid()} on"):
         hold(tmp_path)
-    with locked(tmp_path), locked(tmp_path / "inner"):
+    with locked_folder(tmp_path), locked_folder(tmp_path / "inner"):
         pass
 
 

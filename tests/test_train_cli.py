@@ -20,7 +20,7 @@ from latentsync.errors import Cancelled, WeightsMissing
 from latentsync.evaluation import mouth_net
 from latentsync.evaluation.nets.syncnet import StableSyncNet
 from latentsync.pipeline.lipsync import LipSync
-from latentsync.runtime.files import locked
+from latentsync.runtime.locks import locked_folder
 from latentsync.training.main import train_unet
 from latentsync.training.pixel_losses import PixelLosses
 from latentsync.training.presets import UNET_RUNS
@@ -240,7 +240,7 @@ def test_missing_weights_are_not_answered_by_an_option_of_other_commands(
 
 
 def test_a_second_run_is_told_who_fills_the_folder(command, folders, tmp_path):
-    with locked(tmp_path):
+    with locked_folder(tmp_path):
         code, told, wrong = command("--data", folders.data, "-o", tmp_path)
     assert (code, told) == (2, "")
     assert f"{tmp_path} is being filled by process {os.getpid()} on" in wrong

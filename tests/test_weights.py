@@ -474,7 +474,7 @@ def forbidden(path, *_):
 def test_a_copy_that_cannot_be_read_or_made_is_not_needed(nets, published, monkeypatch, caplog):
     weights.load_nets("v1.6", folder=published, dtype=torch.float16)  # another account, say
     monkeypatch.setattr(weights, "safe_open", forbidden)
-    monkeypatch.setattr(weights, "locked", forbidden)
+    monkeypatch.setattr(weights, "locked_file", forbidden)
     monkeypatch.setattr(checkpoints, "load_file", only_published(checkpoints.load_file))
     loaded = weights.load_nets("v1.6", folder=published, dtype=torch.float16)
     assert_same(loaded.unet, nets.unet, Tensor.half)

@@ -42,7 +42,7 @@ from latentsync.runtime.checkpoints import (
     write_locked,
     write_tensors,
 )
-from latentsync.runtime.transfer import locked
+from latentsync.runtime.locks import locked_file
 
 if TYPE_CHECKING:
     pass
@@ -211,7 +211,7 @@ def _in_half(path: Path, config: UNetConfig) -> Path:
     if _is_copy(half, path):
         return half
     try:
-        with locked(lock_of(half)):
+        with locked_file(lock_of(half)):
             if not _is_copy(half, path):  # another process may have made it meanwhile
                 log.info("making %s of %s, once", half.name, path)
                 state = load_unet(path, config).state_dict()

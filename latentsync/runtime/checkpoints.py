@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentsync.errors import WeightsMismatch, WeightsMissing
 from latentsync.runtime.downloads import Download
 from latentsync.runtime.fetching import fetch_set
-from latentsync.runtime.transfer import locked
+from latentsync.runtime.locks import locked_file
 
 __all__ = ["download", "filled", "read", "root", "write_tensors"]
 
@@ -45,7 +45,7 @@ def write_tensors(state: State, path: Path) -> None:
     Raises:
         OSError, SafetensorError: it can't be written.
     """
-    with locked(lock_of(path)):
+    with locked_file(lock_of(path)):
         write_locked(state, path)
 
 

@@ -20,7 +20,8 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from latentsync.errors import OptionError, WeightsError, WeightsMismatch
 from latentsync.runtime.downloads import SETS, Download
-from latentsync.runtime.transfer import TIMEOUT_SECONDS, ByteProgress, locked, reason, transfer
+from latentsync.runtime.locks import locked_file
+from latentsync.runtime.transfer import TIMEOUT_SECONDS, ByteProgress, reason, transfer
 
 __all__ = ["fetch", "fetch_set", "is_whole"]
 
@@ -58,7 +59,7 @@ def fetch_set(
             report(item)
     for zipped in {_staging(item, folder) for item in SETS[name] if item.is_zipped}:
         if zipped.is_file():
-            with suppress(OSError), locked(zipped) as file:
+            with suppress(OSError), locked_file(zipped) as file:
                 file.truncate(0)
 
 
@@ -80,7 +81,7 @@ def fetch(item: Download, folder: Path, progress: ByteProgress | None = None) ->
         target.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(target.parent, os.W_OK):
             raise PermissionError(errno.EACCES, "", str(target.parent))
-        with locked(staging) as file:
+        with locked_file(staging) as file:
             if not is_whole(item, target):  # another process may have fetched it meanwhile
                 log.info(
                     "fetching %s from %s (licence: %s)", item.target, item.source, item.licence
@@ -204,7 +205,7 @@ def _unpack(item: Download, zipped: BufferedRandom, staging: Path, target: Path)
     """Extract one member of a zip to its place."""
     member = staging.with_name(f"{target.name}.{item.sha256[:16]}.part")
     try:
-        with ZipFile(zipped) as archive, locked(member) as out:
+        with ZipFile(zipped) as archive, locked_file(member) as out:
             names = [name for name in archive.namelist() if Path(name).name == item.file]
             if not names:
                 raise BadZipFile(f"no {item.file} in it")

@@ -1,6 +1,5 @@
 """Temporary files of a long-running process, removed when they are no longer needed."""
 
-import fcntl
 import os
 import resource
 import shutil
@@ -10,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from latentsync.runtime.locks import flock
 
 __all__ = ["Scratch", "temporary_folder"]
 
@@ -38,7 +39,13 @@ class Scratch:
 
     def sweep_always(self) -> None:
         """Start a thread that sweeps every SWEEP_SECONDS, unless a download is in progress."""
-        threading.Thread(target=self._sweep_always, name="sweep", daemon=True).start()
+
+        def sweep() -> None:
+            while True:
+                time.sleep(SWEEP_SECONDS)
+                self.sweep_idle()
+
+        threading.Thread(target=sweep, name="sweep", daemon=True).start()
 
     def bound(self, most_bytes: int) -> int:
         """Limit the size of each file to `most_bytes`, or a third of the free space; returns it.
@@ -67,11 +74,6 @@ class Scratch:
         if not _open_files() & left:
             old = time.time() - SWEEP_SECONDS
             self._remove({path for path in left if _changed(path) < old})
-
-    def _sweep_always(self) -> None:
-        while True:
-            time.sleep(SWEEP_SECONDS)
-            self.sweep_idle()
 
     def _left(self) -> set[Path]:
         return set(self.folder.glob(PATTERN)) - self._inputs
@@ -119,11 +121,12 @@ def _lock(folder: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        if flock(descriptor):
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _open_files() -> set[Path]:

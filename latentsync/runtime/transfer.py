@@ -1,20 +1,17 @@
-"""Downloads of single files: resumed after an interruption, by one process at a time."""
+"""Downloads of single files, resumed after an interruption."""
 
-import fcntl
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from io import BufferedRandom
-from pathlib import Path
 
 import requests
 
 from latentsync.errors import WeightsMismatch
 
-__all__ = ["locked", "reason", "transfer"]
+__all__ = ["reason", "transfer"]
 
 log = logging.getLogger(__name__)
 
@@ -26,57 +23,6 @@ TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP status codes worth another at
 
 ByteProgress = Callable[[int, int | None], None]
 """Called with the number of bytes so far, and of the whole file if that is known."""
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[BufferedRandom]:
-    """Open a file for reading and writing; other processes that do so wait.
-
-    The lock ends with the process in any case. The block may move the file away. If it is empty
-    afterwards, it is removed, and its folder too if that is empty.
-
-    Raises:
-        OSError: the file can't be made or written.
-    """
-    file = _open_locked(path)
-    try:
-        yield file
-    finally:
-        with file:
-            file.flush()
-            if _is_open_at(file, path) and os.fstat(file.fileno()).st_size == 0:
-                path.unlink()
-                with suppress(OSError):  # not empty
-                    path.parent.rmdir()
-
-
-def _open_locked(path: Path) -> BufferedRandom:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        except FileNotFoundError:  # another process has just removed the empty folder
-            continue
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.warning("another process is writing %s; waiting for it", path.name)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as error:  # some network file systems
-                log.warning("%s can't be locked (%s): run one download at a time", path, error)
-            if _is_open_at(file, path):
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # its last holder has moved or removed it meanwhile
-
-
-def _is_open_at(file: BufferedRandom, path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
 
 
 def transfer(

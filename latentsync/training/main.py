@@ -22,7 +22,8 @@ from latentsync.errors import Cancelled, LatentSyncError, OutputError
 from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig
 from latentsync.runtime import checkpoints
 from latentsync.runtime.devices import is_cuda
-from latentsync.runtime.files import locked, replacing
+from latentsync.runtime.files import replacing
+from latentsync.runtime.locks import locked_folder
 from latentsync.training.batches import Prefetched
 from latentsync.training.checkpoint import Facts
 from latentsync.training.clip_cache import CachedClip, Preparer
@@ -270,7 +271,7 @@ def _open_run(
         trouble = None
         if accelerator.is_main_process:
             try:
-                stack.enter_context(locked(settings.output))
+                stack.enter_context(locked_folder(settings.output))
                 _recover_models(settings.output)
             except OutputError as error:
                 trouble = str(error)

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from latentsync.errors import OutputError
-from latentsync.runtime.files import file_digest, locked, replacing
+from latentsync.runtime.files import file_digest, replacing
+from latentsync.runtime.locks import locked_folder
 from latentsync.training.preparation.clip import CLIPS
 from latentsync.training.preparation.work import Outcome, Source
 
@@ -98,7 +99,7 @@ class Journal:
                 f"{self.output} holds other files; give a new folder, or one that an earlier "
                 "`latentsync prepare` filled"
             )
-        self._held.enter_context(locked(self.output, f"{self._hidden.name}/lock"))
+        self._held.enter_context(locked_folder(self.output, f"{self._hidden.name}/lock"))
         self._records_folder.mkdir(exist_ok=True)
         self.clips.mkdir(exist_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)  # left by a killed run
