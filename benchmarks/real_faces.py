@@ -38,7 +38,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from lip_correlation import FIRST_SEED, workplace
+from lip_correlation import workplace
 from numpy.typing import NDArray
 
 import latentsync
@@ -247,7 +247,7 @@ class Runs:
         """The clip, generated with its own sound at the default options."""
         output = self.work / f"{clip.stem}.mp4"
         if not output.exists():
-            self.model.run(clip, None, output)
+            self.model.run(clip, None, output, seed=self.seed)
         return output
 
     def drawn_opening(self, clip: Path, index: int) -> Curve:
@@ -257,7 +257,7 @@ class Runs:
         if not output.exists():
             take = draw_take(self.seed, index, float(AudioReader(clip).seconds))
             write_take(take, source, DRAWN_SIZE)
-            self.model.run(source, clip, output)
+            self.model.run(source, clip, output, seed=self.seed)
         track = mouth_net.find_track(source, self.model.detector)
         mouth = mouth_net.mouth_track(output, self.net, self.model.detector, track=track)
         return mouth[:, 0].astype(np.float64)
@@ -306,7 +306,7 @@ def main() -> int:
     )
     parser.add_argument("clips", type=Path, nargs="+", help="filmed clips, or folders of them")
     parser.add_argument("--model", default="demo", help="a preset, or a folder training wrote")
-    parser.add_argument("--seed", type=int, default=10 * FIRST_SEED, help="of the drawn people")
+    parser.add_argument("--seed", type=int, default=1000, help="of noise and drawn people")
     parser.add_argument("--work", type=Path, help="keep the generated clips in this folder")
     parser.add_argument("--json", type=Path, help="write figures and curves to this file")
     asked = parser.parse_args()
