@@ -13,6 +13,8 @@ source has the face, and its opening is correlated with B's. Figures on each cli
     flicker     of what should stand still, over the truth clip's
     mouth_net   what it makes of the truth clip itself: no model can do better than that
     source      correlation with the source's own mouth: the old mouth shines through if it is high
+    leak        share of frames without speech in which the mouth is open; of the output / the truth
+    closure     share of p, b and m at which the lips close; the same, and for the source's mouth
 
 `wrong` on the last line is the mean correlation with other clips' voices, without the silence in
 which all begin. Seeds from 100 on are free: training draws its people from those below. Needs
@@ -23,20 +25,23 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 import latentsync
+from latentsync.audio.vad import detect_speech
 from latentsync.errors import LatentSyncError
 from latentsync.evaluation import image_quality, lip_correlation, mouth_net
-from latentsync.media import VideoReader
+from latentsync.evaluation.lip_closure import closed_share, leak_share, read_closures
+from latentsync.media import AudioReader, VideoReader
 from latentsync.training.synthetic import (
     Mouth,
     draw_speech,
@@ -68,6 +73,16 @@ class Case:
     fps: Fraction = Fraction(25)  # of the clips
 
 
+class Shut(NamedTuple):
+    """How well a mouth is shut; None where B is never silent, or says no p, b or m."""
+
+    leak: float | None
+    closure: float | None
+
+    def __str__(self) -> str:
+        return "/".join("-" if share is None else f"{share:.2f}" for share in self)
+
+
 @dataclass(frozen=True)
 class Score:
     """What came out for one clip."""
@@ -81,6 +96,7 @@ class Score:
     flicker: float
     mouth_net: float
     source: float
+    shut: dict[str, Shut]  # of the output, the truth and the source, against B
     frames: int  # in the output
     seconds: float  # that the run took
     rows: list[list[Frame]]  # before, after, truth, for a sheet
@@ -90,6 +106,7 @@ class Score:
             f"r={self.lips.at_zero:.3f} lag={self.lips.best_lag:+d} ({self.lips.best:.3f}) "
             f"amplitude={self.amplitude:.2f} psnr={self.psnr:.2f} ssim={self.ssim:.3f} "
             f"flicker={self.flicker:.2f} mouth_net={self.mouth_net:.3f} source={self.source:.3f} "
+            f"leak/closure={self.shut['output']} (truth {self.shut['truth']}) "
             f"({self.frames / self.seconds:.1f} frames/s)"
         )
 
@@ -138,7 +155,14 @@ def judge(
     frames = min(len(before), len(after), len(truth))
     before, after, truth = before[:frames], after[:frames], truth[:frames]
     opening, old = case.opening[:frames], case.opening_source[:frames]
-    measured = reader.measure(after)[:, 0]
+    openings = {
+        name: reader.measure(crops)[:, 0]
+        for name, crops in (("output", after), ("truth", truth), ("source", before))
+    }
+    measured = openings["output"]
+    activity = detect_speech(AudioReader(case.voice))
+    speaks = activity.at(np.arange(frames), 1 / case.fps)
+    seconds_shown, closures = np.arange(frames) / float(case.fps), read_closures(case.truth)
     mouth = image_quality.mouth_box(mouth_net.CROP)
     stacks = zip(paths, (before, after, truth), strict=True)
     return Score(
@@ -149,8 +173,12 @@ def judge(
         psnr=image_quality.psnr(after, truth, mouth),
         ssim=image_quality.ssim(after, truth, mouth),
         flicker=image_quality.flicker(after, truth),
-        mouth_net=lip_correlation.lip_correlation(reader.measure(truth)[:, 0], opening).at_zero,
+        mouth_net=lip_correlation.lip_correlation(openings["truth"], opening).at_zero,
         source=lip_correlation.lip_correlation(measured, old).at_zero,
+        shut={
+            name: Shut(leak_share(one, speaks), closed_share(one, seconds_shown, closures))
+            for name, one in openings.items()
+        },
         frames=result.frames,
         seconds=seconds,
         rows=[_row(path, crops, case.fps) for path, crops in stacks],
@@ -170,18 +198,30 @@ def summary(scores: list[Score], seed: int) -> list[str]:
     found = lip_correlation.summarise(
         [s.measured for s in scores], [s.opening for s in scores], seed
     )
+    shut = [
+        f"{name} {_mean(s.shut[name].leak for s in scores)}, "
+        f"{_mean(s.shut[name].closure for s in scores)}"
+        for name in ("output", "truth", "source")
+    ]
     in_time = sum(abs(s.lips.best_lag) <= 1 for s in scores)
     speed = sum(s.frames for s in scores) / sum(s.seconds for s in scores)
     return [
         f"in time: the best lag is within a frame of 0 in {in_time} of {len(scores)} clips",
         f"flicker: median {np.median([s.flicker for s in scores]):.2f} of the truth's own",
         f"ssim of the mouth: mean {np.mean([s.ssim for s in scores]):.3f}",
+        f"leak, closure: {'; '.join(shut)}",
         f"speed: {speed:.1f} frames per second",
         f"mean={found.mean:.3f} worst={found.worst:.3f} pooled={found.pooled:.3f} "
         f"wrong={found.wrong:.3f} amplitude={found.amplitude:.3f} "
         f"mouth_psnr={np.mean([s.psnr for s in scores]):.2f} "
         f"mouth_net={np.mean([s.mouth_net for s in scores]):.3f}",
     ]
+
+
+def _mean(shares: Iterable[float | None]) -> str:
+    """The mean over the clips that have one, and their number."""
+    known = [share for share in shares if share is not None]
+    return f"{np.mean(known):.3f} ({len(known)})" if known else "-"
 
 
 def write_sheet(path: Path, scores: list[Score]) -> None:

@@ -477,7 +477,7 @@ def test_one_table_fast(run, clip):
     assert [line.split()[0] for line in said.splitlines()] == [
         *("metric", "psnr_frame", "psnr_face", "ssim_frame", "ssim_face"),
         *("sync_conf_local", "sync_dist_local", "sync_offset_local"),
-        *("lip_correlation", "lip_loudness", "lip_lag"),
+        *("lip_correlation", "lip_loudness", "lip_lag", "leak", "closure"),
     ]
     with pytest.raises(OptionError, match="2 clips"):
         run("--fast", clip, clip)

@@ -358,7 +358,7 @@ def test_clips_come_with_their_truth(tmp_path):
             assert line["frame"] == index
             assert set(line) == {
                 *("frame", "seconds", "opening", "width", "rounding"),
-                *("mouth", "pose", "landmarks"),
+                *("phonemes", "mouth", "pose", "landmarks"),
             }
             assert tuple(line["landmarks"]) == LANDMARKS
             assert tuple(line["mouth"]) == TRACKS

@@ -248,8 +248,8 @@ def synthesise(
     """Draw clips of talking people to train on, each with the truth of every frame.
 
     Finished clips are not drawn again. NAME.truth.jsonl has one line per frame:
-    number, time in seconds, opening, width and rounding of the mouth, what mouth
-    and head do, and landmarks in pixels.
+    number, time in seconds, opening, width and rounding of the mouth, phonemes
+    that begin in it, what mouth and head do, and landmarks in pixels.
     """
     from latentsync.training.synthetic import synthesise as draw
     from latentsync.training.synthetic.speech import LANGUAGES

@@ -4,6 +4,6 @@ metric.py defines what a metric is; image_metrics.py, face_metrics.py and sync_m
 metrics, over image_quality.py, features.py, frechet.py, sync.py and published_sync.py. clips.py
 pairs and opens files, runner.py runs all metrics over them, tables.py and report.py write results.
 
-Drawn faces have a ground truth: mouth_net.py measures the mouth, lip_correlation.py compares it
-with the voice.
+Drawn faces have a ground truth: mouth_net.py measures the mouth, lip_correlation.py and
+lip_closure.py compare it with the voice.
 """

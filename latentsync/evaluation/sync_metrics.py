@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latentsync.audio.vad import detect_speech
 from latentsync.diffusion.generator import to_float
 from latentsync.errors import InputError
 from latentsync.evaluation import features, published_sync, sync
 from latentsync.evaluation.clips import EvaluatedClip, FramePair
+from latentsync.evaluation.lip_closure import closed_share, leak_share, read_closures
 from latentsync.evaluation.lip_correlation import lip_correlation, loudness_of
 from latentsync.evaluation.metric import Figure, Metric, Setup
 from latentsync.evaluation.mouth_net import CROP, MouthNet
@@ -23,6 +25,7 @@ from latentsync.evaluation.nets.syncnet import StableSyncNet, accuracies, stacke
 from latentsync.evaluation.sync import SAMPLES_PER_FRAME
 from latentsync.faces.align import face_of
 from latentsync.media import AudioReader
+from latentsync.pipeline.frame_source import FPS
 from latentsync.types import FloatArray, Frame
 
 __all__ = [
@@ -187,7 +190,7 @@ def syncnet_accuracy(net: StableSyncNet, windows: Iterable[tuple[Tensor, Tensor]
 
 
 class LipMetrics(Metric):
-    """The mouth's opening against loudness and reference; it needs no download.
+    """The mouth's opening against loudness, speech and reference; it needs no download.
 
     The mouth net knows drawn faces only.
     """
@@ -198,6 +201,8 @@ class LipMetrics(Metric):
         Figure("lip_correlation", "", "higher", "mouth's opening to the reference's, of one sound"),
         Figure("lip_loudness", "", "higher", "mouth's opening (of drawn faces) to the loudness"),
         Figure("lip_lag", "frames", "", "by which the mouth comes late, by its loudness"),
+        Figure("leak", "", "lower", "share of frames without speech in which the mouth is open"),
+        Figure("closure", "", "higher", "share of p, b and m at which the lips close"),
     )
 
     def __init__(self, setup: Setup) -> None:
@@ -206,7 +211,8 @@ class LipMetrics(Metric):
 
     def begin(self, clip: EvaluatedClip) -> None:
         super().begin(clip)
-        self.loudness = loudness_of(AudioReader(clip.pair.output))
+        sound = AudioReader(clip.pair.output)
+        self.loudness, self.activity = loudness_of(sound), detect_speech(sound)
         self._pending: list[tuple[int, str, Frame]] = []
 
     def update(self, frames: FramePair) -> None:
@@ -232,11 +238,28 @@ class LipMetrics(Metric):
         self.curves["loudness"] = array("d", self.loudness[:count])
         to_sound = lip_correlation(mouth[:count], self.loudness[:count], MAX_LAG)
         found = {"lip_loudness": to_sound.at_zero, "lip_lag": float(to_sound.best_lag)}
+        found |= self._shut()
         self.absent["lip_correlation"] = self.clip.no_truth
         if "mouth_reference" in self.curves:
             truth = _interpolated(self.curves["mouth_reference"])
             found["lip_correlation"] = lip_correlation(mouth, truth, 0).at_zero
         return found
+
+    def _shut(self) -> dict[str, float]:
+        """Leak and closure, as far as there is silence, and a p, b or m with known times."""
+        opening, clip = np.array(self.curves["mouth"]), self.clip
+        frames = np.arange(len(opening))
+        leak = leak_share(opening, self.activity.at(frames, 1 / FPS))
+        closure, self.absent["leak"] = None, "the voice is never silent"
+        self.absent["closure"] = clip.no_truth or "the voice says no p, b or m"
+        if clip.pair.reference and not clip.no_truth:
+            seconds = clip.mapping.seconds[frames] if clip.mapping else frames / float(FPS)
+            try:
+                closure = closed_share(opening, seconds, read_closures(clip.pair.reference))
+            except InputError as error:
+                self.absent["closure"] = str(error)
+        found = {"leak": leak, "closure": closure}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def _samples(clip: EvaluatedClip) -> FloatArray:

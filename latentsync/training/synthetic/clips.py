@@ -3,6 +3,7 @@
 import json
 import signal
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
@@ -132,6 +133,10 @@ def draw_crops(
 def truth_of(take: Take, size: tuple[int, int]) -> Iterator[dict[str, object]]:
     """What is true of each frame, for JSON, without drawing it; `size` is (width, height)."""
     view = scene_view(*size, take.zoom)
+    heard: defaultdict[int, list[tuple[float, str]]] = defaultdict(list)
+    for phoneme in take.speech.phonemes:
+        begin = round(phoneme.start_seconds, 5), phoneme.name
+        heard[int(phoneme.start_seconds * take.fps)].append(begin)
     for index, (pose, row) in enumerate(zip(take.poses, take.mouths, strict=True)):
         mouth = Mouth.from_track(row)
         points = landmarks(take.identity, pose, mouth, view)
@@ -140,6 +145,7 @@ def truth_of(take: Take, size: tuple[int, int]) -> Iterator[dict[str, object]]:
             "frame": index,
             "seconds": index / take.fps,
             **{name: round(value, 5) for name, value in measures},
+            "phonemes": heard[index],
             "mouth": {name: round(value, 5) for name, value in asdict(mouth).items()},
             "pose": {name: round(value, 5) for name, value in asdict(pose).items()},
             "landmarks": dict(zip(LANDMARKS, points.astype(float).round(2).tolist(), strict=True)),
