@@ -1,14 +1,20 @@
 """Command line of the web page: `latentsync app`."""
 
 import os
-import signal
-import sys
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
-from latentsync.cli.common import LOOPBACK, Device, Dtype, Model, ModelsDetector, Weights
+from latentsync.cli.common import (
+    LOOPBACK,
+    Device,
+    Dtype,
+    Model,
+    ModelsDetector,
+    Weights,
+    exit_on_sigterm,
+)
 from latentsync.cli.groups import FieldsOf, grouped
 from latentsync.runtime.extras import needs_extra
 from latentsync.service.settings import ServiceSettings
@@ -54,7 +60,7 @@ def app(
     from latentsync.pipeline.lipsync import LipSync
 
     lipsync = LipSync.load(model, weights=weights, device=device, dtype=dtype, detector=detector)
-    signal.signal(signal.SIGTERM, _leave)  # so that what is below is tidied up
+    exit_on_sigterm()
     with TemporaryDirectory(prefix="latentsync-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = FastAPI(openapi_url=None)
@@ -69,7 +75,3 @@ def app(
         )
         typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         uvicorn.run(page, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2)
-
-
-def _leave(*_: object) -> None:
-    sys.exit(0)

@@ -1,6 +1,8 @@
 """Options that several commands share, and the printing of results."""
 
 import json
+import signal
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ __all__ = [
     "VideoPath",
     "Weights",
     "check_engine",
+    "exit_on_sigterm",
     "face_option",
     "local_path",
     "machine_option",
@@ -103,6 +106,11 @@ def check_engine(engine: str, **only_ray: object) -> None:
     given = [name for name, value in only_ray.items() if value is not None]
     if given and engine != "ray":
         raise OptionError(f"--{given[0].replace('_', '-')} without --engine ray; give that, too")
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end the program by SystemExit, so that `with` and `finally` clean up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def print_json(found: "DataclassInstance") -> None:

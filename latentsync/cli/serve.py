@@ -2,9 +2,7 @@
 
 import logging
 import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +20,7 @@ from latentsync.cli.common import (
     RayAddress,
     Weights,
     check_engine,
+    exit_on_sigterm,
     machine_option,
 )
 from latentsync.cli.groups import FieldsOf, grouped
@@ -191,7 +190,7 @@ def _serve(
         from latentsync.service.signing import VARIABLE
 
     _check_port(host, port)  # before anything that another server on this machine would notice
-    signal.signal(signal.SIGTERM, _leave)
+    exit_on_sigterm()
     logging.getLogger("latentsync.service").setLevel(logging.INFO)
     with Service.open(settings, decides=True) as service:
         if settings.database and settings.storage and not os.environ.get(VARIABLE):
@@ -270,7 +269,7 @@ def work(
     if not database or not storage:
         raise OptionError("give --database and --storage, the same as those of `latentsync serve`")
     settings = ServiceSettings(database=database, storage=storage, **vars(served))
-    signal.signal(signal.SIGTERM, _leave)
+    exit_on_sigterm()
     logging.getLogger("latentsync.service").setLevel(logging.INFO)
     with temporary_folder("latentsync-work-") as folder:
         supervisor = Supervisor(settings, workers, folder / "work")
@@ -341,7 +340,3 @@ def _where(settings: ServiceSettings) -> str:
     if settings.database:
         return " --database ..."
     return "" if settings.data == ServiceSettings.data else f" --data {settings.data}"
-
-
-def _leave(*_: object) -> None:
-    sys.exit(0)

@@ -12,6 +12,7 @@ import time
 import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def verify(
     Raises:
         LatentSyncError: from loading and running; the checks before it have been yielded.
     """
-    yield Check("latentsync", latentsync_version())
+    yield Check("latentsync", version(latentsync.__name__))
     yield Check("python, torch, machine", f"{sys.version.split()[0]}, {torch.__version__}, "
                 f"{platform.machine()}")  # fmt: skip
     for item in SETS.get(model, ()):
@@ -89,12 +90,6 @@ def verify(
         yield _outside(lipsync, source, output, result)
         yield from _cost(lipsync, result)  # before another net takes memory
         yield _sync(lipsync, output, result, root(weights) / EVAL_SYNCNET)
-
-
-def latentsync_version() -> str:
-    from importlib.metadata import version
-
-    return version(latentsync.__name__)
 
 
 def _file(item: Download, path: Path, name: str) -> Check:

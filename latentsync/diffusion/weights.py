@@ -175,15 +175,15 @@ def _load_published(config: ModelConfig, base: Path, *, half: bool) -> Nets:
 
 
 def _published_files(name: str, base: Path) -> tuple[Path, Path, Path]:
-    """Where the U-Net, the VAE and Whisper lie, in our layout or in the published project's."""
-    places: dict[str, list[Path | None]] = {
+    """Find the U-Net, the VAE and Whisper, in our layout or in the published project's."""
+    cached = try_to_load_from_cache(VAE_REPOSITORY, VAE_FILE)  # a path, if the hub's cache has it
+    places = {
         "unet": [base / name / UNET, base / UNET],
-        "vae": [base / "vae" / VAE_FILE, _cached(VAE_REPOSITORY, VAE_FILE)],
+        "vae": [base / "vae" / VAE_FILE, *([Path(cached)] if isinstance(cached, str) else [])],
         "whisper": [base / WHISPER],
     }
     found = {
-        key: next((path for path in paths if path and path.is_file()), None)
-        for key, paths in places.items()
+        key: next((path for path in paths if path.is_file()), None) for key, paths in places.items()
     }
     missing = [str(places[key][0]) for key, path in found.items() if path is None]
     if missing:
@@ -194,12 +194,6 @@ def _published_files(name: str, base: Path) -> tuple[Path, Path, Path]:
         )
     unet, vae, whisper = (path for path in found.values() if path)
     return unet, vae, whisper
-
-
-def _cached(repository: str, file: str) -> Path | None:
-    """The file in the hub's own cache, if it lies there."""
-    path = try_to_load_from_cache(repository, file)
-    return Path(path) if isinstance(path, str) else None
 
 
 def _in_half(path: Path, config: UNetConfig) -> Path:

@@ -157,18 +157,12 @@ def open_voices(
         yield SpeakerAssignment(choices, sounds, decide_copy(sounds[0].sound, sounds[0].uniform))
         return
     with tempfile.TemporaryDirectory(prefix="latentsync-") as folder:
-        together = Path(folder, "voices.flac")
-        mix([sound.sound for sound in sounds], together)
-        yield SpeakerAssignment(
-            choices, sounds, _in_one_language(Sound.of(together, limits), sounds)
-        )
-
-
-def _in_one_language(together: Sound, sounds: Sequence[AudioReader]) -> Sound:
-    """The sum of sounds, with their language where that is one."""
-    languages = {sound.sound.track.language for sound in sounds}
-    language = languages.pop() if len(languages) == 1 else ""
-    return replace(together, track=replace(together.track, language=language))
+        path = Path(folder, "voices.flac")
+        mix([sound.sound for sound in sounds], path)
+        together, languages = Sound.of(path, limits), {one.sound.track.language for one in sounds}
+        language = languages.pop() if len(languages) == 1 else ""
+        track = replace(together.track, language=language)
+        yield SpeakerAssignment(choices, sounds, replace(together, track=track))
 
 
 def make_timeline(

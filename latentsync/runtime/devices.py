@@ -22,13 +22,13 @@ __all__ = [
     "compile_for",
     "drop_empty_kernel_cache",
     "free_memory",
+    "has_cpu_instructions",
     "has_room",
     "is_cuda",
     "offload",
     "onnx_providers",
     "onnx_session",
     "peak_memory",
-    "slow_on_cpu",
 ]
 
 log = logging.getLogger(__name__)
@@ -91,10 +91,10 @@ def choose(
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     if dtype is not None:
-        if chosen.type == "cpu" and slow_on_cpu(DTYPES[dtype]):
+        if chosen.type == "cpu" and has_cpu_instructions(DTYPES[dtype]) is False:
             log.warning("this CPU has no instructions for %s; float32 is far faster on it", dtype)
         return chosen, DTYPES[dtype]
-    if chosen.type == "cpu" and large and _fast_on_cpu(torch.bfloat16):
+    if chosen.type == "cpu" and large and has_cpu_instructions(torch.bfloat16):
         return chosen, torch.bfloat16
     half = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen)[0] >= FIRST_FAST_HALF
     return chosen, torch.float16 if half else torch.float32
@@ -143,20 +143,16 @@ def onnx_session(path: Path, *, gpu: bool, download: str | None = None) -> Any: 
         ) from error
 
 
-def _fast_on_cpu(dtype: torch.dtype) -> bool:
-    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(map(told.get, INSTRUCTIONS.get(dtype, ())))
+def has_cpu_instructions(dtype: torch.dtype) -> bool | None:
+    """Whether this CPU has matrix instructions for a precision; None: needs none, or is unknown.
 
-
-def slow_on_cpu(dtype: torch.dtype) -> bool:
-    """Whether this CPU is known to lack matrix instructions for a precision.
-
-    This is known for x86 from torch 2.13 on. Such a precision is far slower than float32, see
-    benchmarks/README.md.
+    Without them a precision is far slower than float32, see benchmarks/README.md. torch tells from
+    2.13 on, and reliably for x86 only.
     """
     told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    needed = INSTRUCTIONS.get(dtype, ())
-    return needed != () and told.get("architecture") == "x86_64" and not any(map(told.get, needed))
+    if any(map(told.get, needed := INSTRUCTIONS.get(dtype, ()))):
+        return True
+    return False if needed and told.get("architecture") == "x86_64" else None
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -14,6 +14,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from latentsync.errors import LatentSyncError
+from latentsync.runtime.processes import when_parent_ends
 from latentsync.service.container import Service
 from latentsync.service.outages import Backoff
 from latentsync.service.settings import ServiceSettings, make_private, process_folder
@@ -116,7 +117,7 @@ def _work(
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    threading.Thread(target=_stop_with_parent, args=[stopping], daemon=True).start()
+    when_parent_ends(stopping.set)
     try:
         with Service.open(settings) as service:
             name = f"{socket.gethostname()}:{os.getpid()}"
@@ -124,11 +125,3 @@ def _work(
     except LatentSyncError as error:
         log.error("worker %d can't work: %s", slot, error)
         raise SystemExit(1) from None
-
-
-def _stop_with_parent(stopping: threading.Event) -> None:
-    """Stop when the supervisor's process has ended, for any reason."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    stopping.set()

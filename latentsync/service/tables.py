@@ -149,7 +149,9 @@ class Database:
     def __init__(self, url: str) -> None:
         shown = url.split("@")[-1]  # without a password
         try:
-            self.engine = _engine(url)
+            place = make_url(url)
+            opened = _sqlite if place.get_backend_name() == "sqlite" else _postgresql
+            self.engine = opened(place, pool_size=CONNECTIONS, pool_timeout=BUSY_SECONDS)
             reads = self.engine.execution_options(reads=True)
             self._reading = sessionmaker(reads, expire_on_commit=False).begin
             self._writing = sessionmaker(self.engine, expire_on_commit=False).begin
@@ -255,12 +257,6 @@ def _keep_private(file: str | None) -> None:
                 path.chmod(0o600)
     except OSError:
         return  # SQLite reports the error itself
-
-
-def _engine(url: str) -> Engine:
-    place = make_url(url)
-    opened = _sqlite if place.get_backend_name() == "sqlite" else _postgresql
-    return opened(place, pool_size=CONNECTIONS, pool_timeout=BUSY_SECONDS)
 
 
 def _sqlite(place: URL, **pool: int) -> Engine:

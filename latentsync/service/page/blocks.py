@@ -16,9 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import gradio as gr
-import numpy as np
 from anyio import to_thread
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -31,7 +29,7 @@ from latentsync.errors import (
     InputError,
     LatentSyncError,
 )
-from latentsync.faces import align
+from latentsync.evaluation.image_quality import true_proportions
 from latentsync.pipeline.lipsync import LipSync
 from latentsync.service.middleware import BodyLimit
 from latentsync.service.page import look
@@ -40,7 +38,7 @@ from latentsync.service.page.form import options_of
 from latentsync.service.page.measure import DARK, LIGHT, Curves, drawn
 from latentsync.service.page.run import Desk, Given, PageRun, Shown
 from latentsync.service.settings import ServiceSettings
-from latentsync.types import Frame, Progress, Result
+from latentsync.types import Progress, Result
 
 __all__ = ["mount"]
 
@@ -140,7 +138,9 @@ def _page(desk: Desk, model: str, restoring: bool, max_seconds: float, at_host: 
         analytics_enabled=False,
         delete_cache=(LOOK_FOR_OLD_SECONDS, KEEP_SECONDS),
     ) as page:
-        gr.Markdown(_introduction(model), elem_classes="intro")
+        known = " The demo model knows drawn faces only." if model == "demo" else ""
+        title = "# LatentSync\nA clip or a photo speaks the voice that you give."
+        gr.Markdown(f"{title}{known}", elem_classes="intro")
         name = gr.Textbox(visible=False)  # filled in by the browser: look.BEGUN, look.ASKED
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -196,11 +196,6 @@ def _results(start: gr.Button, cancel: gr.Button) -> tuple[list[Any], Told]:
     both = gr.Button("Play both", visible=False, size="sm", elem_id="both")
     plot = gr.HTML(visible=False, elem_id="plot", padding=False)
     return [clip, photo], Told(start, cancel, state, mouth, spoken, both, plot)
-
-
-def _introduction(model: str) -> str:
-    known = " The demo model knows drawn faces only." if model == "demo" else ""
-    return f"# LatentSync\nA clip or a photo speaks the voice that you give.{known}"
 
 
 def _examples(face: gr.File, voice: gr.Audio) -> None:
@@ -303,7 +298,7 @@ class Visits:
             runs = f"{at.done} run{'' if at.done == 1 else 's'} before this one"
             news[told.state] = _told(STAGES["wait"], runs if at.done else "")
         if now.face is not None and now.face is not last.face and now.result is None:
-            news[told.mouth] = gr.update(value=_upright(now.face), visible=True)
+            news[told.mouth] = gr.update(value=true_proportions(now.face), visible=True)
             news[told.spoken] = gr.update(visible=False)
         if now.result is not None and last.result is None:
             news[told.mouth] = gr.update(visible=False)
@@ -352,12 +347,6 @@ class Visits:
                 str(run.output): "the output",
             }
         return Asker(labels.get, paths, at_host=self.at_host)
-
-
-def _upright(crop: Frame) -> Frame:
-    """A crop in the face's own proportions."""
-    size = (round(crop.shape[0] * align.BOX_WIDTH / align.BOX_HEIGHT), crop.shape[0])
-    return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _pictures(curves: Curves) -> str:

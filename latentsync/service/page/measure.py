@@ -128,7 +128,9 @@ def drawn(found: Curves, colours: Mapping[str, str] = LIGHT) -> "Figure":
         for name in names:
             curve = found.curves[name]
             seconds = np.arange(len(curve)) / float(FPS)
-            level = _standard(curve) if len(names) > 1 else curve
+            level = np.asarray(curve, np.float64)
+            if len(names) > 1:  # in standard deviations around 0
+                level = (level - np.nanmean(level)) / (np.nanstd(level) or 1.0)
             axis.plot(
                 seconds,
                 level,
@@ -168,8 +170,3 @@ def _title(names: list[str], figures: Mapping[str, float]) -> str:
             f"{figures['lip_loudness']:.2f}, lag {figures['lip_lag']:.0f} frames"
         )
     return "Change of the mouth's picture, and loudness of the voice"
-
-
-def _standard(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    """In its own standard deviations, around 0."""
-    return np.asarray((curve - np.nanmean(curve)) / (np.nanstd(curve) or 1.0), np.float64)

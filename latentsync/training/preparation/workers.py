@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from itertools import count, islice
@@ -23,6 +22,7 @@ import cv2
 import torch
 
 from latentsync.errors import LatentSyncError, OutputError
+from latentsync.runtime.processes import when_parent_ends
 from latentsync.training.preparation.plan import load_tools, make_steps, make_write
 from latentsync.training.preparation.stretch import Tools
 from latentsync.training.preparation.work import Outcome, Source, examine, failed
@@ -133,7 +133,7 @@ def _answer(pipe: Connection, worker: _PreparationWorker, source: Source) -> Out
 
 def _serve(pipe: Connection, settings: PreparationSettings, folder: Path) -> None:
     """Run a worker process: examine each source that arrives."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_parent_ends(lambda: os._exit(1))
     _use_one_thread()
     try:
         tools = load_tools(settings, folder)
@@ -145,13 +145,6 @@ def _serve(pipe: Connection, settings: PreparationSettings, folder: Path) -> Non
             pipe.send(_examine(source, settings, tools))
     except LatentSyncError as error:
         pipe.send(error)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _examine(source: Source, settings: PreparationSettings, tools: Tools) -> Outcome:
