@@ -5,7 +5,7 @@ import numpy as np
 from latentsync.training.synthetic.geometry import Pose
 from latentsync.types import FloatArray
 
-__all__ = ["draw_motion"]
+__all__ = ["draw_motion", "drift"]
 
 _BLINK = (0.0, 0.45, 1.0, 1.0, 0.7, 0.25, 0.0)  # shutting and opening, one value each 40 ms
 _BLINK_EVERY_SECONDS = (1.6, 5.5)
@@ -18,12 +18,12 @@ def draw_motion(
     """`frames` poses; `amount` 0 is a head that only blinks and looks around, 1 a lively one."""
     t = (np.arange(frames) / fps).astype(np.float32)
     columns = {
-        "yaw": _drift(rng, t, 0.2 * amount, 0.14) + rng.uniform(-0.12, 0.12) * amount,
-        "pitch": _drift(rng, t, 0.09 * amount, 0.2) + rng.uniform(-0.04, 0.06) * amount,
-        "roll": _drift(rng, t, 0.07 * amount, 0.12) + rng.uniform(-0.06, 0.06) * amount,
-        "x": _drift(rng, t, 0.12 * amount, 0.1),
-        "y": _drift(rng, t, 0.06 * amount, 0.16),
-        "scale": 1 + _drift(rng, t, 0.035 * amount, 0.09),
+        "yaw": drift(rng, t, 0.2 * amount, 0.14) + rng.uniform(-0.12, 0.12) * amount,
+        "pitch": drift(rng, t, 0.09 * amount, 0.2) + rng.uniform(-0.04, 0.06) * amount,
+        "roll": drift(rng, t, 0.07 * amount, 0.12) + rng.uniform(-0.06, 0.06) * amount,
+        "x": drift(rng, t, 0.12 * amount, 0.1),
+        "y": drift(rng, t, 0.06 * amount, 0.16),
+        "scale": 1 + drift(rng, t, 0.035 * amount, 0.09),
         "blink": _blinks(rng, frames, fps),
     }
     columns["gaze_x"], columns["gaze_y"] = _glances(rng, frames, fps).T
@@ -33,7 +33,7 @@ def draw_motion(
     ]
 
 
-def _drift(rng: np.random.Generator, times: FloatArray, amount: float, hertz: float) -> FloatArray:
+def drift(rng: np.random.Generator, times: FloatArray, amount: float, hertz: float) -> FloatArray:
     """A wandering curve of about +-`amount`: three slow waves whose periods don't align."""
     total = np.zeros_like(times)
     for octave, share in ((1.0, 0.55), (2.3, 0.3), (4.7, 0.15)):
