@@ -49,6 +49,8 @@ bench: .venv/installed
 train-demo: .venv/installed
 	$(BIN)/python scripts/train_measures.py
 	$(BIN)/python scripts/train_likeness.py
+	$(BIN)/pip install -q -e '.[train,ear]'
+	$(BIN)/python scripts/train_ear.py
 	$(BIN)/python scripts/train_demo.py
 
 # Photographic heads for training, into out/heads: 20 to 30 s of one core for each of 1,200 people.

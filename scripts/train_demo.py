@@ -1,5 +1,7 @@
 """Train the demo model from scratch, part by part; `make train-demo` runs all parts.
 
+Its speech encoder comes out of train_ear.py, and is not trained further.
+
 Each part writes its result to --out. Called again, a part resumes from the last clip drawn or the
 last checkpoint. Seeds are fixed; the figures are in benchmarks/demo_training.md.
 `--scale 0.005 --weights out/try` tries all parts in a few minutes, on hardly any data.
@@ -21,7 +23,6 @@ import numpy as np
 import torch
 from scipy.signal import resample_poly
 
-from latentsync.audio import mel
 from latentsync.audio.whisper import SpeechEncoder
 from latentsync.diffusion import weights
 from latentsync.diffusion.config import PRESETS, ModelConfig
@@ -40,32 +41,25 @@ from latentsync.training.settings import TrainConfig, UNetTrainConfig
 from latentsync.training.synthetic import (
     LANGUAGES,
     Speech,
-    draw_speech,
     draw_take,
-    draw_voice,
-    mouth_tracks,
 )
 from latentsync.training.synthetic.clips import draw_crops
-from latentsync.training.synthetic.visemes import SOUNDS, sound_track
 from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
-from latentsync.training.tasks.speech import SpeechTask, Utterance
 from latentsync.training.tasks.unet import UNetTask
 from latentsync.types import FloatArray
 
 log = logging.getLogger("train_demo")
 
 DEMO = PRESETS["demo"]
+EAR = Path("out/train-ear/speech.pt")
 WEIGHTS = Path(__file__).parent.parent / "weights" / "demo"
-FACES_SEED, SPEECH_SEED = 1, 2  # all seeds of training are below 100
+FACES_SEED = 1  # all seeds of training are below 100
 HELD_OUT_LANGUAGE = "tr"  # not in the training set, to measure a new language
 TRAINED_LANGUAGES = tuple(one for one in LANGUAGES if one != HELD_OUT_LANGUAGE)
 
 PEOPLE, HELD_OUT_PEOPLE = 600, 24
 CLIP_SECONDS, WINDOWS, WINDOW_FRAMES, JITTER = 8.0, 3, 16, 0.03
-UTTERANCES, HELD_OUT_UTTERANCES, UTTERANCE_SECONDS = 900, 16, 24.0
 
-SPEECH = TrainConfig("speech", steps=2400, batch=8, learning_rate=2e-3)
-SPEECH_AGAIN = replace(SPEECH, name="speech_again", steps=1500, learning_rate=1.2e-3, seed=2)
 AUTOENCODER = TrainConfig("autoencoder", steps=4000, batch=4, learning_rate=1.5e-3)
 SPEAK = UNetTrainConfig(  # on single frames of many people: the mouth learns to follow the voice
     "speak",
@@ -88,6 +82,7 @@ class Job:
     """Where the results go, and how much is drawn and trained."""
 
     out: Path
+    ear: Path
     weights: Path
     workers: int
     scale: float
@@ -102,51 +97,32 @@ class Job:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/train-demo"))
+    parser.add_argument(
+        "--ear",
+        type=Path,
+        default=Path("out/train-ear/speech.pt"),
+        help="what train_ear.py trained",
+    )
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--scale", type=float, default=1.0, help="of data and steps; 1: all")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, datefmt="%H:%M:%S")
-    job = Job(options.out, options.weights, options.workers, options.scale)
+    job = Job(options.out, options.ear, options.weights, options.workers, options.scale)
     for part in options.parts:
         started = time.monotonic()
         PARTS[part](job)
         log.info("%s took %.0f s", part, time.monotonic() - started)
 
 
-# -- 1. Voices and faces ---------------------------------------------------------------------------
-
-
-def draw_utterances(job: Job) -> None:
-    """Draw speech, with the true mouth tracks and sounds."""
-    count = job.count(UTTERANCES) + job.count(HELD_OUT_UTTERANCES)
-    _draw(_utterance, job.out / "speech", count, job.workers)
+# -- 1. Faces ---------------------------------------------------------------------------
 
 
 def draw_people(job: Job) -> None:
     """Draw aligned crops of talking heads, in windows as long as the U-Net's groups."""
     count = job.count(PEOPLE) + job.count(HELD_OUT_PEOPLE)
     _draw(_person, job.out / "people", count, job.workers)
-
-
-def _utterance(index: int, folder: Path) -> None:
-    rng = np.random.default_rng([SPEECH_SEED, index])
-    speech = draw_speech(rng, UTTERANCE_SECONDS, draw_voice(rng, TRAINED_LANGUAGES))
-    filters = SpeechEncoder(DEMO.whisper).filters()
-    columns = torch.cat(list(mel.log_mel([_wave(speech)], filters)), dim=1).numpy()
-    rate = mel.TOKENS_PER_SECOND
-    tracks = mouth_tracks(speech.phonemes, UTTERANCE_SECONDS, fps=rate)
-    sounds = sound_track(speech.phonemes, UTTERANCE_SECONDS, fps=rate)
-    tokens = min(columns.shape[1] // 2, len(tracks))
-    temporary, path = folder / f".{index:05d}.npz", folder / f"{index:05d}.npz"
-    np.savez(
-        temporary,
-        columns=columns[:, : 2 * tokens].astype(np.float16),
-        tracks=tracks[:tokens],
-        sounds=sounds[:tokens],
-    )
-    temporary.replace(path)
 
 
 def _person(index: int, folder: Path) -> None:
@@ -185,22 +161,7 @@ def people(job: Job) -> tuple[list[SpeakerWindows], list[SpeakerWindows]]:
     return found[:known], found[known:]
 
 
-# -- 2. Speech encoder -----------------------------------------------------------------------------
-
-
-def train_speech(job: Job) -> None:
-    files = [np.load(path) for path in sorted((job.out / "speech").glob("[0-9]*.npz"))]
-    spoken = [Utterance(one["columns"], one["tracks"], one["sounds"]) for one in files]
-    known = job.count(UTTERANCES)
-    torch.manual_seed(SPEECH.seed)
-    encoder = SpeechEncoder(DEMO.whisper)
-    task = SpeechTask(encoder, spoken[:known], spoken[known:], SPEECH, sounds=len(SOUNDS))
-    job.fit(task, SPEECH)
-    job.fit(task, SPEECH_AGAIN)  # a second warm-up: this encoder limits the whole model
-    torch.save(encoder.state_dict(), job.out / "speech.pt")
-
-
-# -- 3. Autoencoder --------------------------------------------------------------------------------
+# -- 2. Autoencoder --------------------------------------------------------------------------------
 
 
 def train_autoencoder(job: Job) -> None:
@@ -214,7 +175,7 @@ def train_autoencoder(job: Job) -> None:
     torch.save(vae.state_dict(), job.out / "vae.pt")
 
 
-# -- 4. U-Net --------------------------------------------------------------------------------------
+# -- 3. U-Net --------------------------------------------------------------------------------------
 
 
 def listen(job: Job) -> None:
@@ -248,7 +209,7 @@ def train_moving(job: Job) -> None:
     torch.save(unet.state_dict(), job.out / "unet.pt")
 
 
-# -- 5. Decoder ------------------------------------------------------------------------------------
+# -- 4. Decoder ------------------------------------------------------------------------------------
 
 
 def polish(job: Job) -> None:
@@ -260,7 +221,7 @@ def polish(job: Job) -> None:
     torch.save(vae.state_dict(), job.out / "polished.pt")
 
 
-# -- 6. The model ----------------------------------------------------------------------------------
+# -- 5. The model ----------------------------------------------------------------------------------
 
 
 def export(job: Job) -> None:
@@ -269,7 +230,7 @@ def export(job: Job) -> None:
     unet.load_state_dict(torch.load(job.out / "unet.pt"))
     nets = weights.Nets(config, unet, _autoencoder(job, "polished.pt"), _encoder(job))
     weights.save(nets, job.weights)
-    runs = [SPEECH, SPEECH_AGAIN, AUTOENCODER, SPEAK, MOVE, POLISH]
+    runs = [AUTOENCODER, SPEAK, MOVE, POLISH]
     draw_curves([job.out / f"{run.name}.csv" for run in runs], job.out / "curves.png")
     log.info("the model is in %s, its curves in %s", job.weights, job.out / "curves.png")
 
@@ -284,7 +245,7 @@ def _config(job: Job) -> ModelConfig:
 
 def _encoder(job: Job) -> SpeechEncoder:
     encoder = SpeechEncoder(DEMO.whisper).eval()
-    encoder.load_state_dict(torch.load(job.out / "speech.pt"))
+    encoder.load_state_dict(torch.load(job.ear))
     return encoder
 
 
@@ -301,9 +262,7 @@ def _prepared(job: Job) -> list[PreparedWindows]:
 
 
 PARTS: dict[str, Callable[[Job], None]] = {
-    "voices": draw_utterances,
     "faces": draw_people,
-    "speech": train_speech,
     "autoencoder": train_autoencoder,
     "listen": listen,
     "view": view,

@@ -24,8 +24,9 @@ from latentsync.training.demo_windows import (
 from latentsync.training.loop import fit
 from latentsync.training.plots import draw_curves
 from latentsync.training.settings import TrainConfig, UNetTrainConfig
+from latentsync.training.sound_degradation import degrade
 from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
-from latentsync.training.tasks.speech import SpeechTask, Utterance, augment
+from latentsync.training.tasks.speech import SpeechTask, Utterance, another_throat
 from latentsync.training.tasks.unet import UNetTask, place_weights
 
 RUN = TrainConfig(
@@ -107,10 +108,14 @@ def utterance(seed, tokens=400):
     """A tone that opens the mouth wherever it is heard."""
     rng = np.random.default_rng(seed)
     heard = np.repeat(rng.random(tokens // 10) < 0.5, 10)
-    columns = np.full((80, 2 * tokens), -6.0, np.float32)
-    columns[20:30] += 5 * np.repeat(heard, 2)
+    tone = np.sin(2 * np.pi * 1000 * np.arange(320 * tokens) / 16_000) * np.repeat(heard, 320)
     tracks = np.repeat(heard[:, None], 5, axis=1).astype(np.float32)
-    return Utterance(columns, tracks, heard.astype(np.int64))
+    return Utterance(
+        wave=(8000 * tone + rng.normal(0, 20, len(tone))).astype(np.int16),
+        tracks=tracks,
+        sounds=heard.astype(np.int64),
+        taught=np.stack([heard, ~heard, heard], axis=1).astype(np.float16),
+    )
 
 
 def test_the_encoder_learns_to_hear_a_mouth(tmp_path):
@@ -130,13 +135,42 @@ def test_the_encoder_learns_to_hear_a_mouth(tmp_path):
     assert found["sounds_right"] > 0.9
 
 
-def test_augment_speech_keeps_its_shape_and_changes():
-    columns = utterance(0).columns
-    once, again = (augment(columns, np.random.default_rng(3)) for _ in range(2))
+def test_the_teacher_is_learned_too(tmp_path):
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(WhisperConfig(n_audio_state=16, n_audio_head=2, n_audio_layer=1))
+    run = TrainConfig("speech", steps=60, batch=4, learning_rate=1e-2, warmup_steps=5)
+    task = SpeechTask(encoder, [utterance(i) for i in range(4)], [utterance(5)], run, sounds=2)
+    before = task.losses(torch.Generator().manual_seed(1))["taught"]
+    fit(task, run, tmp_path)
+    assert task.losses(torch.Generator().manual_seed(1))["taught"] < 0.5 * before
+
+
+def test_another_throat_keeps_shape_and_time():
+    columns = np.full((80, 50), -6.0, np.float32)
+    columns[20:30, 20:] = -1
+    once, again = (another_throat(columns, np.random.default_rng(3)) for _ in range(2))
     assert once.shape == columns.shape
-    assert np.isfinite(once).all()
     assert np.array_equal(once, again)
     assert np.abs(once - columns).max() > 0.1
+    assert np.ptp(once[:, :20], axis=1).max() == np.ptp(once[:, 20:], axis=1).max() == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_degraded_voice_stays_where_it_was(seed):
+    rng = np.random.default_rng(seed)
+    wave = np.zeros(32_000, np.float32)
+    wave[16_000:20_000] = rng.normal(0, 0.3, 4000)
+    degraded = degrade(wave, rng, np.zeros_like(wave))
+    assert degraded.shape == wave.shape
+    assert degraded.dtype == np.float32
+    power = np.convolve(degraded**2, np.ones(800), "same")
+    assert 15_600 < np.argmax(power > 0.5 * power.max()) < 16_500
+
+
+def test_degraded_voices_differ():
+    wave = np.random.default_rng(0).normal(0, 0.3, 16_000).astype(np.float32)
+    made = [degrade(wave, np.random.default_rng(seed), wave[::-1]) for seed in range(6)]
+    assert len({one.tobytes() for one in made}) == 6
 
 
 def test_part_of_a_window_is_heard_at_its_place():

@@ -66,9 +66,7 @@ def plan_people(folder: Path, people: Sequence[int], wanted: PlanOptions) -> Non
 def _run(command: Sequence[str], shares: Sequence[Sequence[int]]) -> None:
     """Run the command once for each share, numbers being its last arguments, side by side."""
     running = [
-        subprocess.Popen([*command, *map(str, share)], cwd=ROOT)  # noqa: S603
-        for share in shares
-        if share
+        subprocess.Popen([*command, *map(str, share)], cwd=ROOT) for share in shares if share
     ]
     try:
         for worker in running:

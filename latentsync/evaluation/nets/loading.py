@@ -12,6 +12,7 @@ from latentsync.errors import BackendUnavailable, WeightsMissing
 from latentsync.evaluation.nets.lpips import LPIPS
 from latentsync.evaluation.nets.syncnet import StableSyncNet, SyncNetConfig
 from latentsync.runtime.checkpoints import filled, first_line, read
+from latentsync.runtime.extras import install_command
 
 if TYPE_CHECKING:  # it needs transformers, which only the extra `train` installs
     from latentsync.evaluation.nets.videomae import VideoMAE
@@ -110,7 +111,7 @@ def load_videomae(
     except ImportError as error:
         raise BackendUnavailable(
             "VideoMAE needs the package transformers, which can't be loaded "
-            f"({first_line(error)}); install latentsync[train]"
+            f"({first_line(error)}): {install_command('train')}"
         ) from error
     state = renamed(read(path, "model", "module", "", hint=FETCH))
     return filled(VideoMAE, state, path).to(device, dtype).eval()
