@@ -35,6 +35,7 @@ from latentsync.audio.whisper import SpeechEncoder, WhisperConfig
 from latentsync.diffusion.config import PRESETS
 from latentsync.training.loop import fit
 from latentsync.training.settings import TrainConfig
+from latentsync.training.synthetic.recordings import read_recording, write_recording
 from latentsync.training.synthetic.sentences import draw_sentence
 from latentsync.training.synthetic.speech import LANGUAGES, PAUSE, Phoneme, Voice, draw_voice, speak
 from latentsync.training.synthetic.visemes import SOUNDS, mouth_tracks, sound_track, targets
@@ -196,8 +197,8 @@ MAP_STEPS, MAP_BATCH, MAP_RATE = 2000, 2048, 2e-3
 
 
 def align(job: Job) -> None:
-    """Find when each phoneme is said; writes (seconds, mnemonic) of each utterance."""
-    folder = job.out / "aligned"
+    """Find when each phoneme is said; writes a recording of each utterance."""
+    folder = job.out / "recordings"
     folder.mkdir(exist_ok=True)
     heard = {path.stem: np.load(path) for path in sorted((job.out / "taught").glob("[a-z]*.npy"))}
     spoken = {name: _sentences(job, name) for name in heard}
@@ -218,9 +219,8 @@ def align(job: Job) -> None:
             *(turn + 1, 1000 * np.median(errors), 1000 * np.quantile(errors, 0.9)),
         )
     for name, phonemes in said.items():
-        draft = folder / f".{name}.json"
-        draft.write_text(json.dumps([[p.start_seconds, p.name] for p in phonemes]))
-        draft.replace(folder / f"{name}.json")
+        wave = np.load(job.out / "voices" / f"{name}.npz")["wave"]
+        write_recording(folder / f"{name}.npz", wave, phonemes)
 
 
 def _sentences(job: Job, name: str) -> list[Sentence]:
@@ -340,7 +340,7 @@ def _viterbi(chances: FloatArray, sentence: Sentence) -> list[float]:
 
 
 def distil(job: Job) -> None:
-    names = [path.stem for path in sorted((job.out / "aligned").glob("[a-z]*.json"))]
+    names = [path.stem for path in sorted((job.out / "recordings").glob("[a-z]*.npz"))]
     spoken = {name: _utterance(job, name) for name in names}
     held_out = [spoken[name] for name in names if name.endswith("0000")]
     shown = [spoken[name] for name in names if not name.endswith("0000")]
@@ -354,13 +354,8 @@ def distil(job: Job) -> None:
 
 def _utterance(job: Job, name: str) -> Utterance:
     """An utterance and the truth about it, as long as all of them are known."""
-    wave, taught = (
-        np.load(job.out / "voices" / f"{name}.npz")["wave"],
-        np.load(job.out / "taught" / f"{name}.npy"),
-    )
-    phonemes = [
-        Phoneme(*one) for one in json.loads((job.out / "aligned" / f"{name}.json").read_text())
-    ]
+    wave, phonemes = read_recording(job.out / "recordings" / f"{name}.npz")
+    taught = np.load(job.out / "taught" / f"{name}.npy")
     tokens = len(taught)
     seconds = tokens / mel.TOKENS_PER_SECOND + 1
     tracks = mouth_tracks(phonemes, seconds, fps=mel.TOKENS_PER_SECOND)[:tokens]

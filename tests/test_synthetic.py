@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from latentsync.errors import BackendUnavailable, Cancelled, OptionError, OutputError
+from latentsync.errors import BackendUnavailable, Cancelled, InputError, OptionError, OutputError
 from latentsync.media import AudioReader, VideoReader, VideoWriter
 from latentsync.training.synthetic import (
     LANDMARKS,
@@ -41,6 +41,11 @@ from latentsync.training.synthetic.geometry import (
     unproject,
 )
 from latentsync.training.synthetic.identity import BEARDS, HAIR_STYLES
+from latentsync.training.synthetic.recordings import (
+    draw_recording,
+    read_recording,
+    write_recording,
+)
 from latentsync.training.synthetic.sentences import draw_sentence
 from latentsync.training.synthetic.speech import (
     LANGUAGES,
@@ -528,3 +533,33 @@ def test_crops_are_windows_of_the_take():
     np.testing.assert_allclose(exact.mouths[1, 2], measure(take.identity, mouth), atol=1e-6)
     moved = np.linalg.norm(loose.points - exact.points, axis=-1)
     assert 0.1 < moved.mean() < 3  # px
+
+
+# -- Recordings ------------------------------------------------------------------------------------
+
+
+def test_a_stretch_of_a_recording(tmp_path):
+    wave = (1000 * np.sin(np.arange(16_000 * 4) / 5)).astype(np.int16)
+    phonemes = [Phoneme(0.0, "_:"), Phoneme(0.5, "m"), Phoneme(3.9, "a")]
+    write_recording(tmp_path / "a.npz", wave, phonemes)
+    assert read_recording(tmp_path / "a.npz")[1] == phonemes
+    speech = draw_recording(tmp_path, np.random.default_rng(0), 2.0)
+    assert len(speech.wave) == 2 * SAMPLE_RATE
+    assert [phoneme.name for phoneme in speech.phonemes] == ["m"]  # begun before the cut at 1.27 s
+    assert speech.phonemes[0].start_seconds == 0
+    assert np.abs(speech.wave[1000:-1000]).max() == pytest.approx(1000, rel=0.02)
+
+
+def test_a_recording_that_is_too_short_ends_in_silence(tmp_path):
+    write_recording(tmp_path / "a.npz", np.full(16_000, 500, np.int16), [Phoneme(0.2, "m")])
+    speech = draw_recording(tmp_path, np.random.default_rng(0), 3.0)
+    assert speech.seconds == 3
+    assert not speech.wave[int(1.1 * SAMPLE_RATE) :].any()
+    take = draw_take(1, 1, 3.0, speech=speech)
+    assert take.speech is speech
+    assert len(take) == 75
+
+
+def test_no_recordings(tmp_path):
+    with pytest.raises(InputError, match=r"no recordings in .*train_ear\.py"):
+        draw_recording(tmp_path, np.random.default_rng(0), 1.0)

@@ -34,12 +34,17 @@ def main() -> None:
     parser.add_argument(
         "--scene", type=_size, metavar="WIDTHxHEIGHT", help="a clip and a photo instead of crops"
     )
+    parser.add_argument(
+        "--recordings", type=Path, help="voices of scripts/train_ear.py, beside espeak-ng's"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--python", type=Path, default=PYTHON, help="of an environment with bpy")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, datefmt="%H:%M:%S")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended too
-    wanted = PlanOptions(options.windows, options.frames, options.size, options.scene)
+    wanted = PlanOptions(
+        options.windows, options.frames, options.size, options.scene, options.recordings
+    )
     data, out = fetch_makehuman(options.data).absolute(), options.out.absolute()
     missing = [number for number in options.people if not (out / f"{number:05d}.npz").is_file()]
     step = PLANNED_AHEAD * options.workers

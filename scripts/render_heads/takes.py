@@ -1,12 +1,14 @@
 """Draws the plans of people: voices, movements and cameras. Needs the library's environment."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.signal import resample_poly
 
 from latentsync.training.synthetic import LANGUAGES, Take, draw_take
 from latentsync.training.synthetic.motion import drift
+from latentsync.training.synthetic.recordings import draw_recording
 
 from .makehuman import Floats
 from .plan import Plan
@@ -29,14 +31,18 @@ class PlanOptions:
     frames: int = 1  # a window
     crop: int = 96  # side, px
     scene: tuple[int, int] | None = None  # width, height in px; instead of crops
+    recordings: Path | None = None  # of train_ear.py, said by two of three people; None: by nobody
 
 
 def draw_plan(index: int, options: PlanOptions) -> Plan:
     """Draw the voice, the movements and the camera of person number `index`."""
     windows, frames = options.windows, options.frames
     seconds = max(LEAST_SECONDS, frames / 25)
-    take = draw_take(SEED, index, seconds, languages=LANGUAGES_SPOKEN)
     rng = np.random.default_rng([SEED, index, 1])
+    speech = None
+    if options.recordings is not None and index % 3:
+        speech = draw_recording(options.recordings, rng, seconds)
+    take = draw_take(SEED, index, seconds, languages=LANGUAGES_SPOKEN, speech=speech)
     places = len(take) - frames + 1
     starts = np.sort(rng.choice(places, windows, replace=windows > places))
     if options.scene:

@@ -91,12 +91,22 @@ class Crops:
 
 
 def draw_take(
-    seed: int, index: int, seconds: float, *, languages: Sequence[str] = LANGUAGES, fps: int = FPS
+    seed: int,
+    index: int,
+    seconds: float,
+    *,
+    languages: Sequence[str] = LANGUAGES,
+    speech: Speech | None = None,
+    fps: int = FPS,
 ) -> Take:
-    """Draw person, voice, sentences and movement of clip number `index` of a seed."""
+    """Draw person, voice, sentences and movement of clip number `index` of a seed.
+
+    Args:
+        speech: said instead, `seconds` of it.
+    """
     rng = np.random.default_rng([seed, index])
     identity = Identity.from_seed(seed * _SEEDS_APART + index)
-    speech = draw_speech(rng, seconds, draw_voice(rng, languages))
+    speech = speech or draw_speech(rng, seconds, draw_voice(rng, languages))
     mouths = mouth_tracks(speech.phonemes, seconds, fps=fps)
     poses = draw_motion(rng, len(mouths), fps=fps, amount=rng.uniform(0.3, 1.1))
     return Take(identity, speech, poses, mouths, float(rng.uniform(0.85, 1.25)), fps)
