@@ -44,6 +44,7 @@ from latentsync.training.synthetic import (
     draw_take,
 )
 from latentsync.training.synthetic.clips import draw_crops
+from latentsync.training.synthetic.recordings import draw_recording
 from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
 from latentsync.training.tasks.unet import UNetTask
 from latentsync.types import FloatArray
@@ -51,7 +52,7 @@ from latentsync.types import FloatArray
 log = logging.getLogger("train_demo")
 
 DEMO = PRESETS["demo"]
-EAR = Path("out/train-ear/speech.pt")
+EAR = Path("out/train-ear")
 WEIGHTS = Path(__file__).parent.parent / "weights" / "demo"
 FACES_SEED = 1  # all seeds of training are below 100
 HELD_OUT_LANGUAGE = "tr"  # not in the training set, to measure a new language
@@ -101,7 +102,7 @@ def main() -> None:
         "--ear",
         type=Path,
         default=Path("out/train-ear/speech.pt"),
-        help="what train_ear.py trained",
+        help="train_ear.py's results",
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -122,12 +123,15 @@ def main() -> None:
 def draw_people(job: Job) -> None:
     """Draw aligned crops of talking heads, in windows as long as the U-Net's groups."""
     count = job.count(PEOPLE) + job.count(HELD_OUT_PEOPLE)
-    _draw(_person, job.out / "people", count, job.workers)
+    person = partial(_person, recordings=job.ear / "recordings")
+    _draw(person, job.out / "people", count, job.workers)
 
 
-def _person(index: int, folder: Path) -> None:
-    take = draw_take(FACES_SEED, index, CLIP_SECONDS, languages=TRAINED_LANGUAGES)
+def _person(index: int, folder: Path, recordings: Path) -> None:
     rng = np.random.default_rng([FACES_SEED, index, 1])
+    # Two of three speak what train_ear.py recorded, the third by espeak-ng.
+    speech = draw_recording(recordings, rng, CLIP_SECONDS) if index % 3 else None
+    take = draw_take(FACES_SEED, index, CLIP_SECONDS, languages=TRAINED_LANGUAGES, speech=speech)
     crops = draw_crops(
         take, rng, windows=WINDOWS, frames=WINDOW_FRAMES, size=DEMO.resolution, jitter=JITTER
     )
@@ -245,7 +249,7 @@ def _config(job: Job) -> ModelConfig:
 
 def _encoder(job: Job) -> SpeechEncoder:
     encoder = SpeechEncoder(DEMO.whisper).eval()
-    encoder.load_state_dict(torch.load(job.ear))
+    encoder.load_state_dict(torch.load(job.ear / "speech.pt"))
     return encoder
 
 

@@ -5,20 +5,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import latentsync
 from latentsync.audio.whisper import SpeechEncoder
 from latentsync.diffusion.config import PRESETS
+from latentsync.training.synthetic.recordings import write_recording
+from latentsync.training.synthetic.speech import Phoneme
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
 def test_the_whole_training(tmp_path):
-    ear = tmp_path / "speech.pt"
-    torch.save(SpeechEncoder(PRESETS["demo"].whisper).state_dict(), ear)
+    ear = tmp_path / "ear"
+    (ear / "recordings").mkdir(parents=True)
+    torch.save(SpeechEncoder(PRESETS["demo"].whisper).state_dict(), ear / "speech.pt")
+    noise = np.random.default_rng(0).normal(0, 1000, 160_000).astype(np.int16)
+    write_recording(ear / "recordings" / "a.npz", noise, [Phoneme(0.0, "a"), Phoneme(0.3, "m")])
     script = [sys.executable, str(ROOT / "scripts/train_demo.py"), "--scale", "0.002"]
     script += ["--ear", str(ear)]
     places = ["--out", str(tmp_path / "out"), "--weights", str(tmp_path / "demo")]
