@@ -15,6 +15,7 @@ from latentsync.errors import OptionError, option_name
 from latentsync.types import SyncMode
 
 __all__ = [
+    "FACES",
     "GENERAL",
     "MAX_SEED",
     "MIN_SIDE",
@@ -24,6 +25,7 @@ __all__ = [
     "Codec",
     "Declared",
     "Effort",
+    "FaceName",
     "Option",
     "Options",
     "Preset",
@@ -34,6 +36,11 @@ MAX_SEED = 2**32 - 1
 MIN_SIDE = 16  # px
 UNBOUNDED = 2**63  # the upper bound of counts that only the machine limits
 RESTORERS = ("gfpgan", "codeformer")  # known by name
+FaceName = Literal["largest", "left", "right", "center", "all"]
+FACES = (  # values of the option `face`, but for a picture's path
+    f"{', '.join(get_args(FaceName))}, a point x,y or a box x,y,width,height in px (with @seconds "
+    "for a later time)"
+)
 
 Speed = Literal["exact", "fast", "preview"]
 Sampler = Literal["ddim", "dpm++"]
@@ -251,8 +258,7 @@ class Options:
         within=(0, 25), published=0)] = 3
 
     face: Annotated[str, _FACE(
-        "Face that speaks: largest, left, right, center, all, a point x,y or a box "
-        "x,y,width,height in px (with @seconds for a later time), or a picture of the person."
+        f"Face that speaks: {FACES}, or a picture of the person."
     )] = "largest"  # see `faces.FaceChoice`
     on_missing: Annotated[Literal["keep", "error"], _FACE(
         "Frames without the face: keep them as they are, or fail.", published="error")] = "keep"

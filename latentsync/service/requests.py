@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import (
     AliasChoices,
@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from latentsync.errors import Asker, OptionError
-from latentsync.options import RESTORERS, Declared, Options, declared
+from latentsync.options import FACES, RESTORERS, Declared, FaceName, Options, declared
 from latentsync.service.settings import ServiceSettings
 
 __all__ = [
@@ -40,13 +40,12 @@ OPTIONS = (
 )
 # On the command line a face may be a picture's path, and a restorer a model's; from outside, a path
 # is nobody's business.
-PLACES = "largest, left, right, center, all, or a place x,y or x,y,width,height in px"
 NARROWER = {
-    "face": f"Face that speaks: {PLACES}, with @seconds for a later time.",
+    "face": f"Face that speaks: {FACES}.",
     "superres": "Face restoration: none, gfpgan or codeformer (not for commercial use).",
 }
 NUMBER = r"\d+(\.\d+)?"
-FACE = re.compile(rf"largest|left|right|center|all|{NUMBER}(,{NUMBER}){{1,3}}(@{NUMBER})?")
+FACE = re.compile(rf"{'|'.join(get_args(FaceName))}|{NUMBER}(,{NUMBER}){{1,3}}(@{NUMBER})?")
 OTHER_NAMES = {"steps": AliasChoices("steps", "inference_steps")}
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # PostgreSQL takes no NUL, UTF-8 no surrogate
@@ -164,7 +163,7 @@ def options_of(asked: dict[str, Any], settings: ServiceSettings) -> Options:
     chosen = {name: asked[name] for name in OPTIONS if name in asked}
     if not FACE.fullmatch(face := chosen.get("face", Options.face)):
         raise OptionError(
-            f"face is {face!r}; it must be {PLACES}, such as 120,80 or 120,80,90,110@2.5"
+            f"face is {face!r}; it must be {FACES}, such as 120,80 or 120,80,90,110@2.5"
         )
     if (net := chosen.get("superres", "none")).lower() not in ("none", *RESTORERS):
         raise OptionError(f"superres is {net!r}; it must be none, {' or '.join(RESTORERS)}")

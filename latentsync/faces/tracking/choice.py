@@ -7,22 +7,18 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from latentsync.errors import OptionError, option_name
+from latentsync.options import FACES, FaceName
 
 __all__ = ["LARGEST", "FaceChoice"]
 
-Word = Literal["largest", "left", "right", "center", "all"]
-WORDS: tuple[Word, ...] = get_args(Word)
-WANTED = (
-    "largest, left, right, center, all, a point x,y or a box x,y,width,height in px "
-    "(with @seconds behind it for a later time), or the file of a picture of the person"
-)
+NAMES: tuple[FaceName, ...] = get_args(FaceName)
 
 
 @dataclass(frozen=True)
 class FaceChoice:
     """Which face is followed. `parse` reads it from a text, `str` gives that text again."""
 
-    kind: Word | Literal["point", "box", "reference"]
+    kind: FaceName | Literal["point", "box", "reference"]
     place: tuple[float, ...] = ()  # px: x, y of a point; left, top, width, height of a box
     seconds: float = 0.0  # time in the clip of the point or the box
     picture: Path | None = None  # of the person
@@ -34,15 +30,18 @@ class FaceChoice:
         Raises:
             OptionError: it is none, or the picture isn't there.
         """
-        for word in WORDS:
-            if text == word:
-                return cls(word)
+        for name in NAMES:
+            if text == name:
+                return cls(name)
         place, at, time = text.partition("@")
         numbers = [_number(part) for part in place.split(",")]
         if len(numbers) > 1 and None not in numbers:
             return cls._placed(text, [n for n in numbers if n is not None], time if at else "0")
         if not os.path.isfile(text):  # noqa: PTH113 - Path's raises where a name is too long
-            raise OptionError(f"{option_name('face')} {text!r}; it must be {WANTED}")
+            raise OptionError(
+                f"{option_name('face')} {text!r}; it must be {FACES}, or the file of a picture of "
+                "the person"
+            )
         return cls("reference", picture=Path(text))
 
     @classmethod
