@@ -1,7 +1,7 @@
 """Makes clean pictures of faces look photographed, by chance: for rendered and drawn people.
 
-Real crops are often faces 40 to 60 px high, compressed, noisy, and tinted by their light. Applied
-when a person is loaded, one rendering becomes another photograph each time.
+Real faces are often small, compressed, noisy, and tinted by their light. Applied when a person is
+loaded, one rendering becomes another photograph each time.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from latentsync.types import FloatArray
 __all__ = ["Degradation", "degrade", "draw_degradation"]
 
 ASPECT = 0.75  # width / height of the crop's place in its frame; crops are squeezed to a square
-_FACE_PX = (40.0, 200.0)  # height of that place in the camera's picture
-_TINTED = 0.2  # share of strongly tinted pictures
+_FACE_PX = (50.0, 220.0)  # height of that place in the camera's picture
+_TINTED = 0.15  # share of strongly tinted pictures
 _COLOURLESS = 0.03  # share of grey pictures
 _SHARPENING_RADIUS_PX = 1.0
 
@@ -37,17 +37,17 @@ class Degradation:
 
 
 def draw_degradation(rng: np.random.Generator) -> Degradation:
-    tint = 0.2 if rng.random() < _TINTED else 0.06
-    gain = np.exp(rng.normal(0, 0.15) + rng.normal(0, tint, 3) * (1.0, 0.6, 1.0))
+    tint = 0.15 if rng.random() < _TINTED else 0.05
+    gain = np.exp(rng.normal(0, 0.12) + rng.normal(0, tint, 3) * (1.0, 0.6, 1.0))
     return Degradation(
         face_px=float(np.exp(rng.uniform(*np.log(_FACE_PX)))),
         gain=(float(gain[0]), float(gain[1]), float(gain[2])),
-        gamma=float(np.exp(rng.normal(0, 0.15))),
+        gamma=float(np.exp(rng.normal(0, 0.12))),
         black=float(rng.uniform(0, 0.08) * (rng.random() < 0.5)),
         saturation=0.0 if rng.random() < _COLOURLESS else float(rng.uniform(0.6, 1.25)),
-        blur_px=float(rng.uniform(0.0, 0.9)),
-        noise=float(rng.uniform(0.0, 0.05) ** 2 / 0.05),
-        quality=int(rng.integers(35, 98)),
+        blur_px=float(rng.uniform(0.0, 0.7)),
+        noise=float(0.035 * rng.random() ** 2),
+        quality=int(rng.integers(45, 98)),
         sharpening=float(rng.uniform(0, 0.8) * (rng.random() < 0.4)),
     )
 
