@@ -5,6 +5,7 @@ import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,8 +14,7 @@ from typer.testing import CliRunner
 
 from latentsync.cli.app import app
 from latentsync.errors import BackendUnavailable, Cancelled, InputError, MediaError, OptionError
-from latentsync.faces.tracking.choice import WORDS
-from latentsync.options import RESTORERS, SPEEDS, Options, declared
+from latentsync.options import RESTORERS, SPEEDS, FaceName, Options, declared
 from latentsync.runtime.extras import install_command
 from latentsync.service.page import run
 from latentsync.service.page.form import labelled, options_of
@@ -209,7 +209,7 @@ def test_choices_are_those_of_the_options():
     assert known["speed"].choices == tuple(SPEEDS)
     for name in ("speed", "fps", "sync_mode", "on_missing", "silence"):
         assert tuple(value for _, value in labelled(name)) == known[name].choices
-    assert [value for _, value in labelled("face")] == list(WORDS)
+    assert [value for _, value in labelled("face")] == list(get_args(FaceName))
     assert [value for _, value in labelled("superres")] == ["none", *RESTORERS]
 
 
