@@ -3,9 +3,10 @@
     python benchmarks/likeness.py [--people 60] [--clips FOLDER]
 
 Draws people that no training has seen in three rooms each, and compares what is kept of a face
-(`faces.likeness.Patch`): of one person in one room and in two, and of two people in one room and in
-two. With --clips, also filmed people, one in each clip: their first half against their second one,
-each against all others, and against themselves in another light, as a program makes it.
+(`faces.tracking.embedding.PatchEmbedding`): of one person in one room and in two, and of two people
+in one room and in two. With --clips, also filmed people, one in each clip: their first half against
+their second one, each against all others, and against themselves in another light, as a program
+makes it.
 """
 
 import argparse

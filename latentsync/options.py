@@ -131,7 +131,8 @@ class Declared(Option):
             return "true or false" if bool in self.types else "text"
         low, high = self.within
         kind = "a whole number" if int in self.types else "a number"
-        return f"{kind} from {low} {'on' if high == UNBOUNDED else f'to {high}'}"
+        bound = "on, and finite" if float in self.types else "on"
+        return f"{kind} from {low} {bound if high == UNBOUNDED else f'to {high}'}"
 
 
 @cache

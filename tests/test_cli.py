@@ -271,6 +271,13 @@ def test_lossless_and_a_clip_s_own_sound(latentsync, fake):
     assert fake.ran == (Path("a"), Path("a"), Path("c"))
 
 
+@pytest.mark.usefixtures("fake")
+def test_lossless_is_no_crf_of_20(latentsync):
+    code, _, stderr = latentsync("generate", "a", "-o", "c", "--lossless", "--crf", "20")
+    assert code == 2
+    assert "--crf is 20, but --lossless means 0" in stderr
+
+
 def test_the_published_scripts_spellings_work(latentsync, fake):
     values = ["in put.mp4", "voice.wav", "out.mp4", "3", "1.5", "1247"]
     pairs = [word for pair in zip(SPELLINGS, values, strict=True) for word in pair]

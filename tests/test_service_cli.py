@@ -60,6 +60,10 @@ def test_keys_are_made_shown_and_revoked(call, tmp_path):
         (("serve", "--host", "0.0.0.0"), "give --public-url"),  # noqa: S104 - refused
         (("serve", "--public-url", "lips.example.org"), "public_url is"),
         (("serve", "--max-stored", "0"), "max_stored_bytes is 0"),
+        (
+            ("serve", "--no-auth", "--url-hours", "169"),
+            "url_hours is 169.0; .* at most 168",
+        ),
         (("serve", "--database", "nonsense"), "sqlite:///FILE or"),
         (("work", "--database", "sqlite:///x.db", "--storage", ""), "--database and --storage"),
     ],

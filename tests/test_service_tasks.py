@@ -299,6 +299,8 @@ def test_keys_are_found_and_revoked(database):
         keys.create("ann")
     with pytest.raises(OptionError, match="limits of 1 or more"):
         keys.create("bob", at_once=0)
+    with pytest.raises(OptionError, match="0 bytes; it must have a name, and limits of 1 or more"):
+        keys.create("bob", max_bytes=0)
 
 
 def test_requests_at_once_without_a_key_stand_for_one(database):

@@ -237,6 +237,9 @@ def test_missing_weights_are_not_answered_by_an_option_of_other_commands(
     assert code == 1
     assert "`latentsync download v1.6`, or use `--preset demo --init demo`" in wrong
     assert "--model" not in wrong
+    given[0] = "syncnet"
+    _, _, wrong = told_by(monkeypatch, capfd, *given, "--preset", "small")
+    assert "`latentsync download v1.6`, or use `--preset small --model demo`" in wrong
 
 
 def test_a_second_run_is_told_who_fills_the_folder(command, folders, tmp_path):

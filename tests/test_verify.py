@@ -8,7 +8,7 @@ import torch
 
 from latentsync.cli import verify as module
 from latentsync.cli.verify import EVAL_SYNCNET, verify
-from latentsync.errors import InputError, WeightsMissing
+from latentsync.errors import InputError, OptionError, WeightsMissing
 from latentsync.evaluation.sync import SyncScore
 from latentsync.runtime.downloads import SETS, Download
 from tests.clips import babble, picture, write_clip, write_sound
@@ -104,6 +104,12 @@ def test_nets_that_are_not_finite_are_wrong(lipsync, inputs, weights):
     assert found["U-Net"] is True
     assert found["VAE"] is False
     assert found["speech"] is True
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_seconds_that_are_none_are_refused_before_anything_is_loaded(weights, seconds):
+    with pytest.raises(OptionError, match=r"seconds is .*; it must be 0\.04 or more"):
+        next(verify("tiny", weights=weights, seconds=seconds))
 
 
 def test_files_are_held_against_the_table(weights, monkeypatch):

@@ -30,9 +30,9 @@ Metrics = Annotated[
     list[str] | None,
     typer.Option(
         help="Metrics to measure, separated by commas or repeated: psnr, ssim, lpips, fid, fvd, "
-        "lmd, identity, flicker, sync (or, quicker, only sync_local), stable, lips. The last has "
-        "leak, the share of frames without speech in which the mouth is open, and closure, the "
-        "share of p, b and m at which the lips close.",
+        "fvd_videomae, lmd, identity, flicker, sync (or, quicker, only sync_local), stable, lips. "
+        "The last has leak, the share of frames without speech in which the mouth is open, and "
+        "closure, the share of p, b and m at which the lips close.",
         show_default="all",
     ),
 ]

@@ -165,6 +165,8 @@ def generate(
         missing = ", ".join(name for name, value in wanted.items() if value is None)
         raise OptionError(f"{missing} missing; see `latentsync generate --help`")
     if lossless:
+        if given.get("crf", 0) not in (0, Options.crf):
+            raise OptionError(f"--crf is {given['crf']}, but --lossless means 0: leave out either")
         given["crf"] = 0
     options = Options(**given)
     if published:

@@ -53,7 +53,9 @@ database_option = partial(
     help="Database: postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
 )
 DatabaseUrl = Annotated[str, database_option(show_default="SQLite in the data folder")]
-Workers = Annotated[int, typer.Option(help="Worker processes, each with a model of its own.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Worker processes, each with a model of its own.")
+]
 storage_option = partial(
     typer.Option,
     envvar="LATENTSYNC_STORAGE",

@@ -1,4 +1,4 @@
-"""Command line of training: `latentsync train unet` and `latentsync train syncnet`.
+"""Command line of training: `latentsync train unet`, `syncnet` and `export`.
 
 On several devices: `accelerate launch --module latentsync train unet ...`.
 """
@@ -117,6 +117,7 @@ def unet(
     from latentsync.training.main import train_unet
 
     _trained(
+        "--preset demo --init demo",
         train_unet,
         run,
         TrainingSettings(**vars(files)),
@@ -159,7 +160,8 @@ def syncnet(
     run = _configured(SYNCNET_RUNS, preset, learning)
     from latentsync.training.main import train_syncnet
 
-    _trained(train_syncnet, run, TrainingSettings(**vars(files)), model=model)
+    settings = TrainingSettings(**vars(files))
+    _trained("--preset small --model demo", train_syncnet, run, settings, model=model)
 
 
 @train.command()
@@ -179,8 +181,14 @@ def export(
     typer.echo(f"{output} (step {step})")
 
 
-def _trained(training: Callable[..., Path], *arguments: object, **options: object) -> None:
-    """Run a training with bars and a way to stop it, and print what it wrote."""
+def _trained(
+    trial: str, training: Callable[..., Path], *arguments: object, **options: object
+) -> None:
+    """Run a training with bars and a way to stop it, and print what it wrote.
+
+    Args:
+        trial: options that need no download.
+    """
     try:
         with bars("steps") as drawn, _stopping() as asked:
             result = training(
@@ -188,9 +196,7 @@ def _trained(training: Callable[..., Path], *arguments: object, **options: objec
             )
     except WeightsMissing as error:
         # The advice is for commands that have `--model`; what it fetches may be a judge's, too.
-        raise WeightsMissing(
-            str(error).replace("use `--model demo`", "use `--preset demo --init demo`")
-        ) from error
+        raise WeightsMissing(str(error).replace("use `--model demo`", f"use `{trial}`")) from error
     except Cancelled as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(INTERRUPTED) from stopped
@@ -199,7 +205,9 @@ def _trained(training: Callable[..., Path], *arguments: object, **options: objec
 
 def _named(presets: Mapping[str, Run], name: str, option: str = "preset") -> Run:
     if name not in presets:
-        raise OptionError(f"{option} is {name!r}; it must be one of {', '.join(presets)}")
+        raise OptionError(
+            f"{option_name(option)} is {name!r}; it must be one of {', '.join(presets)}"
+        )
     return presets[name]
 
 

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 import latentsync
 from latentsync.audio.mel import SAMPLE_RATE
-from latentsync.errors import InputError, WeightsMismatch
+from latentsync.errors import InputError, OptionError, WeightsMismatch, option_name
 from latentsync.evaluation.nets.eval_syncnet import EvalSyncNet
 from latentsync.evaluation.nets.loading import load_net
 from latentsync.evaluation.sync import sync_conf_local
 from latentsync.faces import align
 from latentsync.media import AudioReader, VideoReader
 from latentsync.options import Effort, Options
-from latentsync.pipeline.frame_source import FrameSource
+from latentsync.pipeline.frame_source import FPS, FrameSource
 from latentsync.pipeline.lipsync import LipSync
 from latentsync.runtime.checkpoints import root
 from latentsync.runtime.downloads import SETS, Download
@@ -67,8 +67,14 @@ def verify(
     """Check a model's files, load it, run it on the first `seconds` of a voice.
 
     Raises:
+        OptionError: `steps` or `seconds` is out of its range.
         LatentSyncError: from loading and running; the checks before it have been yielded.
     """
+    if not 1 / FPS <= seconds < math.inf:
+        raise OptionError(
+            f"{option_name('seconds')} is {seconds:g}; it must be 0.04 or more, and finite"
+        )
+    options = Options(steps=steps, seed=SEED)
     yield Check("latentsync", version(latentsync.__name__))
     yield Check("python, torch, machine", f"{sys.version.split()[0]}, {torch.__version__}, "
                 f"{platform.machine()}")  # fmt: skip
@@ -82,7 +88,6 @@ def verify(
         spoken = _beginning(voice or EXAMPLES / "speech.wav", seconds, Path(folder) / "voice.wav")
         source = clip or EXAMPLES / "face.mp4"
         output = Path(folder) / "out.mp4"
-        options = Options(steps=steps, seed=SEED)
         result = lipsync.run(source, spoken, output, options=options)
         yield Check("run", f"{result.frames} frames at seed {SEED}, finite", good=True)
         yield Check("face found", f"{result.faces_found} of {result.source_frames} source frames")

@@ -53,10 +53,11 @@ class Keys:
         Raises:
             OptionError: the name is taken or empty, or a limit is below 1.
         """
-        if not name.strip() or min(per_minute, at_once, max_bytes or 1) < 1:
+        if not name.strip() or min(per_minute, at_once, 1 if max_bytes is None else max_bytes) < 1:
+            stored = "the usual" if max_bytes is None else str(max_bytes)
             raise OptionError(
-                f"key {name!r} with {per_minute} a minute and {at_once} at once; it must have a "
-                "name, and limits of 1 or more"
+                f"key {name!r} with {per_minute} a minute, {at_once} at once and {stored} bytes; "
+                "it must have a name, and limits of 1 or more"
             )
         shown = PREFIX + secrets.token_urlsafe(32)
         key = Key(

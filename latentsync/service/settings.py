@@ -16,6 +16,7 @@ __all__ = ["AGREED", "HOUR", "MODEL_PATH", "ServiceSettings", "make_private", "p
 HOUR = 3600.0  # s
 MODEL_PATH = "bytedance/lipsync/audio-to-video"  # the hosted model whose requests are understood
 
+MAX_URL_HOURS = 168  # 7 days, the longest that S3 signs an address for
 USUAL_SHARE = 5  # so many keys that keep all they may fill the storage
 # What every process of a service must agree on. `latentsync serve` writes it to the database, and
 # workers read it there.
@@ -87,6 +88,11 @@ class ServiceSettings:
                 raise OptionError(
                     f"{option_name(name)} is {getattr(self, name)}; it must be more than 0"
                 )
+        if self.url_hours > MAX_URL_HOURS:
+            raise OptionError(
+                f"{option_name('url_hours')} is {self.url_hours}; it must be at most "
+                f"{MAX_URL_HOURS}, as long as S3's signatures hold"
+            )
         if not self.public_url.startswith(("http://", "https://")):
             raise OptionError(
                 f"{option_name('public_url')} is {self.public_url!r}; it must be where clients "

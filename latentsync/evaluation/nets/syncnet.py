@@ -123,7 +123,7 @@ class StableSyncNet(nn.Module):
 
         Args:
             frames: (b, 48, 128, 256) in [-1, 1], or (b, 64, 32, 32) latents, as `stacked` gives.
-            mel: (b, 1, 80, 52), as `latentsync.audio.mel.sync_window` gives.
+            mel: (b, 1, 80, 52), as `latentsync.evaluation.nets.syncnet_mel.sync_window` gives.
 
         Returns:
             Two times (b, width): of the frames and of the sound, each of length 1.
