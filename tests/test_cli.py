@@ -502,7 +502,7 @@ def test_no_face_is_one_line(latentsync, voice, out, tmp_path):
         (["--device", "gpu"], "device is 'gpu'"),
         (["--detector", "haar"], "'haar'"),
         (["--attention", "flash"], "'flash'"),
-        (["--model", "v9"], "model is 'v9'; it must be one of v1.6, v1.5, demo"),
+        (["--model", "v9"], "--model is 'v9'; it must be one of v1.6, v1.5, demo"),
         (["--model", "v\n9"], "v1.5"),
         (["--nonsense", "1"], "--nonsense"),
         (["--occluder", "none.onnx"], "'none.onnx' does not exist"),

@@ -273,5 +273,5 @@ def _size(text: str) -> tuple[int, int]:
     """Parse "512x512" as (width, height)."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise OptionError(f"size is {text!r}; it must be WIDTHxHEIGHT in pixels, such as 512x512")
+        raise OptionError(f"--size is {text!r}; it must be WIDTHxHEIGHT in pixels, such as 512x512")
     return int(width), int(height)

@@ -102,7 +102,7 @@ RayAddress = Annotated[
 def check_engine(engine: str, **only_ray: object) -> None:
     """Raise OptionError if the engine is unknown, or options are given that only ray has."""
     if engine not in ENGINES:
-        raise OptionError(f"engine is {engine!r}; it must be {' or '.join(ENGINES)}")
+        raise OptionError(f"--engine is {engine!r}; it must be {' or '.join(ENGINES)}")
     given = [name for name, value in only_ray.items() if value is not None]
     if given and engine != "ray":
         raise OptionError(f"--{given[0].replace('_', '-')} without --engine ray; give that, too")

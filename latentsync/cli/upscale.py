@@ -74,7 +74,7 @@ def upscale(
         )
     options = Options(superres=superres or "gfpgan", **given)
     if options.restorer is None:
-        raise OptionError(f"superres is {superres!r}; it must name a net, such as gfpgan")
+        raise OptionError(f"--superres is {superres!r}; it must name a net, such as gfpgan")
     check_output(output, (video,))
     open_media(video).close()
     place, _ = choose(device)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentsync.errors import BackendUnavailable, OptionError
+from latentsync.errors import BackendUnavailable, OptionError, option_name
 
 __all__ = [
     "MAX_PERIOD",
@@ -127,7 +127,9 @@ def attention_backend(name: Literal["native", "xformers"]) -> Attend:
     if name == "native":
         return F.scaled_dot_product_attention
     if name != "xformers":
-        raise OptionError(f"attention is {name!r}; it must be 'native' or 'xformers'")
+        raise OptionError(
+            f"{option_name('attention')} is {name!r}; it must be 'native' or 'xformers'"
+        )
     try:
         from xformers.ops import memory_efficient_attention
     except (ImportError, OSError) as error:

@@ -29,7 +29,7 @@ from latentsync.diffusion import memory
 from latentsync.diffusion.config import PRESETS, ModelConfig
 from latentsync.diffusion.unet import UNet, UNetConfig
 from latentsync.diffusion.vae import VAE
-from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing
+from latentsync.errors import OptionError, WeightsMismatch, WeightsMissing, option_name
 from latentsync.runtime import devices
 from latentsync.runtime.checkpoints import (
     State,
@@ -88,7 +88,9 @@ def load_nets(
         WeightsMismatch: a file holds another model.
     """
     if offload not in get_args(Offload):
-        raise OptionError(f"offload is {offload!r}; it must be auto, none or sequential")
+        raise OptionError(
+            f"{option_name('offload')} is {offload!r}; it must be auto, none or sequential"
+        )
     base = root(folder)
     own = base / "demo" if str(name) == "demo" else Path(name)
     if str(name) in PUBLISHED:
@@ -100,7 +102,8 @@ def load_nets(
     else:
         known = ", ".join(PRESETS)
         raise OptionError(
-            f"model is {str(name)!r}; it must be one of {known}, or a folder with a config.json"
+            f"{option_name('model')} is {str(name)!r}; it must be one of {known}, or a folder "
+            "with a config.json"
         )
     _place(nets, torch.device(device), dtype, offload)
     return nets

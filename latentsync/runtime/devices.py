@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentsync.errors import BackendUnavailable, OptionError, WeightsMismatch, WeightsMissing
+from latentsync.errors import (
+    BackendUnavailable,
+    OptionError,
+    WeightsMismatch,
+    WeightsMissing,
+    option_name,
+)
 
 __all__ = [
     "DTYPES",
@@ -79,7 +85,9 @@ def choose(
     try:
         chosen = torch.device(device or ("cuda" if cuda else "mps" if mps else "cpu"))
     except RuntimeError as error:
-        raise OptionError(f"device is {device!r}; it must be cpu, cuda, cuda:N or mps") from error
+        raise OptionError(
+            f"{option_name('device')} is {device!r}; it must be cpu, cuda, cuda:N or mps"
+        ) from error
     there = {"cuda": cuda, "mps": mps, "cpu": True}.get(chosen.type, False)
     if there and chosen.type == "cuda" and chosen.index is not None:
         there = chosen.index < torch.cuda.device_count()
@@ -89,7 +97,9 @@ def choose(
             "install a torch build for it, or leave the device out"
         )
     if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        raise OptionError(
+            f"{option_name('dtype')} is {dtype!r}; it must be one of {', '.join(DTYPES)}"
+        )
     if dtype is not None:
         if chosen.type == "cpu" and has_cpu_instructions(DTYPES[dtype]) is False:
             log.warning("this CPU has no instructions for %s; float32 is far faster on it", dtype)
