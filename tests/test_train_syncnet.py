@@ -302,7 +302,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(folders, clips, tmp_path):
     [
         ("syncnet", ["--preset", "huge"], "preset is 'huge'; it must be one of pixel_attn"),
         ("syncnet", ["--batch", 0], "batch is 0"),
-        ("unet", ["--syncnet-preset", "huge"], "syncnet_preset is 'huge'; it must be one of"),
+        ("unet", ["--syncnet-preset", "huge"], "--syncnet-preset is 'huge'; it must be one of"),
     ],
 )
 def test_what_can_t_be_is_said_in_one_line(command, tmp_path, what, given, line):
