@@ -1,6 +1,7 @@
 """The web page without its Gradio: what is told of a run while it lasts, and what can be chosen."""
 
 import asyncio
+import re
 import sys
 import tempfile
 from contextlib import closing
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from latentsync.cli.app import app
 from latentsync.errors import BackendUnavailable, Cancelled, InputError, MediaError, OptionError
 from latentsync.options import RESTORERS, SPEEDS, FaceName, Options, declared
+from latentsync.pipeline.lipsync import LipSync
 from latentsync.runtime.extras import install_command
 from latentsync.service.page import run
 from latentsync.service.page.form import labelled, options_of
@@ -293,8 +295,26 @@ def test_a_picture_says_what_it_shows():
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "latentsync.service.page.blocks", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
+    # Others may use its port. The module has the command's name, so it is not an attribute.
+    monkeypatch.setattr(sys.modules["latentsync.cli.app"], "check_port", lambda *_: None)
     command = typer.Typer()
     command.command()(app)
     done = CliRunner().invoke(command, ["--model", "demo"])
     assert isinstance(done.exception, BackendUnavailable)
     assert f"needs gradio; install it by {install_command('app')}" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--max-upload", "-1"], "max_upload_bytes is -1; it must be more than 0"),
+        (["--max-seconds", "nan"], "max_seconds is nan; it must be more than 0"),
+        (["--host", "no.such.invalid"], "can't listen on no.such.invalid, port"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_a_model_is_loaded(monkeypatch, given, said):
+    monkeypatch.setattr(LipSync, "load", lambda *_, **__: pytest.fail("loaded"))
+    command = typer.Typer()
+    command.command()(app)
+    with pytest.raises(OptionError, match=re.escape(said)):
+        CliRunner().invoke(command, given, catch_exceptions=False)

@@ -23,13 +23,13 @@ app = typer.Typer()
 app.command()(serve.serve)
 app.command()(serve.work)
 app.add_typer(serve.keys, name="keys")
-check_port = serve._check_port
+check_port = serve.check_port
 
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(serve, "_check_port", lambda *_: None)  # others may use port 8000
+    monkeypatch.setattr(serve, "check_port", lambda *_: None)  # others may use port 8000
 
     def called(*arguments):
         return CliRunner().invoke(app, arguments, catch_exceptions=False).output
@@ -127,7 +127,7 @@ def test_what_all_processes_agree_on_is_said_once(call, started, caplog):
 
 def test_a_server_that_cannot_listen_decides_nothing(call, started, monkeypatch):
     call("serve", "--workers", "0", *ELSEWHERE, "--keep-hours", "720")
-    monkeypatch.setattr(serve, "_check_port", check_port)
+    monkeypatch.setattr(serve, "check_port", check_port)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         with pytest.raises(

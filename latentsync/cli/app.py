@@ -13,6 +13,7 @@ from latentsync.cli.common import (
     Model,
     ModelsDetector,
     Weights,
+    check_port,
     exit_on_sigterm,
 )
 from latentsync.cli.groups import FieldsOf, grouped
@@ -52,6 +53,8 @@ def app(
     It offers super-resolution if the extra `restore` is installed. Uploads and
     outputs are deleted after an hour, and when the page is stopped.
     """
+    ServiceSettings(**limits)  # refuses what is out of range
+    check_port(host, port)
     with needs_extra("the page", "app"):
         import uvicorn
         from fastapi import FastAPI

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -28,6 +29,7 @@ __all__ = [
     "VideoPath",
     "Weights",
     "check_engine",
+    "check_port",
     "exit_on_sigterm",
     "face_option",
     "local_path",
@@ -116,3 +118,17 @@ def exit_on_sigterm() -> None:
 def print_json(found: "DataclassInstance") -> None:
     """Print a dataclass as JSON."""
     typer.echo(json.dumps(asdict(found), indent=2, default=str))
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise OptionError if nothing can listen there now."""
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise OptionError(
+            f"can't listen on {host}, port {port} ({error.strerror}): end what does, or give "
+            "another --port or --host"
+        ) from error

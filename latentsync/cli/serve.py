@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +19,7 @@ from latentsync.cli.common import (
     RayAddress,
     Weights,
     check_engine,
+    check_port,
     exit_on_sigterm,
     machine_option,
 )
@@ -191,7 +191,7 @@ def _serve(
         from latentsync.service.container import Service
         from latentsync.service.signing import VARIABLE
 
-    _check_port(host, port)  # before anything that another server on this machine would notice
+    check_port(host, port)  # before anything that another server on this machine would notice
     exit_on_sigterm()
     logging.getLogger("latentsync.service").setLevel(logging.INFO)
     with Service.open(settings, decides=True) as service:
@@ -218,20 +218,6 @@ def _serve(
                 ws="none",
                 limit_concurrency=connections_allowed(),
             )
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raise OptionError if nothing can listen there now."""
-    try:
-        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-    except OSError as error:
-        raise OptionError(
-            f"can't listen on {host}, port {port} ({error.strerror}): end what does, or give "
-            "another --port or --host"
-        ) from error
 
 
 def _show_page(app: "FastAPI") -> None:
