@@ -39,12 +39,12 @@ from latentsync.training.loop import TrainingTask, fit
 from latentsync.training.plots import draw_curves
 from latentsync.training.settings import TrainConfig, UNetTrainConfig
 from latentsync.training.synthetic import (
-    LANGUAGES,
     Speech,
     draw_take,
 )
 from latentsync.training.synthetic.clips import draw_crops
 from latentsync.training.synthetic.recordings import draw_recording
+from latentsync.training.synthetic.speech import TRAINED_LANGUAGES
 from latentsync.training.tasks.autoencoder import AutoencoderTask, DecoderTask, latent_statistics
 from latentsync.training.tasks.unet import UNetTask
 from latentsync.types import FloatArray
@@ -55,8 +55,6 @@ DEMO = PRESETS["demo"]
 EAR = Path("out/train-ear")
 WEIGHTS = Path(__file__).parent.parent / "weights" / "demo"
 FACES_SEED = 1  # all seeds of training are below 100
-HELD_OUT_LANGUAGE = "tr"  # not in the training set, to measure a new language
-TRAINED_LANGUAGES = tuple(one for one in LANGUAGES if one != HELD_OUT_LANGUAGE)
 
 PEOPLE, HELD_OUT_PEOPLE = 600, 24
 CLIP_SECONDS, WINDOWS, WINDOW_FRAMES, JITTER = 8.0, 3, 16, 0.03

@@ -33,11 +33,19 @@ from scipy.signal import resample_poly
 from latentsync.audio import mel
 from latentsync.audio.whisper import SpeechEncoder, WhisperConfig
 from latentsync.diffusion.config import PRESETS
+from latentsync.runtime.files import replacing
 from latentsync.training.loop import fit
 from latentsync.training.settings import TrainConfig
 from latentsync.training.synthetic.recordings import read_recording, write_recording
 from latentsync.training.synthetic.sentences import draw_sentence
-from latentsync.training.synthetic.speech import LANGUAGES, PAUSE, Phoneme, Voice, draw_voice, speak
+from latentsync.training.synthetic.speech import (
+    PAUSE,
+    TRAINED_LANGUAGES,
+    Phoneme,
+    Voice,
+    draw_voice,
+    speak,
+)
 from latentsync.training.synthetic.visemes import SOUNDS, mouth_tracks, sound_track, targets
 from latentsync.training.tasks.speech import SpeechTask, Utterance
 from latentsync.types import FloatArray, IntArray
@@ -47,8 +55,6 @@ log = logging.getLogger("train_ear")
 SPEECH_SEED = 3  # below 100, as all seeds of training
 UTTERANCE_SECONDS = 24.0
 ESPEAK_SECONDS = 7200  # of artificial speech; how much of natural says natural_voices
-HELD_OUT_LANGUAGE = "tr"  # not in the training set, to measure a new language
-TRAINED_LANGUAGES = tuple(one for one in LANGUAGES if one != HELD_OUT_LANGUAGE)
 ESPEAK = "espeak"
 EAR = PRESETS["demo"].whisper
 DISTIL = TrainConfig("ear", steps=4000, batch=8, learning_rate=2e-3)
@@ -127,13 +133,11 @@ def _draw(folder: Path, packages: Path, which: tuple[str, int]) -> None:
         sentences.append(Sentence(start, start + len(wave) / RATE, names, at))
         waves += [pause, wave]
         samples += len(pause) + len(wave)
-    draft, path = folder / f".{name}-{index:04d}.npz", folder / f"{name}-{index:04d}.npz"
-    np.savez(
-        draft,
-        wave=(np.concatenate(waves) * 32767).astype(np.int16),
-        sentences=json.dumps([vars(one) for one in sentences]),
-    )
-    draft.replace(path)
+    wave = (np.concatenate(waves) * 32767).astype(np.int16)
+    written = json.dumps([vars(one) for one in sentences])
+    path = folder / f"{name}-{index:04d}.npz"
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, wave=wave, sentences=written)
 
 
 Said = tuple[FloatArray, tuple[str, ...], tuple[float, ...] | None]
@@ -184,9 +188,9 @@ def teach(job: Job) -> None:
         window = torch.nn.functional.pad(window, (0, mel.WINDOW_COLUMNS - window.shape[1]))
         seen = ctranslate2.StorageView.from_array(window[None].numpy())
         states = np.array(teacher.encode(seen))[0, : columns.shape[1] // 2]
-        draft = folder / f".{path.stem}.npy"
-        np.save(draft, states.astype(np.float16))
-        draft.replace(folder / f"{path.stem}.npy")
+        target = folder / f"{path.stem}.npy"
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            np.save(file, states.astype(np.float16))
 
 
 # -- 3. Times of the phonemes ----------------------------------------------------------------------

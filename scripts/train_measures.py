@@ -22,6 +22,7 @@ from torch import nn
 
 from latentsync.faces import Builtin, Detector, track
 from latentsync.faces.detectors.landmarks import ANCHORS
+from latentsync.runtime.files import replacing
 from latentsync.training.loop import fit
 from latentsync.training.settings import TrainConfig
 from latentsync.training.synthetic import Identity, Mouth, draw, draw_take, frames_of, landmarks
@@ -90,9 +91,8 @@ def drawn(folder: Path, kind: str, seed: int, count: int, frames: int = 1) -> Ar
         logging.info("drawing %s", file.name)
         artist = {"portraits": draw_people, "faceless": draw_nobody, "clips": draw_clips}[kind]
         arrays = artist(seed, count, frames)
-        temporary = file.with_suffix(".part.npz")
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
-        temporary.replace(file)
+        with replacing(file) as temporary, temporary.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type]
     with np.load(file) as arrays:
         return dict(arrays)
 

@@ -83,6 +83,15 @@ class Nodes:
         node.clamp = True
         return node.outputs[0]
 
+    def grainy(self, colour: Input, dark: Input, grain: float) -> dict[str, Input]:
+        """Mottle two colours, with small bumps, `grain` of them per metre; inputs of a BSDF."""
+        at = self.add("ShaderNodeTexCoord").outputs["Object"]
+        bumps = {"Height": self.noise(at, grain, 4.0), "Strength": 0.4, "Distance": 0.001}
+        return {
+            "Base_Color": self.mix(self.noise(at, grain * 0.6, 4.0), colour, dark),
+            "Normal": self.add("ShaderNodeBump", bumps),
+        }
+
     def principled(self, **inputs: Input) -> bpy.types.Node:
         """Make a principled BSDF, inputs by their names with `_` for a space."""
         named = {name.replace("_", " "): value for name, value in inputs.items()}
@@ -123,18 +132,15 @@ def mouth_material(
 ) -> bpy.types.Material:
     """Make gums or a tongue: wet, slightly bumpy; `grain` is bumps per metre."""
     material, nodes = _material("mouth")
-    at = nodes.add("ShaderNodeTexCoord").outputs["Object"]
-    bumps = {"Height": nodes.noise(at, grain, 4.0), "Strength": 0.4, "Distance": 0.001}
     dark = tuple(0.75 * value for value in colour)
     shader = nodes.principled(
-        Base_Color=nodes.mix(nodes.noise(at, grain * 0.6, 4.0), colour, dark),
+        **nodes.grainy(colour, dark, grain),
         Roughness=roughness,
         Subsurface_Weight=0.45,
         Subsurface_Radius=(1.0, 0.4, 0.3),
         Subsurface_Scale=0.002,
         Coat_Weight=0.4,
         Coat_Roughness=0.15,
-        Normal=nodes.add("ShaderNodeBump", bumps),
     )
     nodes.finish(shader)
     return material
@@ -218,15 +224,8 @@ def eye_material(rng: np.random.Generator, look: Look) -> bpy.types.Material:
 
 def cloth_material(colour: Floats) -> bpy.types.Material:
     material, nodes = _material("cloth")
-    at = nodes.add("ShaderNodeTexCoord").outputs["Object"]
-    weave = {"Height": nodes.noise(at, 900.0, 4.0), "Strength": 0.4, "Distance": 0.001}
-    shader = nodes.principled(
-        Base_Color=nodes.mix(nodes.noise(at, 540.0, 4.0), colour, colour * 0.75),
-        Roughness=0.9,
-        Specular_IOR_Level=0.2,
-        Normal=nodes.add("ShaderNodeBump", weave),
-    )
-    nodes.finish(shader)
+    weave = nodes.grainy(colour, colour * 0.75, 900.0)
+    nodes.finish(nodes.principled(**weave, Roughness=0.9, Specular_IOR_Level=0.2))
     return material
 
 

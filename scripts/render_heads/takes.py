@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import resample_poly
 
-from latentsync.training.synthetic import LANGUAGES, Take, draw_take
+from latentsync.training.synthetic import Take, draw_take
 from latentsync.training.synthetic.motion import drift
 from latentsync.training.synthetic.recordings import draw_recording
+from latentsync.training.synthetic.speech import TRAINED_LANGUAGES
 
 from .makehuman import Floats
 from .plan import Plan
@@ -16,7 +17,6 @@ from .plan import Plan
 __all__ = ["PlanOptions", "draw_plan"]
 
 SEED = 3  # of all rendered people; drawn ones have 1
-LANGUAGES_SPOKEN = tuple(one for one in LANGUAGES if one != "tr")  # as scripts/train_demo.py
 LEAST_SECONDS = 8.0
 JITTER = 0.03  # standard deviation of the alignment's error, as of the drawn crops
 WINDOW_SHARE = 0.7  # of that error stays the same through a window
@@ -42,7 +42,7 @@ def draw_plan(index: int, options: PlanOptions) -> Plan:
     speech = None
     if options.recordings is not None and index % 3:
         speech = draw_recording(options.recordings, rng, seconds)
-    take = draw_take(SEED, index, seconds, languages=LANGUAGES_SPOKEN, speech=speech)
+    take = draw_take(SEED, index, seconds, languages=TRAINED_LANGUAGES, speech=speech)
     places = len(take) - frames + 1
     starts = np.sort(rng.choice(places, windows, replace=windows > places))
     if options.scene:

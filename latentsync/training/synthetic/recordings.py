@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
 from latentsync.errors import InputError
+from latentsync.runtime.files import replacing
 from latentsync.training.synthetic.speech import SAMPLE_RATE, Phoneme, Speech
 
 __all__ = ["FILE_RATE", "draw_recording", "read_recording", "write_recording"]
@@ -18,11 +19,9 @@ FILE_RATE = 16_000  # Hz, of the waves in the files
 
 def write_recording(path: Path, wave: NDArray[np.int16], phonemes: Sequence[Phoneme]) -> None:
     """Write an .npz that is whole or not there; the wave is (n,) at 16 kHz."""
-    draft = path.with_name(f".{path.name}")
     begins = [[phoneme.start_seconds, phoneme.name] for phoneme in phonemes]
-    with draft.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, wave=wave, phonemes=json.dumps(begins))
-    draft.replace(path)
 
 
 def read_recording(path: Path) -> tuple[NDArray[np.int16], list[Phoneme]]:

@@ -24,6 +24,7 @@ __all__ = [
     "LANGUAGES",
     "PAUSE",
     "SAMPLE_RATE",
+    "TRAINED_LANGUAGES",
     "VARIANTS",
     "Phoneme",
     "Speech",
@@ -47,6 +48,8 @@ _VARIANTS = (
 )
 LANGUAGES = tuple(_LANGUAGES.split())
 """The languages that words.txt has words for."""
+TRAINED_LANGUAGES = tuple(one for one in LANGUAGES if one != "tr")
+"""Those that the demo model is trained on; the other one measures a language that is new to it."""
 VARIANTS = tuple(_VARIANTS.split())
 """Speakers of espeak-ng that sound human enough; a voice is a language with one of these."""
 

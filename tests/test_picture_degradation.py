@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from latentsync.training.degradation import Degradation, degrade, draw_degradation
+from latentsync.training.picture_degradation import Degradation, degrade, draw_degradation
 
 CLEAN = Degradation(
     face_px=1000,
