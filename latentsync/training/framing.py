@@ -30,12 +30,12 @@ def zoomed(pixels: Pixels, points: FloatArray, zoom: float) -> tuple[Pixels, Flo
 
     Args:
         pixels: (..., R, R, 3).
-        points: (..., n, 2) px, (0, 0) the corner of the first pixel.
+        points: (..., n, 2) px.
         zoom: at least 1.
     """
     side = pixels.shape[-2]
-    fixed = np.array(CENTRE, np.float32) * side
-    shift = (1 - zoom) * (fixed - 0.5)  # OpenCV counts from the centre of the first pixel
+    fixed = np.array(CENTRE, np.float32) * side - 0.5  # (0, 0) is the centre of the first pixel
+    shift = (1 - zoom) * fixed
     affine = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
     flat = pixels.reshape(-1, *pixels.shape[-3:])
     enlarged = [cv2.warpAffine(one, affine, (side, side), flags=cv2.INTER_CUBIC) for one in flat]

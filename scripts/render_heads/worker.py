@@ -78,7 +78,8 @@ def render_person(head: "HeadScene", plan: Plan, picture: Path) -> dict[str, Any
             camera = _crop_camera(head, pose, plan, width, plan.jitter[place])
         head.aim(camera)
         pixels[place] = head.render(picture)
-        points[place] = camera.project(head.landmarks())
+        # The camera counts from the corner of the first pixel, the library from its centre.
+        points[place] = camera.project(head.landmarks()) - 0.5
         mouths[place] = (*head.mouth(), track[2])
     return {"pixels": pixels, "mouths": mouths, "points": points}
 
